@@ -1,0 +1,1 @@
+"""Command-line scripts: flags to dataclasses, one library call, records out."""

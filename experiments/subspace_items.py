@@ -1,0 +1,242 @@
+"""Which tokens stand for the options of a question?
+
+An option may be written in several ways, whose probabilities are added. The
+ids that all options begin with are read as part of the context, so that the
+position that is compared is the one where the options part.
+"""
+
+import dataclasses
+import hashlib
+import os
+import string
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxprune import calibration
+from jaxprune.evaluation.multiple_choice import Question, read_questions
+
+if TYPE_CHECKING:
+  import tokenizers
+
+Ids = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Item:
+  """One question in token ids.
+
+  Attributes:
+    head: what is read before the options part, with special tokens.
+    spellings: of each option, one tuple of ids or more.
+    answer: index of the right option.
+  """
+
+  head: Ids
+  spellings: tuple[tuple[Ids, ...], ...]
+  answer: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arrays:
+  """N items at the same shapes; K rows, C options, S spellings, M tokens.
+
+  Attributes:
+    tokens: rows to read, int32 [N, K, T], padded at the right.
+    start: index of the last token of the head, int32 [N].
+    row: which row a spelling is read in, int32 [N, C, S].
+    ids: spellings, int32 [N, C, S, M].
+    live: where `ids` holds a token, bool [N, C, S, M].
+    first: distinct first tokens of the spellings, int32 [N, F].
+    first_live: where `first` holds one, bool [N, F].
+  """
+
+  tokens: np.ndarray
+  start: np.ndarray
+  row: np.ndarray
+  ids: np.ndarray
+  live: np.ndarray
+  first: np.ndarray
+  first_live: np.ndarray
+
+
+def pocket_questions(limit: int | None) -> list[Question]:
+  """The choose items of the pocket model's world, test split."""
+  from jaxprune.pocket import documents, shipped, tasks, world
+
+  index = documents.make_index(world.make_world(shipped.WORLD_SEED))
+  found = tasks.make_tasks(index, "test").choose
+  order = np.random.default_rng(0).permutation(len(found))  # mixes the kinds
+  return [
+      Question(context=found[i].prompt, options=found[i].options,
+               answer=found[i].label)
+      for i in order[:limit]]
+
+
+def read_items(
+    questions: Sequence[Question],
+    tokenizer: "tokenizers.Tokenizer",
+    *,
+    answer_as: str,
+    cue: str,
+    bos_id: int | None,
+    longest: int,
+    source: str | os.PathLike,
+) -> list[Item]:
+  """Put questions into ids.
+
+  Args:
+    questions: from `read_questions` or `pocket_questions`.
+    tokenizer: the model's.
+    answer_as: 'text' reads each option after the context; 'letter' lists the
+      options below it and reads A, B, ... after the cue.
+    cue: what follows the list of 'letter', 'Answer:' or nothing.
+    bos_id: see `calibration.encode`.
+    longest: the model's context.
+    source: where the questions are from, for the errors.
+
+  Raises:
+    ValueError: an option cannot be written after its context, two are one
+      event, or a question is longer than the model's context.
+  """
+  items = []
+  for number, question in enumerate(questions):
+    place = f"{source}: question {number}"
+    context, ways = _written(question, answer_as, cue, place)
+    head = tuple(calibration.encode(tokenizer, context, None, bos_id))
+    spellings = tuple(
+        _spellings(tokenizer, context, head, texts, bos_id, place)
+        for texts in ways)
+    item = _checked(head, spellings, question.answer, place)
+    size = len(item.head) + max(
+        len(ids) for option in item.spellings for ids in option)
+    if size > longest:
+      raise ValueError(
+          f"{place} has {size} tokens, more than the context of the model,"
+          f" {longest}: remove it")
+    items.append(item)
+  return items
+
+
+def make_arrays(items: Sequence[Item]) -> Arrays:
+  """Pad items to common shapes."""
+  rows = [_rows(item) for item in items]
+  first = [
+      tuple(dict.fromkeys(
+          ids[0] for option in item.spellings for ids in option))
+      for item in items]
+  ways = [ids for item in items for option in item.spellings for ids in option]
+  shape = (
+      len(items), max(len(item.spellings) for item in items),
+      max(len(option) for item in items for option in item.spellings),
+      max(map(len, ways)))
+  length = max(
+      len(item.head) + len(row) for item, each in zip(items, rows)
+      for row in each)
+  tokens = np.zeros((len(items), max(map(len, rows)), length), np.int32)
+  row = np.zeros(shape[:3], np.int32)
+  ids, live = np.zeros(shape, np.int32), np.zeros(shape, bool)
+  firsts = np.zeros((len(items), max(map(len, first))), np.int32)
+  first_live = np.zeros(firsts.shape, bool)
+  for n, item in enumerate(items):
+    for k, tail in enumerate(rows[n]):
+      whole = item.head + tail
+      tokens[n, k, :len(whole)] = whole
+    for c, option in enumerate(item.spellings):
+      for s, way in enumerate(option):
+        ids[n, c, s, :len(way)], live[n, c, s, :len(way)] = way, True
+        row[n, c, s] = next(
+            k for k, tail in enumerate(rows[n])
+            if tail[:len(way) - 1] == way[:-1])
+    # Unused places repeat the last token; nothing reads what stands there.
+    firsts[n] = first[n][-1]
+    firsts[n, :len(first[n])] = first[n]
+    first_live[n, :len(first[n])] = True
+  return Arrays(
+      tokens=tokens, row=row, ids=ids, live=live, first=firsts,
+      first_live=first_live,
+      start=np.array([len(item.head) - 1 for item in items], np.int32))
+
+
+def items_hash(items: Sequence[Item]) -> str:
+  """sha256 of the ids of all questions, in their order."""
+  text = repr([(item.head, item.spellings, item.answer) for item in items])
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _written(question, answer_as, cue, place):
+  """Context, and for each option the texts that mean it."""
+  context = question.context.rstrip(" ")
+  if answer_as == "text":
+    return context, [
+        (text if text.startswith(" ") else f" {text}",)
+        for text in question.options]
+  if len(question.options) > len(string.ascii_uppercase):
+    raise ValueError(f"{place}: more options than letters; use fewer")
+  letters = string.ascii_uppercase[:len(question.options)]
+  listed = "\n".join(
+      f"{letter}. {text.strip()}"
+      for letter, text in zip(letters, question.options))
+  context = f"{context}\n{listed}" + (f"\n{cue}" if cue else "")
+  return context, [
+      # ' a' is left out: it is the article, too.
+      (f" {one}", one, f" ({one})", f"({one})") for one in letters]
+
+
+def _spellings(tokenizer, context, head, texts, bos_id, place):
+  """Ids of each text after the context, but for those that cannot follow it."""
+  found = []
+  for text in texts:
+    whole = tuple(calibration.encode(tokenizer, context + text, None, bos_id))
+    # Where the text merges with the end of the context, the model never writes
+    # it there.
+    if whole[:len(head)] == head and len(whole) > len(head):
+      found.append(whole[len(head):])
+  if not found:
+    raise ValueError(
+        f"{place}: the tokenizer merges option {texts[0]!r} with the end of the"
+        f" context, {context[-20:]!r}; end the context with a colon")
+  # A way that goes on from another is part of that event already.
+  found = sorted(set(found), key=lambda ids: (len(ids), ids))
+  return tuple(
+      ids for ids in found
+      if not any(len(o) < len(ids) and ids[:len(o)] == o for o in found))
+
+
+def _checked(head, spellings, answer, place) -> Item:
+  """Refuse options that overlap; move what all begin with to the head."""
+  for c, option in enumerate(spellings):
+    for other in spellings[:c]:
+      for a in option:
+        for b in other:
+          size = min(len(a), len(b))
+          if a[:size] == b[:size]:
+            raise ValueError(
+                f"{place}: one option begins with another, so that their"
+                " probabilities overlap; end the options with a full stop")
+  ways = [ids for option in spellings for ids in option]
+  shared = 0
+  while len({ids[shared] for ids in ways}) == 1:
+    shared += 1
+  return Item(
+      head=head + ways[0][:shared], answer=answer,
+      spellings=tuple(
+          tuple(ids[shared:] for ids in option) for option in spellings))
+
+
+def _rows(item) -> list[Ids]:
+  """The fewest texts after the head in which every spelling can be read."""
+  tails = sorted(
+      {ids[:-1] for option in item.spellings for ids in option},
+      key=lambda ids: (-len(ids), ids))
+  kept: list[Ids] = []
+  for tail in tails:
+    if not any(other[:len(tail)] == tail for other in kept):
+      kept.append(tail)
+  return kept
+
+
+__all__ = [
+    "Arrays", "Item", "Question", "items_hash", "make_arrays",
+    "pocket_questions", "read_items", "read_questions"]

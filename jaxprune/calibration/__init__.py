@@ -1,0 +1,37 @@
+"""What may a method look at? Token sequences and sums over what they cause."""
+
+from jaxprune.calibration.documents import read_documents
+from jaxprune.calibration.prompts import Prompts, left_pad, read_prompts
+from jaxprune.calibration.statistics import (
+    Gram,
+    SquaredNorm,
+    merge,
+    observe_gram,
+    observe_squares,
+)
+from jaxprune.calibration.tokenizer import adds_bos, encode, load_tokenizer
+from jaxprune.calibration.tokens import (
+    Calibration,
+    describe,
+    read_calibration,
+    token_hash,
+)
+
+__all__ = [
+    "Calibration",
+    "Gram",
+    "Prompts",
+    "SquaredNorm",
+    "adds_bos",
+    "describe",
+    "encode",
+    "left_pad",
+    "load_tokenizer",
+    "merge",
+    "observe_gram",
+    "observe_squares",
+    "read_calibration",
+    "read_documents",
+    "read_prompts",
+    "token_hash",
+]

@@ -1,0 +1,129 @@
+"""Which simple moments of a kernel's input do some methods look at?
+
+Two monoids: the mean absolute value of each input (AWQ scales by it) and the
+mean and variance of each input (FLAP calls the variance fluctuation). They
+know no model: arrays in, arrays out.
+
+Reference: Lin et al., AWQ (arXiv 2306.00978); An et al., FLAP (arXiv
+2312.11983); Chan, Golub and LeVeque (1979) for the merge.
+
+Differs from the reference in: the variance is carried as centred sums of
+squares and merged pairwise. A sum and a sum of squares would lose all digits
+of the variance in float32 for the inputs with a large mean, those that FLAP
+most wants to remove. FLAP's running update weighs sequences by how many came
+before; here every token counts alike, in any order and grouping.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeanAbs:
+  """Absolute values summed over tokens.
+
+  Attributes:
+    sum_abs: [I] float32.
+    tokens: number of tokens, [] float32.
+  """
+
+  sum_abs: jax.Array
+  tokens: jax.Array
+
+  @property
+  def mean(self) -> jax.Array:
+    """Mean of |x| per input, [I] float32; 0 before any token."""
+    return self.sum_abs / jnp.maximum(self.tokens, 1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Moments:
+  """Mean and spread over tokens.
+
+  Attributes:
+    mean: [I] float32, 0 before any token.
+    sum_centred: sum over tokens of (x - mean)^2, [I] float32.
+    tokens: number of tokens, [] float32.
+  """
+
+  mean: jax.Array
+  sum_centred: jax.Array
+  tokens: jax.Array
+
+  @property
+  def variance(self) -> jax.Array:
+    """Unbiased variance per input, [I] float32; 0 for a single token."""
+    return self.sum_centred / jnp.maximum(self.tokens - 1, 1)
+
+
+def _flat(x_BTI: jax.Array, valid_BT: jax.Array | None):
+  """Tokens in rows, float32, zero where not valid; and the weight of each."""
+  x_NI = x_BTI.reshape(-1, x_BTI.shape[-1]).astype(jnp.float32)
+  if valid_BT is None:
+    return x_NI, jnp.ones((x_NI.shape[0],), jnp.float32)
+  valid_N = valid_BT.reshape(-1)
+  return jnp.where(valid_N[:, None], x_NI, 0.0), valid_N.astype(jnp.float32)
+
+
+def observe_mean_abs(
+    x_BTI: jax.Array, valid_BT: jax.Array | None = None
+) -> MeanAbs:
+  """Sum |x| over the tokens of a batch.
+
+  Args:
+    x_BTI: input of a kernel, [B, T, I], any float dtype.
+    valid_BT: bool [B, T], True where a token counts; None for all.
+
+  Returns:
+    MeanAbs of this batch.
+  """
+  x_NI, weight_N = _flat(x_BTI, valid_BT)
+  return MeanAbs(sum_abs=jnp.abs(x_NI).sum(axis=0), tokens=weight_N.sum())
+
+
+def merge_mean_abs(a: MeanAbs, b: MeanAbs) -> MeanAbs:
+  """Join the statistics of two disjoint sets of tokens."""
+  return MeanAbs(sum_abs=a.sum_abs + b.sum_abs, tokens=a.tokens + b.tokens)
+
+
+def observe_moments(
+    x_BTI: jax.Array, valid_BT: jax.Array | None = None
+) -> Moments:
+  """Take mean and centred squares over the tokens of a batch, in two passes.
+
+  Args:
+    x_BTI: input of a kernel, [B, T, I], any float dtype.
+    valid_BT: bool [B, T], True where a token counts; None for all.
+
+  Returns:
+    Moments of this batch.
+  """
+  x_NI, weight_N = _flat(x_BTI, valid_BT)
+  tokens = weight_N.sum()
+  mean_I = x_NI.sum(axis=0) / jnp.maximum(tokens, 1)
+  centred_NI = (x_NI - mean_I[None, :]) * weight_N[:, None]
+  return Moments(
+      mean=mean_I, sum_centred=(centred_NI**2).sum(axis=0), tokens=tokens
+  )
+
+
+def merge_moments(a: Moments, b: Moments) -> Moments:
+  """Join the statistics of two disjoint sets of tokens.
+
+  Associative and commutative up to rounding; no tokens is the neutral
+  element. Means do not add: `statistics.merge` would be wrong here.
+  """
+  tokens = a.tokens + b.tokens
+  share = b.tokens / jnp.maximum(tokens, 1)
+  step_I = b.mean - a.mean
+  return Moments(
+      mean=a.mean + step_I * share,
+      sum_centred=a.sum_centred
+      + b.sum_centred
+      + step_I**2 * (a.tokens * share),
+      tokens=tokens,
+  )

@@ -1,0 +1,286 @@
+"""Which tokens may a pruning method look at?
+
+A calibration set is an int32 matrix [sequences, length] that follows from a
+source, a protocol and a seed alone; its hash goes into every result.
+
+| sampling | a sequence is | usual for |
+|---|---|---|
+| documents | a random window of a random document that is longer | C4 |
+| joined | a random window of all documents joined with " " | WikiText-2 |
+| packed | the next tokens of all documents with EOS between | short documents |
+
+Reference: SparseGPT (arXiv:2301.00774) and Wanda (arXiv:2306.11695), whose
+draws from Python's generator are reproduced number for number ('documents',
+'joined'); LLM-Drop (arXiv:2406.15786) for 'packed'.
+Differs from the reference in: a corpus without a long enough document is an
+error and no endless loop; the generator is local; the tail of 'packed' is
+dropped, and blank documents give no token there.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import random
+import zipfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxprune.calibration import documents
+from jaxprune.calibration.tokenizer import adds_bos, encode
+
+if TYPE_CHECKING:
+  import tokenizers
+
+SAMPLINGS = ("documents", "joined", "packed")
+# Draws in a row that find no long enough document. A corpus where one in ten
+# thousand is long enough fails by chance less than once in 20,000 runs.
+_MAX_REJECTIONS = 100_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Calibration:
+  """Token sequences with their origin.
+
+  Attributes:
+    tokens: int32 [n, T].
+    source: file or data set.
+    sampling: one of SAMPLINGS, or 'given' for token ids read from a file.
+    seed: of the draws; None where nothing was drawn.
+    bos: whether every text was given a beginning-of-text token before it was
+      cut into windows; None for token ids read from a file.
+  """
+
+  tokens: np.ndarray
+  source: str
+  sampling: str = "given"
+  seed: int | None = None
+  bos: bool | None = None
+
+  @property
+  def hash(self) -> str:
+    """Hexadecimal sha256 over shape and ids, see `token_hash`."""
+    return token_hash(self.tokens)
+
+
+def describe(calibration: Calibration) -> dict[str, str | int | bool | None]:
+  """The calibration set without its tokens, for run.json."""
+  sequences, length = calibration.tokens.shape
+  return {
+      "source": calibration.source,
+      "sampling": calibration.sampling,
+      "seed": calibration.seed,
+      "bos": calibration.bos,
+      "sequences": sequences,
+      "length": length,
+      "hash": calibration.hash,
+  }
+
+
+def token_hash(tokens: np.ndarray) -> str:
+  """Hash token ids whatever the machine.
+
+  Args:
+    tokens: integers of any shape that fit int32.
+
+  Returns:
+    Hexadecimal sha256 over the shape as little-endian int64 and then the ids
+    as little-endian int32 in C order.
+  """
+  digest = hashlib.sha256(np.asarray(tokens.shape, "<i8").tobytes())
+  digest.update(np.ascontiguousarray(tokens, "<i4").tobytes())
+  return digest.hexdigest()
+
+
+def read_calibration(
+    source: str | os.PathLike,
+    tokenizer: "tokenizers.Tokenizer | None" = None,
+    *,
+    num_samples: int = 128,
+    seq_len: int = 2048,
+    seed: int = 0,
+    sampling: str | None = None,
+    division: str | None = None,
+    field: str = "text",
+    add_bos: bool | None = None,
+    bos_id: int | None = None,
+    eos_id: int | None = None,
+    vocab_size: int | None = None,
+) -> Calibration:
+  """Read a calibration set.
+
+  Args:
+    source: see `documents.read_documents`; or an .npz with token ids under
+      `calibration` [n, T], which are used exactly as they are: only
+      `vocab_size` of the other arguments matters then.
+    tokenizer: from `tokenizer.load_tokenizer`.
+    num_samples: n.
+    seq_len: T.
+    seed: of the draws.
+    sampling: one of SAMPLINGS; None is 'joined' for the name 'wikitext2' and
+      'documents' otherwise.
+    division: see `documents.read_documents`; None is 'rows' for 'joined' and
+      'auto' otherwise.
+    field: see `documents.read_documents`.
+    add_bos: see `tokenizer.encode`; of each document, or of the joined text.
+    bos_id: see `tokenizer.encode`.
+    eos_id: stands behind each document of 'packed'.
+    vocab_size: ids must be below it; None does not check.
+
+  Raises:
+    ValueError: the source is missing, broken or too short, or an id is outside
+      the vocabulary.
+  """
+  name = os.fspath(source)
+  if name.endswith(".npz"):
+    tokens = read_ids(name, "calibration", vocab_size)
+    return Calibration(tokens=tokens, source=name)
+  if tokenizer is None:
+    raise ValueError(
+        f"{name}: text needs a tokenizer; give one, or token ids in an .npz")
+  for argument, value in (("num_samples", num_samples), ("seq_len", seq_len)):
+    if value < 1:
+      raise ValueError(f"{argument}={value}: must be at least 1")
+  sampling = sampling or ("joined" if name == "wikitext2" else "documents")
+  if sampling not in SAMPLINGS:
+    raise ValueError(
+        f"sampling={sampling!r}: must be one of {', '.join(SAMPLINGS)}")
+  division = division or ("rows" if sampling == "joined" else "auto")
+  texts = documents.read_documents(name, division=division, field=field)
+  if sampling == "packed" and eos_id is None:
+    raise ValueError(
+        "sampling='packed': needs eos_id, the id that ends a text, to stand"
+        " between documents")
+
+  def ids_of(text: str) -> list[int]:
+    return encode(tokenizer, text, add_bos, bos_id)
+
+  shape = (num_samples, seq_len)
+  if sampling == "packed":
+    rows = _packed(texts, ids_of, eos_id, shape, name)
+  elif sampling == "joined":
+    rows = _windows(ids_of(" ".join(texts)), shape, seed, name)
+  else:
+    rows = _from_documents(texts, ids_of, shape, seed, name)
+  tokens = np.asarray(rows, np.int32)
+  check_vocabulary(tokens, name, "the tokenizer's output", vocab_size)
+  return Calibration(
+      tokens=tokens, source=name, sampling=sampling,
+      seed=None if sampling == "packed" else seed,
+      bos=adds_bos(tokenizer) if add_bos is None else add_bos)
+
+
+def read_ids(
+    path: str | os.PathLike, key: str, vocab_size: int | None = None
+) -> np.ndarray:
+  """Read token ids [rows, length] from an .npz, exactly as they are.
+
+  Raises:
+    ValueError: naming file, field and fix.
+  """
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f"{path}: no such file; give an existing one")
+  try:
+    with np.load(path, allow_pickle=False) as content:
+      keys = content.files
+      ids = content[key] if key in keys else None
+  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    raise ValueError(
+        f"{path}: not readable as .npz ({error}); write it with numpy.savez"
+    ) from error
+  if ids is None:
+    raise ValueError(
+        f"{path}: no array {key} (it has {', '.join(keys) or 'none'}); save"
+        f" the token ids under {key}")
+  if ids.ndim != 2 or not ids.size:
+    raise ValueError(
+        f"{path}: {key} has shape {list(ids.shape)}; token ids must be"
+        " [rows, length], neither zero")
+  if not np.issubdtype(ids.dtype, np.integer):
+    raise ValueError(
+        f"{path}: {key} holds {ids.dtype}; token ids must be integers, save"
+        " them as int32")
+  check_vocabulary(ids, path, key, vocab_size)
+  return np.ascontiguousarray(ids, np.int32)
+
+
+def check_vocabulary(
+    ids: np.ndarray, name: str, key: str, vocab_size: int | None
+) -> None:
+  """Refuse ids that the embedding table does not have."""
+  limit = 2**31 if vocab_size is None else vocab_size
+  bad = (ids < 0) | (ids >= limit)
+  if bad.any():
+    row, column = np.argwhere(bad)[0]
+    raise ValueError(
+        f"{name}: {key} has id {ids[row, column]} at [{row}, {column}], outside"
+        f" the vocabulary of {limit}; use this model's own tokenizer")
+
+
+def _from_documents(texts, ids_of, shape, seed, name):
+  """Wanda's get_c4: same draws from the same generator."""
+  num_samples, seq_len = shape
+  generator = random.Random(seed)
+  short, longest, rows = set(), 0, []
+  while len(rows) < num_samples:
+    for _ in range(_MAX_REJECTIONS):
+      index = generator.randint(0, len(texts) - 1)
+      if index in short:
+        continue
+      ids = ids_of(texts[index])
+      if len(ids) > seq_len:
+        break
+      short.add(index)
+      longest = max(longest, len(ids))
+      if len(short) == len(texts):
+        raise _too_short(name, texts, longest, seq_len, len(short))
+    else:
+      raise _too_short(name, texts, longest, seq_len, len(short))
+    rows.append(_cut(ids, seq_len, generator))
+  return rows
+
+
+def _too_short(name, texts, longest, seq_len, tried):
+  return ValueError(
+      f"{name}: none of the {tried} documents tried of {len(texts)} is longer"
+      f" than seq_len={seq_len} tokens (the longest has {longest}); use"
+      f" sampling='packed', or seq_len below {longest}")
+
+
+def _windows(ids, shape, seed, name):
+  """Wanda's get_wikitext2."""
+  num_samples, seq_len = shape
+  if len(ids) <= seq_len:
+    raise ValueError(
+        f"{name}: the joined text has {len(ids)} tokens, not more than"
+        f" seq_len={seq_len}; use more text or a smaller seq_len")
+  generator = random.Random(seed)
+  return [_cut(ids, seq_len, generator) for _ in range(num_samples)]
+
+
+def _cut(ids: Sequence[int], seq_len: int, generator: random.Random):
+  # The last window is never drawn: so in the reference.
+  start = generator.randint(0, len(ids) - seq_len - 1)
+  return ids[start : start + seq_len]
+
+
+def _packed(texts, ids_of, eos_id, shape, name):
+  num_samples, seq_len = shape
+  needed = num_samples * seq_len
+  ids = []
+  for text in texts:
+    own = ids_of(text) if text.strip() else [eos_id]
+    if own == [eos_id]:
+      continue
+    # Some tokenizers end a text by themselves.
+    ids += own if own[-1:] == [eos_id] else [*own, eos_id]
+    if len(ids) >= needed:
+      break
+  else:
+    raise ValueError(
+        f"{name}: {len(texts)} documents have {len(ids)} tokens, fewer than"
+        f" num_samples={num_samples} x seq_len={seq_len}; use more text, or"
+        f" num_samples of at most {len(ids) // seq_len}")
+  return np.reshape(ids[:needed], shape)

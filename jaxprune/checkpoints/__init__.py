@@ -1,0 +1,57 @@
+"""Where do weights come from and where do they go?
+
+The only package that touches model files and their formats.
+"""
+
+from jaxprune.checkpoints.changed_config import read_drops
+from jaxprune.checkpoints.export import (
+    Export,
+    finish_export,
+    finished_layers,
+    read_finished_layer,
+    save_params,
+    start_export,
+    write_layer,
+)
+from jaxprune.checkpoints.files import (
+    atomic_write_bytes,
+    atomic_write_json,
+    atomic_write_text,
+    sha256_file,
+)
+from jaxprune.checkpoints.huggingface import (
+    checkpoint_hash,
+    load_params,
+    read_layer,
+    read_outer,
+    resolve_model,
+)
+from jaxprune.checkpoints.masks import read_masks, write_masks
+from jaxprune.checkpoints.sentence import Pooling, read_pooling
+from jaxprune.checkpoints.source import Source, open_checkpoint
+
+__all__ = [
+    "Export",
+    "Pooling",
+    "Source",
+    "atomic_write_bytes",
+    "atomic_write_json",
+    "atomic_write_text",
+    "checkpoint_hash",
+    "finish_export",
+    "finished_layers",
+    "load_params",
+    "open_checkpoint",
+    "read_drops",
+    "read_finished_layer",
+    "read_layer",
+    "read_masks",
+    "read_outer",
+    "read_pooling",
+    "resolve_model",
+    "save_params",
+    "sha256_file",
+    "start_export",
+    "write_layer",
+    "write_masks",
+]

@@ -1,0 +1,86 @@
+"""What does the config.json of a changed model say?
+
+The raw JSON of the source is patched, never rebuilt: fields that nothing here
+knows stay as they are.
+
+Reference: the inert lists `drop_attn_list` and `drop_mlp_list` are those of
+LLM-Drop (He et al., arXiv 2406.15786), whose own files hold indices or one
+bool per layer.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxprune.checkpoints.source import Source
+
+_DROP_KEYS = {"attention": "drop_attn_list", "mlp": "drop_mlp_list"}
+
+
+def read_drops(source: Source) -> dict[str, tuple[int, ...]]:
+  """Return the dropped layers that a config.json lists.
+
+  Args:
+    source: whose `drop_attn_list` and `drop_mlp_list` hold layer indices or
+      one bool per layer, True = dropped.
+
+  Returns:
+    {'attention': indices, 'mlp': indices}, ascending.
+
+  Raises:
+    ValueError: a list is neither.
+  """
+  return {
+      sublayer: _drop_list(source, key) for sublayer, key in _DROP_KEYS.items()
+  }
+
+
+def patched_config(
+    source: Source,
+    provenance: Mapping[str, Any],
+    drops: Mapping[str, Sequence[int]],
+) -> dict[str, Any]:
+  """Return the config.json of a model made from `source`.
+
+  Args:
+    source: the checkpoint it was made from; sublayers that it lists as dropped
+      stay listed.
+    provenance: JSON values for the key `jaxprune`.
+    drops: {'attention': indices, 'mlp': indices} of the sublayers dropped now.
+
+  Returns:
+    JSON values, with the RoPE keys of transformers 4 and 5, without
+    `auto_map`.
+  """
+  hf = dict(source.hf)
+  hf.pop("auto_map", None)
+  rope = hf.get("rope_parameters")
+  if rope is not None:
+    # transformers 4 reads only these, and without them takes theta 10000 and
+    # no scaling without a word.
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
+    hf.setdefault("rope_theta", source.config.rope.theta)
+    hf.setdefault("rope_scaling", None if kind == "default" else scaling)
+    original = "original_max_position_embeddings"
+    if kind == "longrope" and original in rope:
+      hf.setdefault(original, rope[original])
+  earlier = read_drops(source)
+  for sublayer, key in _DROP_KEYS.items():
+    dropped = {*earlier[sublayer], *drops.get(sublayer, ())}
+    if dropped:
+      hf[key] = sorted(dropped)
+  hf["jaxprune"] = dict(provenance)
+  return hf
+
+
+def _drop_list(source: Source, key: str) -> tuple[int, ...]:
+  value, num_layers = source.hf.get(key) or [], source.config.num_layers
+  if isinstance(value, list):
+    if len(value) == num_layers and all(type(v) is bool for v in value):
+      return tuple(i for i, dropped in enumerate(value) if dropped)
+    if all(type(v) is int and 0 <= v < num_layers for v in value):
+      return tuple(sorted(set(value)))
+  raise ValueError(
+      f"{source.folder / 'config.json'}: {key}={value!r:.80} is neither layer"
+      f" indices below {num_layers} nor {num_layers} bools; correct or remove"
+      " it")

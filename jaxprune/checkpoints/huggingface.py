@@ -1,0 +1,272 @@
+"""What are the weights of a Hugging Face checkpoint?
+
+Read slice by slice: torch linear weights `[O, I]` become kernels `[I, O]` in C
+order, in the dtype of the file (bfloat16 included), and a NaN or an infinity
+is an error that names its tensor.
+
+Reference: the safetensors layout of transformers 5 (`save_pretrained`).
+Differs from the reference in: values are checked; code from a folder or from
+the hub is never fetched or run.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.checkpoints import folders, names, shards
+from jaxprune.checkpoints.source import (
+    WEIGHT_DTYPES,
+    Source,
+    open_checkpoint,
+)
+
+Tree = dict[str, Any]
+Sharding = jax.sharding.Sharding
+
+# Copied beside exported weights, and all that is fetched from the hub beside
+# the weights.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def resolve_model(name: str | os.PathLike) -> pathlib.Path:
+  """Find the folder of a model, fetching it from the hub if need be.
+
+  Args:
+    name: a local folder, or `ORGANISATION/NAME` on the Hugging Face hub. Only
+      safetensors, JSON and tokenizer files are fetched, never code.
+
+  Returns:
+    A local folder.
+
+  Raises:
+    ValueError: no such folder, and not a hub id or not to be had from the hub.
+  """
+  folder = pathlib.Path(name).expanduser()
+  if os.fspath(name) and folder.is_dir():  # Path("") is the current folder
+    return folder
+  if not _HUB_ID.fullmatch(os.fspath(name)):
+    raise ValueError(
+        f"{os.fspath(name)!r}: no such folder; give a local checkpoint folder,"
+        " or ORGANISATION/NAME on the Hugging Face hub")
+  try:
+    import huggingface_hub
+
+    found = huggingface_hub.snapshot_download(
+        os.fspath(name),
+        allow_patterns=[
+            "config.json",
+            "generation_config.json",
+            folders.SINGLE,
+            folders.INDEX,
+            "model-*.safetensors",
+            *TOKENIZER_FILES,
+        ],
+    )
+  except Exception as error:  # the client raises over a dozen unrelated types
+    reason = " ".join(str(error).split())
+    raise ValueError(
+        f"{os.fspath(name)!r}: no such folder, and not to be had from the hub"
+        f" ({type(error).__name__}: {reason:.200}); check the name and the"
+        " network, or give a local checkpoint folder") from error
+  return pathlib.Path(found)
+
+
+def read_layer(source: Source, index: int) -> Tree:
+  """Read one layer.
+
+  Args:
+    source: an opened checkpoint.
+    index: of the layer, in [0, L).
+
+  Returns:
+    The tree of one layer: numpy arrays in the dtype of the file, kernels
+    `[I, O]` in C order.
+
+  Raises:
+    ValueError: no such layer, or a NaN or an infinity.
+  """
+  if not 0 <= index < source.config.num_layers:
+    raise ValueError(
+        f"{source.folder}: no layer {index}; give one of"
+        f" 0..{source.config.num_layers - 1}")
+  rows = names.layer_rows(source.config)
+  return names.nest({row.path: _read(source, row, index) for row in rows})
+
+
+def read_outer(source: Source) -> Tree:
+  """Read what lies outside the layers, as `read_layer` does.
+
+  Raises:
+    ValueError: a NaN or an infinity, or a tied model whose copy of the head
+      differs from the embedding.
+  """
+  _check_tied(source)
+  rows = names.outer_rows(source.config)
+  return names.nest({row.path: _read(source, row, 0) for row in rows})
+
+
+def load_params(
+    folder_or_source: str | os.PathLike | Source,
+    dtype: Any = None,
+    sharding: Callable[[str, tuple[int, ...]], Sharding | None] | None = None,
+) -> tuple[names.Config, Tree]:
+  """Load a whole model, layers stacked on a leading `L`.
+
+  At most one stacked leaf exists on the host beside the device arrays; with a
+  sharding, only the slices of this process's devices are read.
+
+  Args:
+    folder_or_source: the folder of a decoder, or an opened checkpoint of
+      either kind.
+    dtype: float32, bfloat16 or float16; None keeps the dtype of the file,
+      float32 where the layers of one leaf disagree (which is exact).
+    sharding: maps the path of a leaf, such as "layers/mlp/up/kernel", and its
+      stacked shape to a sharding; None places a leaf on the default device.
+
+  Returns:
+    (config, params), leaves jax arrays.
+
+  Raises:
+    ValueError: as `open_checkpoint`, `read_layer` and `read_outer`; a value
+      too large for `dtype`.
+  """
+  source = folder_or_source
+  if not isinstance(source, Source):
+    source = open_checkpoint(source)
+  if dtype is not None and jnp.dtype(dtype) not in _float_dtypes():
+    raise ValueError(
+        f"dtype {dtype!r} is not one for weights; use float32, bfloat16 or"
+        " float16")
+  _check_tied(source)
+  config = source.config
+  outer = {
+      row.path: _load(source, row.path, row, None, dtype, sharding)
+      for row in names.outer_rows(config)
+  }
+  layers = {
+      f"layers/{row.path}": _load(
+          source, f"layers/{row.path}", row, config.num_layers, dtype, sharding)
+      for row in names.layer_rows(config)
+  }
+  return config, names.nest(outer | layers)
+
+
+def checkpoint_hash(source: Source) -> str:
+  """Return the sha256 of the weights, however they are spread over files.
+
+  Over the model's tensors in the order of their names: a JSON line of name,
+  dtype and shape, then the raw bytes. Buffers that are ignored on reading and
+  the second copy of a tied head do not count.
+  """
+  digest = hashlib.sha256()
+  for name in sorted(names.file_shapes(source.config)):
+    tensor = source.tensors[name]
+    line = json.dumps([name, tensor.dtype, list(tensor.shape)])
+    digest.update(line.encode("utf-8") + b"\n")
+    digest.update(shards.view(tensor).reshape(-1).view(np.uint8).data)
+  return digest.hexdigest()
+
+
+def _float_dtypes() -> tuple[np.dtype, ...]:
+  return tuple(shards.DTYPES[name] for name in WEIGHT_DTYPES)
+
+
+def _check_tied(source: Source) -> None:
+  """Refuse a tied model whose file holds a different head."""
+  tied = names.table(source.config).tied
+  if tied is None or not source.config.tie_embeddings:
+    return
+  copy, original = (source.tensors.get(name) for name in tied)
+  if copy is None:
+    return
+  if copy.dtype != original.dtype or not np.array_equal(
+      *(shards.view(t).view(f"u{shards.DTYPES[t.dtype].itemsize}")
+        for t in (copy, original))):
+    raise ValueError(
+        f"{copy.path}: tensor {tied[0]!r} differs from {tied[1]!r} but"
+        " config.json says tie_word_embeddings=true; set it to false, or"
+        " remove the tensor")
+
+
+def _read(source: Source, row: names.Row, index: int) -> np.ndarray:
+  tensor = source.tensors[row.name.format(index)]
+  shape = names.leaf_shape(source.config, row)
+  out = np.empty(shape, shards.DTYPES[tensor.dtype])
+  _fill(out, tensor, row, row.name.format(index), ())
+  return out
+
+
+def _fill(out, tensor, row, name, where) -> None:
+  """Copy the part `where` of a leaf from the file into a C-ordered array."""
+  view = shards.view(tensor)
+  view = (view.T if row.transpose else view)[where]
+  shards.copy_into(out, view)
+  if shards.all_finite(out):
+    return
+  if shards.all_finite(np.ascontiguousarray(view)):
+    raise ValueError(
+        f"{tensor.path}: tensor {name!r} has values too large for {out.dtype};"
+        " load it as float32 or bfloat16")
+  raise ValueError(
+      f"{tensor.path}: tensor {name!r} has NaN or infinite values; the"
+      " checkpoint is damaged, download or train it again")
+
+
+def _load(source, path, row, num_layers, dtype, sharding) -> jax.Array:
+  """Load one leaf, stacked on L when `num_layers` is given."""
+  shape = names.leaf_shape(source.config, row)
+  found = [row.name.format(index) for index in range(num_layers or 1)]
+  if dtype is None:
+    dtypes = {source.tensors[name].dtype for name in found}
+    dtype = shards.DTYPES[dtypes.pop() if len(dtypes) == 1 else "F32"]
+  if num_layers is not None:
+    shape = (num_layers, *shape)
+
+  def piece(where: tuple[slice, ...]) -> np.ndarray:
+    sizes = [len(range(*s.indices(n))) for s, n in zip(where, shape)]
+    out = np.empty(sizes, dtype)
+    if num_layers is None:
+      _fill(out, source.tensors[found[0]], row, found[0], where)
+      return out
+    chosen = found[where[0]]
+    # Copies release the interpreter lock: layers fill side by side.
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      filled = pool.map(
+          lambda slot, name: _fill(
+              slot, source.tensors[name], row, name, where[1:]), out, chosen)
+      list(filled)  # raises what a thread raised, lowest layer first
+    return out
+
+  placement = sharding(path, shape) if sharding is not None else None
+  if placement is None:
+    return jnp.asarray(piece((slice(None),) * len(shape)))
+  # Devices that hold the same slice share one read.
+  pieces: dict[str, np.ndarray] = {}
+
+  def cached(where: tuple[slice, ...]) -> np.ndarray:
+    key = str(where)
+    if key not in pieces:
+      pieces[key] = piece(where)
+    return pieces[key]
+
+  return jax.make_array_from_callback(shape, placement, cached)

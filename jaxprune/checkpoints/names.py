@@ -1,0 +1,269 @@
+"""Which Hugging Face tensor is which leaf of the parameter tree?
+
+One literal table per architecture. A new one is a new table: every row gives
+the tensor's name in the file, the path of the leaf, the leaf's shape, whether
+the file holds it transposed, and the config field that decides whether the
+model has it. Shapes are of the tree, kernels `[I, O]`; torch linear layers are
+`[O, I]` in the file.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jaxprune.models.config import ModelConfig
+from jaxprune.models.encoder_config import EncoderConfig
+
+Path = tuple[str, ...]
+Config = ModelConfig | EncoderConfig
+
+# The config field behind each letter of a row's shape.
+_SIZES = {
+    "D": "embed_dim",
+    "F": "mlp_dim",
+    "H": "head_dim",
+    "K": "num_kv_heads",
+    "N": "num_heads",
+    "S": "max_positions",
+    "V": "vocab_size",
+    "Y": "num_token_types",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One tensor of a model.
+
+  Attributes:
+    name: in the file; `{}` stands for the index of the layer.
+    path: of the leaf in the tree, joined by "/"; within the layer for rows of
+      a layer.
+    shape: sizes of the leaf's axes; letters are those of `_SIZES`, several
+      are multiplied.
+    transpose: whether the file holds the transpose of the leaf.
+    when: (config field, value) under which the model has this tensor.
+  """
+
+  name: str
+  path: str
+  shape: tuple[str, ...]
+  transpose: bool = False
+  when: tuple[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+  """The tensors of one architecture.
+
+  Attributes:
+    outer: rows outside the layers.
+    layer: rows of each layer.
+    tied: row of the output head, which a tied model may hold a second copy of,
+      and the row it equals.
+    ignored: ends of names of buffers that older files hold and that the model
+      computes itself.
+    sublayer_outputs: for each sublayer, the path of the projection that writes
+      to the residual stream; a zero there, bias included, is the sublayer
+      dropped: it adds nothing. In a post-norm encoder its norm stays.
+    optional: (config field, tensor): a bool field that config.json does not
+      give and that says whether the file has this tensor.
+  """
+
+  outer: tuple[Row, ...]
+  layer: tuple[Row, ...]
+  tied: tuple[str, str] | None
+  ignored: tuple[str, ...]
+  sublayer_outputs: Mapping[str, str]
+  optional: tuple[str, str] | None = None
+
+
+_LAYER = "model.layers.{}."
+_ATTENTION = _LAYER + "self_attn."
+_MLP = _LAYER + "mlp."
+_QKV_BIAS = ("qkv_bias", True)
+_OUTPUT_BIAS = ("output_bias", True)
+_MLP_BIAS = ("mlp_bias", True)
+_QK_NORM = ("qk_norm", True)
+
+DECODER = Table(
+    outer=(
+        Row("model.embed_tokens.weight", "embed/table", ("V", "D")),
+        Row("model.norm.weight", "final_norm/scale", ("D",)),
+        Row("lm_head.weight", "head/kernel", ("D", "V"), True,
+            ("tie_embeddings", False)),
+    ),
+    layer=(
+        Row(_LAYER + "input_layernorm.weight", "attention_norm/scale", ("D",)),
+        Row(_ATTENTION + "q_proj.weight", "attention/query/kernel",
+            ("D", "NH"), True),
+        Row(_ATTENTION + "q_proj.bias", "attention/query/bias", ("NH",),
+            when=_QKV_BIAS),
+        Row(_ATTENTION + "k_proj.weight", "attention/key/kernel",
+            ("D", "KH"), True),
+        Row(_ATTENTION + "k_proj.bias", "attention/key/bias", ("KH",),
+            when=_QKV_BIAS),
+        Row(_ATTENTION + "v_proj.weight", "attention/value/kernel",
+            ("D", "KH"), True),
+        Row(_ATTENTION + "v_proj.bias", "attention/value/bias", ("KH",),
+            when=_QKV_BIAS),
+        Row(_ATTENTION + "o_proj.weight", "attention/output/kernel",
+            ("NH", "D"), True),
+        Row(_ATTENTION + "o_proj.bias", "attention/output/bias", ("D",),
+            when=_OUTPUT_BIAS),
+        Row(_ATTENTION + "q_norm.weight", "attention/query_norm/scale", ("H",),
+            when=_QK_NORM),
+        Row(_ATTENTION + "k_norm.weight", "attention/key_norm/scale", ("H",),
+            when=_QK_NORM),
+        Row(_LAYER + "post_attention_layernorm.weight", "mlp_norm/scale",
+            ("D",)),
+        Row(_MLP + "gate_proj.weight", "mlp/gate/kernel", ("D", "F"), True),
+        Row(_MLP + "gate_proj.bias", "mlp/gate/bias", ("F",), when=_MLP_BIAS),
+        Row(_MLP + "up_proj.weight", "mlp/up/kernel", ("D", "F"), True),
+        Row(_MLP + "up_proj.bias", "mlp/up/bias", ("F",), when=_MLP_BIAS),
+        Row(_MLP + "down_proj.weight", "mlp/down/kernel", ("F", "D"), True),
+        Row(_MLP + "down_proj.bias", "mlp/down/bias", ("D",), when=_MLP_BIAS),
+    ),
+    tied=("lm_head.weight", "model.embed_tokens.weight"),
+    ignored=(
+        ".rotary_emb.inv_freq",
+        ".rotary_emb.cos_cached",
+        ".rotary_emb.sin_cached",
+        ".self_attn.bias",
+        ".self_attn.masked_bias",
+    ),
+    sublayer_outputs={"attention": "attention/output", "mlp": "mlp/down"},
+)
+
+_LAYER = "encoder.layer.{}."
+_ATTENTION = _LAYER + "attention."
+_POOLER = ("pooler", True)
+
+ENCODER = Table(
+    outer=(
+        Row("embeddings.word_embeddings.weight", "embed/table", ("V", "D")),
+        Row("embeddings.position_embeddings.weight", "embed/positions",
+            ("S", "D")),
+        Row("embeddings.token_type_embeddings.weight", "embed/token_types",
+            ("Y", "D")),
+        Row("embeddings.LayerNorm.weight", "embed/norm/scale", ("D",)),
+        Row("embeddings.LayerNorm.bias", "embed/norm/bias", ("D",)),
+        Row("pooler.dense.weight", "pooler/kernel", ("D", "D"), True, _POOLER),
+        Row("pooler.dense.bias", "pooler/bias", ("D",), when=_POOLER),
+    ),
+    layer=(
+        Row(_ATTENTION + "self.query.weight", "attention/query/kernel",
+            ("D", "D"), True),
+        Row(_ATTENTION + "self.query.bias", "attention/query/bias", ("D",)),
+        Row(_ATTENTION + "self.key.weight", "attention/key/kernel",
+            ("D", "D"), True),
+        Row(_ATTENTION + "self.key.bias", "attention/key/bias", ("D",)),
+        Row(_ATTENTION + "self.value.weight", "attention/value/kernel",
+            ("D", "D"), True),
+        Row(_ATTENTION + "self.value.bias", "attention/value/bias", ("D",)),
+        Row(_ATTENTION + "output.dense.weight", "attention/output/kernel",
+            ("D", "D"), True),
+        Row(_ATTENTION + "output.dense.bias", "attention/output/bias", ("D",)),
+        Row(_ATTENTION + "output.LayerNorm.weight", "attention_norm/scale",
+            ("D",)),
+        Row(_ATTENTION + "output.LayerNorm.bias", "attention_norm/bias",
+            ("D",)),
+        Row(_LAYER + "intermediate.dense.weight", "mlp/up/kernel", ("D", "F"),
+            True),
+        Row(_LAYER + "intermediate.dense.bias", "mlp/up/bias", ("F",)),
+        Row(_LAYER + "output.dense.weight", "mlp/down/kernel", ("F", "D"),
+            True),
+        Row(_LAYER + "output.dense.bias", "mlp/down/bias", ("D",)),
+        Row(_LAYER + "output.LayerNorm.weight", "mlp_norm/scale", ("D",)),
+        Row(_LAYER + "output.LayerNorm.bias", "mlp_norm/bias", ("D",)),
+    ),
+    tied=None,
+    ignored=("embeddings.position_ids", "embeddings.token_type_ids"),
+    sublayer_outputs={"attention": "attention/output", "mlp": "mlp/down"},
+    optional=("pooler", "pooler.dense.weight"),
+)
+
+TABLES = {
+    "llama": DECODER,
+    "mistral": DECODER,
+    "qwen2": DECODER,
+    "qwen3": DECODER,
+    "bert": ENCODER,
+}
+
+
+def table(config: Config) -> Table:
+  """Return the table of a model's family."""
+  if config.family not in TABLES:
+    raise ValueError(
+        f"family {config.family!r} has no table of tensor names; use a model"
+        f" of one of {', '.join(TABLES)}")
+  return TABLES[config.family]
+
+
+def outer_rows(config: Config) -> tuple[Row, ...]:
+  """Return the rows outside the layers that this model has."""
+  return tuple(row for row in table(config).outer if _has(config, row))
+
+
+def layer_rows(config: Config) -> tuple[Row, ...]:
+  """Return the rows of one layer that this model has."""
+  return tuple(row for row in table(config).layer if _has(config, row))
+
+
+def leaf_shape(config: Config, row: Row) -> tuple[int, ...]:
+  """Return the shape of a row's leaf, without a leading `L`."""
+  return tuple(
+      math.prod(getattr(config, _SIZES[letter]) for letter in axis)
+      for axis in row.shape)
+
+
+def file_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+  """Return the name and shape in the file of every tensor of a model."""
+  shapes = {}
+  for rows, indices in (
+      (outer_rows(config), (0,)),
+      (layer_rows(config), range(config.num_layers)),
+  ):
+    for row in rows:
+      shape = leaf_shape(config, row)
+      for index in indices:
+        shapes[row.name.format(index)] = shape[:: -1 if row.transpose else 1]
+  return shapes
+
+
+def kernel_shapes(config: Config) -> dict[Path, tuple[int, int, int]]:
+  """Return `[L, I, O]` of every prunable kernel, keyed as (group, name)."""
+  return {
+      tuple(row.path.split("/")[:-1]): (
+          config.num_layers, *leaf_shape(config, row))
+      for row in layer_rows(config)
+      if row.path.endswith("/kernel")
+  }
+
+
+def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+  """Turn leaves keyed by joined paths into a tree of dicts."""
+  tree: dict[str, Any] = {}
+  for path, leaf in leaves.items():
+    *parents, last = path.split("/")
+    node = tree
+    for key in parents:
+      node = node.setdefault(key, {})
+    node[last] = leaf
+  return tree
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Turn a tree of dicts into leaves keyed by joined paths."""
+  leaves = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      leaves |= flatten(value, f"{prefix}{key}/")
+    else:
+      leaves[f"{prefix}{key}"] = value
+  return leaves
+
+
+def _has(config: Config, row: Row) -> bool:
+  return row.when is None or getattr(config, row.when[0]) == row.when[1]

@@ -1,0 +1,288 @@
+"""What does the model write, is it right, and does it still make sense?
+
+Prompts are continued until the model ends its text, a stop string appears, or
+there are enough tokens. Texts are then compared with answers, with the tokens
+of a reference model, and with themselves.
+
+  first divergence  tokens that two continuations share from their beginning
+  repetition@n      1 - different n-grams / n-grams, of one continuation
+  distinct@n        different n-grams / n-grams, over all continuations
+  loop              the text ends in the same p tokens again and again
+
+Reference: Cobbe et al., arXiv:2110.14168 (GSM8K); Rajpurkar et al.,
+arXiv:1606.05250 (normalised match); Welleck et al., arXiv:1908.04319
+(repetition); Li et al., arXiv:1510.03055 (distinct-n).
+"""
+
+import dataclasses
+import decimal
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxprune.calibration.prompts import left_pad
+from jaxprune.models import Gates, ModelConfig, generate
+
+if TYPE_CHECKING:
+  import tokenizers
+
+_STEP = 32  # prompts are padded to a multiple, so that few programs compile
+_NUMBER = re.compile(
+    r"-?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Continuation:
+  """What was written after one prompt.
+
+  Attributes:
+    tokens: ids, without the one that ended the text.
+    text: of these, before the first stop string.
+    ended: 'eos', 'stop' or 'length'.
+  """
+
+  tokens: tuple[int, ...]
+  text: str
+  ended: str
+
+
+def continue_prompts(
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    tokenizer: "tokenizers.Tokenizer",
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    gates: Gates | None = None,
+    batch_size: int = 16,
+) -> list[Continuation]:
+  """Continue prompts, in batches of like length.
+
+  Args:
+    config: the model.
+    params: its parameters.
+    tokenizer: the model's.
+    prompts: ids of each.
+    max_new_tokens: most tokens to add.
+    stop: texts that end a continuation and are not part of it.
+    temperature: 0 takes the likeliest token, above 0 samples.
+    top_k: see `models.generate`.
+    top_p: see `models.generate`.
+    seed: of sampling. Two models draw alike with the same seed, prompts and
+      `batch_size`; a greedy result depends on neither.
+    gates: which sublayers stay; None is all.
+    batch_size: prompts at a time.
+
+  Raises:
+    ValueError: as `models.generate`; a prompt or a stop string is empty.
+  """
+  if not prompts or not all(map(len, prompts)):
+    raise ValueError("prompts: give at least one, each with a token")
+  if batch_size < 1 or not all(stop):
+    raise ValueError(
+        f"batch_size={batch_size}, stop={tuple(stop)}: must be at least 1, and"
+        " no empty text")
+  lengths = np.array([len(prompt) for prompt in prompts])
+  longest = config.max_positions - max_new_tokens
+  buckets = np.maximum(
+      np.minimum(-(-lengths // _STEP) * _STEP, longest), lengths)
+  found: list[Continuation | None] = [None] * len(prompts)
+  for bucket in np.unique(buckets):
+    chosen = np.flatnonzero(buckets == bucket)
+    for start in range(0, len(chosen), batch_size):
+      part = chosen[start : start + batch_size]
+      # The last batch is filled up, so that it has the shape of the others.
+      size = min(batch_size, len(chosen))
+      rows = [tuple(prompts[index]) for index in part]
+      rows += rows[-1:] * (size - len(rows))
+      tokens_BT, valid_BT = left_pad(rows, config.pad_id or 0)
+      spare = ((0, 0), (int(bucket) - tokens_BT.shape[1], 0))
+      key = jax.random.fold_in(jax.random.key(seed), int(part[0]))
+      written = generate(
+          config, params, np.pad(tokens_BT, spare), max_new_tokens=(
+              max_new_tokens), valid_BT=np.pad(valid_BT, spare),
+          temperature=temperature, top_k=top_k, top_p=top_p, key=key,
+          gates=gates)
+      tokens_BM, lengths_B = map(
+          np.asarray, (written.tokens, written.lengths))
+      for row, index in enumerate(part):
+        found[index] = _finish(
+            config, tokenizer, tokens_BM[row, : lengths_B[row]].tolist(), stop)
+  return found
+
+
+def exact_match(
+    texts: Sequence[str],
+    answers: Sequence[str],
+    extract: Callable[[str], str | None],
+) -> np.ndarray:
+  """Whether what `extract` finds in a text is what it finds in the answer.
+
+  Args:
+    texts: written by the model.
+    answers: the right ones.
+    extract: `final_number`, `normalised`, or any other; None is no answer.
+
+  Returns:
+    bool [n]; False where nothing is found in the text.
+
+  Raises:
+    ValueError: not one answer for each text, or nothing is found in an answer.
+  """
+  if len(texts) != len(answers):
+    raise ValueError(
+        f"{len(texts)} texts for {len(answers)} answers: give one each")
+  wanted = [extract(answer) for answer in answers]
+  if None in wanted:
+    raise ValueError(
+        f"answer {wanted.index(None)}: nothing to compare with in"
+        f" {answers[wanted.index(None)][:60]!r}; use another extraction")
+  return np.array(
+      [extract(text) == own for text, own in zip(texts, wanted)], bool)
+
+
+def final_number(text: str) -> str | None:
+  """The number after the last `####`, or else the last number; None without.
+
+  Written without thousands separators, currency sign and trailing zeros, so
+  that 1,200.0 and $1200 are the same.
+  """
+  marked = text.rsplit("####", 1)
+  found = _NUMBER.findall(marked[1])[:1] if len(marked) == 2 else []
+  found = found or _NUMBER.findall(text)[-1:]
+  if not found:
+    return None
+  plain = decimal.Decimal(found[0].replace(",", "").replace("$", ""))
+  return format(plain.normalize(), "f") if plain else "0"
+
+
+def normalised(text: str) -> str:
+  """Lower case, without punctuation, articles and extra spaces."""
+  kept = "".join(
+      letter for letter in text.lower() if letter not in string.punctuation)
+  return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+def first_divergence(
+    tokens: Sequence[int], reference: Sequence[int]
+) -> int | None:
+  """Index of the first differing token; None when both are the same.
+
+  Where one is the beginning of the other, the length of the shorter.
+  """
+  for index, (mine, theirs) in enumerate(zip(tokens, reference)):
+    if mine != theirs:
+      return index
+  shorter = min(len(tokens), len(reference))
+  return None if len(tokens) == len(reference) else shorter
+
+
+def repetition(tokens: Sequence[int], n: int) -> float:
+  """Fraction of n-grams that stood before in the same text; 0 without any."""
+  grams = _ngrams(tokens, n)
+  return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
+  """Different n-grams over all n-grams of all texts; 0 without any."""
+  grams = [gram for tokens in texts for gram in _ngrams(tokens, n)]
+  return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def loop_period(
+    tokens: Sequence[int], *, times: int = 3, longest: int = 64
+) -> int:
+  """Tokens of the piece that a text repeats at its end; 0 if it does not.
+
+  Args:
+    tokens: ids.
+    times: repetitions in a row that make a loop, at least 2.
+    longest: period that is looked for.
+  """
+  if times < 2:
+    raise ValueError(f"times={times}: must be at least 2")
+  tokens = list(tokens)
+  for period in range(1, min(longest, len(tokens) // times) + 1):
+    tail = tokens[-period * times:]
+    if tail[period:] == tail[:-period]:
+      return period
+  return 0
+
+
+def item_rows(
+    continuations: Sequence[Continuation],
+    *,
+    right: np.ndarray | None = None,
+    reference: Sequence[Continuation] | None = None,
+) -> list[dict[str, float]]:
+  """A row per continuation.
+
+  Args:
+    continuations: of the prompts in order.
+    right: bool [n], from `exact_match`; None leaves it out.
+    reference: the dense model's, for `first_divergence` (the whole length
+      where both are the same) and `same`.
+
+  Returns:
+    `prompt`, `length` in tokens, `ended_eos`, `repetition@1` to `@4`, `loop`;
+    and `exact`, `first_divergence`, `same` where asked for.
+  """
+  rows = []
+  for index, written in enumerate(continuations):
+    row = {"prompt": index, "length": float(len(written.tokens)),
+           "ended_eos": float(written.ended == "eos")}
+    row |= {f"repetition@{n}": repetition(written.tokens, n)
+            for n in range(1, 5)}
+    row["loop"] = float(loop_period(written.tokens) > 0)
+    if right is not None:
+      row["exact"] = float(right[index])
+    if reference is not None:
+      parted = first_divergence(written.tokens, reference[index].tokens)
+      row["same"] = float(parted is None)
+      row["first_divergence"] = float(
+          len(written.tokens) if parted is None else parted)
+    rows.append(row)
+  return rows
+
+
+def cut_at(text: str, stop: Sequence[str]) -> str:
+  """The text before the first stop string."""
+  places = [text.find(word) for word in stop]
+  return text[: min((place for place in places if place >= 0), default=None)]
+
+
+def _finish(config, tokenizer, tokens, stop) -> Continuation:
+  ended = "length"
+  if tokens and tokens[-1] in config.eos_ids:
+    tokens, ended = tokens[:-1], "eos"
+  whole = tokenizer.decode(tokens, skip_special_tokens=True)
+  text = cut_at(whole, stop)
+  if len(text) < len(whole):
+    tokens, ended = _tokens_of(tokenizer, tokens, text), "stop"
+  return Continuation(tokens=tuple(tokens), text=text, ended=ended)
+
+
+def _tokens_of(tokenizer, tokens, text):
+  """The fewest tokens from the beginning whose text has all of `text`."""
+  low, high = 0, len(tokens)
+  while low < high:
+    middle = (low + high) // 2
+    short = tokenizer.decode(tokens[:middle], skip_special_tokens=True)
+    low, high = (
+        (low, middle) if short.startswith(text) else (middle + 1, high))
+  return tokens[:low]
+
+
+def _ngrams(tokens, n):
+  if n < 1:
+    raise ValueError(f"n={n}: must be at least 1")
+  return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]

@@ -1,0 +1,236 @@
+"""How does lm-evaluation-harness score this model, as it stands?
+
+`JaxpruneLM` gives the harness the three things it asks of a language model:
+the log-likelihood of a continuation, of a whole text, and a written
+continuation. Importing this file registers it as `jaxprune`, so
+
+  python -m jaxprune.evaluation.lm_eval_adapter --model jaxprune \\
+    --model_args pretrained=FOLDER --tasks TASK
+
+is the harness's own command line. It needs the extra `eval`, and not torch.
+
+Reference: lm-evaluation-harness 0.4.13, HFLM (backend `hf`), for what becomes
+of special tokens. Where the tokenizer puts one in front by itself, a whole text
+gets it behind the prefix token: two there, as in HFLM, so that perplexities
+compare.
+Differs from the reference in: parallelism is inside the forward pass, so the
+harness sees one process (`world_size` 1); no thinking tokens are removed.
+"""
+
+import functools
+import os
+from typing import Any
+
+import jax.numpy as jnp
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    has_bos_prefix,
+    normalize_gen_kwargs,
+)
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from jaxprune import checkpoints
+from jaxprune.calibration import encode, load_tokenizer
+from jaxprune.evaluation import generation
+from jaxprune.evaluation.loglikelihoods import loglikelihoods
+from jaxprune.models import ModelConfig
+
+_KNOWN = {"do_sample", "temperature", "top_k", "top_p", "until", "max_gen_toks"}
+
+
+@register_model("jaxprune")
+class JaxpruneLM(TemplateLM):
+  """A dense or pruned checkpoint behind the harness's interface."""
+
+  def __init__(
+      self,
+      pretrained: str | os.PathLike,
+      *,
+      batch_size: int | str = 16,
+      dtype: str = "float32",
+      add_bos_token: bool | None = None,
+      max_length: int | None = None,
+      max_gen_toks: int = 256,
+      seed: int = 0,
+      max_batch_size: int | None = None,
+      device: str | None = None,
+  ):
+    """Load a model.
+
+    Args:
+      pretrained: a folder, a hub id.
+      batch_size: requests at a time.
+      dtype: float32, bfloat16 or float16.
+      add_bos_token: None: the tokenizer's own special tokens; True: one
+        beginning-of-text token; False: none.
+      max_length: most tokens that are read; None is the model's context.
+      max_gen_toks: tokens to write where a task does not say.
+      seed: of sampling.
+      max_batch_size: not used; the harness passes it.
+      device: must be None; JAX finds the device.
+
+    Raises:
+      ValueError: as `load_params`; no decoder; an option out of range.
+    """
+    super().__init__()
+    del max_batch_size
+    if device is not None:
+      raise ValueError(
+          f"device={device}: JAX finds the device; leave it out, or set"
+          " JAX_PLATFORMS")
+    if not str(batch_size).isdigit() or int(batch_size) < 1:
+      raise ValueError(f"batch_size={batch_size}: give a number, at least 1")
+    folder = checkpoints.resolve_model(pretrained)
+    source = checkpoints.open_checkpoint(folder)
+    if not isinstance(source.config, ModelConfig):
+      raise ValueError(f"{folder}: is an encoder; give a decoder")
+    self.config, self._params = checkpoints.load_params(
+        source, jnp.dtype(dtype))
+    self._folder, self._tokens = folder, load_tokenizer(folder)
+    self._batch_size, self._seed = int(batch_size), seed
+    self._add_bos, self.max_gen_toks = add_bos_token, max_gen_toks
+    self.max_length = max_length or self.config.max_positions
+    if not 2 <= self.max_length <= self.config.max_positions:
+      raise ValueError(
+          f"max_length={max_length}: must be from 2 to the model's context,"
+          f" {self.config.max_positions}")
+
+  @property
+  def eot_token_id(self) -> int:
+    """The token that ends a text, or else the one that begins it."""
+    return next(iter(self.config.eos_ids), self.config.bos_id or 0)
+
+  @property
+  def prefix_token_id(self) -> int:
+    """What a text is conditioned on that has nothing before it."""
+    bos = self.config.bos_id
+    return self.eot_token_id if bos is None else bos
+
+  @property
+  def tokenizer_name(self) -> str:
+    """Names the cache of chat-templated requests."""
+    return str(self._folder).replace("/", "__")
+
+  @functools.cached_property
+  def tokenizer(self):
+    """Transformers' tokenizer, for its chat template only."""
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(
+        str(self._folder), local_files_only=True, trust_remote_code=False)
+
+  def apply_chat_template(
+      self, chat_history: list[dict[str, str]],
+      add_generation_prompt: bool = True) -> str:
+    """A conversation as one text, by the checkpoint's own template."""
+    if not self.tokenizer.chat_template:
+      raise ValueError(
+          f"{self._folder}: has no chat template; run without"
+          " --apply_chat_template")
+    return self.tokenizer.apply_chat_template(
+        chat_history, tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=not add_generation_prompt)
+
+  def tok_encode(
+      self, string: str, add_special_tokens: bool | None = None, **_: Any
+  ) -> list[int]:
+    """Ids of a text; a beginning-of-text token in it is not doubled."""
+    add_bos = self._add_bos
+    if add_special_tokens is not None:
+      add_bos = add_bos if add_special_tokens else False
+    elif has_bos_prefix(string, self._prefix):
+      add_bos = False
+    return encode(self._tokens, string, add_bos, self.config.bos_id)
+
+  @functools.cached_property
+  def _prefix(self) -> str:
+    return self._tokens.decode(
+        [self.prefix_token_id], skip_special_tokens=False)
+
+  def _loglikelihood_tokens(self, requests, **_):
+    """Of ((context, continuation), ids, ids): (nats, greedy) each."""
+    pairs = []
+    for _, head, tail in requests:
+      kept = max(1, self.max_length + 1 - len(tail))
+      pairs.append((head[-kept:], tail))
+    if not pairs:
+      return []
+    found = loglikelihoods(
+        self.config, self._params, pairs, batch_size=self._batch_size)
+    answers = list(zip(found.nats.tolist(), found.greedy.tolist()))
+    for (texts, _, _), answer in zip(requests, answers):
+      if texts is not None:
+        self.cache_hook.add_partial("loglikelihood", texts, answer)
+    return answers
+
+  def loglikelihood_rolling(self, requests, disable_tqdm: bool = False):
+    """Log-likelihood of whole texts; each token is predicted once."""
+    del disable_tqdm
+    windows, owners = [], []
+    for index, request in enumerate(requests):
+      own = get_rolling_token_windows(
+          token_list=self.tok_encode(request.args[0]),
+          prefix_token=self.prefix_token_id, max_seq_len=self.max_length,
+          context_len=1)
+      own = [(None, *make_disjoint_window(window)) for window in own]
+      windows += own
+      owners += [index] * len(own)
+    totals = [0.0] * len(requests)
+    for owner, (nats, _) in zip(owners, self._loglikelihood_tokens(windows)):
+      totals[owner] += nats
+    for request, total in zip(requests, totals):
+      self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+    return totals
+
+  def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+    """Continuations up to a stop string, those of like options together."""
+    del disable_tqdm
+    groups: dict[str, list[int]] = {}
+    for index, request in enumerate(requests):
+      groups.setdefault(repr(request.args[1]), []).append(index)
+    texts = [""] * len(requests)
+    for chosen in groups.values():
+      options = normalize_gen_kwargs(
+          requests[chosen[0]].args[1], self.max_gen_toks)
+      contexts = [requests[index].args[0] for index in chosen]
+      for index, text in zip(chosen, self._write(contexts, options)):
+        texts[index] = text
+        self.cache_hook.add_partial(
+            "generate_until", requests[index].args, text)
+    return texts
+
+  def _write(self, contexts, options) -> list[str]:
+    unknown = set(options) - _KNOWN
+    if unknown:
+      raise ValueError(
+          f"generation_kwargs {sorted(unknown)}: not known here; remove them")
+    count = options["max_gen_toks"]
+    room = self.max_length - count
+    if room < 1:
+      raise ValueError(
+          f"max_gen_toks={count}: must be below the model's context,"
+          f" {self.max_length}")
+    stop = handle_stop_sequences(options["until"], eos=self._end)
+    sampled = options["do_sample"]
+    written = generation.continue_prompts(
+        self.config, self._params, self._tokens,
+        [self.tok_encode(context)[-room:] for context in contexts],
+        max_new_tokens=count, stop=[word for word in stop if word],
+        temperature=options.get("temperature", 1.0) if sampled else 0.0,
+        top_k=options.get("top_k", 0) if sampled else 0,
+        top_p=options.get("top_p", 1.0) if sampled else 1.0,
+        seed=self._seed, batch_size=self._batch_size)
+    return [continuation.text for continuation in written]
+
+  @functools.cached_property
+  def _end(self) -> str:
+    return self._tokens.decode([self.eot_token_id], skip_special_tokens=False)
+
+
+if __name__ == "__main__":
+  from lm_eval.__main__ import cli_evaluate
+
+  cli_evaluate()

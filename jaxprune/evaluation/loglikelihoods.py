@@ -1,0 +1,246 @@
+"""How likely is a continuation after a context?
+
+A request is the ids of a context and of a continuation. Contexts stand at the
+left and padding at the right, where no prediction sees it; only the positions
+that predict the continuation are given logits.
+
+Reference: lm-evaluation-harness 0.4.13, HFLM._loglikelihood_tokens and
+TemplateLM._encode_pair, whose numbers these are.
+Differs from the reference in: rows and continuations are padded to a few
+lengths, so that few programs are compiled.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxprune.calibration import encode
+from jaxprune.models import Gates, ModelConfig, final_norm, forward, unembed
+
+if TYPE_CHECKING:
+  import tokenizers
+
+Request = tuple[Sequence[int], Sequence[int]]
+
+_LOGITS = 1 << 24  # floats that exist at a time: 64 MiB
+_SHORTEST_ROW, _SHORTEST_ANSWER = 32, 8  # least lengths that are compiled
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogLikelihoods:
+  """One entry per request.
+
+  Attributes:
+    nats: log-probability, summed over the continuation, float64 [n].
+    greedy: whether every token of the continuation is the likeliest one (the
+      first of equals), bool [n].
+    tokens: tokens of the continuation, int64 [n].
+    cut: whether the context lost its beginning to fit the model, bool [n].
+  """
+
+  nats: np.ndarray
+  greedy: np.ndarray
+  tokens: np.ndarray
+  cut: np.ndarray
+
+
+def encode_pair(
+    tokenizer: "tokenizers.Tokenizer",
+    context: str,
+    continuation: str,
+    *,
+    add_bos: bool | None = None,
+    bos_id: int | None = None,
+    empty_context: int | None = None,
+) -> tuple[list[int], list[int]]:
+  """Ids of a context and of what follows it.
+
+  Both are encoded together and divided after the tokens that the context alone
+  has. Spaces at the end of the context go to the continuation.
+
+  Args:
+    tokenizer: from `calibration.load_tokenizer`.
+    context: text; may be empty.
+    continuation: text, not empty.
+    add_bos: see `calibration.encode`.
+    bos_id: see `calibration.encode`.
+    empty_context: id to condition on when the context is empty.
+
+  Raises:
+    ValueError: the continuation has no token, or the context is empty and
+      nothing stands for it.
+  """
+  if not context:
+    if empty_context is None:
+      raise ValueError(
+          "a context is empty and the model has no beginning-of-text token;"
+          " give every question a context")
+    head, tail = [empty_context], encode(tokenizer, continuation, False)
+    if tail[:1] == head:  # the text brings its own
+      tail = tail[1:]
+  else:
+    kept = context.rstrip()
+    continuation = context[len(kept):] + continuation
+    head = encode(tokenizer, kept, add_bos, bos_id)
+    tail = encode(tokenizer, kept + continuation, add_bos, bos_id)[len(head):]
+  if not tail or not head:
+    raise ValueError(
+        f"context {context[-40:]!r} and continuation {continuation[:40]!r}:"
+        " one of them has no token; give each some text")
+  return head, tail
+
+
+def loglikelihoods(
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    requests: Sequence[Request],
+    *,
+    gates: Gates | None = None,
+    batch_size: int = 16,
+    sharding: jax.sharding.Sharding | None = None,
+) -> LogLikelihoods:
+  """Score continuations, in batches of like length.
+
+  Args:
+    config: the model.
+    params: its parameters.
+    requests: ids of context and continuation, neither empty. A context that
+      does not fit loses its beginning.
+    gates: which sublayers stay; None is all.
+    batch_size: rows at a time; does not change the result.
+    sharding: of the batch; its first axis must divide `batch_size`.
+
+  Raises:
+    ValueError: no request; one is empty, has an id outside the vocabulary, or
+      a continuation that exceeds the model's context.
+  """
+  if batch_size < 1:
+    raise ValueError(f"batch_size={batch_size}: must be at least 1")
+  rows = [_row(config, index, *pair) for index, pair in enumerate(requests)]
+  if not rows:
+    raise ValueError("no requests: give at least one")
+  if sharding is None:
+    batch_size = min(batch_size, len(rows))
+  answers = np.array([len(tail) for _, tail in requests])
+  longest = config.max_positions
+  lengths = np.array([len(row) - 1 for row in rows])
+  shapes = np.stack([
+      _bucket(lengths, _SHORTEST_ROW, 2, longest),
+      _bucket(answers, _SHORTEST_ANSWER, 4, longest)], axis=1)
+  nats, greedy = np.zeros(len(rows)), np.zeros(len(rows), bool)
+  for shape in np.unique(shapes, axis=0):
+    chosen = np.flatnonzero((shapes == shape).all(axis=1))
+    for start in range(0, len(chosen), batch_size):
+      part = chosen[start : start + batch_size]
+      nats[part], greedy[part] = _batch(
+          config, params, [rows[index] for index in part], answers[part],
+          tuple(shape.tolist()), gates, batch_size, sharding)
+  whole = np.array([len(head) + len(tail) for head, tail in requests])
+  return LogLikelihoods(
+      nats=nats, greedy=greedy, tokens=answers, cut=whole - 1 > lengths)
+
+
+def continuation_scores(
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    tokens_BT: jax.Array,
+    first_B: jax.Array,
+    width: int,
+    *,
+    gates: Gates | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Score some consecutive tokens of each row. Not jitted.
+
+  Args:
+    config: the model.
+    params: its parameters.
+    tokens_BT: int [B, T].
+    first_B: int [B], index of the first token to score, at least 1.
+    width: how many to score; beyond the end of a row, what is returned has no
+      meaning.
+    gates: which sublayers stay; None is all.
+
+  Returns:
+    Log-probabilities float32 [B, width] and whether each is the likeliest
+    token, bool [B, width].
+  """
+  x_BTD, _ = forward(config, params, tokens_BT[:, :-1], gates=gates)
+  batch, length, _ = x_BTD.shape
+  at_once = min(width, max(1, _LOGITS // (batch * config.vocab_size)))
+  steps = -(-width // at_once)
+  place_BT = jnp.minimum(
+      first_B[:, None] - 1 + jnp.arange(steps * at_once)[None], length - 1)
+
+  def one(place_BC):
+    x_BCD = jnp.take_along_axis(x_BTD, place_BC[..., None], axis=1)
+    z_BCV = unembed(
+        config, params, final_norm(config, params, x_BCD), lens="raw")
+    target_BC = jnp.take_along_axis(tokens_BT, place_BC + 1, axis=1)
+    z_BC = jnp.take_along_axis(z_BCV, target_BC[..., None], axis=-1)[..., 0]
+    return (z_BC - jax.nn.logsumexp(z_BCV, axis=-1),
+            jnp.argmax(z_BCV, axis=-1) == target_BC)
+
+  found = jax.lax.map(
+      one, place_BT.reshape(batch, steps, at_once).swapaxes(0, 1))
+  return tuple(
+      part_SBC.swapaxes(0, 1).reshape(batch, -1)[:, :width]
+      for part_SBC in found)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "width"))
+def _continuation_scores(config, params, tokens_BT, first_B, width, gates):
+  return continuation_scores(
+      config, params, tokens_BT, first_B, width, gates=gates)
+
+
+def _batch(config, params, rows, answers, shape, gates, batch_size, sharding):
+  """Sums and greediness of one batch, padded to its shape."""
+  length, width = shape
+  tokens_BT = np.zeros((batch_size, length + 1), np.int32)
+  first_B = np.ones(batch_size, np.int32)
+  for index, row in enumerate(rows):
+    tokens_BT[index, : len(row)] = row
+    first_B[index] = len(row) - answers[index]
+  if sharding is not None:
+    tokens_BT = jax.device_put(tokens_BT, sharding)
+  found = _continuation_scores(
+      config, params, tokens_BT, first_B, width, gates)
+  nats_BC, first_BC = (
+      np.asarray(
+          part if part.is_fully_addressable
+          else multihost_utils.process_allgather(part, tiled=True))
+      for part in found)
+  mine_BC = np.arange(width)[None] < answers[:, None]
+  count = len(rows)
+  nats_B = np.where(mine_BC, nats_BC[:count].astype(np.float64), 0).sum(axis=1)
+  return nats_B, (first_BC[:count] | ~mine_BC).all(axis=1)
+
+
+def _row(config, index, head, tail) -> np.ndarray:
+  """Context and continuation, with no more tokens in front than fit."""
+  if not len(head) or not len(tail):
+    raise ValueError(
+        f"request {index}: context of {len(head)} and continuation of"
+        f" {len(tail)} tokens; both need at least one")
+  if len(tail) > config.max_positions:
+    raise ValueError(
+        f"request {index}: a continuation of {len(tail)} tokens exceeds the"
+        f" model's context, {config.max_positions}; shorten it")
+  ids = np.asarray([*head, *tail])[-config.max_positions - 1:]
+  if ids.min() < 0 or ids.max() >= config.vocab_size:
+    raise ValueError(
+        f"request {index}: ids from {ids.min()} to {ids.max()}, but the"
+        f" vocabulary has {config.vocab_size}; use this model's own tokenizer")
+  return ids
+
+
+def _bucket(lengths, least, factor, most) -> np.ndarray:
+  """Lengths rounded up to least * factor**k, within limits."""
+  steps = np.ceil(np.log(np.maximum(lengths / least, 1)) / np.log(factor))
+  return np.minimum(least * factor ** steps.astype(int), most)

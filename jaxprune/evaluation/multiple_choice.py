@@ -1,0 +1,239 @@
+"""Which option does the model find likeliest, and how sure is it?
+
+Every option is read after the context and scored by its log-likelihood.
+
+  acc       the likeliest option is the answer (the first of equals counts)
+  acc_norm  the same after division by the option's length in UTF-8 bytes
+  margin    nats of the answer less those of the best other option; > 0 is right
+  confidence  largest softmax over the options' nats
+  ECE       sum over bins b of (n_b / n) |mean acc - mean confidence|
+
+Flips compare two models item by item: the accuracy can stay while the answers
+change.
+
+Reference: lm-evaluation-harness 0.4.13 for acc and acc_norm (its `acc_bytes`;
+its own `acc_norm` divides by characters, the same for ASCII); Guo et al.,
+arXiv:1706.04599, equation 3, for ECE; Dutta et al., arXiv:2407.09141, for
+flips.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxprune.evaluation.loglikelihoods import encode_pair, loglikelihoods
+from jaxprune.models import Gates, ModelConfig
+
+if TYPE_CHECKING:
+  import tokenizers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+  """A question: `answer` is the index of the right option."""
+
+  context: str
+  options: tuple[str, ...]
+  answer: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choices:
+  """What a model says of n questions with at most C options.
+
+  Attributes:
+    nats: log-likelihood of each option, float64 [n, C]; -inf where a question
+      has fewer options.
+    greedy: whether greedy decoding would write the option, bool [n, C].
+    bytes: UTF-8 length of each option, int64 [n, C]; 1 where there is none.
+    tokens: likewise in tokens.
+    answers: index of the right option, int64 [n].
+    cut: questions whose context lost its beginning, bool [n].
+  """
+
+  nats: np.ndarray
+  greedy: np.ndarray
+  bytes: np.ndarray
+  tokens: np.ndarray
+  answers: np.ndarray
+  cut: np.ndarray
+
+
+def read_questions(
+    path: str | os.PathLike, limit: int | None = None
+) -> list[Question]:
+  """Read a jsonl file with `context`, `options` and `answer` per line.
+
+  Raises:
+    ValueError: a line lacks a field, has one option only, or an answer that is
+      no index of its options.
+  """
+  questions = []
+  if not os.path.isfile(path):
+    raise ValueError(f"{path}: no such file; give a jsonl of questions")
+  with open(path, encoding="utf-8") as lines:
+    for number, line in enumerate(lines, 1):
+      if not line.strip() or len(questions) == limit:
+        continue
+      try:
+        row = json.loads(line)
+        question = Question(
+            context=str(row["context"]),
+            options=tuple(map(str, row["options"])), answer=row["answer"])
+      except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: line {number}: {error!r}; each line needs context,"
+            " options and answer") from None
+      _check(question, f"{path}: line {number}")
+      questions.append(question)
+  if not questions:
+    raise ValueError(f"{path}: no question in it; write one per line")
+  return questions
+
+
+def score_questions(
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    tokenizer: "tokenizers.Tokenizer",
+    questions: Sequence[Question],
+    *,
+    delimiter: str = " ",
+    add_bos: bool | None = None,
+    gates: Gates | None = None,
+    batch_size: int = 16,
+    sharding: jax.sharding.Sharding | None = None,
+) -> Choices:
+  """Read every option after its context.
+
+  Args:
+    config: the model.
+    params: its parameters.
+    tokenizer: the model's, from `calibration.load_tokenizer`.
+    questions: at least one.
+    delimiter: text between context and option; not part of its length.
+    add_bos: see `calibration.encode`.
+    gates: which sublayers stay; None is all.
+    batch_size: options at a time; does not change the result.
+    sharding: see `loglikelihoods`.
+
+  Raises:
+    ValueError: as `loglikelihoods`, or a question is not one.
+  """
+  for index, question in enumerate(questions):
+    _check(question, f"question {index}")
+  empty = config.bos_id if config.bos_id is not None else next(
+      iter(config.eos_ids), None)
+  requests = [
+      encode_pair(
+          tokenizer, question.context, delimiter + option, add_bos=add_bos,
+          bos_id=config.bos_id, empty_context=empty)
+      for question in questions for option in question.options]
+  found = loglikelihoods(
+      config, params, requests, gates=gates, batch_size=batch_size,
+      sharding=sharding)
+  counts = [len(question.options) for question in questions]
+
+  def table(flat, fill):
+    rows = np.split(np.asarray(flat), np.cumsum(counts)[:-1])
+    return np.stack([
+        np.pad(row, (0, max(counts) - len(row)), constant_values=fill)
+        for row in rows])
+
+  return Choices(
+      nats=table(found.nats, -np.inf), greedy=table(found.greedy, False),
+      bytes=table([
+          len(option.encode()) for question in questions
+          for option in question.options], 1),
+      tokens=table(found.tokens, 1),
+      answers=np.array([question.answer for question in questions]),
+      cut=table(found.cut, False).any(axis=1))
+
+
+def predictions(choices: Choices, normalise: bool = False) -> np.ndarray:
+  """The likeliest option of each question, per byte or not; int [n]."""
+  nats_NC = choices.nats / choices.bytes if normalise else choices.nats
+  return nats_NC.argmax(axis=1)
+
+
+def correct(choices: Choices, normalise: bool = False) -> np.ndarray:
+  """Whether the prediction is the answer; bool [n]."""
+  return predictions(choices, normalise) == choices.answers
+
+
+def margins(choices: Choices) -> np.ndarray:
+  """Nats of the answer less the best of the others; float64 [n]."""
+  index_N1 = choices.answers[:, None]
+  own_N = np.take_along_axis(choices.nats, index_N1, axis=1)[:, 0]
+  others_NC = choices.nats.copy()
+  np.put_along_axis(others_NC, index_N1, -np.inf, axis=1)
+  return own_N - others_NC.max(axis=1)
+
+
+def confidences(choices: Choices) -> np.ndarray:
+  """Probability of the prediction among the options; float64 [n]."""
+  shifted_NC = choices.nats - choices.nats.max(axis=1, keepdims=True)
+  return 1 / np.exp(shifted_NC).sum(axis=1)
+
+
+def calibration_error(
+    confidence: np.ndarray, right: np.ndarray, bins: int = 10
+) -> float:
+  """Expected calibration error with bins of equal width, (low, high].
+
+  Args:
+    confidence: [n] in [0, 1].
+    right: bool [n].
+    bins: of equal width over [0, 1]; a confidence of 0 is in the first.
+  """
+  if bins < 1:
+    raise ValueError(f"bins={bins}: must be at least 1")
+  place = np.clip(np.ceil(np.asarray(confidence) * bins).astype(int) - 1,
+                  0, bins - 1)
+  gap = np.bincount(
+      place, np.asarray(right, float) - confidence, minlength=bins)
+  return float(np.abs(gap).sum() / len(place))
+
+
+def flips(dense: Choices, pruned: Choices) -> dict[str, np.ndarray]:
+  """How the pruned model's answers differ, item by item.
+
+  Returns:
+    bool [n] each: `changed` another option; `lost` right to wrong; `gained`
+    wrong to right.
+
+  Raises:
+    ValueError: the two were asked different questions.
+  """
+  if not np.array_equal(dense.answers, pruned.answers):
+    raise ValueError("flips: the models were asked different questions")
+  was, now = correct(dense), correct(pruned)
+  return {"changed": predictions(dense) != predictions(pruned),
+          "lost": was & ~now, "gained": ~was & now}
+
+
+def item_rows(choices: Choices) -> list[dict[str, float]]:
+  """A row per question: question, acc, acc_norm, margin, confidence."""
+  columns = {
+      "question": np.arange(len(choices.answers)),
+      "acc": correct(choices).astype(float),
+      "acc_norm": correct(choices, normalise=True).astype(float),
+      "margin": margins(choices), "confidence": confidences(choices)}
+  return [dict(zip(columns, row))
+          for row in zip(*(column.tolist() for column in columns.values()))]
+
+
+def _check(question: Question, place: str) -> None:
+  count = len(question.options)
+  answer = question.answer
+  if count < 2 or isinstance(answer, bool) or not isinstance(answer, int) or (
+      not 0 <= answer < count):
+    raise ValueError(
+        f"{place}: {count} options and answer {answer!r}; need at least two"
+        " options and an index among them")
+  if not all(question.options):
+    raise ValueError(f"{place}: an option is empty; give it some text")

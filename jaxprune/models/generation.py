@@ -1,0 +1,401 @@
+"""How is text continued? Prefill, one step, and a compiled loop of steps.
+
+The cache keeps for every slot, the order of arrival, which position it has and
+whether a token is there. Neither is read off keys or values, so that a layer
+whose attention is dropped, the first one too, changes nothing for the others.
+
+RoPE kinds that depend on the length (see `rope`) see the length of each step:
+keys keep the rotation they were written with, as in the reference.
+
+Reference: transformers 5, `generate` with a dynamic cache.
+Differs from the reference in: `top_k` and `top_p` keep all entries that tie
+with the last one kept; a row that has ended is filled with the pad id, or with
+the first of `eos_ids` where there is none.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.models import decoder, rope
+from jaxprune.models.config import ModelConfig
+from jaxprune.models.decoder import Context, Gates, Params, Tape
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cache:
+  """What later tokens read of earlier ones.
+
+  Attributes:
+    key: [L, B, S, K, H], or a tuple of L arrays [B, S, K, H] when the layers
+      of the parameters are a tuple.
+    value: likewise.
+    positions: int32 [B, S], the angle of the token in each slot.
+    valid: bool [B, S], False for padding and for slots not yet written.
+    length: int32 scalar, slots written.
+  """
+
+  key: Any
+  value: Any
+  positions: jax.Array
+  valid: jax.Array
+  length: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation:
+  """A continued batch.
+
+  Attributes:
+    tokens: int32 [B, max_new_tokens]; after the end of a row, padding.
+    lengths: int32 [B], tokens of each row, the one that ends it included.
+  """
+
+  tokens: jax.Array
+  lengths: jax.Array
+
+
+def unstack(params: Params) -> Params:
+  """Parameters whose layers are a tuple of L trees, the form to decode with.
+
+  On a single CPU device the layers are views of the stacked arrays, so there
+  is one copy of the weights; elsewhere they are copies.
+  """
+  layers = params["layers"]
+  if isinstance(layers, tuple):
+    return params
+  count = len(layers["attention_norm"]["scale"])
+  views = jax.tree.map(_pieces, layers)
+  return {**params, "layers": tuple(
+      jax.tree.map(
+          lambda pieces, index=index: pieces[index], views,
+          is_leaf=lambda node: isinstance(node, list))
+      for index in range(count))}
+
+
+def prefill(
+    config: ModelConfig,
+    params: Params,
+    tokens_BT: jax.Array,
+    *,
+    capacity: int,
+    valid_BT: jax.Array | None = None,
+    gates: Gates | None = None,
+    observe: Callable[[Tape], Any] | None = None,
+) -> tuple[jax.Array, Any, Cache]:
+  """Read the prompts and fill a cache.
+
+  Args:
+    config: the model.
+    params: its parameters, layers stacked or a tuple (`unstack`).
+    tokens_BT: int [B, T], padded on the left.
+    capacity: S, slots of the cache; at least T.
+    valid_BT: bool [B, T], False for padding. None: every token is real.
+    gates: which sublayers stay; None is all.
+    observe: from the tape of one layer to a pytree of arrays.
+
+  Returns:
+    The residual after the last layer, before the final norm, [B, T, D]; what
+    `observe` returned, stacked on L ({} without); the cache.
+
+  Raises:
+    ValueError: the prompt is longer than the cache.
+  """
+  batch, length = tokens_BT.shape
+  if length > capacity:
+    raise ValueError(
+        f"capacity={capacity}: must be at least the prompt's {length} tokens")
+
+  def both(tape):
+    return (tape["key"], tape["value"]), (
+        {} if observe is None else observe(tape))
+
+  x_BTD, (written, observed) = decoder.forward(
+      config, params, tokens_BT, valid_BT=valid_BT, gates=gates, observe=both)
+  spare = capacity - length
+  key, value = (
+      jnp.pad(a, ((0, 0), (0, 0), (0, spare), (0, 0), (0, 0)))
+      for a in written)
+  if isinstance(params["layers"], tuple):
+    key, value = tuple(key), tuple(value)
+  if valid_BT is None:
+    valid_BT = jnp.ones((batch, length), bool)
+  positions_BT = jnp.maximum(
+      jnp.cumsum(valid_BT.astype(jnp.int32), axis=1) - 1, 0)
+  row = ((0, 0), (0, spare))
+  return x_BTD, observed, Cache(
+      key=key, value=value, positions=jnp.pad(positions_BT, row),
+      valid=jnp.pad(valid_BT, row), length=jnp.asarray(length, jnp.int32))
+
+
+def decode_step(
+    config: ModelConfig,
+    params: Params,
+    cache: Cache,
+    tokens_BT: jax.Array,
+    *,
+    gates: Gates | None = None,
+    observe: Callable[[Tape], Any] | None = None,
+) -> tuple[jax.Array, Any, Cache]:
+  """Read the next tokens of every row, one or several.
+
+  Args:
+    config: the model.
+    params: its parameters in the form `prefill` had, stacked or a tuple.
+    cache: what came before. There must be room: writing past the end is not
+      noticed under jit.
+    tokens_BT: int [B, T], all of them real.
+    gates: which sublayers stay; None is all.
+    observe: from the tape of one layer to a pytree of arrays.
+
+  Returns:
+    As `prefill`, for these tokens.
+  """
+  batch, length = tokens_BT.shape
+  slots_T = cache.length + jnp.arange(length, dtype=jnp.int32)
+  seen_B = jnp.sum(cache.valid, axis=1, dtype=jnp.int32)
+  positions_BT = seen_B[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
+
+  def write(old_BS, new_BT):
+    return jax.lax.dynamic_update_slice_in_dim(
+        old_BS, new_BT, cache.length, axis=1)
+
+  positions_BS = write(cache.positions, positions_BT)
+  valid_BS = write(cache.valid, jnp.ones((batch, length), bool))
+  cos_BTH, sin_BTH = rope.angles(config, positions_BT)
+  context = Context(
+      positions=positions_BT, cos=cos_BTH, sin=sin_BTH, slots=slots_T,
+      key_positions=positions_BS, key_valid=valid_BS)
+
+  def body(x_BTD, inputs):
+    layer, options, old = inputs
+    x_BTD, tape, new = decoder.block(
+        config, layer, x_BTD, context, cache=old, **options)
+    return x_BTD, (new, {} if observe is None else observe(tape))
+
+  layers = params["layers"]
+  each = (cache.key, cache.value)
+  if isinstance(layers, tuple):
+    each = tuple(zip(*each))
+  x_BTD, output = decoder.over_layers(
+      config, layers, decoder.embed(config, params, tokens_BT), body, gates,
+      each)
+  if isinstance(layers, tuple):
+    pairs, observed = zip(*output)
+    written = tuple(zip(*pairs))
+    observed = jax.tree.map(lambda *leaves: jnp.stack(leaves), *observed)
+  else:
+    written, observed = output
+  return x_BTD, observed, Cache(
+      key=written[0], value=written[1], positions=positions_BS, valid=valid_BS,
+      length=cache.length + length)
+
+
+def choose(
+    z_BV: jax.Array,
+    key: jax.Array | None = None,
+    *,
+    temperature: float | jax.Array = 0.0,
+    top_k: int | jax.Array = 0,
+    top_p: float | jax.Array = 1.0,
+) -> jax.Array:
+  """Pick a token from each row of logits.
+
+  Args:
+    z_BV: float32 [B, V].
+    key: for sampling; None takes the largest, the first of equals.
+    temperature: of the softmax to sample from, above 0.
+    top_k: sample among the k largest; 0 is all.
+    top_p: sample among the fewest whose probability reaches this, after top_k.
+
+  Returns:
+    int32 [B].
+  """
+  if key is None:
+    return jnp.argmax(z_BV, axis=-1).astype(jnp.int32)
+  z_BV = z_BV / temperature
+  if isinstance(top_k, int) and top_k == 0 and (
+      isinstance(top_p, float) and top_p == 1.0):
+    return jax.random.categorical(key, z_BV).astype(jnp.int32)
+  z_BV = truncate(z_BV, top_k=top_k, top_p=top_p)
+  return jax.random.categorical(key, z_BV).astype(jnp.int32)
+
+
+def truncate(
+    z_BV: jax.Array,
+    *,
+    top_k: int | jax.Array = 0,
+    top_p: float | jax.Array = 1.0,
+) -> jax.Array:
+  """Mask with -inf the logits [B, V] that `choose` would not sample among.
+
+  Args:
+    z_BV: float32 [B, V], already divided by the temperature.
+    top_k: see `choose`.
+    top_p: see `choose`.
+  """
+  vocab = z_BV.shape[-1]
+  sorted_BV = -jnp.sort(-z_BV, axis=-1)
+  rank_V = jnp.arange(vocab)
+  limit = jnp.where(top_k > 0, top_k, vocab)
+  sorted_BV = jnp.where(rank_V[None] < limit, sorted_BV, -jnp.inf)
+  before_BV = jnp.cumsum(jax.nn.softmax(sorted_BV, axis=-1), axis=-1)
+  before_BV = jnp.pad(before_BV[:, :-1], ((0, 0), (1, 0)))
+  kept_BV = (before_BV < top_p) & jnp.isfinite(sorted_BV)
+  least_B1 = jnp.min(
+      jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+  return jnp.where(z_BV >= least_B1, z_BV, -jnp.inf)
+
+
+def generate(
+    config: ModelConfig,
+    params: Params,
+    tokens_BT: Any,
+    *,
+    max_new_tokens: int,
+    valid_BT: Any = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    key: jax.Array | None = None,
+    gates: Gates | None = None,
+    eos_ids: Sequence[int] | None = None,
+) -> Generation:
+  """Continue prompts; one compiled loop that stops when every row has ended.
+
+  Args:
+    config: the model.
+    params: its parameters, stacked or a tuple of layers (`unstack`).
+    tokens_BT: int [B, T], padded on the left.
+    max_new_tokens: most tokens to add.
+    valid_BT: bool [B, T], False for padding. None: every token is real.
+    temperature: 0 takes the likeliest token, above 0 samples.
+    top_k: sample among the k largest; 0 is all.
+    top_p: sample among the fewest whose probability reaches this.
+    key: randomness, `jax.random.key(seed)`; needed for sampling.
+    gates: which sublayers stay; None is all.
+    eos_ids: tokens that end a row; None is the config's, () never ends.
+
+  Raises:
+    ValueError: a prompt and its new tokens exceed `config.max_positions`;
+      padding that is not on the left; ids outside the vocabulary; sampling
+      without a key, or out of range.
+  """
+  tokens_BT, valid_BT = _checked_prompts(
+      config, tokens_BT, valid_BT, max_new_tokens)
+  _check_sampling(temperature, top_k, top_p, key)
+  ends = config.eos_ids if eos_ids is None else tuple(eos_ids)
+  fill = config.pad_id if config.pad_id is not None else (*ends, 0)[0]
+  # A CPU decodes from separate layers and prefills from the stack, which are
+  # the same memory there.
+  steps = unstack(params) if jax.default_backend() == "cpu" else params
+  truncate = top_k > 0 or top_p < 1.0
+  return _generate(
+      config, max_new_tokens, truncate, params, steps, tokens_BT, valid_BT,
+      key if temperature > 0 else None, temperature, top_k, top_p, gates,
+      jnp.asarray(ends, jnp.int32), jnp.int32(fill))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _generate(
+    config, max_new_tokens, truncate, params, steps, tokens_BT, valid_BT, key,
+    temperature, top_k, top_p, gates, ends_E, fill):
+  """The loop: (step, residual of the newest token, cache, rows so far)."""
+  batch, length = tokens_BT.shape
+  limits = dict(top_k=top_k, top_p=top_p) if truncate else {}
+
+  def next_token(step, x_BD):
+    z_BV = decoder.unembed(config, params, x_BD)
+    if key is None:
+      return choose(z_BV)
+    return choose(
+        z_BV, jax.random.fold_in(key, step), temperature=temperature, **limits)
+
+  def put(step, x_BD, done_B, rows):
+    token_B = jnp.where(done_B, fill, next_token(step, x_BD))
+    tokens_BM = rows.tokens.at[:, step].set(token_B)
+    lengths_B = rows.lengths + jnp.logical_not(done_B)
+    done_B = done_B | jnp.any(token_B[:, None] == ends_E[None], axis=1)
+    return token_B, done_B, Generation(tokens=tokens_BM, lengths=lengths_B)
+
+  x_BTD, _, cache = prefill(
+      config, params, tokens_BT, capacity=length + max_new_tokens,
+      valid_BT=valid_BT, gates=gates)
+  if isinstance(steps["layers"], tuple):
+    cache = dataclasses.replace(
+        cache, key=tuple(cache.key), value=tuple(cache.value))
+  rows = Generation(
+      tokens=jnp.full((batch, max_new_tokens), fill, jnp.int32),
+      lengths=jnp.zeros(batch, jnp.int32))
+  state = put(0, x_BTD[:, -1], jnp.zeros(batch, bool), rows)
+
+  def more(carry):
+    step, (_, done_B, _), _ = carry
+    return (step < max_new_tokens) & jnp.logical_not(jnp.all(done_B))
+
+  def advance(carry):
+    step, (token_B, done_B, rows), cache = carry
+    x_BTD, _, cache = decode_step(
+        config, steps, cache, token_B[:, None], gates=gates)
+    return step + 1, put(step, x_BTD[:, 0], done_B, rows), cache
+
+  return jax.lax.while_loop(more, advance, (jnp.int32(1), state, cache))[1][2]
+
+
+def _checked_prompts(config, tokens_BT, valid_BT, max_new_tokens):
+  """Refuse prompts that would be continued wrongly; return arrays."""
+  tokens_BT = np.asarray(tokens_BT)
+  if tokens_BT.ndim != 2 or not tokens_BT.size:
+    raise ValueError(
+        f"prompts of shape {tokens_BT.shape}: give int [batch, length] with at"
+        " least one token")
+  if tokens_BT.min() < 0 or tokens_BT.max() >= config.vocab_size:
+    raise ValueError(
+        f"prompt ids from {tokens_BT.min()} to {tokens_BT.max()}: the"
+        f" vocabulary has {config.vocab_size}")
+  longest = tokens_BT.shape[1]
+  if valid_BT is not None:
+    valid_BT = np.asarray(valid_BT, bool)
+    if valid_BT.shape != tokens_BT.shape:
+      raise ValueError(
+          f"valid of shape {valid_BT.shape}: must be {tokens_BT.shape} like the"
+          " prompts")
+    if not valid_BT[:, -1].all() or (np.diff(valid_BT.astype(int)) < 0).any():
+      raise ValueError("valid has padding after a token: pad on the left")
+    longest = int(valid_BT.sum(axis=1).max())
+  if max_new_tokens < 1:
+    raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
+  if longest + max_new_tokens > config.max_positions:
+    raise ValueError(
+        f"prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed"
+        f" the model's {config.max_positions} positions")
+  return jnp.asarray(tokens_BT, jnp.int32), (
+      None if valid_BT is None else jnp.asarray(valid_BT))
+
+
+def _check_sampling(temperature, top_k, top_p, key):
+  if temperature < 0:
+    raise ValueError(
+        f"temperature={temperature}: must be 0 (greedy) or above")
+  if top_k < 0:
+    raise ValueError(f"top_k={top_k}: must be 0 (all) or above")
+  if not 0 < top_p <= 1:
+    raise ValueError(f"top_p={top_p}: must be above 0 and at most 1")
+  if temperature > 0 and key is None:
+    raise ValueError(
+        f"temperature={temperature} samples: give key=jax.random.key(seed)")
+
+
+def _pieces(stacked):
+  """The L parts of an array stacked on L; views of it on one CPU device."""
+  device = next(iter(stacked.devices()))
+  if device.platform != "cpu" or len(stacked.devices()) > 1:
+    return list(stacked)
+  return [jax.device_put(view, device) for view in np.asarray(stacked)]

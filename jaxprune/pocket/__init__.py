@@ -1,0 +1,1 @@
+"""A small language model that the project trains itself, and its world."""

@@ -1,0 +1,177 @@
+"""What pruning does to embeddings h, logits z and probabilities p.
+
+Arrays in, registered dataclasses out. A function takes one position, `[D]`
+and `[V]`; `jax.vmap` gives steps, layers and batch. Everything is computed in
+float32, or in float64 if an input is. p is dense, q pruned, every change is
+pruned - dense, and projections and weights are taken at the dense side.
+
+Any JAX model can be measured; all that is asked of it is h and z:
+
+  import jax
+  import jax.numpy as jnp
+  import sys
+  from jaxprune import probes
+
+  def forward(params, tokens):  # your model, with Flax or without
+    h = jnp.cumsum(params["table"][tokens], axis=0)
+    return h, h @ params["table"].T
+
+  dense = {"table": jax.random.normal(jax.random.key(0), (50, 16))}
+  pruned = {"table": jnp.where(abs(dense["table"]) < 0.5, 0, dense["table"])}
+  tokens = jnp.array([3, 14, 15, 9, 26, 5, 35])
+  (h, z), (h_pruned, z_pruned) = (
+      forward(params, tokens) for params in (dense, pruned))
+  found = jax.vmap(probes.compare_position)(h, h_pruned, z, z_pruned)
+  print(*found.kl)  # nats, one per position
+  print("flax" in sys.modules)  # False: nothing else was loaded
+
+Reference: `position` for one position, `layers.compare_layers` for two whole
+models through their layers, `transitions` for one changed sublayer at a time.
+"""
+
+from jaxprune.probes.damage import damages, logit_damage
+from jaxprune.probes.divergences import (
+    Concentration,
+    Divergences,
+    compare_distributions,
+    concentration,
+    top_overlap,
+)
+from jaxprune.probes.interventions import (
+    random_like,
+    replace_change,
+    rescue,
+    split_change,
+)
+from jaxprune.probes.jacobian import (
+    SoftmaxGain,
+    TopSingular,
+    apply_jacobian,
+    jacobian_vector,
+    softmax_gain,
+    top_singular,
+    vector_jacobian,
+)
+from jaxprune.probes.lm_head import (
+    HeadGain,
+    Spectrum,
+    centre_head,
+    head_gain,
+    spectrum,
+)
+from jaxprune.probes.moments import LogitMoments, logit_moments
+from jaxprune.probes.monitoring import (
+    Monitored,
+    Policy,
+    Risks,
+    coverage_area,
+    dense_forwards,
+    pruned_risks,
+    risk_coverage,
+    step_risks,
+    write_monitored,
+)
+from jaxprune.probes.options import (
+    OptionChange,
+    compare_options,
+    option_scores,
+)
+from jaxprune.probes.position import Position, compare_position
+from jaxprune.probes.propagation import (
+    AlongPath,
+    Attribution,
+    along_path,
+    interaction,
+    path_attribution,
+)
+from jaxprune.probes.spaces import (
+    Deviation,
+    compare_logits,
+    compare_vectors,
+    exact_one_minus_cos,
+)
+from jaxprune.probes.subspace import (
+    ChainRule,
+    Subspace,
+    chain_rule,
+    compare_matched,
+    compare_tokens,
+    matched_tokens,
+)
+from jaxprune.probes.theorems import (
+    Theorem1,
+    Theorem2,
+    Theorem3,
+    theorem_1,
+    theorem_2,
+    theorem_3,
+)
+from jaxprune.probes.tilt import Tilt, tilt_logits
+from jaxprune.probes.transitions import attend_to_history, compare_sublayers
+
+__all__ = [
+    "AlongPath",
+    "Attribution",
+    "ChainRule",
+    "Concentration",
+    "Deviation",
+    "Divergences",
+    "HeadGain",
+    "LogitMoments",
+    "Monitored",
+    "OptionChange",
+    "Policy",
+    "Position",
+    "Risks",
+    "SoftmaxGain",
+    "Spectrum",
+    "Subspace",
+    "Theorem1",
+    "Theorem2",
+    "Theorem3",
+    "Tilt",
+    "TopSingular",
+    "along_path",
+    "apply_jacobian",
+    "attend_to_history",
+    "centre_head",
+    "chain_rule",
+    "compare_distributions",
+    "compare_logits",
+    "compare_matched",
+    "compare_options",
+    "compare_position",
+    "compare_sublayers",
+    "compare_tokens",
+    "compare_vectors",
+    "concentration",
+    "coverage_area",
+    "damages",
+    "dense_forwards",
+    "exact_one_minus_cos",
+    "head_gain",
+    "interaction",
+    "jacobian_vector",
+    "logit_damage",
+    "logit_moments",
+    "matched_tokens",
+    "option_scores",
+    "path_attribution",
+    "pruned_risks",
+    "random_like",
+    "replace_change",
+    "rescue",
+    "risk_coverage",
+    "softmax_gain",
+    "spectrum",
+    "split_change",
+    "step_risks",
+    "theorem_1",
+    "theorem_2",
+    "theorem_3",
+    "tilt_logits",
+    "top_overlap",
+    "top_singular",
+    "vector_jacobian",
+    "write_monitored",
+]

@@ -1,0 +1,237 @@
+"""How far did one vector turn and stretch? Embeddings h and logits z.
+
+For a dense vector x and its pruned twin y = x + dx, with alpha the part of dx
+along x and rho the length of the part orthogonal to x, both relative to |x|:
+
+  dx = alpha x + dx_orth,    rho = |dx_orth| / |x|,
+  cos(x, y) = (1 + alpha) / sqrt((1 + alpha)^2 + rho^2)   exactly.
+
+Near-identical vectors are the normal case here, so 1 - cos and the angle come
+from rho and never from a cosine that was already rounded.
+
+Reference: He et al., "Demystifying When Pruning Works via Representation
+Hierarchies", arXiv:2603.24652, section 3 and equations 6, 7, 37 and 44.
+Differs from the reference in: the dense vector is always the base of the
+projection (the official layer-drop scripts project on the pruned one), and a
+centred logit cosine stands beside the plain one, because softmax ignores a
+constant offset and the plain cosine does not.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Deviation:
+  """How a pruned vector lies to its dense twin; every field is a scalar.
+
+  Attributes:
+    cos: cosine in [-1, 1]; exactly 1 for identical vectors.
+    one_minus_cos: in [0, 2], accurate when tiny; exactly 0 for identical ones.
+    angle: radians in [0, pi], accurate when tiny.
+    alpha: <x, dx> / |x|^2, the relative change along the dense vector.
+    rho: |dx_orth| / |x|, the relative orthogonal magnitude.
+  """
+
+  cos: jax.Array
+  one_minus_cos: jax.Array
+  angle: jax.Array
+  alpha: jax.Array
+  rho: jax.Array
+
+
+def widen(*arrays) -> list[jax.Array]:
+  """Returns the arrays in one float type: float32, or float64 if any is."""
+  dtype = jnp.promote_types(jnp.float32, jnp.result_type(*arrays))
+  return [jnp.asarray(array, dtype) for array in arrays]
+
+
+def checked_pair(dense, pruned) -> list[jax.Array]:
+  """Returns two vectors of one position widened, or says what is wrong.
+
+  Raises:
+    ValueError: the shapes differ, are not one-dimensional, or are empty.
+  """
+  shape, shape_pruned = jnp.shape(dense), jnp.shape(pruned)
+  if shape != shape_pruned or len(shape) != 1 or shape[0] == 0:
+    raise ValueError(
+        f"shapes {shape} and {shape_pruned}: give two vectors of one position"
+        " with the same length and vmap over the other axes"
+    )
+  return widen(dense, pruned)
+
+
+def checked_temperature(temperature, dtype) -> jax.Array:
+  """Returns the softmax temperature as a scalar of the given type.
+
+  Raises:
+    ValueError: a temperature that is known at trace time is not positive.
+  """
+  known = isinstance(temperature, (int, float, np.ndarray, np.generic))
+  if known and not (np.ndim(temperature) == 0 and 0 < temperature < math.inf):
+    raise ValueError(
+        f"temperature={temperature!r}: must be a positive number; analyse a"
+        " greedy run at temperature 1"
+    )
+  return jnp.asarray(temperature, dtype)
+
+
+def logit_change(z, z_pruned) -> jax.Array:
+  """Returns dz = z_pruned - z [V], 0 where a token is masked on both sides.
+
+  A token is masked when its logit is -inf. Masked on one side only, it gives
+  an infinite dz: support was lost or won, and nothing below may hide that.
+  """
+  z_V, zq_V = checked_pair(z, z_pruned)
+  masked_V = (z_V == -jnp.inf) & (zq_V == -jnp.inf)
+  return _difference(
+      jnp.where(masked_V, 0, z_V), jnp.where(masked_V, 0, zq_V))
+
+
+def exact_one_minus_cos(alpha, rho) -> jax.Array:
+  """Returns 1 - cos from (alpha, rho) without cancellation, in [0, 2].
+
+  The pruned vector is (1 + alpha) along the dense one and rho across it; a
+  zero pruned vector (alpha = -1, rho = 0) counts as orthogonal, 1.
+  """
+  alpha, rho = widen(alpha, rho)
+  return _one_minus_cos(1 + alpha, rho)
+
+
+def compare_vectors(x, x_pruned) -> Deviation:
+  """Compares a dense and a pruned vector, [D] or [V], in h or z.
+
+  Zero vectors: both zero are identical (cos 1, alpha = rho = 0). A zero
+  against a non-zero vector has no direction and counts as orthogonal (cos 0,
+  angle pi/2): a zero pruned vector has alpha -1 and rho 0, a zero dense one
+  alpha 0 and rho inf. NaN or infinite entries give NaN.
+
+  Raises:
+    ValueError: shapes differ or are not one-dimensional.
+  """
+  x_D, y_D = checked_pair(x, x_pruned)
+  return _deviation(x_D, _difference(x_D, y_D), y_D)
+
+
+def compare_logits(z, z_pruned) -> tuple[Deviation, Deviation]:
+  """Compares logits [V] as they are, and centred over the vocabulary.
+
+  Both are taken over the tokens that neither side masks with -inf. Each
+  centred vector has its own mean removed, so a constant in z or in dz is
+  invisible to the second result.
+
+  Returns:
+    (plain, centred); zero vectors as in `compare_vectors`.
+  """
+  z_V, zq_V = checked_pair(z, z_pruned)
+  common_V = (z_V != -jnp.inf) & (zq_V != -jnp.inf)
+  z_V, zq_V = jnp.where(common_V, z_V, 0), jnp.where(common_V, zq_V, 0)
+  dz_V = _difference(z_V, zq_V)
+  centred = [centre(array_V, common_V) for array_V in (z_V, dz_V, zq_V)]
+  return _deviation(z_V, dz_V, zq_V), _deviation(*centred)
+
+
+def centre(x, keep=True) -> jax.Array:
+  """Returns x [V] less its mean over `keep` (bool [V]), 0 elsewhere."""
+  (x_V,) = widen(x)
+  keep_V = jnp.broadcast_to(keep, x_V.shape)
+  count = jnp.maximum(jnp.sum(keep_V, dtype=x_V.dtype), 1)
+  # Twice: the rounding of the first mean is a constant, which the second
+  # takes away; a constant x then centres to (nearly) exact zeros.
+  for _ in range(2):
+    mean = jnp.sum(jnp.where(keep_V, x_V, 0)) / count
+    x_V = jnp.where(keep_V, x_V - mean, 0)
+  return x_V
+
+
+def _difference(x, y) -> jax.Array:
+  """Returns y - x, and exactly 0 where they are equal.
+
+  A compiler that fuses this with the product that made y may round that
+  product only once on one side; equal numbers then differ by a rounding.
+  """
+  return jnp.where(x == y, 0, y - x)
+
+
+def _deviation(x_D, dx_D, y_D) -> Deviation:
+  """Compares x with y = x + dx, all in the compute type."""
+  # Each vector is scaled by its own largest entry, so that products of huge
+  # or tiny vectors stay in range.
+  x_D, x_size = _scaled(x_D)
+  dx_D, dx_size = _scaled(dx_D)
+  y_D, y_size = _scaled(y_D)
+  norm = norm_of(x_D)
+  dx_along, dx_across = _split(x_D, dx_D)
+  y_along, y_across = _split(x_D, y_D)
+  # dx and y have the same part across x. The shorter of the two carries the
+  # smaller rounding error.
+  across = jnp.where(dx_size <= y_size, dx_size * dx_across, y_size * y_across)
+  base = x_size * norm
+  along = y_size * y_along * norm
+  zero_dense = base == 0
+  zero_both = zero_dense & (y_size == 0)
+  one_minus_cos = jnp.where(zero_both, 0, _one_minus_cos(along, across))
+  right_angle = (along == 0) & (across == 0) & ~zero_both
+  angle = jnp.where(right_angle, jnp.pi / 2, jnp.arctan2(across, along))
+  alpha = dx_along * (dx_size / jnp.where(zero_dense, 1, x_size))
+  rho = across / jnp.where(zero_dense, 1, base)
+  return Deviation(
+      cos=1 - one_minus_cos,
+      one_minus_cos=one_minus_cos,
+      angle=jnp.where(zero_dense & ~zero_both, jnp.pi / 2, angle),
+      alpha=alpha,
+      rho=jnp.where(zero_dense & ~zero_both, jnp.inf, rho),
+  )
+
+
+def _one_minus_cos(along, across) -> jax.Array:
+  """1 - cos of the angle at the corner of a right triangle; 1 at (0, 0)."""
+  size = jnp.maximum(jnp.abs(along), across)
+  # Size 0 has no angle, and rho = inf (a zero dense vector) is a right one.
+  right = (size == 0) | (size == jnp.inf)
+  size = jnp.where(right, 1, size)
+  along, across = along / size, across / size
+  length = jnp.sqrt(along * along + across * across)
+  length = jnp.where(right, 1, length)
+  acute = across * across / (length * (length + jnp.abs(along)))
+  return jnp.where(right, 1, jnp.where(along > 0, acute, 2 - acute))
+
+
+def _scaled(x_D) -> tuple[jax.Array, jax.Array]:
+  """Splits x into a vector of largest entry 1 (or 0) and its size."""
+  size = jnp.max(jnp.abs(x_D))
+  return x_D / jnp.where(size == 0, 1, size), size
+
+
+def _split(x_D, v_D) -> tuple[jax.Array, jax.Array]:
+  """Returns <x, v> / |x|^2 and the norm of v less its projection on x."""
+  square = jnp.sum(x_D * x_D)
+  square = jnp.where(square == 0, 1, square)
+  along = jnp.sum(x_D * v_D) / square
+  across_D = v_D - along * x_D
+  # Once more: what rounding left along x would spoil a tiny remainder.
+  across_D -= jnp.sum(x_D * across_D) / square * x_D
+  return along, norm_of(across_D)
+
+
+def norm_of(x) -> jax.Array:
+  """Returns the Euclidean norm of a vector in its own float type."""
+  # Scaled by the largest entry: squares of tiny numbers must not vanish. A
+  # sum of products and not a dot: accelerators may run dots in less than
+  # float32.
+  size = jnp.max(jnp.abs(x))
+  x = x / jnp.where((size == 0) | (size == jnp.inf), 1, size)
+  norm = size * jnp.sqrt(jnp.sum(x * x))
+  return jnp.where(size == jnp.inf, size, norm)
+
+
+def ratio(part, whole) -> jax.Array:
+  """Returns part / whole with 0 / anything = 0 and x / 0 = inf; both >= 0."""
+  quotient = part / jnp.where(whole == 0, 1, whole)
+  quotient = jnp.where(whole == 0, jnp.inf, quotient)
+  return jnp.where(part == 0, 0, quotient)

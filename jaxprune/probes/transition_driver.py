@@ -1,0 +1,291 @@
+"""How does one pruned sublayer of this project's decoder act on dense context?
+
+Turns a config and parameter trees into the callables of `transitions`, and
+compiles: `compare_transitions` on given tokens, `decode_transitions` with the
+dense decoding in the same program. Not imported by `jaxprune.probes`, so that
+the probes load without Flax.
+
+Everything but the replaced sublayer is dense: embedding, the other sublayers,
+the last norm and the LM head. A sublayer is its norm and its matrices.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.models import attention, decoder, generation, rope
+from jaxprune.models.config import ModelConfig
+from jaxprune.probes import transitions
+from jaxprune.probes.position import compare_position
+
+Params = Any
+
+
+def check_replaceable(config: ModelConfig, pruned_config: ModelConfig) -> None:
+  """Refuse a model whose sublayers do not fit between those of another.
+
+  Raises:
+    ValueError: names the first field that differs.
+  """
+  for field in (
+      "num_layers", "embed_dim", "vocab_size", "head_dim", "num_heads",
+      "num_kv_heads", "norm_eps", "qk_norm", "rope", "sliding_window"):
+    dense, pruned = getattr(config, field), getattr(pruned_config, field)
+    if dense != pruned:
+      raise ValueError(
+          f"the two models differ in {field}: {dense} and {pruned}; a pruned"
+          " sublayer must fit the dense one's place")
+
+
+@functools.partial(jax.jit, static_argnames=(
+    "config", "num_steps", "lens", "history", "measure", "chunk"))
+def compare_transitions(
+    config: ModelConfig,
+    params: Params,
+    pruned_params: Params | None,
+    tokens_BT: jax.Array,
+    valid_BT: jax.Array | None = None,
+    *,
+    num_steps: int,
+    temperature: float = 1.0,
+    lens: str = "final_norm",
+    history: str = "dense",
+    measure: Callable[..., Any] = compare_position,
+    chunk: int = 64,
+) -> Any:
+  """Replace or drop every sublayer in turn at the last positions of texts.
+
+  RoPE of kinds dynamic and longrope takes the length of the whole text here;
+  a decoder takes that of each step.
+
+  Args:
+    config: of the dense model; the pruned one differs in its MLP width at
+      most (`check_replaceable`).
+    params: of the dense model.
+    pruned_params: of the pruned model, of which only `layers` is read; None
+      drops each sublayer instead.
+    tokens_BT: what the dense model reads, int [B, T], left-padded.
+    valid_BT: False for padding, bool [B, T]. None: every token is real.
+    num_steps: R, the last so many positions are measured; they may hold no
+      padding.
+    temperature: T of the softmax that is measured.
+    lens: how a layer is read out, 'final_norm' or 'raw'.
+    history: whose keys and values pruned attention reads before the current
+      token, of `transitions.HISTORIES`.
+    measure: `(h, h_pruned, z, z_pruned, temperature) -> scalars`.
+    chunk: most positions that are read out together.
+
+  Returns:
+    The tree of `measure`, leaves [L, 2, B, R]: attention at index 0, MLP at 1.
+
+  Raises:
+    ValueError: an unknown lens or history; more steps than tokens.
+  """
+  if history not in transitions.HISTORIES:
+    raise ValueError(
+        f"history={history!r}: must be one of {transitions.HISTORIES}")
+  length = tokens_BT.shape[1]
+  if not 1 <= num_steps <= length:
+    raise ValueError(
+        f"num_steps={num_steps}: must be 1 to {length}, the tokens of a text")
+  context = decoder.make_context(config, length, valid_BT)
+  begin = length - num_steps
+
+  def rows_of(x_BT):
+    return None if x_BT is None else x_BT[:, begin:]
+
+  def sublayers(inputs, x_BTD):
+    weights, pruned, sliding = inputs
+    options = decoder.layer_options(config, sliding, None)
+    out_BTD, tape = decoder.block(config, weights, x_BTD, context, **options)
+    x_BRD, mid_BRD = rows_of(x_BTD), rows_of(tape["residual_mid"])
+    if pruned is None:
+      return out_BTD, (mid_BRD, rows_of(out_BTD)), (x_BRD, mid_BRD)
+    mask_BRS = attention.allowed(
+        context.slots[begin:], context.slots, rows_of(context.positions),
+        context.key_positions, context.key_valid, config.sliding_window,
+        options["sliding"])
+    mask_BRS &= (context.slots[None] < context.slots[begin:, None])[None]
+
+    def behind(layer, keys_values, mask_BRS):
+      return (
+          x_BRD + _attention(
+              config, layer, x_BRD, *map(rows_of, (context.cos, context.sin)),
+              *keys_values, mask_BRS),
+          mid_BRD + _mlp(config, layer, mid_BRD))
+
+    # The dense sublayer by the same operations as the pruned one: `block` may
+    # sum in another order, and equal weights must give equal bits.
+    dense_kv = tape["key"], tape["value"]
+    pruned_kv = dense_kv
+    if history == "pruned":
+      pruned_kv = _keys_values(config, pruned, x_BTD, context.cos, context.sin)
+    dense = jax.lax.optimization_barrier(behind(weights, dense_kv, mask_BRS))
+    return out_BTD, dense, jax.lax.optimization_barrier(behind(
+        pruned, pruned_kv, mask_BRS & (history != "none")))
+
+  _, records = transitions.compare_sublayers(
+      sublayers,
+      lambda h_RD: decoder.unembed(config, params, h_RD, lens),
+      lambda h_D, g_D, z_V, y_V: measure(h_D, g_D, z_V, y_V, temperature),
+      decoder.embed(config, params, tokens_BT),
+      (params["layers"],
+       None if pruned_params is None else pruned_params["layers"],
+       jnp.asarray(config.sliding_layers)),
+      chunk=chunk)
+  return records
+
+
+def decode_transitions(
+    config: ModelConfig,
+    params: Params,
+    pruned_params: Params | None,
+    tokens_BT: jax.Array,
+    valid_BT: jax.Array,
+    *,
+    num_steps: int,
+    key: jax.Array | None = None,
+    sampling_temperature: float = 0.0,
+    temperature: float = 1.0,
+    lens: str = "final_norm",
+    history: str = "dense",
+    measure: Callable[..., Any] = compare_position,
+    chunk: int = 64,
+) -> tuple[jax.Array, Any]:
+  """Continue prompts with the dense model and measure every step.
+
+  One compiled program decodes and measures. Step 0 is the prediction after the
+  last prompt token.
+
+  Args:
+    config: as `compare_transitions`.
+    params: likewise, layers stacked.
+    pruned_params: likewise; None drops.
+    tokens_BT: prompts, int [B, T], left-padded.
+    valid_BT: False for padding, bool [B, T].
+    num_steps: tokens to decode; decoding goes on behind an end of text.
+    key: of the draws; needed for sampling.
+    sampling_temperature: 0 is greedy.
+    temperature: as `compare_transitions`.
+    lens: likewise.
+    history: likewise.
+    measure: likewise.
+    chunk: likewise.
+
+  Returns:
+    The tokens that the dense model chose, int32 [B, num_steps], and the tree
+    of `measure`, leaves [L, 2, B, num_steps].
+
+  Raises:
+    ValueError: prompts and steps exceed the context; sampling without a key.
+  """
+  if sampling_temperature > 0 and key is None:
+    raise ValueError(
+        f"sampling_temperature={sampling_temperature}: give"
+        " key=jax.random.key(seed)")
+  if tokens_BT.shape[1] + num_steps > config.max_positions:
+    raise ValueError(
+        f"prompts of {tokens_BT.shape[1]} tokens and num_steps={num_steps}"
+        f" exceed the model's {config.max_positions} positions")
+  # As `generation.generate`: a CPU decodes from separate layers.
+  on_cpu = jax.default_backend() == "cpu"
+  return _decode_transitions(
+      config, params, generation.unstack(params) if on_cpu else params,
+      pruned_params, tokens_BT, valid_BT,
+      key if sampling_temperature > 0 else None, sampling_temperature,
+      temperature, num_steps=num_steps, lens=lens, history=history,
+      measure=measure, chunk=chunk)
+
+
+@functools.partial(jax.jit, static_argnames=(
+    "config", "num_steps", "lens", "history", "measure", "chunk"))
+def _decode_transitions(
+    config, params, steps, pruned_params, tokens_BT, valid_BT, key,
+    sampling_temperature, temperature, *, num_steps, lens, history,
+    measure, chunk):
+  """Prefill, a scan of steps, and the pass that measures."""
+  x_BTD, _, cache = generation.prefill(
+      config, steps, tokens_BT, capacity=tokens_BT.shape[1] + num_steps,
+      valid_BT=valid_BT)
+
+  def choose(x_BD, step):
+    z_BV = decoder.unembed(config, params, x_BD)
+    if key is None:
+      return generation.choose(z_BV)
+    return generation.choose(
+        z_BV, jax.random.fold_in(key, step), temperature=sampling_temperature)
+
+  def advance(carry, step):
+    token_B, cache = carry
+    x_BTD, _, cache = generation.decode_step(
+        config, steps, cache, token_B[:, None])
+    token_B = choose(x_BTD[:, 0], step)
+    return (token_B, cache), token_B
+
+  first_B = choose(x_BTD[:, -1], 0)
+  _, rest_RB = jax.lax.scan(
+      advance, (first_B, cache), jnp.arange(1, num_steps))
+  chosen_BR = jnp.concatenate([first_B[None], rest_RB]).T
+  # The last token is a prediction of the last step and is never read.
+  read_BT = jnp.concatenate([tokens_BT, chosen_BR[:, :-1]], axis=1)
+  valid_BT = jnp.pad(
+      valid_BT, ((0, 0), (0, num_steps - 1)), constant_values=True)
+  return chosen_BR, compare_transitions(
+      config, params, pruned_params, read_BT, valid_BT, num_steps=num_steps,
+      temperature=temperature, lens=lens, history=history, measure=measure,
+      chunk=chunk)
+
+
+def _attention(
+    config, layer, x_BRD, cos_BRH, sin_BRH, key_BSKH, value_BSKH, mask_BRS):
+  """What attention adds at R positions, given the keys of earlier ones."""
+  weights = layer["attention"]
+  y_BRD = _norm(config, layer["attention_norm"], x_BRD)
+  query_BRNH = _heads(config, weights, "query", y_BRD, cos_BRH, sin_BRH)
+  own_key_BRKH, own_value_BRKH = _keys_values(
+      config, layer, x_BRD, cos_BRH, sin_BRH)
+  read_BRNH = transitions.attend_to_history(
+      query_BRNH, key_BSKH, value_BSKH, own_key_BRKH, own_value_BRKH, mask_BRS)
+  return _project(
+      weights["output"], read_BRNH.reshape(*x_BRD.shape[:2], -1))
+
+
+def _mlp(config, layer, x_BRD):
+  """What the MLP adds."""
+  weights = layer["mlp"]
+  y_BRD = _norm(config, layer["mlp_norm"], x_BRD)
+  return _project(weights["down"], jax.nn.silu(
+      _project(weights["gate"], y_BRD)) * _project(weights["up"], y_BRD))
+
+
+def _keys_values(config, layer, x_BTD, cos_BTH, sin_BTH):
+  """Keys and values [B, T, K, H] as a cache holds them."""
+  weights = layer["attention"]
+  y_BTD = _norm(config, layer["attention_norm"], x_BTD)
+  value_BTO = _project(weights["value"], y_BTD)
+  return (
+      _heads(config, weights, "key", y_BTD, cos_BTH, sin_BTH),
+      value_BTO.reshape(*y_BTD.shape[:2], -1, config.head_dim))
+
+
+def _heads(config, weights, name, y_BTD, cos_BTH, sin_BTH):
+  """Queries or keys [B, T, heads, H], normed and turned."""
+  x_BTO = _project(weights[name], y_BTD)
+  x_BTNH = x_BTO.reshape(*y_BTD.shape[:2], -1, config.head_dim)
+  if config.qk_norm:
+    x_BTNH = _norm(config, weights[f"{name}_norm"], x_BTNH)
+  return rope.rotate(x_BTNH, cos_BTH, sin_BTH)
+
+
+def _norm(config, norm, x_BTD):
+  """A norm of a layer; the decoder has the same one before its head."""
+  return decoder.final_norm(config, {"final_norm": norm}, x_BTD)
+
+
+def _project(dense, x_BTI):
+  """Kernel and bias, if there is one."""
+  y_BTO = jnp.einsum("BTI,IO->BTO", x_BTI, dense["kernel"])
+  return y_BTO + dense["bias"][None, None] if "bias" in dense else y_BTO

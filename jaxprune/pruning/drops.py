@@ -1,0 +1,249 @@
+"""Which sublayers leave the model, given how similar their ends are?
+
+A sublayer that returns its input almost unchanged (`similarities.py`) goes
+first. A selection turns scores into an ordered list, and the list into gates.
+
+Reference: He et al., "What Matters in Transformers? Not All Attention is
+Needed" (LLM-Drop, arXiv 2406.15786), for attention, MLP, joint and block
+drops; Men et al., ShortGPT (arXiv 2403.03853), whose block influence is one
+minus the block similarity; Gromov et al. (arXiv 2403.17887) for consecutive
+blocks.
+
+Differs from the reference in: a window of n blocks is scored by
+cos(h_i, h_{i+n}), not n + 1, and the last window takes part; after one
+sublayer of a layer is dropped, the other still runs when the iterative
+selection scores again; the order of the list is kept; ties go to the lowest
+index; a count out of range is an error.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+TARGETS = ("attention", "mlp", "joint", "block")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drops:
+  """Sublayers to drop, first to go first.
+
+  Attributes:
+    num_layers: L of the dense model.
+    order: pairs of 'attention' or 'mlp' and a layer index; a block is its
+      attention followed by its MLP.
+  """
+
+  num_layers: int
+  order: tuple[tuple[str, int], ...] = ()
+
+  def layers(self, sublayer: str) -> tuple[int, ...]:
+    """Dropped layer indices of 'attention' or 'mlp', in order."""
+    return tuple(i for kind, i in self.order if kind == sublayer)
+
+  @property
+  def gates(self) -> dict[str, jax.Array]:
+    """{'attention': [L], 'mlp': [L]} float32: 1 stays, 0 is dropped."""
+    gates = {k: np.ones(self.num_layers, np.float32) for k in TARGETS[:2]}
+    for kind, i in self.order:
+      gates[kind][i] = 0.0
+    return {k: jnp.asarray(v) for k, v in gates.items()}
+
+
+def _kinds(target: str) -> tuple[str, ...]:
+  """The score vectors that a target ranks, in order."""
+  if target not in TARGETS:
+    raise ValueError(f"target is {target!r}; use one of {TARGETS}")
+  return TARGETS[:2] if target == "joint" else (target,)
+
+
+def _units(target: str, num_layers: int) -> list[tuple[tuple[str, int], ...]]:
+  """What one step of a selection removes, in the order of the scores."""
+  kinds = _kinds(target)
+  if target == "block":
+    return [(("attention", i), ("mlp", i)) for i in range(num_layers)]
+  return [((kind, i),) for kind in kinds for i in range(num_layers)]
+
+
+def _checked(count: int, most: int, target: str) -> int:
+  if not 0 <= count <= most:
+    raise ValueError(
+        f"drop count is {count}, but {target} has {most} to drop; "
+        f"use 0 to {most}"
+    )
+  return count
+
+
+def _numbers(name: str, scores: jax.Array, size: int) -> np.ndarray:
+  """Scores on the host, checked."""
+  scores = np.asarray(scores, np.float32)
+  if scores.shape != (size,):
+    raise ValueError(
+        f"scores of {name} have shape {scores.shape}; use ({size},)"
+    )
+  if np.isnan(scores).any():
+    where = np.flatnonzero(np.isnan(scores)).tolist()
+    raise ValueError(f"scores of {name} are nan at {where}: nothing to rank")
+  return scores
+
+
+def _values(
+    scores: Mapping[str, jax.Array], target: str, num_layers: int
+) -> np.ndarray:
+  """Scores in the order of `_units`."""
+  return np.concatenate(
+      [_numbers(name, scores[name], num_layers) for name in _kinds(target)]
+  )
+
+
+def _ranked(values: np.ndarray, reverse: bool) -> np.ndarray:
+  """Indices from the first to go to the last; ties by lowest index."""
+  return np.argsort(values if reverse else -values, kind="stable")
+
+
+def select(
+    scores: Mapping[str, jax.Array],
+    count: int,
+    target: str,
+    *,
+    reverse: bool = False,
+) -> Drops:
+  """Drop the `count` sublayers or blocks of highest similarity at once.
+
+  Args:
+    scores: similarities [L] under 'attention', 'mlp' or 'block', as the
+      target needs; all of the dense model.
+    count: number of sublayers, or of blocks for 'block'.
+    target: 'attention', 'mlp', 'joint' (attention 0..L-1 then MLP 0..L-1 in
+      one ranking) or 'block'.
+    reverse: lowest similarity first, a control.
+
+  Returns:
+    Drops, most similar first.
+
+  Raises:
+    ValueError: unknown target, count out of range, nan or uneven scores.
+  """
+  num_layers = len(scores[_kinds(target)[0]])
+  units = _units(target, num_layers)
+  _checked(count, len(units), target)
+  ranked = _ranked(_values(scores, target, num_layers), reverse)
+  order = tuple(pair for i in ranked[:count] for pair in units[i])
+  return Drops(num_layers=num_layers, order=order)
+
+
+def select_window(
+    scores_W: jax.Array, num_layers: int, count: int
+) -> Drops:
+  """Drop the `count` neighbouring blocks that change the stream least.
+
+  Args:
+    scores_W: cos(h_i, h_{i+count}) of every window, i from 0 to L - count;
+      not looked at when count is 0.
+    num_layers: L.
+    count: length of the window, 0..L.
+
+  Returns:
+    Drops of blocks, in order of depth.
+
+  Raises:
+    ValueError: count out of range, nan or another number of windows.
+  """
+  if _checked(count, num_layers, "block") == 0:
+    return Drops(num_layers=num_layers)
+  scores_W = _numbers("windows", scores_W, num_layers - count + 1)
+  start = int(_ranked(scores_W, reverse=False)[0])
+  units = _units("block", num_layers)[start : start + count]
+  return Drops(num_layers=num_layers, order=sum(units, ()))
+
+
+def select_consecutive(similarity_LL: jax.Array, count: int) -> Drops:
+  """Choose a window from the scores of windows of every length.
+
+  Args:
+    similarity_LL: mean of `similarities.observe_consecutive`, [L, L].
+    count: length of the window, 0..L; its scores are column count - 1.
+
+  Returns:
+    As `select_window`.
+
+  Raises:
+    ValueError: as `select_window`.
+  """
+  num_layers = len(similarity_LL)
+  _checked(count, num_layers, "block")
+  column_L = np.asarray(similarity_LL)[:, count - 1]
+  return select_window(column_L[: num_layers - count + 1], num_layers, count)
+
+
+def select_random(
+    key: jax.Array, num_layers: int, count: int, target: str
+) -> Drops:
+  """Drop `count` sublayers or blocks drawn without replacement, a control.
+
+  Args:
+    key: `jax.random.key`. One key gives nested lists for growing counts.
+    num_layers: L.
+    count: as in `select`.
+    target: as in `select`.
+
+  Returns:
+    Drops in the order drawn.
+
+  Raises:
+    ValueError: unknown target or count out of range.
+  """
+  units = _units(target, num_layers)
+  _checked(count, len(units), target)
+  drawn = np.asarray(jax.random.permutation(key, len(units)))[:count]
+  order = tuple(pair for i in drawn for pair in units[i])
+  return Drops(num_layers=num_layers, order=order)
+
+
+def select_iterative(
+    score: Callable[[dict[str, jax.Array]], Mapping[str, jax.Array]],
+    num_layers: int,
+    count: int,
+    target: str,
+    *,
+    per_round: int = 1,
+    reverse: bool = False,
+) -> Drops:
+  """Drop a few, score what remains again, until `count` are gone.
+
+  Args:
+    score: from the gates of the moment, as in `Drops.gates`, to similarities
+      as in `select`, of length L. It must run every sublayer whose gate is 1,
+      also in layers that already lost the other one. Scores of what is
+      already gone are not used, but must not be nan.
+    num_layers: L.
+    count: as in `select`.
+    target: as in `select`.
+    per_round: how many leave between two scorings; at least 1.
+    reverse: lowest similarity first, a control.
+
+  Returns:
+    Drops in the order of removal.
+
+  Raises:
+    ValueError: as in `select`, or per_round below 1.
+  """
+  if per_round < 1:
+    raise ValueError(f"per_round is {per_round}; use at least 1")
+  units = _units(target, num_layers)
+  _checked(count, len(units), target)
+  gone: list[int] = []
+  drops = Drops(num_layers=num_layers)
+  while len(gone) < count:
+    values = _values(score(drops.gates), target, num_layers)
+    # What is gone is the identity now, of cosine 1: no choice any more.
+    values[gone] = np.inf if reverse else -np.inf
+    left = min(per_round, count - len(gone))
+    gone += _ranked(values, reverse)[:left].tolist()
+    drops = Drops(
+        num_layers=num_layers,
+        order=tuple(pair for i in gone for pair in units[i]),
+    )
+  return drops

@@ -1,0 +1,155 @@
+"""How do the inputs of a kernel hang together, as SparseGPT needs it?
+
+H = 2/n sum x x^T, n sequences, with a share of its mean diagonal added to the
+diagonal, and the upper triangular U of H^-1 = U^T U.
+
+Reference: Frantar and Alistarh, SparseGPT (arXiv 2301.00774), section 3.2;
+the Cholesky formulation is GPTQ's (arXiv 2210.17323), section 3.3.
+
+Differs from the reference in: one Cholesky factor of H with its inputs
+reversed and one triangular inverse, instead of two factors and a full inverse.
+A failed factorisation is said to have failed and can be retried with more
+damping; it is never replaced by another matrix.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.calibration.statistics import Gram
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+# A triangular inverse is built from so many rows of blocks, but of no blocks
+# smaller than these. Nearly all work is then matrix products.
+_PANELS = 8
+_SMALLEST = 256
+# What damping is multiplied by when a factorisation failed, and how often.
+_STRONGER = 10.0
+_RETRIES = 3
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InverseFactor:
+  """U of H^-1 = U^T U, shared by all kernels that see the same inputs.
+
+  Attributes:
+    upper: [I, I] float32, upper triangular with a positive diagonal.
+    dead: bool [I], inputs that were never other than zero.
+    ok: bool [], False when H was not positive definite, not finite, or
+      made from no sequences; `upper` is of no use then.
+  """
+
+  upper: jax.Array
+  dead: jax.Array
+  ok: jax.Array
+
+
+def _lower_inverse(lower_II: jax.Array) -> jax.Array:
+  """Invert a lower triangular matrix by rows of blocks.
+
+  With M the inverse, M_kk = L_kk^-1 and M_kj = -M_kk (sum over j <= i < k of
+  L_ki M_ij): n^3 / 3 multiplications, where a solve for the identity has n^3.
+  """
+  inputs = lower_II.shape[0]
+  size = max(math.ceil(inputs / _PANELS), _SMALLEST)
+  columns = []  # What is known of each column of blocks, from its diagonal on.
+  for start in range(0, inputs, size):
+    rows_BI = lower_II[start : start + size]
+    corner_BB = rows_BI[:, start : start + size]
+    inverse_BB = jax.lax.linalg.triangular_solve(
+        corner_BB, jnp.eye(len(corner_BB), dtype=corner_BB.dtype),
+        left_side=True, lower=True,
+    )
+    for j, column in enumerate(columns):
+      sum_BC = jnp.matmul(
+          rows_BI[:, j * size : start], column, precision=_HIGHEST
+      )
+      below_BC = -jnp.matmul(inverse_BB, sum_BC, precision=_HIGHEST)
+      columns[j] = jnp.concatenate([column, below_BC])
+    columns.append(inverse_BB)
+  return jnp.concatenate(
+      [jnp.pad(c, ((inputs - len(c), 0), (0, 0))) for c in columns], axis=1
+  )
+
+
+def inverse_factor(
+    statistics: Gram, damping: jax.Array | float = 0.01
+) -> InverseFactor:
+  """Factorise the inverse of the damped Hessian of a kernel's inputs.
+
+  With J the reversal of the inputs and J H J = L L^T, H = (J L J)(J L J)^T is
+  an upper factor times its transpose, so U = (J L J)^-1 = J L^-1 J.
+
+  Args:
+    statistics: Gram of the inputs.
+    damping: share of the mean diagonal that is added to the diagonal; may be
+      traced.
+
+  Returns:
+    InverseFactor; look at `ok`.
+  """
+  sequences = jnp.maximum(statistics.sequences, 1)
+  h_II = statistics.sum_outer * (2.0 / sequences)
+  diagonal_I = jnp.diagonal(h_II)
+  dead_I = diagonal_I == 0
+  lifted_I = jnp.where(dead_I, 1.0, diagonal_I)
+  damped_I = lifted_I + damping * jnp.mean(lifted_I)
+  index_I = jnp.arange(h_II.shape[0])
+  eye_II = index_I[:, None] == index_I[None]
+  h_II = jnp.where(eye_II, damped_I[None], h_II)
+  # Symmetric only up to rounding: one triangle is read, the other ignored.
+  lower_II = jax.lax.linalg.cholesky(h_II[::-1, ::-1], symmetrize_input=False)
+  upper_II = _lower_inverse(lower_II)[::-1, ::-1]
+  # What a failed factor leaves behind differs between platforms.
+  diagonal_I = jnp.diagonal(upper_II)
+  ok = jnp.all(jnp.isfinite(upper_II)) & jnp.all(diagonal_I > 0)
+  return InverseFactor(
+      upper=upper_II, dead=dead_I, ok=ok & (statistics.sequences > 0)
+  )
+
+
+_compiled_inverse_factor = jax.jit(inverse_factor)
+
+
+def inverse_factor_with_retry(
+    statistics: Gram, damping: float = 0.01
+) -> tuple[InverseFactor, list[float]]:
+  """Factorise, with ten times more damping whenever that fails.
+
+  For drivers: compiles, and waits for the result.
+
+  Args:
+    statistics: Gram of the inputs.
+    damping: the first to try, positive.
+
+  Returns:
+    InverseFactor, and every damping tried, the last of which worked. More
+    than one means that the kernel is not pruned with the damping asked for:
+    say so.
+
+  Raises:
+    ValueError: damping not positive, statistics of no sequences or not
+      finite, or four failures.
+  """
+  if not (damping > 0 and math.isfinite(damping)):
+    raise ValueError(f"damping is {damping}; use a positive share, say 0.01")
+  if not int(statistics.sequences):
+    raise ValueError("statistics saw 0 sequences; observe calibration tokens")
+  if not bool(jnp.all(jnp.isfinite(statistics.sum_outer))):
+    raise ValueError(
+        "the Gram of the inputs has inf or nan; look at the activations, no"
+        " damping helps"
+    )
+  tried = []
+  for retry in range(_RETRIES + 1):
+    tried.append(damping * _STRONGER**retry)
+    factor = _compiled_inverse_factor(statistics, tried[-1])
+    if bool(factor.ok):
+      return factor, tried
+  raise ValueError(
+      f"the Hessian is not positive definite with damping {tried}; use more"
+      " calibration tokens or more damping"
+  )

@@ -1,0 +1,230 @@
+"""Which entries stay, given scores and a pattern?
+
+A pattern says how many entries leave each comparison group; the scores say
+which: the lowest. Counts are exact, and among equal scores the entry with the
+lowest index leaves first, as if a stable ascending sort lost its first k.
+
+  Unstructured  floor(size * sparsity) entries of every output (a column of
+                the kernel), of the whole matrix, or of all matrices together
+  NofM          of - keep entries of every `of` consecutive inputs
+
+Scores are compared in float32. -0 equals 0. A nan counts as the lowest score
+of all: it leaves first, and stays only where a group has more nans than it
+loses; `check_scores` finds it.
+
+Reference: the comparison groups of Sun et al., Wanda (arXiv 2306.11695),
+section 3; the exact counts of Lee et al., JaxPruner (arXiv 2304.14082).
+
+Differs from the reference in: n:m is n kept, where Wanda and SparseGPT write
+n removed; the official magnitude and SparseGPT code removes every score up to
+and with the sorted one at index int(size * sparsity), so one entry too many
+and all its ties; a last short n:m group is refused.
+"""
+
+import dataclasses
+import fractions
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.pruning import lowest
+
+GROUPS = ("output", "matrix", "global")
+
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unstructured:
+  """Remove a fraction of every comparison group.
+
+  Attributes:
+    sparsity: fraction removed, in [0, 1), read as the decimal it prints as.
+    group: 'output' compares along the inputs of each output, 'matrix' within
+      a kernel, 'global' over several kernels.
+  """
+
+  sparsity: float
+  group: str = "output"
+
+  def __post_init__(self):
+    # Not `< 0 or >= 1`: a nan must not pass.
+    if not 0 <= self.sparsity < 1:
+      raise ValueError(
+          f"sparsity is {self.sparsity}; use a fraction removed in [0, 1)"
+      )
+    if self.group not in GROUPS:
+      raise ValueError(f"group is {self.group!r}; use one of {GROUPS}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NofM:
+  """Keep `keep` of every `of` consecutive inputs of each output.
+
+  Attributes:
+    keep: how many stay, 1 <= keep < of.
+    of: length of a group of inputs.
+  """
+
+  keep: int
+  of: int
+
+  def __post_init__(self):
+    for name in ("keep", "of"):
+      value = getattr(self, name)
+      if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; use a whole number")
+    if not 0 < self.keep < self.of:
+      raise ValueError(
+          f"{self.keep}:{self.of} keeps {self.keep} of {self.of}; use"
+          " 0 < keep < of"
+      )
+
+
+Pattern = Unstructured | NofM
+
+
+def removed_count(size: int, sparsity: float) -> int:
+  """Count what leaves a group of `size` entries: floor(size * sparsity).
+
+  The product is exact and takes sparsity as the decimal that was typed: 0.7
+  of 10 is 7, though the nearest float64 to 0.7 lies below it.
+  """
+  return math.floor(size * fractions.Fraction(str(sparsity)))
+
+
+def check_shape(shape: tuple[int, int], pattern: Pattern) -> None:
+  """Refuse a kernel of `shape` (I, O) that the pattern does not fit.
+
+  Raises:
+    ValueError: I is not a multiple of `of`.
+  """
+  if isinstance(pattern, NofM) and shape[0] % pattern.of:
+    raise ValueError(
+        f"{pattern.keep}:{pattern.of} needs a multiple of {pattern.of} inputs;"
+        f" the kernel [I, O] is {list(shape)}"
+    )
+
+
+def check_scores(scores: object, name: str = "scores") -> None:
+  """Refuse nans. Looks at values, so call it outside of jit.
+
+  Args:
+    scores: pytree of arrays of any float dtype.
+    name: what to call them in the message.
+
+  Raises:
+    ValueError: a leaf holds a nan.
+  """
+  for path, leaf in jax.tree_util.tree_leaves_with_path(scores):
+    nans = int(jnp.sum(jnp.isnan(leaf)))
+    if nans:
+      raise ValueError(
+          f"{name}{jax.tree_util.keystr(path)} {list(leaf.shape)} has {nans}"
+          " nan; nothing can be ranked, look at the weights and statistics"
+      )
+
+
+def _check_matrix(scores_IO):
+  if scores_IO.ndim != 2 or not scores_IO.size:
+    raise ValueError(
+        f"scores have shape {list(scores_IO.shape)}; use [I, O], not empty,"
+        " and vmap over leading axes"
+    )
+
+
+def keep_mask_count(
+    scores_IO: jax.Array, removed: jax.Array | int, group: str = "output"
+) -> jax.Array:
+  """Remove the lowest scores, how many of them being data.
+
+  Args:
+    scores_IO: [I, O], any float dtype.
+    removed: int [] or, for 'output', [O]; may be traced, so that sparsities
+      can be vmapped. Below 0 is 0, above the group's size is all of it.
+    group: 'output' or 'matrix'.
+
+  Returns:
+    bool [I, O], True = keep.
+
+  Raises:
+    ValueError: unknown group, or scores that are no matrix.
+  """
+  _check_matrix(scores_IO)
+  if group not in GROUPS[:2]:
+    raise ValueError(
+        f"group is {group!r}; use 'output' or 'matrix' (keep_masks_global"
+        " takes all kernels at once)"
+    )
+  removed = jnp.asarray(removed, jnp.int32)
+  keep = lowest.keep_output if group == "output" else lowest.keep_matrix
+  return keep(lowest.ordered_keys(scores_IO), removed)
+
+
+def keep_mask(scores_IO: jax.Array, pattern: Pattern) -> jax.Array:
+  """Keep the highest scores of one kernel as the pattern says.
+
+  Args:
+    scores_IO: [I, O], any float dtype; higher stays.
+    pattern: Unstructured with group 'output' or 'matrix', or NofM.
+
+  Returns:
+    bool [I, O], True = keep.
+
+  Raises:
+    ValueError: scores that are no matrix, group 'global', or inputs that
+      n:m does not divide.
+  """
+  _check_matrix(scores_IO)
+  if isinstance(pattern, NofM):
+    check_shape(scores_IO.shape, pattern)
+    keys_IO = lowest.ordered_keys(scores_IO)
+    return lowest.keep_n_of_m(keys_IO, pattern.keep, pattern.of)
+  if pattern.group == "output":
+    size = scores_IO.shape[0]
+  else:
+    size = math.prod(scores_IO.shape)
+  removed = removed_count(size, pattern.sparsity)
+  return keep_mask_count(scores_IO, removed, pattern.group)
+
+
+def keep_masks_global(scores: object, pattern: Unstructured) -> object:
+  """Compare the scores of several kernels with each other.
+
+  Args:
+    scores: pytree of [I, O] or stacked [L, I, O], any float dtype. The index
+      that breaks ties runs through the leaves in tree order, row-major in
+      each.
+    pattern: with group 'global'.
+
+  Returns:
+    The same tree of bool, True = keep; floor(total size * sparsity) entries
+    are False.
+
+  Raises:
+    ValueError: another group, or 2^32 entries and more.
+  """
+  if pattern.group != "global":
+    raise ValueError(
+        f"group is {pattern.group!r}; use Unstructured(group='global') here"
+        " and keep_mask for single kernels"
+    )
+  leaves, structure = jax.tree.flatten(scores)
+  if not leaves:
+    return scores
+  size = sum(leaf.size for leaf in leaves)
+  if size >= 2**32:
+    raise ValueError(
+        f"{size} entries are more than 32 bits can count; use group 'matrix'"
+        " or compare fewer kernels"
+    )
+  removed = jnp.uint32(removed_count(size, pattern.sparsity))
+  keys = [
+      lowest.ordered_keys(leaf.reshape(-1, leaf.shape[-1])) for leaf in leaves
+  ]
+  masks = lowest.keep_together(keys, removed)
+  return jax.tree.unflatten(
+      structure,
+      [m.reshape(leaf.shape) for m, leaf in zip(masks, leaves, strict=True)],
+  )

@@ -1,0 +1,111 @@
+"""Where do weights, activations and results live when there are many devices?
+
+One mesh of two axes. Calibration sequences are split over `data`, the outputs
+of a kernel over `model`; everything else is on every device. XLA adds the sums
+over devices that statistics need (axes of type Auto).
+
+With several processes each of them calls the same functions on the same files;
+`to_host` gathers, and only the writer writes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "model")
+
+
+def make_mesh(sizes: Mapping[str, int]) -> Mesh:
+  """A mesh over all devices of all processes.
+
+  Args:
+    sizes: {'data': devices, 'model': devices}; a missing axis has 1.
+
+  Raises:
+    ValueError: an unknown axis, a size below 1, or sizes whose product is not
+      the number of devices.
+  """
+  unknown = set(sizes) - set(AXES)
+  if unknown or min(sizes.values(), default=1) < 1:
+    raise ValueError(
+        f"mesh {dict(sizes)}: give the axes data and model, each at least 1")
+  shape = tuple(sizes.get(axis, 1) for axis in AXES)
+  if shape[0] * shape[1] != jax.device_count():
+    raise ValueError(
+        f"mesh data:{shape[0]},model:{shape[1]} needs {shape[0] * shape[1]}"
+        f" devices, there are {jax.device_count()}")
+  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def place(
+    array: Any, mesh: Mesh | None, spec: P | None = None
+) -> jax.Array:
+  """Put an array that every process holds whole on the devices.
+
+  Args:
+    array: the same in every process.
+    mesh: the devices; None is the default device.
+    spec: which axes are split; None is none.
+  """
+  if mesh is None:
+    return jnp.asarray(array)
+  if isinstance(array, jax.Array) and not array.is_fully_addressable:
+    return array
+  return jax.make_array_from_callback(
+      array.shape, NamedSharding(mesh, spec or P()),
+      lambda index: np.asarray(array[index]))
+
+
+def place_batch(x_BTD: Any, mesh: Mesh | None) -> jax.Array:
+  """Split a micro-batch over `data`."""
+  return place(x_BTD, mesh, P("data"))
+
+
+def place_leaf(leaf: Any, mesh: Mesh | None) -> jax.Array:
+  """Put a leaf of a layer in float32; a kernel is split over its outputs.
+
+  A kernel whose outputs `model` does not divide is on every device.
+  """
+  leaf = np.asarray(leaf).astype(np.float32, copy=False)
+  if mesh is None:
+    return jnp.asarray(leaf)
+  divides = leaf.ndim == 2 and leaf.shape[1] % mesh.shape["model"] == 0
+  return place(leaf, mesh, P(None, "model") if divides else None)
+
+
+def on_every_device(tree: Any, mesh: Mesh | None) -> Any:
+  """Ask, inside jit, for results that are whole on every device."""
+  if mesh is None:
+    return tree
+  return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
+
+
+def to_host(tree: Any) -> Any:
+  """Bring arrays to NumPy, gathered from all processes.
+
+  Every process must call it, at the same place.
+  """
+
+  def gather(leaf):
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+      return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    return np.asarray(leaf)
+
+  return jax.tree.map(gather, tree)
+
+
+def is_writer() -> bool:
+  """Whether this is the one process that writes files."""
+  return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+  """Wait until every process is here; nothing with a single one."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)

@@ -1,0 +1,163 @@
+"""What does rounding every weight to a few bits do, with no other care?
+
+Each output's inputs are cut into groups of `group_size` neighbours; a group
+shares one scale (and zero point), and each weight goes to the nearest level.
+
+  symmetric   scale = max|w| / (2^(b-1) - 1), zero point 0
+  asymmetric  scale = (max(w, 0) - min(w, 0)) / (2^b - 1), integer zero point
+
+Every weight inside its group's range moves by half a scale at most, and a
+zero, a pruned one too, stays exactly zero.
+
+Reference: round-to-nearest as the baseline of Frantar et al., GPTQ (arXiv
+2210.17323), and Lin et al., AWQ (arXiv 2306.00978), equation 1.
+
+Differs from the reference in: the range of an asymmetric group always holds
+zero (AWQ's code clips the zero point instead, which moves all weights of a
+one-signed group); codes are signed on both paths; a group of zeros gets scale
+1; a last short group is refused.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Levels:
+  """How finely every kernel is rounded.
+
+  Attributes:
+    bits: 2 to 8.
+    group_size: inputs that share a scale; None for all inputs of an output.
+    symmetric: levels around zero without a zero point.
+  """
+
+  bits: int
+  group_size: int | None = 128
+  symmetric: bool = False
+
+  def __post_init__(self):
+    if not 2 <= self.bits <= 8:
+      raise ValueError(f"bits is {self.bits}; use 2 to 8")
+    if self.group_size is not None and self.group_size < 1:
+      raise ValueError(
+          f"group_size is {self.group_size}; use 1 or more, or None")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantized:
+  """A kernel in few bits: (codes - zeros) * scales / input_scales.
+
+  Attributes:
+    codes: int8 [I, O], in [-2^(bits-1), 2^(bits-1) - 1].
+    scales: float32 [I / group_size, O], positive.
+    zeros: int8 [I / group_size, O], the code of weight 0.
+    input_scales: float32 [I], positive; ones unless a method such as AWQ
+      scaled the inputs of the kernel before rounding.
+    bits: 2 to 8. Storage is bits per weight plus scales and zeros; codes are
+      kept one per byte here.
+  """
+
+  codes: jax.Array
+  scales: jax.Array
+  zeros: jax.Array
+  input_scales: jax.Array
+  bits: int = dataclasses.field(metadata=dict(static=True))
+
+
+def quantize(
+    w_IO: jax.Array, *, bits: int, group_size: int | None, symmetric: bool
+) -> Quantized:
+  """Round each weight to the nearest level of its group.
+
+  Args:
+    w_IO: kernel [I, O], finite, any float dtype; levels are float32.
+    bits: 2 to 8.
+    group_size: inputs that share a scale, a divisor of I; None for all I.
+    symmetric: True for levels around zero without a zero point.
+
+  Returns:
+    Quantized with input scales of one.
+
+  Raises:
+    ValueError: bits out of range, or I not a multiple of group_size.
+  """
+  inputs, outputs = w_IO.shape
+  if not 2 <= bits <= 8:
+    raise ValueError(f"bits is {bits}; use 2 to 8")
+  size = inputs if group_size is None else group_size
+  if size < 1 or inputs % size:
+    raise ValueError(
+        f"group_size {size} does not divide {inputs} inputs; "
+        "use a divisor, or None for one group per output"
+    )
+  low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+  w_GSO = w_IO.astype(jnp.float32).reshape(inputs // size, size, outputs)
+  if symmetric:
+    span_GO = jnp.max(jnp.abs(w_GSO), axis=1) / high
+    scales_GO = jnp.where(span_GO > 0, span_GO, 1.0)
+    zeros_GO = jnp.zeros_like(scales_GO)
+  else:
+    top_GO = jnp.maximum(jnp.max(w_GSO, axis=1), 0.0)
+    bottom_GO = jnp.minimum(jnp.min(w_GSO, axis=1), 0.0)
+    # Divide before subtracting: the span itself may overflow.
+    span_GO = top_GO / (high - low) - bottom_GO / (high - low)
+    scales_GO = jnp.where(span_GO > 0, span_GO, 1.0)
+    zeros_GO = jnp.clip(jnp.round(low - bottom_GO / scales_GO), low, high)
+  codes_GSO = jnp.round(w_GSO / scales_GO[:, None]) + zeros_GO[:, None]
+  return Quantized(
+      codes=jnp.clip(codes_GSO, low, high)
+      .astype(jnp.int8)
+      .reshape(inputs, outputs),
+      scales=scales_GO,
+      zeros=zeros_GO.astype(jnp.int8),
+      input_scales=jnp.ones((inputs,), jnp.float32),
+      bits=bits,
+  )
+
+
+def dequantize(quantized: Quantized) -> jax.Array:
+  """Give back the kernel that the codes stand for, [I, O] float32."""
+  inputs, outputs = quantized.codes.shape
+  groups = quantized.scales.shape[0]
+  codes_GSO = quantized.codes.reshape(groups, inputs // groups, outputs)
+  steps_GSO = (
+      codes_GSO.astype(jnp.float32)
+      - quantized.zeros.astype(jnp.float32)[:, None]
+  )
+  w_IO = (steps_GSO * quantized.scales[:, None]).reshape(inputs, outputs)
+  return w_IO / quantized.input_scales[:, None]
+
+
+def round_to_nearest(
+    w_IO: jax.Array,
+    statistics: object = None,
+    *,
+    bits: int = 4,
+    group_size: int | None = 128,
+    symmetric: bool = False,
+) -> tuple[jax.Array, Quantized]:
+  """Quantise a kernel without looking at any data.
+
+  Args:
+    w_IO: kernel [I, O].
+    statistics: not looked at; there so that all methods are called alike.
+    bits: as in `quantize`.
+    group_size: as in `quantize`.
+    symmetric: as in `quantize`.
+
+  Returns:
+    The dequantised kernel [I, O] in the dtype of w_IO (bfloat16 rounds the
+    levels once more), and the codes.
+
+  Raises:
+    ValueError: as `quantize`.
+  """
+  del statistics
+  quantized = quantize(
+      w_IO, bits=bits, group_size=group_size, symmetric=symmetric
+  )
+  return dequantize(quantized).astype(w_IO.dtype), quantized

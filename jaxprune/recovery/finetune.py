@@ -1,0 +1,310 @@
+"""How far does a short training bring a pruned model back?
+
+AdamW on calibration text for a few hundred steps. The dense model, where it is
+asked, reads the same rows in the same step. Masks are enforced twice: what may
+not change (`freedom`) has no gradient, and after the step has its old bits.
+
+A run is a function of its arguments: batches are drawn from the seed, nothing
+is sampled. It is too short to be worth a checkpoint; a killed run starts over.
+One batch and the logits of both models [B, T, V] must fit in memory.
+
+Reference: AdamW, arXiv:1711.05101.
+Differs from the reference in: a mask is part of the step, not of the
+optimiser; no weight decay unless asked for.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxprune.models import decoder
+from jaxprune.models.config import ModelConfig
+from jaxprune.models.decoder import Gates, Params
+from jaxprune.recovery import freedom, losses
+
+_EVERY = 20  # steps between lines of progress, and checks for NaN
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recovery:
+  """Everything that decides a run, apart from models, masks and text.
+
+  Attributes:
+    objective: 'language' (next token of the text), 'distill' (KL from the
+      dense model) or 'distill_variance' (that and `weight` times the variance
+      of the logit change).
+    steps: optimiser steps.
+    batch: rows of a step.
+    learning_rate: peak of the cosine schedule, which ends at 0.
+    warmup: fraction of the steps in which the rate rises linearly.
+    weight: lambda of 'distill_variance', at least 0.
+    weight_decay: of AdamW, on kernels only.
+    clip: largest global norm of a gradient.
+    temperature: T of the softmax in distillation and variance.
+    seed: of the order in which rows are read.
+  """
+
+  objective: str = "distill"
+  steps: int = 200
+  batch: int = 8
+  learning_rate: float = 5e-4
+  warmup: float = 0.1
+  weight: float = 1.0
+  weight_decay: float = 0.0
+  clip: float = 1.0
+  temperature: float = 1.0
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Recovered:
+  """A trained model.
+
+  Attributes:
+    params: as given, float32; what was fixed has its old bits.
+    losses: float64 by name, [steps]: 'loss', and the parts that the objective
+      has, 'language', 'kl', 'variance' (nats, mean over the positions of a
+      step, before the step).
+  """
+
+  params: Params
+  losses: dict[str, np.ndarray]
+
+
+def check(recovery: Recovery, tokens: np.ndarray, dense: bool) -> None:
+  """Refuse, before any work, a run that cannot be.
+
+  Args:
+    recovery: the run.
+    tokens: rows to read, int [N, T].
+    dense: whether a dense model is there.
+
+  Raises:
+    ValueError: names the setting and what it may be.
+  """
+  if recovery.objective not in losses.OBJECTIVES:
+    raise ValueError(
+        f"objective={recovery.objective!r}: use one of"
+        f" {', '.join(losses.OBJECTIVES)}")
+  if recovery.objective != "language" and not dense:
+    raise ValueError(
+        f"objective={recovery.objective!r} needs the dense model: give it, or"
+        " use 'language'")
+  for name, least in (("steps", 1), ("batch", 1), ("weight", 0),
+                      ("weight_decay", 0), ("warmup", 0)):
+    if not getattr(recovery, name) >= least:
+      raise ValueError(
+          f"{name}={getattr(recovery, name)}: must be at least {least}")
+  for name in ("learning_rate", "clip", "temperature"):
+    if not 0 < getattr(recovery, name) < np.inf:
+      raise ValueError(
+          f"{name}={getattr(recovery, name)}: must be a positive number")
+  if recovery.warmup > 1:
+    raise ValueError(f"warmup={recovery.warmup}: must be at most 1")
+  if tokens.ndim != 2 or tokens.shape[1] < 2 or (
+      len(tokens) < recovery.batch):
+    raise ValueError(
+        f"tokens of shape {list(tokens.shape)}: need at least"
+        f" batch={recovery.batch} rows of two tokens or more")
+
+
+def recover(
+    config: ModelConfig,
+    params: Params,
+    tokens: np.ndarray,
+    recovery: Recovery,
+    *,
+    masks: freedom.Masks,
+    drops: Mapping[str, Any] | None = None,
+    dense: tuple[ModelConfig, Params] | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Recovered:
+  """Train a pruned model, its zeros kept.
+
+  Args:
+    config: of the pruned model.
+    params: its stacked parameters; trained in float32.
+    tokens: rows to read, int [N, T], every token real; each is read once
+      before any is read again.
+    recovery: the run.
+    masks: see `freedom.free_entries`.
+    drops: likewise.
+    dense: config and parameters of the dense model; not needed for 'language'.
+    report: gets a line of progress from time to time.
+
+  Raises:
+    ValueError: as `check` and `freedom.free_entries`, or a loss that is not
+      finite.
+  """
+  tokens = np.asarray(tokens, np.int32)
+  check(recovery, tokens, dense is not None)
+  # A copy: the step gives its memory back.
+  params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)
+  free = freedom.free_entries(params, masks, drops)
+  gates = None
+  if drops and any(map(len, drops.values())):
+    gates = decoder.make_gates(config, **drops)
+  dense_config, dense_params = dense or (None, None)
+  if recovery.objective == "language":
+    dense_config = dense_params = None
+  state = (params, optimizer(recovery).init(params))
+  # What the program takes as data does not compile it again.
+  static = dataclasses.replace(
+      recovery, weight=0.0, seed=0, steps=1, batch=1, learning_rate=1.0,
+      warmup=0.0)
+  rate = schedule(recovery)
+  began, seen = time.monotonic(), []
+  for step in range(recovery.steps):
+    rows = batch_rows(len(tokens), recovery, step)
+    state, parts = _update(
+        config, dense_config, static, state, free, dense_params, gates,
+        jnp.asarray(tokens[rows]), jnp.float32(recovery.weight),
+        jnp.float32(rate(step)))
+    seen.append(parts)
+    done = step + 1
+    if done % _EVERY == 0 or done == recovery.steps:
+      recent = {name: float(np.mean([part[name] for part in seen[-_EVERY:]]))
+                for name in parts}
+      if not all(map(np.isfinite, recent.values())):
+        raise ValueError(
+            f"loss {recent} at step {done} is not finite: lower"
+            f" learning_rate={recovery.learning_rate} or"
+            f" weight={recovery.weight}")
+      spent = time.monotonic() - began
+      left = spent / done * (recovery.steps - done)
+      values = " ".join(f"{name} {value:.4g}" for name, value in recent.items())
+      report(f"step {done}/{recovery.steps} {values}"
+             f" {spent:.1f} s, {left:.0f} s left")
+  return Recovered(params=state[0], losses={
+      name: np.array([float(part[name]) for part in seen]) for name in seen[0]})
+
+
+def batch_rows(count: int, recovery: Recovery, step: int) -> np.ndarray:
+  """Which rows a step reads: whole passes over all rows, each in a new order.
+
+  A rest that does not fill a batch is left out of its pass.
+
+  Returns:
+    int [batch], a function of the arguments alone.
+  """
+  per_pass = count // recovery.batch
+  order = np.random.default_rng(
+      [recovery.seed, step // per_pass]).permutation(count)
+  start = step % per_pass * recovery.batch
+  return order[start : start + recovery.batch]
+
+
+def schedule(recovery: Recovery) -> Callable[[int], Any]:
+  """Learning rate at a step from 0: linear warm-up, then a cosine to 0."""
+  warm = int(recovery.warmup * recovery.steps)
+  return optax.warmup_cosine_decay_schedule(
+      0.0 if warm else recovery.learning_rate, recovery.learning_rate, warm,
+      recovery.steps)
+
+
+def optimizer(recovery: Recovery) -> optax.GradientTransformation:
+  """AdamW with clipping, but for its last step: `- rate * change`."""
+  def kernels(params):
+    return jax.tree.map_with_path(
+        lambda path, _: path[-1].key == "kernel", params)
+
+  return optax.chain(
+      optax.clip_by_global_norm(recovery.clip),
+      optax.scale_by_adam(b1=0.9, b2=0.98),
+      optax.add_decayed_weights(recovery.weight_decay, mask=kernels))
+
+
+def objective(
+    config: ModelConfig,
+    params: Params,
+    recovery: Recovery,
+    tokens_BT: jax.Array,
+    *,
+    weight: float | jax.Array,
+    gates: Gates | None = None,
+    dense: tuple[ModelConfig, Params] | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The loss of a batch, and its parts; differentiable in `params`.
+
+  Args:
+    config: of the pruned model.
+    params: its parameters.
+    recovery: says which objective, and T.
+    tokens_BT: int [B, T].
+    weight: lambda, see `Recovery`.
+    gates: which sublayers stay; None is all.
+    dense: as in `recover`.
+
+  Returns:
+    A float32 scalar in nats, mean over the B (T - 1) positions that have a
+    next token, and the parts that are in it.
+  """
+  zq_BTV = _logits(config, params, tokens_BT, gates)
+  if recovery.objective == "language":
+    loss = jnp.mean(_over_positions(losses.next_token)(
+        zq_BTV, tokens_BT[:, 1:]))
+    return loss, {"loss": loss, "language": loss}
+  z_BTV = jax.lax.stop_gradient(_logits(*dense, tokens_BT, None))
+  parts = {"kl": jnp.mean(_over_positions(
+      lambda z_V, zq_V: losses.distillation(
+          z_V, zq_V, recovery.temperature))(z_BTV, zq_BTV))}
+  loss = parts["kl"]
+  if recovery.objective == "distill_variance":
+    parts["variance"] = jnp.mean(_over_positions(
+        lambda z_V, zq_V: losses.logit_variance(
+            z_V, zq_V, recovery.temperature))(z_BTV, zq_BTV))
+    loss = loss + weight * parts["variance"]
+  return loss, {"loss": loss, **parts}
+
+
+def _over_positions(function):
+  return jax.vmap(jax.vmap(function))
+
+
+def _logits(config, params, tokens_BT, gates):
+  """Logits [B, T - 1, V] that have a next token.
+
+  As `decoder.forward`, but for the backward pass only the results of matrix
+  products are kept, and rows are not cut: both are faster on a CPU.
+  """
+  context = decoder.make_context(config, tokens_BT.shape[1] - 1)
+
+  def body(x_BTD, inputs):
+    layer, options, _ = inputs
+
+    @functools.partial(
+        jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
+    def run(x_BTD, layer):
+      return decoder.block(config, layer, x_BTD, context, **options)[0]
+
+    return run(x_BTD, layer), None
+
+  x_BTD, _ = decoder.over_layers(
+      config, params["layers"],
+      decoder.embed(config, params, tokens_BT[:, :-1]), body, gates)
+  return decoder.unembed(config, params, x_BTD)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+def _update(config, dense_config, recovery, state, free, dense_params, gates,
+            tokens_BT, weight, rate):
+  params, moments = state
+  dense = None if dense_config is None else (dense_config, dense_params)
+
+  def loss(params):
+    return objective(config, params, recovery, tokens_BT, weight=weight,
+                     gates=gates, dense=dense)
+
+  (_, parts), grads = jax.value_and_grad(loss, has_aux=True)(params)
+  grads = freedom.keep_fixed(free, grads, jax.tree.map(jnp.zeros_like, grads))
+  changes, moments = optimizer(recovery).update(grads, moments, params)
+  new = jax.tree.map(lambda old, change: old - rate * change, params, changes)
+  new = freedom.keep_fixed(free, new, params)
+  return (new, moments), parts

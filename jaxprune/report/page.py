@@ -1,0 +1,372 @@
+"""What does the whole run look like on one page?
+
+One HTML file that needs nothing else: figures are inside it, there is no script
+and no link to anywhere, and a content policy forbids the browser to fetch
+anything. Everything that comes from outside is escaped, generated text above
+all. It follows the reader's light or dark setting, prints, and fits a phone.
+"""
+
+import base64
+import dataclasses
+import html
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxprune.report.bootstrap import Interval
+from jaxprune.report.figures import DPI
+
+Cell = str | int | float | bool | Interval | None
+_DIGITS = 4  # significant, where no interval says how many matter
+_SCREEN_DPI = 96  # of a CSS inch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Figure:
+  """A figure.
+
+  Attributes:
+    png: bytes, see `figures`.
+    caption: what is seen and what to look at.
+    alt: what the figure shows, for those who cannot see it.
+  """
+
+  png: bytes
+  caption: str
+  alt: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+  """A table.
+
+  Attributes:
+    caption: what is in it, with units.
+    columns: headings.
+    rows: one cell per column; the first names the row. Numbers and intervals
+      are aligned to the right; None is shown as a dash.
+  """
+
+  caption: str
+  columns: tuple[str, ...]
+  rows: Sequence[Sequence[Cell]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+  """A heading with what stands under it, in this order.
+
+  Attributes:
+    title: heading.
+    paragraphs: plain text.
+    tables: see Table.
+    figures: see Figure.
+  """
+
+  title: str
+  paragraphs: Sequence[str] = ()
+  tables: Sequence[Table] = ()
+  figures: Sequence[Figure] = ()
+
+
+def render_page(
+    *,
+    title: str,
+    verdict: str,
+    sections: Sequence[Section],
+    run: Mapping[str, Any],
+    protocol: Mapping[str, Cell] | None = None,
+) -> str:
+  """Render report.html.
+
+  Args:
+    title: what was measured.
+    verdict: the answer in plain words; blank lines divide paragraphs.
+    sections: the evidence.
+    run: content of run.json, from `records.describe_run`.
+    protocol: what else a reader must know to compare or repeat the numbers:
+      context length, analysis temperature T, lens, number of prompts.
+
+  Returns:
+    An HTML document.
+
+  Raises:
+    ValueError: a row has not one cell per column, a figure is not a PNG, or
+      its alternative text is missing.
+  """
+  body = [
+      f"<h1>{_text(title)}</h1>",
+      '<section class="verdict" aria-label="Verdict">',
+      *_paragraphs(verdict.split("\n\n")),
+      "</section>",
+      *(line for section in sections for line in _section(section)),
+      *_section(Section(
+          title="How this was measured",
+          tables=_protocol_tables(run, protocol or {}))),
+  ]
+  return _DOCUMENT.format(
+      title=_text(title), style=_STYLE, body="\n".join(body))
+
+
+def format_number(value: float, digits: int = _DIGITS) -> str:
+  """A number for reading: significant digits, true minus, no trailing zeros."""
+  if isinstance(value, int):
+    text = f"{value:,}".replace(",", "\u202f")  # narrow space
+  elif math.isnan(value):
+    return "–"
+  elif math.isinf(value):
+    text = "∞" if value > 0 else "-∞"
+  else:
+    value += 0.0  # no negative zero
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    power = int(exponent)
+    if value and not -4 <= power < 6:
+      text = mantissa.rstrip("0").rstrip(".") + (
+          f"·10{str(power).translate(_SUPERSCRIPT)}")
+    else:
+      text = f"{value:.{max(digits - 1 - power, 0)}f}"
+      text = text.rstrip("0").rstrip(".") if "." in text else text
+  return text.replace("-", "−")
+
+
+def format_interval(interval: Interval) -> tuple[str, str]:
+  """Estimate and `[low, high]`, with two digits of the interval's width."""
+  width = interval.high - interval.low
+  if not math.isfinite(width):
+    return format_number(interval.estimate), "[no interval]"
+  if width <= 0 or not 1e-4 <= max(
+      abs(interval.low), abs(interval.high)) < 10**6:
+    low, high = format_number(interval.low), format_number(interval.high)
+    return format_number(interval.estimate), f"[{low}, {high}]"
+  places = min(max(1 - math.floor(math.log10(width)), 0), 8)
+  shown = [
+      f"{round(number, places) + 0.0:.{places}f}".replace("-", "−")
+      for number in (interval.estimate, interval.low, interval.high)]
+  return shown[0], f"[{shown[1]}, {shown[2]}]"
+
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+# What HTML may not contain: control characters and halves of surrogate pairs.
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def _text(value: Any) -> str:
+  return html.escape(_FORBIDDEN.sub("\ufffd", str(value)))
+
+
+def _paragraphs(paragraphs):
+  return [
+      f"<p>{_text(each.strip())}</p>" for each in paragraphs if each.strip()]
+
+
+def _section(section: Section) -> list[str]:
+  return [
+      "<section>",
+      f"<h2>{_text(section.title)}</h2>",
+      *_paragraphs(section.paragraphs),
+      *map(_table, section.tables),
+      *map(_figure, section.figures),
+      "</section>",
+  ]
+
+
+def _figure(figure: Figure) -> str:
+  if not figure.png.startswith(b"\x89PNG\r\n\x1a\n"):
+    raise ValueError(
+        f"figure {figure.caption!r}: not a PNG; give the bytes of one")
+  if not figure.alt.strip():
+    raise ValueError(
+        f"figure {figure.caption!r}: alt is empty; say what it shows")
+  # The size, from the PNG's header: sharp on dense screens, and known to the
+  # browser before the picture is decoded.
+  width, height = (
+      round(int.from_bytes(figure.png[at : at + 4], "big") * _SCREEN_DPI / DPI)
+      for at in (16, 20))
+  data = base64.b64encode(figure.png).decode("ascii")
+  return (
+      f'<figure>\n<img src="data:image/png;base64,{data}"'
+      f' alt="{_text(figure.alt)}" width="{width}" height="{height}">\n'
+      f"<figcaption>{_text(figure.caption)}</figcaption>\n</figure>")
+
+
+def _table(table: Table) -> str:
+  for row in table.rows:
+    if len(row) != len(table.columns):
+      raise ValueError(
+          f"table {table.caption!r}: a row has {len(row)} cells and there are"
+          f" {len(table.columns)} columns: {list(row)!r:.80}")
+  numeric = [
+      _is_numeric([row[index] for row in table.rows])
+      for index in range(len(table.columns))]
+
+  def line(tags, cells):
+    return "<tr>" + "".join(
+        f"<{tag}{' class=num' if right else ''}>{cell}</{tag.split()[0]}>"
+        for tag, right, cell in zip(tags, numeric, cells)) + "</tr>"
+
+  tags = ['th scope="row"'] + ["td"] * (len(table.columns) - 1)
+  return "\n".join([
+      f"<figure>\n<figcaption>{_text(table.caption)}</figcaption>",
+      '<div class="scroll" tabindex="0" role="region"'
+      f' aria-label="{_text(table.caption)}">',
+      "<table>",
+      "<thead>",
+      line(['th scope="col"'] * len(table.columns), map(_text, table.columns)),
+      "</thead>",
+      "<tbody>",
+      *(line(tags, map(_cell, row)) for row in table.rows),
+      "</tbody>",
+      "</table>\n</div>\n</figure>",
+  ])
+
+
+def _is_numeric(cells) -> bool:
+  known = [cell for cell in cells if cell is not None]
+  return bool(known) and all(
+      isinstance(cell, (int, float, Interval)) and not isinstance(cell, bool)
+      for cell in known)
+
+
+def _cell(value: Cell) -> str:
+  if value is None:
+    return "–"
+  if isinstance(value, bool):
+    return "yes" if value else "no"
+  if isinstance(value, (int, float)):
+    return format_number(value)
+  if isinstance(value, Interval):
+    estimate, ends = format_interval(value)
+    return f'{estimate} <span class="ends">{ends}</span>'
+  return _text(value)
+
+
+def _protocol_tables(run, protocol) -> list[Table]:
+  """What run.json says, first what decides whether numbers are comparable."""
+  rows = list(protocol.items())
+  hashes = run.get("checkpoint_hash")
+  if isinstance(hashes, Mapping):
+    rows += [(f"Checkpoint {name}", each) for name, each in hashes.items()]
+  else:
+    rows.append(("Checkpoint", hashes))
+  calibration = dict(run.get("calibration") or {})
+  if calibration:
+    token_hash = calibration.pop("hash", None)
+    rows += [
+        ("Calibration", _listed(calibration)),
+        ("Calibration tokens", token_hash)]
+  rows += [
+      (name.capitalize(), _listed(run.get(name) or {}))
+      for name in ("seeds", "device", "versions")]
+  rows.append(("Command", run.get("command")))
+  flags = list((run.get("flags") or {}).items())
+  return [
+      Table(caption=caption, columns=(heading, "Value"), rows=[
+          (name, _setting(value)) for name, value in chosen])
+      for caption, heading, chosen in (
+          ("Protocol", "Setting", rows), ("Flags", "Flag", flags))
+      if chosen]
+
+
+def _setting(value) -> Cell:
+  """A setting as it was typed: a seed of 12345 is no measurement."""
+  kept = value is None or isinstance(value, (bool, Interval))
+  return value if kept else str(value)
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+  return ", ".join(
+      f"{name} {_setting(value)}" for name, value in values.items()
+      if value is not None)
+
+
+_DOCUMENT = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; \
+img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<style>
+{style}
+</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+_STYLE = """:root {
+  color-scheme: light dark;
+  --page: #ffffff; --ink: #1c1e21; --soft: #5b6068; --rule: #d8dbe0;
+  --panel: #f4f6f8; --accent: #0072b2;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #15171a; --ink: #e6e7e9; --soft: #a2a7af; --rule: #383c42;
+    --panel: #1f2226; --accent: #56b4e9;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0; background: var(--page); color: var(--ink);
+  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", "Liberation Sans",
+    sans-serif;
+}
+main { max-width: 48rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+h1 { font-size: 1.65rem; line-height: 1.25; margin: 0 0 1.25rem; }
+h2 { font-size: 1.2rem; line-height: 1.3; margin: 2.75rem 0 .75rem; }
+h1, h2, p, figcaption { overflow-wrap: anywhere; }
+p { margin: 0 0 .85rem; }
+.verdict {
+  background: var(--panel); border-left: .3rem solid var(--accent);
+  border-radius: .25rem; padding: 1rem 1.15rem; font-size: 1.06rem;
+}
+.verdict p:last-child { margin-bottom: 0; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+th, td {
+  padding: .36rem .75rem .36rem 0; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--rule);
+}
+th:last-child, td:last-child { padding-right: 0; }
+td:not(.num) { overflow-wrap: anywhere; white-space: pre-wrap; }
+thead th {
+  border-bottom: 2px solid var(--soft); vertical-align: bottom;
+  font-weight: 600;
+}
+tbody th { font-weight: 500; min-width: 7.5rem; }
+.num {
+  text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums;
+}
+thead .num { white-space: normal; }
+.ends { color: var(--soft); font-size: .92em; padding-left: .25em; }
+figure { margin: 1.5rem 0 2rem; }
+img {
+  display: block; max-width: 100%; height: auto; background: #ffffff;
+  padding: .5rem; border: 1px solid var(--rule); border-radius: .25rem;
+}
+figcaption { color: var(--soft); font-size: .9rem; margin: .5rem 0; }
+@media (max-width: 40rem) {
+  .ends { display: block; padding: 0; }
+}
+@page { margin: 1.6cm; }
+@media print {
+  :root {
+    --page: #ffffff; --ink: #000000; --soft: #444444; --rule: #bbbbbb;
+    --panel: #ffffff; --accent: #000000;
+  }
+  html { font-size: 10pt; }
+  main { max-width: none; padding: 0; }
+  .scroll { overflow: visible; }
+  figure, tr, .verdict { break-inside: avoid; }
+  h2, thead { break-after: avoid; }
+  img { border: 0; padding: 0; }
+  figure:has(table) { break-inside: auto; }
+}"""

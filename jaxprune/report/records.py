@@ -1,0 +1,312 @@
+"""What was measured, and how would somebody measure it again?
+
+A run folder holds `run.json` (what was asked and on what), `records.jsonl` (a
+flat row per measured thing), `summary.json` (the scalars), `figures/` and
+perhaps `report.html`. Rows are appended whole and flushed, so a killed run
+leaves every finished row; other files appear whole or not at all.
+
+A number that is not finite is written as null and counted: JSON has no NaN, a
+long run must not die of one row, and a NaN must not pass for a missing field.
+The counts stand in `summary.json` under `non_finite`.
+"""
+
+import collections
+import dataclasses
+import difflib
+import json
+import math
+import os
+import pathlib
+import platform
+import shlex
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxprune
+from jaxprune.checkpoints import files
+from jaxprune.report.fields import FIELDS, Field
+from jaxprune.report.tables import RECORDS, read_records
+
+RUN, SUMMARY, FIGURES, PAGE = (
+    "run.json", "summary.json", "figures", "report.html")
+_MAKER = "jaxprune"
+# Settings that may differ between a run and its resumption.
+_FREE_FLAGS = ("out", "resume", "verbosity")
+
+
+def describe_run(
+    *,
+    flags: Mapping[str, Any],
+    command: Sequence[str],
+    seeds: Mapping[str, int | None],
+    checkpoint_hash: str | Mapping[str, str] | None = None,
+    calibration: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+  """What run.json says.
+
+  Args:
+    flags: every flag with its resolved value.
+    command: the program and its arguments.
+    seeds: what was drawn, and from which seed.
+    checkpoint_hash: of the model, or by name where there are several.
+    calibration: from `calibration.describe`, with its token hash.
+
+  Returns:
+    These, and the versions, platform and devices of this process.
+  """
+  devices = jax.devices()
+  return {
+      "made_by": _MAKER,
+      "command": shlex.join(map(str, command)),
+      "flags": dict(flags),
+      "seeds": dict(seeds),
+      "checkpoint_hash": checkpoint_hash,
+      "calibration": None if calibration is None else dict(calibration),
+      "versions": {
+          "jaxprune": jaxprune.__version__,
+          **{name: _version(name) for name in (
+              "jax", "jaxlib", "flax", "numpy", "tokenizers")},
+          "python": platform.python_version(),
+      },
+      "device": {
+          "platform": devices[0].platform,
+          "kind": devices[0].device_kind,
+          "devices": len(devices),
+          "processes": jax.process_count(),
+          "system": platform.platform(),
+      },
+  }
+
+
+class RunFolder:
+  """Writes one run folder; a context manager.
+
+  Only the main process touches the disk. The others call the same methods,
+  which check their arguments and write nothing.
+
+  Attributes:
+    folder: where.
+    non_finite: how often each field was not finite so far.
+  """
+
+  def __init__(
+      self,
+      out: str | os.PathLike,
+      description: Mapping[str, Any],
+      *,
+      main_process: bool = True,
+      resume: bool = False,
+      extra_fields: Mapping[str, Field] | None = None,
+  ):
+    """Make the folder and write run.json.
+
+    Args:
+      out: a folder that does not exist, is empty, or was made here. What an
+        earlier run wrote there is removed, and nothing else.
+      description: from `describe_run`; anything JSON can hold.
+      main_process: whether this process writes.
+      resume: keep the rows of an earlier run with the same settings and append
+        to them; a row that was cut off is removed.
+      extra_fields: columns beside `fields.FIELDS`.
+
+    Raises:
+      ValueError: the folder holds something else, or the settings of the run
+        to resume differ.
+    """
+    self.folder = pathlib.Path(out)
+    self.non_finite: dict[str, int] = {}
+    extra_fields = dict(extra_fields or {})
+    self._fields = {**FIELDS, **extra_fields}
+    self._file = None
+    if not main_process:
+      return
+    _check_folder(self.folder)
+    description = json.loads(json.dumps(_plain(description)))
+    description["extra_fields"] = {
+        name: dataclasses.asdict(field) for name, field in extra_fields.items()}
+    if resume and (self.folder / RUN).is_file():
+      _check_same(self.folder, description)
+      _cut_off(self.folder / RECORDS)
+      self.non_finite = _count_nulls(self.folder / RECORDS)
+    else:
+      _clear(self.folder)
+    self.folder.mkdir(parents=True, exist_ok=True)
+    files.atomic_write_json(self.folder / RUN, description)
+    (self.folder / FIGURES).mkdir(exist_ok=True)
+    # A page or summary of fewer rows would contradict the records.
+    for name in (SUMMARY, PAGE):
+      (self.folder / name).unlink(missing_ok=True)
+    self._file = open(self.folder / RECORDS, "a", encoding="utf-8")
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self.close()
+
+  def close(self) -> None:
+    """Close the records; later rows are an error."""
+    if self._file is not None:
+      self._file.close()
+
+  def write(self, row: Mapping[str, Any]) -> None:
+    """Append one row.
+
+    Args:
+      row: known fields; Python, NumPy or JAX scalars. None leaves a field out.
+
+    Raises:
+      ValueError: an unknown field, or a value of another kind.
+    """
+    self.write_all([row])
+
+  def write_all(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows, see `write`, flushed together."""
+    lines = [json.dumps(self._checked(row), allow_nan=False) for row in rows]
+    if self._file is not None and lines:
+      self._file.write("\n".join(lines) + "\n")
+      self._file.flush()
+
+  def write_summary(self, scalars: Mapping[str, Any]) -> None:
+    """Write summary.json: `scalars` and the counts of non-finite numbers.
+
+    Args:
+      scalars: nested as you like; a number that is not finite becomes null and
+        is counted under its path, `tasks.mmlu` for example.
+    """
+    counts = dict(self.non_finite)
+    content = _finite(_plain(scalars), "", counts)
+    content["non_finite"] = counts
+    if self._file is not None:
+      files.atomic_write_json(self.folder / SUMMARY, content)
+
+  def write_figure(self, name: str, png: bytes) -> None:
+    """Write figures/NAME.png."""
+    if self._file is not None:
+      files.atomic_write_bytes(self.folder / FIGURES / f"{name}.png", png)
+
+  def write_page(self, page: str) -> None:
+    """Write report.html."""
+    if self._file is not None:
+      files.atomic_write_text(self.folder / PAGE, page)
+
+  def _checked(self, row):
+    return {
+        name: _value(name, value, self._fields, self.non_finite)
+        for name, value in row.items() if value is not None}
+
+
+def _version(name: str) -> str | None:
+  try:
+    return metadata.version(name)
+  except metadata.PackageNotFoundError:
+    return None
+
+
+def _check_folder(folder: pathlib.Path) -> None:
+  """Refuse a folder with somebody's files in it."""
+  if folder.exists() and not folder.is_dir():
+    raise ValueError(f"--out={folder}: is a file; give a folder")
+  if not folder.is_dir() or not any(folder.iterdir()):
+    return
+  try:
+    made_by = files.read_json(folder / RUN).get("made_by")
+  except ValueError:
+    made_by = None
+  if made_by != _MAKER:
+    raise ValueError(
+        f"--out={folder}: is not empty and not a run of jaxprune (no {RUN} that"
+        " says so); give a new folder, or empty this one")
+
+
+def _check_same(folder: pathlib.Path, description: Mapping[str, Any]) -> None:
+  before = files.read_json(folder / RUN)
+  for name in ("flags", "seeds", "checkpoint_hash", "calibration"):
+    old, new = before.get(name), description.get(name)
+    if name == "flags":
+      old, new = (
+          {key: value for key, value in (flags or {}).items()
+           if key not in _FREE_FLAGS} for flags in (old, new))
+    if old != new:
+      raise ValueError(
+          f"--out={folder}: the run to resume has {name}={old!r}, this one"
+          f" {new!r}; give the same settings, or a new folder")
+
+
+def _clear(folder: pathlib.Path) -> None:
+  """Remove what an earlier run wrote, but for run.json, which says so."""
+  for name in (RECORDS, SUMMARY, PAGE):
+    (folder / name).unlink(missing_ok=True)
+  shutil.rmtree(folder / FIGURES, ignore_errors=True)
+
+
+def _cut_off(path: pathlib.Path) -> None:
+  """Remove a last line that a killed run did not finish."""
+  if path.is_file():
+    content = path.read_bytes()
+    if not content.endswith(b"\n"):
+      os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def _count_nulls(path: pathlib.Path) -> dict[str, int]:
+  """Non-finite numbers of the rows that are there."""
+  rows = read_records(path) if path.is_file() else []
+  return dict(collections.Counter(
+      name for row in rows for name, value in row.items() if value is None))
+
+
+def _value(name, value, fields, non_finite):
+  """One value as JSON has it, checked against its field."""
+  if name not in fields:
+    near = difflib.get_close_matches(name, fields, 1)
+    hint = f"did you mean {near[0]}? else " if near else ""
+    raise ValueError(
+        f"record field {name!r} is unknown: {hint}pass it in extra_fields")
+  value = _plain(value)
+  kind = fields[name].kind
+  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  good = {
+      "text": isinstance(value, str),
+      "int": is_number and isinstance(value, int),
+      "bool": isinstance(value, bool),
+      "float": is_number,
+  }[kind]
+  if not good:
+    raise ValueError(
+        f"record field {name}={value!r}: must be a {kind}, not"
+        f" {type(value).__name__}")
+  if kind == "float":
+    return _finite(float(value), name, non_finite)
+  return value
+
+
+def _plain(value):
+  """NumPy and JAX values as Python ones, recursively."""
+  if isinstance(value, Mapping):
+    return {str(key): _plain(entry) for key, entry in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_plain(entry) for entry in value]
+  if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+    return _plain(np.asarray(value).tolist())
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
+  return value
+
+
+def _finite(value, path, non_finite):
+  """Replace what is not finite by None, and count it under its path."""
+  if isinstance(value, dict):
+    return {
+        key: _finite(entry, f"{path}.{key}".lstrip("."), non_finite)
+        for key, entry in value.items()}
+  if isinstance(value, list):
+    return [_finite(entry, path, non_finite) for entry in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    non_finite[path] = non_finite.get(path, 0) + 1
+    return None
+  return value

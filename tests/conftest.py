@@ -1,0 +1,83 @@
+"""Strict surroundings for every test.
+
+Eight host devices, rank promotion raises, matmul precision highest, no
+network. Warnings are errors (setup.cfg).
+"""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+    # Four fifths of the suite is compilation; this leaves out what makes the
+    # machine code fast, not what XLA makes of the program.
+    + " --xla_backend_optimization_level=0"
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pathlib
+import socket
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+# A busy machine is no failed property, and a failure must come back on rerun.
+hypothesis.settings.register_profile(
+    "jaxprune", deadline=None, derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("jaxprune")
+
+# Measured, not guessed; BUILD.md says how the list is made.
+_SLOW = frozenset(
+    pathlib.Path(__file__).with_name("slow_tests.txt").read_text().split())
+
+
+# They take longest and hold few tests: begun last, they would run alone.
+_FIRST = ("test_scripts", "test_prune_mesh", "test_encoder_retrieval")
+
+
+def pytest_collection_modifyitems(items):
+  """Leave what takes more than a second out of the quick subset.
+
+  Files that start scripts come first (setup.cfg keeps xdist from sorting the
+  files by their number of tests).
+  """
+  items.sort(key=lambda item: not (
+      item.path.stem in _FIRST or item.path.stem.endswith("_script")))
+  for item in items:
+    name = item.nodeid.partition("[")[0]
+    if name in _SLOW or name.partition("::")[0] in _SLOW:
+      item.add_marker(pytest.mark.slow)
+
+
+_LOOPBACK = ("127.", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+  """Let a socket reach this machine only."""
+  connect = socket.socket.connect
+
+  def guarded(self, address):
+    if isinstance(address, tuple) and not str(address[0]).startswith(_LOOPBACK):
+      raise OSError(f"tests may not reach the network: {address}")
+    return connect(self, address)
+
+  monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+  """The folder of real checkpoints, data and golden outputs."""
+  name = os.environ.get("JAXPRUNE_SHARED", "")
+  if not name:
+    pytest.skip("JAXPRUNE_SHARED is not set: no real checkpoints to test on")
+  folder = pathlib.Path(name)
+  if not (folder / "weights").is_dir():
+    pytest.skip(f"JAXPRUNE_SHARED={folder} has no folder weights/")
+  return folder

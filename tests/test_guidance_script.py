@@ -1,0 +1,64 @@
+"""The guidance script as a user runs it: learn, then apply."""
+
+import json
+
+import pytest
+
+from tests.guidance_grids_made import write_grid
+from tests.test_scripts import run
+
+
+@pytest.mark.slow
+def test_learn_and_apply(tmp_path):
+  grid = write_grid(tmp_path / "grid")
+  done = run("guidance", f"--grids={grid}", f"--out={tmp_path}/learnt",
+             "--resamples=100")
+  assert done.returncode == 0, done.stderr
+  rule = json.loads((tmp_path / "learnt/rule.json").read_text())
+  summary = json.loads((tmp_path / "learnt/summary.json").read_text())
+  assert rule["tasks"]["choose"] == summary["tasks"]["choose"]
+  assert rule["sources"][0]["checkpoint_hash"] == "aaaa"
+  assert summary["models"] == 30 and len(summary["settings"]) == 3 * 7
+  assert sorted(p.name for p in (tmp_path / "learnt/figures").iterdir()) == [
+      "score_choose.png", "score_easy.png", "score_text.png"]
+  assert "Prune this way" in (tmp_path / "learnt/report.html").read_text()
+  rows = [json.loads(line) for line in
+          (tmp_path / "learnt/records.jsonl").read_text().splitlines()]
+  assert len([r for r in rows if r["protocol"] == "features"]) == 30
+  assert len([r for r in rows if r["protocol"] == "task"]) == 3 * 30
+  # 32 features, sparsity, and perplexity but for its own task.
+  assert len([r for r in rows if r["protocol"] == "feature"]) == 3 * 34 - 1
+
+  done = run("guidance", f"--rule={tmp_path}/learnt/rule.json",
+             "--pruned=pocket", "--num_prompts=2", "--max_new_tokens=3",
+             f"--out={tmp_path}/judged")
+  assert done.returncode == 0, done.stderr
+  judged = json.loads((tmp_path / "judged/summary.json").read_text())
+  assert not judged["tested"] and "warning: UNTESTED" in done.stdout
+  assert set(judged["features"].values()) == {0.0}  # The model against itself.
+  assert [a["answer"] for a in judged["answers"]] == ["yes", "yes", "unknown"]
+  assert judged["positions"] == 6
+
+  done = run("guidance", f"--rule={tmp_path}/learnt/rule.json",
+             f"--grids={grid}", f"--out={tmp_path}/checked")
+  assert done.returncode == 1 and "no task has a rule" in done.stderr
+  other = write_grid(tmp_path / "other", dense="bbbb", shift=0.06)
+  done = run("guidance", f"--rule={tmp_path}/learnt/rule.json",
+             f"--grids={other}", f"--out={tmp_path}/checked")
+  assert done.returncode == 0, done.stderr
+  checked = json.loads((tmp_path / "checked/summary.json").read_text())
+  assert not checked["same_dense_model"] and checked["no_rule"] == ["easy"]
+  assert "other dense models" in done.stdout
+
+
+def test_bad_flags_are_one_line(tmp_path):
+  for flags, words in (
+      ([], "give --grids"),
+      (["--rule=x", "--grids=y", "--pruned=z"], "one or the other"),
+      (["--grids=y", "--features=mean_kl,x"], "--features=x: unknown"),
+      ([f"--grids={tmp_path}"], "no finished dense cell")):
+    done = run("guidance", *flags, f"--out={tmp_path}/out")
+    lines = [ln for ln in done.stderr.splitlines() if ln.startswith("error: ")]
+    assert done.returncode == 1 and len(lines) == 1, done.stderr
+    assert words in lines[0]
+  assert not (tmp_path / "out").exists()

@@ -1,0 +1,138 @@
+"""The arrows of the design: farther right imports farther left, never back."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+ORDER = (
+    "shapes",
+    "models",
+    "checkpoints",
+    "calibration",
+    "pruning",
+    "probes",
+    "recovery",
+    "evaluation",
+    "report",
+    "pocket",
+    "experiments",
+)
+# What a package may load besides the standard library and its left
+# neighbours. Files not listed take their package's row.
+ALLOWED = {
+    "models": {"jax", "numpy", "einops"},
+    "models/decoder.py": {"jax", "numpy", "einops", "flax"},
+    "models/encoder.py": {"jax", "numpy", "einops", "flax"},
+    "checkpoints": {"jax", "numpy", "ml_dtypes", "safetensors"},
+    "checkpoints/orbax.py": {"jax", "numpy", "orbax"},
+    "checkpoints/huggingface.py": {
+        "jax", "numpy", "ml_dtypes", "safetensors", "huggingface_hub"},
+    "calibration": {"jax", "numpy"},
+    "calibration/documents.py": {"numpy", "datasets", "pyarrow"},
+    "calibration/prompts.py": {"numpy", "tokenizers"},
+    "calibration/tokenizer.py": {"tokenizers"},
+    "calibration/tokens.py": {"numpy", "tokenizers"},
+    "pruning": {"jax", "numpy"},
+    "probes": {"jax", "numpy"},
+    "recovery": {"jax", "numpy"},
+    "recovery/finetune.py": {"jax", "numpy", "optax"},
+    "report": {"jax", "numpy"},
+    "report/figures.py": {"matplotlib", "numpy"},
+    "report/intervention_figures.py": {"matplotlib", "numpy"},
+}
+# The array rooms: arrays, pytrees and callables in, so that any JAX project
+# can import them. They see no model and no disk.
+ARRAY_ROOMS = ("pruning", "probes")
+MODEL_AWARE = {
+    "pruning/allocation_driver.py",
+    "pruning/commits.py",
+    "pruning/driver.py",
+    "pruning/encoder_driver.py",
+    "pruning/drop_driver.py",
+    "pruning/estimate.py",
+    "pruning/global_magnitude.py",
+    "pruning/layer.py",
+    "pruning/streaming.py",
+    "probes/damage_driver.py",
+    "probes/change_driver.py",
+    "probes/drivers.py",
+    "probes/intervention_driver.py",
+    "probes/interaction_driver.py",
+    "probes/path_driver.py",
+    "probes/monitoring_driver.py",
+    "probes/propagation_driver.py",
+    "probes/propagation_estimate.py",
+    "probes/read_out_driver.py",
+    "probes/transition_driver.py",
+}
+
+
+def modules():
+  for folder in ("jaxprune", "experiments"):
+    yield from sorted((ROOT / folder).rglob("*.py"))
+
+
+def room(path):
+  """The entry of ORDER a file belongs to, or None for jaxprune/__init__."""
+  parts = path.relative_to(ROOT).with_suffix("").parts
+  name = parts[1] if parts[0] == "jaxprune" else "experiments"
+  return None if name == "__init__" else name
+
+
+def imported(path):
+  """Absolute dotted names of everything a file imports, lazily too."""
+  package = path.relative_to(ROOT).parent.parts
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      base = node.module or ""
+      if node.level:
+        base = ".".join((*package[: len(package) - node.level + 1], base))
+      base = base.rstrip(".")
+      yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize(
+    "path", list(modules()), ids=lambda p: str(p.relative_to(ROOT)))
+def test_arrows(path):
+  here = room(path)
+  if here is None:
+    assert not list(imported(path))
+    return
+  assert here in ORDER, f"{path}: a folder the design does not know"
+  for name in imported(path):
+    parts = name.split(".")
+    if parts[0] == "jaxprune" and len(parts) > 1 and parts[1] in ORDER:
+      assert ORDER.index(parts[1]) <= ORDER.index(here), (
+          f"{path.relative_to(ROOT)} imports {name}, to its right")
+    assert parts[0] != "experiments" or here == "experiments"
+
+
+@pytest.mark.parametrize(
+    "path", list(modules()), ids=lambda p: str(p.relative_to(ROOT)))
+def test_outside_packages(path):
+  import sys
+
+  key = "/".join(path.relative_to(ROOT).parts[1:])
+  allowed = ALLOWED.get(key, ALLOWED.get(room(path)))
+  if allowed is None:
+    return
+  for name in imported(path):
+    top = name.split(".")[0]
+    if top == "jaxprune" or top in sys.stdlib_module_names:
+      continue
+    assert top in allowed, f"{key} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in modules() if room(p) in ARRAY_ROOMS],
+    ids=lambda p: str(p.relative_to(ROOT)))
+def test_array_rooms_know_no_model(path):
+  if "/".join(path.relative_to(ROOT).parts[1:]) in MODEL_AWARE:
+    return
+  for name in imported(path):
+    assert not name.startswith(("jaxprune.models", "jaxprune.checkpoints"))

@@ -1,0 +1,172 @@
+"""Pruning on many devices and in many processes gives what one device gives."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from jaxprune import checkpoints
+from jaxprune.models import KERNELS
+from jaxprune.pruning import driver, drop_driver, placement
+from jaxprune.pruning.patterns import NofM, Unstructured
+from jaxprune.pruning.streaming import Memory
+
+ROOT = pathlib.Path(__file__).parents[1]
+TOKENS = np.random.default_rng(0).integers(3, 90, (8, 24)).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+  """A random Llama of 4 layers as a Hugging Face folder."""
+  import torch
+  import transformers
+
+  torch.manual_seed(0)
+  config = transformers.LlamaConfig(
+      vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+      num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+      initializer_range=0.2)
+  folder = tmp_path_factory.mktemp("tiny")
+  transformers.LlamaForCausalLM(config).save_pretrained(folder)
+  np.savez(folder / "ids.npz", calibration=TOKENS)
+  return checkpoints.open_checkpoint(folder)
+
+
+def kernels(folder):
+  _, params = checkpoints.load_params(folder)
+  for group, kernel in KERNELS:
+    yield np.asarray(params["layers"][group][kernel]["kernel"])
+
+
+def assert_same(one, many, ties=0):
+  """Masks equal but for counted ties, kept weights to 1e-5."""
+  different = 0
+  for x_LIO, y_LIO in zip(kernels(one), kernels(many)):
+    different += ((x_LIO != 0) != (y_LIO != 0)).sum()
+    both = (x_LIO != 0) & (y_LIO != 0)
+    np.testing.assert_allclose(x_LIO[both], y_LIO[both], atol=1e-5)
+  assert different <= ties
+
+
+def test_meshes():
+  mesh = placement.make_mesh({"data": 4, "model": 2})
+  assert dict(mesh.shape) == {"data": 4, "model": 2}
+  with pytest.raises(ValueError, match="there are 8"):
+    placement.make_mesh({"data": 3})
+  with pytest.raises(ValueError, match="axes data and model"):
+    placement.make_mesh({"data": 4, "tensor": 2})
+  # 8 sequences over 4 devices: 4 or 8 at a time, never 1.
+  assert Memory(micro_batch=1, mesh=mesh).size(8) == 4
+  with pytest.raises(ValueError, match="6 calibration sequences"):
+    Memory(mesh=mesh).size(6)
+
+
+def test_where_things_lie():
+  mesh = placement.make_mesh({"data": 4, "model": 2})
+  w_IO = placement.place_leaf(np.ones((6, 8), np.float16), mesh)
+  assert w_IO.dtype == np.float32
+  assert {s.data.shape for s in w_IO.addressable_shards} == {(6, 4)}
+  odd_IO = placement.place_leaf(np.ones((6, 7)), mesh)
+  assert {s.data.shape for s in odd_IO.addressable_shards} == {(6, 7)}
+  x_BTD = placement.place_batch(np.ones((8, 3, 6)), mesh)
+  assert {s.data.shape for s in x_BTD.addressable_shards} == {(2, 3, 6)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method,pattern,offload", [
+    ("wanda", Unstructured(sparsity=0.5), False),
+    ("sparsegpt", NofM(keep=1, of=4), True),
+    ("flap", Unstructured(sparsity=0.25), False),
+])
+def test_eight_devices_are_one(tiny, tmp_path, method, pattern, offload):
+  mesh = placement.make_mesh({"data": 4, "model": 2})
+  options = dict(method=method, pattern=pattern, tokens=TOKENS)
+  one = driver.prune_weights(tiny, tmp_path / "one", **options)
+  many = driver.prune_weights(
+      tiny, tmp_path / "many", memory=Memory(mesh=mesh, offload=offload),
+      **options)
+  assert_same(tmp_path / "one", tmp_path / "many")
+  for a, b in zip(one, many):
+    np.testing.assert_allclose(a["layer_error"], b["layer_error"], rtol=1e-3)
+
+
+def test_scores_on_eight_devices(tiny):
+  mesh = placement.make_mesh({"data": 8})
+  one = drop_driver.score_sublayers(tiny, TOKENS, window=2)
+  many = drop_driver.score_sublayers(
+      tiny, TOKENS, window=2, memory=Memory(mesh=mesh))
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, many)
+
+
+def start(*arguments, devices=1):
+  flags = (  # of two the last one counts
+      os.environ["XLA_FLAGS"]
+      + f" --xla_force_host_platform_device_count={devices}")
+  environment = dict(
+      os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT), XLA_FLAGS=flags)
+  return subprocess.Popen(
+      [sys.executable, "-m", "experiments.prune", *map(str, arguments)],
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+      env=environment)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tiny, tmp_path):
+  flags = [
+      f"--model={tiny.folder}", f"--calibration={tiny.folder}/ids.npz",
+      "--method=sparsegpt", "--pattern=2:4"]
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  pod = [
+      start(
+          *flags, f"--out={tmp_path}/two", "--mesh=data:2,model:2",
+          "--distributed", f"--coordinator=127.0.0.1:{port}",
+          "--num_processes=2", f"--process_id={i}", devices=2)
+      for i in range(2)]
+  said = [process.communicate(timeout=300) for process in pod]
+  assert [process.returncode for process in pod] == [0, 0], said
+  assert "layer 4/4" in said[0][1]
+  assert "4/4" not in said[1][1] and "wrote" not in said[1][0]
+  driver.prune_weights(
+      tiny, tmp_path / "one", method="sparsegpt", pattern=NofM(keep=2, of=4),
+      tokens=TOKENS)
+  assert_same(tmp_path / "one", tmp_path / "two")
+  summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+  assert summary["sparsity"] == 0.5
+
+
+@pytest.mark.slow
+def test_killed_and_run_again(tiny, tmp_path):
+  """SIGKILL after the second layer; the command again gives the same bits."""
+  flags = [
+      f"--model={tiny.folder}", f"--calibration={tiny.folder}/ids.npz",
+      "--method=sparsegpt", "--sparsity=0.5"]
+  process = start(*flags, f"--out={tmp_path}/cut")
+  for line in process.stderr:
+    if line.startswith("layer 2/4"):
+      process.send_signal(signal.SIGKILL)
+      break
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+  assert not (tmp_path / "cut").exists()
+  process = start(*flags, f"--out={tmp_path}/cut", "--sparsity=0.4")
+  assert "sparsity was 0.5, now 0.4" in process.communicate()[1]
+  assert process.returncode == 1
+  process = start(*flags, f"--out={tmp_path}/cut")
+  said = process.communicate()[1]
+  assert process.returncode == 0, said
+  assert "layer 2/4" not in said and "layer 4/4" in said
+  process = start(*flags, f"--out={tmp_path}/whole")
+  said = process.communicate()[1]
+  assert process.returncode == 0, said
+  for path in (tmp_path / "whole").glob("*.safetensors"):
+    assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes()

@@ -1,0 +1,224 @@
+"""Masked training: what is fixed keeps its bits, and the loss is the loss."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprune.models import KERNELS, decoder
+from jaxprune.pocket import training
+from jaxprune.probes import divergences
+from jaxprune.recovery import finetune, freedom
+
+CONFIG = dataclasses.replace(
+    training.model_config(40), num_layers=2, embed_dim=16, mlp_dim=24,
+    num_heads=2, num_kv_heads=1, head_dim=8, sliding_layers=(False,) * 2)
+TOKENS = np.random.default_rng(0).integers(0, 40, (12, 9)).astype(np.int32)
+SHORT = finetune.Recovery(
+    steps=3, batch=4, learning_rate=1e-2, weight_decay=0.1, warmup=0.0,
+    clip=1e9)
+
+
+def pruned_model(seed=0):
+  """A random model with random masks, zeros (some negative) in place."""
+  dense = training.initial_params(CONFIG, jax.random.key(seed))
+  rng = np.random.default_rng(seed)
+  masks, layers = {}, jax.tree.map(np.array, dense["layers"])
+  for group, kernel in KERNELS:
+    w_LIO = layers[group][kernel]["kernel"]
+    keep_LIO = rng.random(w_LIO.shape) < 0.5
+    masks.setdefault(group, {})[kernel] = keep_LIO
+    w_LIO[~keep_LIO] *= 0.0  # keeps the sign
+  return dense, {**dense, "layers": layers}, masks
+
+
+@pytest.fixture(scope="module")
+def model():
+  return pruned_model()
+
+
+def bits(leaf):
+  return np.asarray(leaf, np.float32).view(np.uint32)
+
+
+def run(model, recovery=SHORT, **options):
+  dense, pruned, masks = model
+  return finetune.recover(
+      CONFIG, pruned, TOKENS, recovery, masks=options.pop("masks", masks),
+      dense=(CONFIG, dense), **options)
+
+
+@pytest.mark.parametrize("objective", finetune.losses.OBJECTIVES)
+def test_removed_weights_keep_their_bits_and_all_others_move(model, objective):
+  _, pruned, masks = model
+  found = run(model, dataclasses.replace(SHORT, objective=objective))
+  for group, kernel in KERNELS:
+    before, after = (
+        bits(tree["layers"][group][kernel]["kernel"])
+        for tree in (pruned, found.params))
+    keep = masks[group][kernel]
+    np.testing.assert_array_equal(before[~keep], after[~keep])
+    assert (before[keep] != after[keep]).mean() > 0.99
+  for name in ("attention_norm", "mlp_norm"):
+    assert (bits(found.params["layers"][name]["scale"])
+            != bits(pruned["layers"][name]["scale"])).all()
+  assert found.losses["loss"].shape == (3,)
+
+
+def test_dropped_sublayers_keep_their_bits(model):
+  """Kernels and norm of a dropped sublayer, though its masks are open."""
+  dense, _, _ = model
+  dropped = jax.tree.map(np.array, dense)
+  dropped["layers"]["mlp"]["down"]["kernel"][1] = 0
+  dropped["layers"]["attention"]["output"]["kernel"][0] = 0
+  found = run((dense, dropped, {}), drops={"attention": [0], "mlp": [1]})
+  after, before = found.params["layers"], dropped["layers"]
+  for group, closed in (("attention", 0), ("mlp", 1)):
+    for tree in (group, f"{group}_norm"):
+      for old, new in zip(*map(jax.tree.leaves, (before[tree], after[tree]))):
+        np.testing.assert_array_equal(bits(old[closed]), bits(new[closed]))
+        assert (bits(old[1 - closed]) != bits(new[1 - closed])).mean() > 0.99
+
+
+def test_one_seed_is_one_result(model):
+  first, again = run(model), run(model)
+  for one, other in zip(*map(jax.tree.leaves, (first.params, again.params))):
+    np.testing.assert_array_equal(bits(one), bits(other))
+  other = run(model, dataclasses.replace(SHORT, seed=1))
+  assert (other.losses["loss"] != first.losses["loss"]).any()
+
+
+def test_what_was_given_is_not_changed(model):
+  dense, pruned, masks = model
+  given = jax.tree.map(jnp.array, pruned)  # device arrays, which could be eaten
+  before = jax.tree.map(np.array, pruned)
+  run((dense, given, masks))
+  for one, other in zip(*map(jax.tree.leaves, (before, given))):
+    np.testing.assert_array_equal(bits(one), bits(other))
+
+
+def test_objective_is_the_mean_over_positions(model):
+  """Against the plain forward pass and the probes' KL, position by position."""
+  dense, pruned, _ = model
+  tokens_BT = jnp.asarray(TOKENS[:3])
+  read = jax.jit(lambda tree: decoder.unembed(
+      CONFIG, tree, decoder.forward(CONFIG, tree, tokens_BT)[0])[:, :-1])
+  z_BTV, zq_BTV = read(dense), read(pruned)
+  found = jax.jit(jax.vmap(jax.vmap(divergences.compare_distributions)))(
+      z_BTV, zq_BTV)
+  dz_BTV = np.asarray(zq_BTV - z_BTV, np.float64)
+  p_BTV = np.asarray(jax.nn.softmax(z_BTV), np.float64)
+  mean_BT1 = (p_BTV * dz_BTV).sum(-1, keepdims=True)
+  variance = (p_BTV * (dz_BTV - mean_BT1) ** 2).sum(-1).mean() / 2
+  log_q_BTV = np.asarray(jax.nn.log_softmax(zq_BTV), np.float64)
+  nats = -np.take_along_axis(log_q_BTV, TOKENS[:3, 1:, None], 2).mean()
+  for objective, expected in (
+      ("language", nats), ("distill", found.kl.mean()),
+      ("distill_variance", found.kl.mean() + 3 * variance)):
+    recovery = dataclasses.replace(SHORT, objective=objective)
+    loss, parts = jax.jit(lambda recovery=recovery: finetune.objective(
+        CONFIG, pruned, recovery, tokens_BT, weight=3.0,
+        dense=(CONFIG, dense)))()
+    assert loss == pytest.approx(float(expected), rel=1e-4)
+    assert parts["loss"] == loss
+
+
+def test_distillation_of_the_dense_model_by_itself_stays_there(model):
+  dense, _, masks = model
+  everything = jax.tree.map(np.ones_like, masks)
+  found = run((dense, dense, everything), dataclasses.replace(
+      SHORT, learning_rate=1e-7))
+  assert np.abs(found.losses["kl"]).max() < 1e-6
+
+
+def test_training_lowers_the_loss(model):
+  for objective, name in (("distill", "kl"), ("language", "language")):
+    found = run(model, dataclasses.replace(
+        SHORT, objective=objective, steps=40))
+    assert found.losses[name][-1] < 0.8 * found.losses[name][0]
+
+
+def test_one_step_is_adamw_on_what_is_free(model):
+  """Adam's first step is the sign of the gradient; decay is on kernels."""
+  dense, pruned, masks = model
+  one = dataclasses.replace(SHORT, steps=1)
+  tokens_BT = jnp.asarray(TOKENS[finetune.batch_rows(12, one, 0)])
+  grads = jax.jit(jax.grad(lambda tree: finetune.objective(
+      CONFIG, tree, one, tokens_BT, weight=1.0, dense=(CONFIG, dense))[0]))(
+          pruned)
+  after = run(model, one).params
+  for group, kernel in (("mlp", "down"), ("attention", "query")):
+    w, g, new = (np.asarray(tree["layers"][group][kernel]["kernel"])
+                 for tree in (pruned, grads, after))
+    expected = w - 1e-2 * masks[group][kernel] * (np.sign(g) + 0.1 * w)
+    sure = np.abs(g) > 1e-5  # elsewhere Adam's epsilon shows
+    assert sure.mean() > 0.5
+    np.testing.assert_allclose(new[sure], expected[sure], atol=1e-4)
+  g, new = (np.asarray(tree["final_norm"]["scale"]) for tree in (grads, after))
+  np.testing.assert_allclose(new, 1 - 1e-2 * np.sign(g), atol=1e-4)
+
+
+def test_rates_rise_and_fall():
+  rate = finetune.schedule(
+      finetune.Recovery(steps=100, warmup=0.1, learning_rate=2e-3))
+  np.testing.assert_allclose(
+      [rate(step) for step in (0, 5, 10, 55, 100)], [0, 1e-3, 2e-3, 1e-3, 0],
+      atol=1e-8)
+
+
+def test_rows_are_read_once_before_any_is_read_again():
+  recovery = finetune.Recovery(batch=4)
+  for first in (0, 3):
+    rows = [finetune.batch_rows(13, recovery, first + step)
+            for step in range(3)]
+    assert len(set(np.concatenate(rows).tolist())) == 12
+  assert (finetune.batch_rows(13, recovery, 0)
+          != finetune.batch_rows(13, recovery, 3)).any()
+
+
+def test_a_loss_that_is_not_finite_is_an_error(model):
+  _, pruned, masks = model
+  broken = jax.tree.map(np.array, pruned)
+  broken["final_norm"]["scale"][0] = np.nan
+  with pytest.raises(ValueError, match="not finite: lower learning_rate"):
+    finetune.recover(
+        CONFIG, broken, TOKENS, dataclasses.replace(
+            SHORT, objective="language"), masks=masks)
+
+
+@pytest.mark.parametrize("change,word", [
+    ({"objective": "hope"}, "objective='hope'"),
+    ({"steps": 0}, "steps=0"),
+    ({"batch": 13}, "batch=13"),
+    ({"learning_rate": 0.0}, "learning_rate=0.0"),
+    ({"weight": -1.0}, "weight=-1.0"),
+    ({"weight": float("nan")}, "weight=nan"),
+])
+def test_bad_settings_are_named(change, word):
+  with pytest.raises(ValueError, match=word):
+    finetune.check(dataclasses.replace(SHORT, **change), TOKENS, True)
+
+
+def test_distillation_needs_the_dense_model():
+  with pytest.raises(ValueError, match="needs the dense model"):
+    finetune.check(SHORT, TOKENS, False)
+
+
+def test_masks_from_zeros_are_the_masks(model):
+  _, pruned, masks = model
+  found = freedom.masks_from_zeros(pruned)
+  for group, kernel in KERNELS:
+    np.testing.assert_array_equal(found[group][kernel], masks[group][kernel])
+  assert freedom.masks_from_zeros(model[0]) == {}
+
+
+def test_bad_masks_are_named(model):
+  dense, pruned, masks = model
+  with pytest.raises(ValueError, match="not zero"):
+    freedom.free_entries(dense, masks)
+  with pytest.raises(ValueError, match="no such kernel"):
+    freedom.free_entries(pruned, {"mlp": {"side": masks["mlp"]["up"]}})
+  with pytest.raises(ValueError, match="shape"):
+    freedom.free_entries(pruned, {"mlp": {"down": masks["mlp"]["up"]}})
