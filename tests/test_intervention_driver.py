@@ -142,7 +142,8 @@ def test_measured_against_numpy(pair, text, frozen):
       np.linalg.norm(h, axis=-1) * np.linalg.norm(g, axis=-1)))
   some = measure(pair, text, frozen[LAYERS], frozen[:1], temperature=T,
                  metrics=("kl",))
-  np.testing.assert_array_equal(some["kl"], found["kl"])
+  # Another program: a compiler may sum in another order.
+  np.testing.assert_allclose(some["kl"], found["kl"], rtol=1e-5, atol=1e-9)
   assert set(some) == {"kl"}
 
 

@@ -156,7 +156,7 @@ def test_transformers_loads_the_same_model(tiny, tmp_path, method):
       tiny, tmp_path / "out", method=method, pattern=pattern, tokens=TOKENS)
   ours = logits(tmp_path / "out", TOKENS)
   np.testing.assert_allclose(
-      ours, torch_logits(tmp_path / "out", TOKENS), atol=1e-5)
+      ours, torch_logits(tmp_path / "out", TOKENS), rtol=1e-5, atol=1e-5)
   assert np.abs(ours - logits(tiny, TOKENS)).max() > 1e-2
   assert [row["layer"] for row in log] == [0, 1, 2]
   assert all(0 < row["layer_error"] < 1 for row in log)

@@ -46,12 +46,12 @@ def kernels(folder):
 
 
 def assert_same(one, many, ties=0):
-  """Masks equal but for counted ties, kept weights to 1e-5."""
+  """Masks equal but for counted ties, kept weights to 3e-5."""
   different = 0
   for x_LIO, y_LIO in zip(kernels(one), kernels(many)):
     different += ((x_LIO != 0) != (y_LIO != 0)).sum()
     both = (x_LIO != 0) & (y_LIO != 0)
-    np.testing.assert_allclose(x_LIO[both], y_LIO[both], atol=1e-5)
+    np.testing.assert_allclose(x_LIO[both], y_LIO[both], atol=3e-5)
   assert different <= ties
 
 
@@ -103,7 +103,7 @@ def test_scores_on_eight_devices(tiny):
   many = drop_driver.score_sublayers(
       tiny, TOKENS, window=2, memory=Memory(mesh=mesh))
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, many)
+      lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6), one, many)
 
 
 def start(*arguments, devices=1):
