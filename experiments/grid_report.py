@@ -5,6 +5,8 @@ items. Its interval resamples items, each with its mean over seeds; what the
 calibration does shows in the range over seeds.
 """
 
+import json
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,26 @@ from jaxprune import report
 from jaxprune.report import page
 
 Score = dict[str, Any]  # as experiments.discrepancy keeps a cell
+
+
+def read_cells(folder: pathlib.Path) -> dict[str, list[Score]]:
+  """Scores of a run by cell, seeds in order; the dense model under `dense`.
+
+  Raises:
+    ValueError: there are no cells.
+  """
+  cells: dict[str, list[Score]] = {}
+  for path in sorted((folder / "cells").glob("*.json")):
+    found = json.loads(path.read_text())
+    if "tasks" in found:  # job.json has none
+      cells.setdefault(found["cell"], []).append(found)
+  if "dense" not in cells:
+    raise ValueError(
+        f"{folder}: no scores of a dense model in cells/; give a folder"
+        " that experiments.discrepancy wrote")
+  return {
+      name: sorted(seeds, key=lambda one: one["seed"])
+      for name, seeds in cells.items()}
 
 
 def rows(scores: list[Score]):

@@ -41,10 +41,11 @@ EXTRA_FIELDS = {
 
 
 def main() -> None:
+  from experiments import grid_report
   from jaxprune import report
 
   began = time.monotonic()
-  cells = read_cells(pathlib.Path(_RUN.value))
+  cells = grid_report.read_cells(pathlib.Path(_RUN.value))
   rows = list(compare(cells, _BASELINE.value, _SEED.value))
   if not rows:
     raise ValueError(
@@ -71,31 +72,11 @@ def main() -> None:
   print(f"wrote {_OUT.value}/report.html")
 
 
-def read_cells(folder: pathlib.Path) -> dict[str, list[dict]]:
-  """Scores of a run by cell, seeds in order; the dense model under `dense`.
-
-  Raises:
-    ValueError: there are no cells.
-  """
-  cells: dict[str, list[dict]] = {}
-  for path in sorted((folder / "cells").glob("*.json")):
-    found = json.loads(path.read_text())
-    if "tasks" in found:  # job.json has none
-      cells.setdefault(found["cell"], []).append(found)
-  if "dense" not in cells:
-    raise ValueError(
-        f"--run={folder}: no scores of a dense model in cells/; give a folder"
-        " that experiments.discrepancy wrote")
-  return {
-      name: sorted(seeds, key=lambda one: one["seed"])
-      for name, seeds in cells.items()}
-
-
 def compare(cells: dict[str, list[dict]], baseline: str, seed: int):
   """One row per cell, task and metric: the cell less the baseline's.
 
   Args:
-    cells: from `read_cells`.
+    cells: from `grid_report.read_cells`.
     baseline: a method.
     seed: of the intervals.
   """

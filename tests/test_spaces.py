@@ -341,3 +341,11 @@ def test_record_of_no_change():
     ):
       assert value == 0, name
   assert got.entropy == got.entropy_pruned > 0 and got.margin > 0
+
+
+@pytest.mark.parametrize("values", [
+    [1.0, 3, 3, 2], [-np.inf, -np.inf], [0.0, -0.0], [1.0, np.nan, 5, np.nan],
+    [-np.inf, 2, np.inf, np.inf], [7.0]])
+def test_top_token_is_argmax(values):
+  z_V = np.array(values, np.float32)
+  assert jax.jit(spaces.top_token)(z_V) == jnp.argmax(z_V)

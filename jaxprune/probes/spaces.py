@@ -81,6 +81,18 @@ def checked_temperature(temperature, dtype) -> jax.Array:
   return jnp.asarray(temperature, dtype)
 
 
+def top_token(z) -> jax.Array:
+  """Returns argmax of z [V], int32: the lowest id among equals.
+
+  A NaN is the largest, as for `jnp.argmax`, whose reduction of two arrays at
+  once a CPU does not vectorise: it takes four times as long.
+  """
+  z_V = jnp.asarray(z)
+  largest_V = (z_V == jnp.max(z_V)) | jnp.isnan(z_V)
+  ids_V = jnp.arange(z_V.size, dtype=jnp.int32)
+  return jnp.min(jnp.where(largest_V, ids_V, z_V.size))
+
+
 def logit_change(z, z_pruned) -> jax.Array:
   """Returns dz = z_pruned - z [V], 0 where a token is masked on both sides.
 

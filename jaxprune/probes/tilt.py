@@ -46,7 +46,7 @@ def log_softmax(z, temperature=1.0) -> tuple[jax.Array, jax.Array]:
   """
   (z_V,) = spaces.widen(z)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
-  top = jnp.argmax(z_V)
+  top = spaces.top_token(z_V)
   is_top_V = jnp.arange(z_V.size) == top
   # Written out, 0 at the top stays 0: a compiler that fuses what came before
   # into this difference may leave the rounding of z there.
@@ -71,7 +71,7 @@ def scaled_change(z, z_pruned, temperature) -> tuple[jax.Array, jax.Array]:
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
   dz_V = spaces.logit_change(z_V, zq_V)
-  top = jnp.argmax(z_V)
+  top = spaces.top_token(z_V)
   lost = dz_V[top] == -jnp.inf
   offset = jnp.where(lost, 0, dz_V[top])
   # No change, or the one that is subtracted: 0 in so many words, as above.
