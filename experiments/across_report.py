@@ -56,7 +56,7 @@ def _common(runs):
   """(cell, task, metric) in the order of the first run; scores only."""
   for cell, seeds in runs[0].items():
     for task, entry in seeds[0]["tasks"].items():
-      for metric in entry["columns"].keys() & set(METRICS):
+      for metric in filter(METRICS.__contains__, entry["columns"]):
         if all(metric in run.get(cell, [{"tasks": {}}])[0]["tasks"].get(
             task, {"columns": {}})["columns"] for run in runs):
           yield cell, task, metric
