@@ -54,7 +54,7 @@ def compare_transitions(
     lens: str = "final_norm",
     history: str = "dense",
     measure: Callable[..., Any] = compare_position,
-    chunk: int = 64,
+    chunk: int = 256,
 ) -> Any:
   """Replace or drop every sublayer in turn at the last positions of texts.
 
@@ -153,7 +153,7 @@ def decode_transitions(
     lens: str = "final_norm",
     history: str = "dense",
     measure: Callable[..., Any] = compare_position,
-    chunk: int = 64,
+    chunk: int = 256,
 ) -> tuple[jax.Array, Any]:
   """Continue prompts with the dense model and measure every step.
 

@@ -111,7 +111,7 @@ def compare_sublayers(
     x_BTD: Array,
     layers: Tree,
     *,
-    chunk: int = 64,
+    chunk: int = 256,
 ) -> tuple[Array, Tree]:
   """Replace each sublayer of each layer in turn, on the dense stream.
 
