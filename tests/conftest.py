@@ -81,3 +81,23 @@ def shared() -> pathlib.Path:
   if not (folder / "weights").is_dir():
     pytest.skip(f"JAXPRUNE_SHARED={folder} has no folder weights/")
   return folder
+
+
+@pytest.fixture(scope="session")
+def two_layers(tmp_path_factory) -> pathlib.Path:
+  """The pocket model cut to two layers: it knows nothing, but is soon compiled.
+
+  For scripts whose numbers do not matter, with the texts of `pocket`.
+  """
+  import dataclasses
+
+  from jaxprune import checkpoints
+  from jaxprune.pocket import export, shipped, tokenizer
+
+  config, params = checkpoints.load_params(shipped.FOLDER)
+  params = {**params, "layers": jax.tree.map(
+      lambda leaf: leaf[:2], params["layers"])}
+  return export.write_model(
+      tmp_path_factory.mktemp("pocket") / "model", dataclasses.replace(
+          config, num_layers=2, sliding_layers=config.sliding_layers[:2]),
+      params, tokenizer.load_tokenizer(shipped.FOLDER), "Cut, for tests.")

@@ -3,16 +3,17 @@
 import json
 
 import pytest
+import scripts
 
 from tests.guidance_grids_made import write_grid
-from tests.test_scripts import run
 
 
 @pytest.mark.slow
-def test_learn_and_apply(tmp_path):
+def test_learn_and_apply(two_layers, tmp_path):
   grid = write_grid(tmp_path / "grid")
-  done = run("guidance", f"--grids={grid}", f"--out={tmp_path}/learnt",
-             "--resamples=100")
+  done = scripts.start(
+      "guidance", f"--grids={grid}", f"--out={tmp_path}/learnt",
+      "--resamples=100")
   assert done.returncode == 0, done.stderr
   rule = json.loads((tmp_path / "learnt/rule.json").read_text())
   summary = json.loads((tmp_path / "learnt/summary.json").read_text())
@@ -29,9 +30,11 @@ def test_learn_and_apply(tmp_path):
   # 32 features, sparsity, and perplexity but for its own task.
   assert len([r for r in rows if r["protocol"] == "feature"]) == 3 * 34 - 1
 
-  done = run("guidance", f"--rule={tmp_path}/learnt/rule.json",
-             "--pruned=pocket", "--num_prompts=2", "--max_new_tokens=3",
-             f"--out={tmp_path}/judged")
+  done = scripts.call(
+      "guidance", f"--rule={tmp_path}/learnt/rule.json",
+      f"--dense={two_layers}", f"--pruned={two_layers}",
+      "--num_prompts=2", "--max_new_tokens=3",
+      f"--out={tmp_path}/judged")
   assert done.returncode == 0, done.stderr
   judged = json.loads((tmp_path / "judged/summary.json").read_text())
   assert not judged["tested"] and "warning: UNTESTED" in done.stdout
@@ -39,12 +42,14 @@ def test_learn_and_apply(tmp_path):
   assert [a["answer"] for a in judged["answers"]] == ["yes", "yes", "unknown"]
   assert judged["positions"] == 6
 
-  done = run("guidance", f"--rule={tmp_path}/learnt/rule.json",
-             f"--grids={grid}", f"--out={tmp_path}/checked")
+  done = scripts.call(
+      "guidance", f"--rule={tmp_path}/learnt/rule.json",
+      f"--grids={grid}", f"--out={tmp_path}/checked")
   assert done.returncode == 1 and "no task has a rule" in done.stderr
   other = write_grid(tmp_path / "other", dense="bbbb", shift=0.06)
-  done = run("guidance", f"--rule={tmp_path}/learnt/rule.json",
-             f"--grids={other}", f"--out={tmp_path}/checked")
+  done = scripts.call(
+      "guidance", f"--rule={tmp_path}/learnt/rule.json",
+      f"--grids={other}", f"--out={tmp_path}/checked")
   assert done.returncode == 0, done.stderr
   checked = json.loads((tmp_path / "checked/summary.json").read_text())
   assert not checked["same_dense_model"] and checked["no_rule"] == ["easy"]
@@ -57,7 +62,7 @@ def test_bad_flags_are_one_line(tmp_path):
       (["--rule=x", "--grids=y", "--pruned=z"], "one or the other"),
       (["--grids=y", "--features=mean_kl,x"], "--features=x: unknown"),
       ([f"--grids={tmp_path}"], "no finished dense cell")):
-    done = run("guidance", *flags, f"--out={tmp_path}/out")
+    done = scripts.call("guidance", *flags, f"--out={tmp_path}/out")
     lines = [ln for ln in done.stderr.splitlines() if ln.startswith("error: ")]
     assert done.returncode == 1 and len(lines) == 1, done.stderr
     assert words in lines[0]

@@ -123,10 +123,11 @@ def test_bad_flags_are_one_line(tmp_path):
   assert "--top_tokens=5000" in lines[0] and not (tmp_path / "out").exists()
 
 
-def test_nothing_pruned_is_nothing_everywhere(tmp_path):
+def test_nothing_pruned_is_nothing_everywhere(two_layers, tmp_path):
   out = tmp_path / "out"
   done = scripts.start(
-      "interventions", "--cells=drop_attention:0", "--seeds=0", "--limit=2",
+      "interventions", f"--model={two_layers}", "--cells=drop_attention:0",
+      "--seeds=0", "--limit=2",
       "--max_new_tokens=3", "--answers=pocket", "--answers_limit=2",
       "--num_samples=2", "--seq_len=16", f"--out={out}")
   assert done.returncode == 0, done.stderr

@@ -7,11 +7,11 @@ import scripts
 
 
 @pytest.mark.slow
-def test_pocket_against_itself(tmp_path):
+def test_a_model_against_itself(two_layers, tmp_path):
   out = tmp_path / "out"
   done = scripts.start(
-      "subspace", "--pruned=pocket", "--limit=3", "--num_subsets=2",
-      f"--out={out}")
+      "subspace", f"--dense={two_layers}", f"--pruned={two_layers}",
+      "--limit=3", "--num_subsets=2", f"--out={out}")
   assert done.returncode == 0, done.stderr
   summary = json.loads((out / "summary.json").read_text())
   assert summary["questions"] == 3
@@ -50,12 +50,13 @@ def test_seeds_need_a_temperature(tmp_path):
 
 
 @pytest.mark.slow
-def test_seeds_are_texts_of_their_own(tmp_path):
+def test_seeds_are_texts_of_their_own(two_layers, tmp_path):
   """Dense against itself: every seed is 0, and the texts are not the same."""
   out = tmp_path / "out"
   done = scripts.call(
-      "trajectories", "--dense=pocket", "--pruned=pocket", "--prompts=pocket",
-      "--num_prompts=2", "--batch=2", "--max_new_tokens=8", "--temperature=4",
+      "trajectories", f"--dense={two_layers}", f"--pruned={two_layers}",
+      "--prompts=pocket", "--num_prompts=2", "--batch=2",
+      "--max_new_tokens=8", "--temperature=4",
       "--protocol=free_running", "--seeds=2", "--seed=5", f"--out={out}")
   assert done.returncode == 0, done.stderr
   rows = [json.loads(line) for line in
