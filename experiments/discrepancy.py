@@ -75,7 +75,7 @@ def main() -> None:
 
   from experiments import grid_report, inputs, task_scores
   from jaxprune import checkpoints, report
-  from jaxprune.calibration import load_tokenizer, tokens
+  from jaxprune.calibration import load_tokenizer
 
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()
@@ -99,18 +99,14 @@ def main() -> None:
   prompts = None if _PROMPTS.value is None else inputs.read_prompts(
       source, _PROMPTS.value, limit=_NUM_PROMPTS, max_new_tokens=_NEW_TOKENS)
   seeds = [int(seed) for seed in _SEEDS.value]
-  drawn = {
-      seed: inputs.read_calibration(
-          source, _CALIBRATION.value, num_samples=_NUM_SAMPLES.value,
-          seq_len=_SEQ_LEN.value, seed=seed)
-      for seed in seeds}
+  drawn, calibration = inputs.read_calibrations(
+      source, _CALIBRATION.value, seeds, num_samples=_NUM_SAMPLES.value,
+      seq_len=_SEQ_LEN.value)
   description = report.describe_run(
       flags=launch.flag_values(), command=sys.argv,
       seeds={"calibration": seeds, "bootstrap": 0},
       checkpoint_hash=checkpoints.checkpoint_hash(source)) | {
-          "calibration": tokens.describe(drawn[seeds[0]]) | {
-              "seed": ", ".join(map(str, seeds)),
-              "hash": ", ".join(drawn[seed].hash for seed in seeds)},
+          "calibration": calibration,
           "prompts": None if prompts is None else {
               "source": prompts.source, "hash": prompts.hash,
               "count": len(prompts.tokens), "bos": prompts.bos}}

@@ -4,6 +4,7 @@ Nothing here knows flags; a script passes what its flags say.
 """
 
 import dataclasses
+from typing import Any
 
 from jaxprune import checkpoints
 from jaxprune.calibration import prompts, tokenizer, tokens
@@ -49,6 +50,24 @@ def read_calibration(
         f" longer than the context of {source.folder}, {config.max_positions}:"
         " cut them")
   return calibration
+
+
+def read_calibrations(
+    source: checkpoints.Source,
+    name: str,
+    seeds: list[int],
+    *,
+    num_samples: int,
+    seq_len: int,
+) -> tuple[dict[int, tokens.Calibration], dict[str, Any]]:
+  """`read_calibration` by seed, and one description of them for run.json."""
+  drawn = {
+      seed: read_calibration(
+          source, name, num_samples=num_samples, seq_len=seq_len, seed=seed)
+      for seed in seeds}
+  return drawn, tokens.describe(drawn[seeds[0]]) | {
+      "seed": ", ".join(map(str, seeds)),
+      "hash": ", ".join(drawn[seed].hash for seed in seeds)}
 
 
 def read_prompts(

@@ -90,7 +90,6 @@ def main() -> None:
       propagation_summary,
   )
   from jaxprune import checkpoints, report
-  from jaxprune.calibration import tokens
   from jaxprune.probes import directions
   from jaxprune.pruning import estimate
 
@@ -123,13 +122,9 @@ def main() -> None:
              for text in _CELLS.value]
     for cell in cells:
       grid.check(source.config, cell)
-    drawn = {
-        seed: inputs.read_calibration(
-            source, _CALIBRATION.value, num_samples=_NUM_SAMPLES.value,
-            seq_len=_SEQ_LEN.value, seed=seed) for seed in seeds}
-    calibration = tokens.describe(drawn[seeds[0]]) | {
-        "seed": ", ".join(map(str, seeds)),
-        "hash": ", ".join(each.hash for each in drawn.values())}
+    drawn, calibration = inputs.read_calibrations(
+        source, _CALIBRATION.value, seeds, num_samples=_NUM_SAMPLES.value,
+        seq_len=_SEQ_LEN.value)
   else:
     pruned = inputs.open_model(_PRUNED.value)
     hashes["pruned"] = checkpoints.checkpoint_hash(pruned)

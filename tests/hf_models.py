@@ -48,6 +48,16 @@ def build(family, *, seed=0, **overrides):
   return model, config, convert(model, config)
 
 
+def save_llama(folder, **fields):
+  """Write a random Llama of two layers as stock transformers does."""
+  torch.manual_seed(0)
+  config = transformers.LlamaConfig(**dict(
+      vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+      num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+      initializer_range=0.2) | fields)
+  transformers.LlamaForCausalLM(config).save_pretrained(folder)
+
+
 def convert(model, config):
   """The parameter tree of a stock model."""
   tensors = {k: v.detach().numpy() for k, v in model.state_dict().items()}

@@ -2,6 +2,7 @@
 
 import json
 
+import hf_models
 import numpy as np
 import pytest
 
@@ -82,16 +83,8 @@ def test_paired_on_a_folder(tmp_path):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
   """A random Llama of 2 layers, and two files of ids."""
-  import torch
-  import transformers
-
-  torch.manual_seed(0)
   folder = tmp_path_factory.mktemp("model")
-  config = transformers.LlamaConfig(
-      vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-      num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-      initializer_range=0.2)
-  transformers.LlamaForCausalLM(config).save_pretrained(folder / "dense")
+  hf_models.save_llama(folder / "dense")
   draw = np.random.default_rng(0)
   for name in ("seen", "unseen"):
     np.savez(folder / f"{name}.npz",

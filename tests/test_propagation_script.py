@@ -2,6 +2,7 @@
 
 import json
 
+import hf_models
 import numpy as np
 import pytest
 import scripts
@@ -15,16 +16,11 @@ from tests.test_propagation import CONFIG
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
   """A random Llama folder with ids to calibrate on and to continue."""
-  import torch
-  import transformers
-
-  torch.manual_seed(0)
   folder = tmp_path_factory.mktemp("model")
-  config = transformers.LlamaConfig(
-      vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+  hf_models.save_llama(
+      folder / "dense", vocab_size=64, hidden_size=16, intermediate_size=24,
       num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=32,
       initializer_range=0.3, eos_token_id=None)
-  transformers.LlamaForCausalLM(config).save_pretrained(folder / "dense")
   draw = np.random.default_rng(0)
   np.savez(
       folder / "ids.npz",

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import hf_models
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,16 +18,8 @@ from jaxprune.recovery import Recovery
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
   """A random Llama folder with ids to calibrate on."""
-  import torch
-  import transformers
-
-  torch.manual_seed(0)
   folder = tmp_path_factory.mktemp("model")
-  config = transformers.LlamaConfig(
-      vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-      num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-      initializer_range=0.2)
-  transformers.LlamaForCausalLM(config).save_pretrained(folder / "dense")
+  hf_models.save_llama(folder / "dense")
   np.savez(folder / "ids.npz", calibration=np.random.default_rng(0).integers(
       3, 96, (12, 16)).astype(np.int32))
   return folder

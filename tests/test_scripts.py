@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import hf_models
 import numpy as np
 import pytest
 import scripts
@@ -12,8 +13,8 @@ import scripts
 SCRIPTS = (
     "quickstart", "prune", "trajectories", "benchmark", "train_pocket",
     "verify", "discrepancy", "code_tasks", "subspace", "transitions",
-    "retrieval", "evaluate", "harness", "damage", "paired", "benchmark_methods",
-    "benchmark_transitions", "propagation", "guidance",
+    "retrieval", "evaluate", "harness", "damage", "paired", "across",
+    "benchmark_methods", "benchmark_transitions", "propagation", "guidance",
     "recover", "recovery_study", "monitoring", "interventions")
 
 run = scripts.start  # other test files take it from here
@@ -22,16 +23,8 @@ run = scripts.start  # other test files take it from here
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
   """A random Llama folder with ids to calibrate on and to continue."""
-  import torch
-  import transformers
-
-  torch.manual_seed(0)
   folder = tmp_path_factory.mktemp("model")
-  config = transformers.LlamaConfig(
-      vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-      num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-      initializer_range=0.2)
-  transformers.LlamaForCausalLM(config).save_pretrained(folder / "dense")
+  hf_models.save_llama(folder / "dense")
   draw = np.random.default_rng(0)
   np.savez(
       folder / "ids.npz",
