@@ -4,9 +4,9 @@
 
 A run that was cut off goes on when the same command is given again. The
 folder `model` under --out is what is shipped as `pocket`; `summary.json` has
-its scores on held-out items. On two CPU cores about an hour, an estimate from
-a run on busy ones. Expected on the test split: choose >= 0.90, retrieve nDCG@10
->= 0.80, generate >= 0.90.
+its scores on held-out items. On one CPU core it takes three quarters of an hour.
+Expected on the test split: choose >= 0.90, retrieve nDCG@10 >= 0.80, generate
+>= 0.90.
 
 With --evaluate=FOLDER nothing is trained; the folder is scored.
 """
