@@ -4,7 +4,7 @@
 
 A run that was cut off goes on when the same command is given again. The
 folder `model` under --out is what is shipped as `pocket`; `summary.json` has
-its scores on held-out items. On one CPU core it takes three quarters of an hour.
+its scores on held-out items. On one CPU core three quarters of an hour.
 Expected on the test split: choose >= 0.90, retrieve nDCG@10 >= 0.80, generate
 >= 0.90.
 
