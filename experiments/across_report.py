@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.grid_report import Score
+from experiments.grid_report import Score, by_metric, mean_score
 from experiments.guidance_grids import METRICS
-from jaxprune.report import page, separation
+from jaxprune.report import guidance, page, separation
 
 Row = dict[str, Any]
 
@@ -23,18 +23,16 @@ def compare(runs: list[dict[str, list[Score]]], survival: float) -> list[Row]:
   for cell, task, metric in _common(runs):
     scores, kept = [], []
     for run in runs:
-      score, base = (
-          _score(run[name], task, metric) for name in (cell, "dense"))
+      (name, score), (_, base) = (
+          mean_score(run[one], task, metric) for one in (cell, "dense"))
       scores.append(score)
       if metric == "nll":
         kept.append(base / score)
       else:
         kept.append(score / base if base else float("nan"))
-    # 0.36 / 0.4 is less than 0.9 in floating point.
-    alive = sum(share >= survival - 1e-9 for share in kept)
+    alive = sum(guidance.is_enough(share, survival) for share in kept)
     rows.append({
-        "cell": cell, "task": task,
-        "metric": "perplexity" if metric == "nll" else metric,
+        "cell": cell, "task": task, "metric": name,
         "mean": sum(scores) / len(scores), "low": min(scores),
         "high": max(scores), "scores": scores,
         "kept": sum(kept) / len(kept), "kept_low": min(kept),
@@ -57,26 +55,19 @@ def _common(runs):
   for cell, seeds in runs[0].items():
     for task, entry in seeds[0]["tasks"].items():
       for metric in filter(METRICS.__contains__, entry["columns"]):
-        if all(metric in run.get(cell, [{"tasks": {}}])[0]["tasks"].get(
-            task, {"columns": {}})["columns"] for run in runs):
+        if all(_has(run, cell, task, metric) for run in runs):
           yield cell, task, metric
 
 
-def _score(seeds, task, metric) -> float:
-  """Mean over seeds and items; exp of the nats per token for `nll`."""
-  entry = seeds[0]["tasks"][task]
-  values_SI = np.array([one["tasks"][task]["columns"][metric] for one in seeds])
-  weights = entry["weights"] or np.ones(values_SI.shape[1])
-  mean = values_SI.mean(axis=0).sum() / np.sum(weights)
-  return float(np.exp(mean) if metric == "nll" else mean)
+def _has(run, cell, task, metric) -> bool:
+  tasks = run[cell][0]["tasks"] if cell in run else {}
+  return task in tasks and metric in tasks[task]["columns"]
 
 
 def orders(rows: list[Row]) -> list[Row]:
   """How alike do pairs of dense models order the pruned cells?"""
   found = []
-  for task, metric in dict.fromkeys((r["task"], r["metric"]) for r in rows):
-    at = [r for r in rows if r["cell"] != "dense"
-          and (r["task"], r["metric"]) == (task, metric)]
+  for task, metric, at in by_metric(r for r in rows if r["cell"] != "dense"):
     kept_CM = np.array([r["kept_each"] for r in at])
     if len(at) < 3 or not np.isfinite(kept_CM).all():
       continue
@@ -102,8 +93,7 @@ def render(rows, order, description) -> str:
   """report.html: a table per task and metric, and the agreement."""
   digits = page.format_number
   sections = []
-  for task, metric in dict.fromkeys((r["task"], r["metric"]) for r in rows):
-    at = [r for r in rows if (r["task"], r["metric"]) == (task, metric)]
+  for task, metric, at in by_metric(rows):
     sections.append(page.Section(title=f"{task}, {metric}", tables=[page.Table(
         caption="Mean over dense models (lowest to highest), the share of the"
         " dense score that is kept, and in how many of them enough is.",

@@ -7,6 +7,7 @@ calibration does shows in the range over seeds.
 
 import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,10 @@ def read_cells(folder: pathlib.Path) -> dict[str, list[Score]]:
   Raises:
     ValueError: there are no cells.
   """
-  cells: dict[str, list[Score]] = {}
-  for path in sorted((folder / "cells").glob("*.json")):
-    found = json.loads(path.read_text())
-    if "tasks" in found:  # job.json has none
-      cells.setdefault(found["cell"], []).append(found)
+  found = [json.loads(path.read_text())
+           for path in sorted((folder / "cells").glob("*.json"))]
+  # job.json has no tasks.
+  cells = _by_cell([score for score in found if "tasks" in score])
   if "dense" not in cells:
     raise ValueError(
         f"{folder}: no scores of a dense model in cells/; give a folder"
@@ -132,6 +132,22 @@ def _by_cell(scores: list[Score]) -> dict[str, list[Score]]:
   return by_cell
 
 
+def by_metric(rows_: Iterable[dict[str, Any]]):
+  """(task, metric, rows of it) in the order in which they come."""
+  found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+  for row in rows_:
+    found.setdefault((row["task"], row["metric"]), []).append(row)
+  for (task, metric), chosen in found.items():
+    yield task, metric, chosen
+
+
+def mean_score(seeds: list[Score], task: str, metric: str) -> tuple[str, float]:
+  """The name that a metric is shown under; its mean over seeds and items."""
+  entry = seeds[0]["tasks"][task]
+  values_SI = [seed["tasks"][task]["columns"][metric] for seed in seeds]
+  return _value(metric, np.mean(values_SI, axis=0), entry["weights"])
+
+
 def _value(metric, values, weights):
   if metric == "nll":
     return "perplexity", float(np.exp(np.sum(values) / np.sum(weights)))
@@ -155,8 +171,7 @@ def render(
   """report.html: a table per task and metric, and per trait of the items."""
   digits = page.format_number
   sections = []
-  for task, metric in dict.fromkeys((e["task"], e["metric"]) for e in table):
-    chosen = [e for e in table if (e["task"], e["metric"]) == (task, metric)]
+  for task, metric, chosen in by_metric(table):
     unit = "nll per token" if metric == "perplexity" else metric
     sections.append(page.Section(title=f"{task}, {metric}", tables=[page.Table(
         caption="Mean over seeds and items; 95 % interval resampling items;"

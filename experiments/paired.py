@@ -161,11 +161,11 @@ def said(row) -> str:
 
 def render(rows, alive, description) -> str:
   """report.html."""
+  from experiments import grid_report
   from jaxprune.report import page
 
   sections = []
-  for task, metric in dict.fromkeys((r["task"], r["metric"]) for r in rows):
-    at = [r for r in rows if (r["task"], r["metric"]) == (task, metric)]
+  for task, metric, at in grid_report.by_metric(rows):
     sections.append(page.Section(title=f"{task}, {metric}", tables=[page.Table(
         caption="Paired difference by item of the mean over seeds, 95 %"
         " interval resampling items, lowest and highest seed.",

@@ -55,7 +55,9 @@ def save_llama(folder, **fields):
       vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
       num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
       initializer_range=0.2) | fields)
-  transformers.LlamaForCausalLM(config).save_pretrained(folder)
+  model = transformers.LlamaForCausalLM(config)
+  model.save_pretrained(folder)
+  return model
 
 
 def convert(model, config):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import hf_models
 import jax
 import numpy as np
 import pytest
@@ -142,15 +143,9 @@ def test_bad_settings_are_named(change, word):
 
 def test_script_on_a_model_against_itself(tmp_path):
   """Without answers; nothing to hand back for, so nothing changes."""
-  import torch
-  import transformers
-
-  torch.manual_seed(0)
-  config = transformers.LlamaConfig(
-      vocab_size=96, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-      num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
-      initializer_range=0.2)
-  transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "dense")
+  hf_models.save_llama(
+      tmp_path / "dense", hidden_size=16, intermediate_size=24,
+      num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
   np.savez(tmp_path / "ids.npz", prompt=np.random.default_rng(0).integers(
       3, 96, (8, 7)).astype(np.int32))
   done = scripts.start(

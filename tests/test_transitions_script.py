@@ -2,6 +2,7 @@
 
 import json
 
+import hf_models
 import numpy as np
 import pytest
 import scripts
@@ -15,16 +16,9 @@ from jaxprune.report import figures
 def tiny(tmp_path_factory):
   """A random Llama folder, one with other kernels, and ids to continue."""
   import torch
-  import transformers
 
   folder = tmp_path_factory.mktemp("model")
-  config = transformers.LlamaConfig(
-      vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-      num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-      initializer_range=0.2)
-  torch.manual_seed(0)
-  model = transformers.LlamaForCausalLM(config)
-  model.save_pretrained(folder / "dense")
+  model = hf_models.save_llama(folder / "dense")
   with torch.no_grad():
     for weight in model.model.layers.parameters():
       weight *= weight.abs() > 0.1

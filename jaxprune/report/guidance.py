@@ -149,11 +149,16 @@ def survival(
       draw @ sums.T
       for draw in bootstrap._weights(dense.size, resamples, seed)])
   score_R, base_R = _ratio(drawn.T, lower_is_better)
-  least = keep - _ROUNDING
-  same = (_kept(score_R, base_R, lower_is_better) >= least) == (kept >= least)
+  survives = is_enough(kept, keep)
+  same = is_enough(_kept(score_R, base_R, lower_is_better), keep) == survives
   return Survival(
       score=float(score), dense=float(base), kept=float(kept),
-      survives=bool(kept >= least), certainty=float(same.mean()))
+      survives=bool(survives), certainty=float(same.mean()))
+
+
+def is_enough(kept, keep):
+  """Whether `kept` is at least `keep`, whatever a division has rounded off."""
+  return kept >= keep - _ROUNDING
 
 
 def fit_rule(
