@@ -24,7 +24,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxprune.probes import jacobian, moments, spaces, tilt
+from jaxprune.probes import divergences, jacobian, moments, spaces, tilt
 
 
 @jax.tree_util.register_dataclass
@@ -68,23 +68,20 @@ def speed(start, z, dz, temperature=1.0) -> Speed:
   z_V, dz_V = spaces.checked_pair(z, dz)
   start_V, _ = spaces.checked_pair(start, z)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
-  log_p_V, log_r_V = moments.log_weights(z_V, temperature)
-  p_V, r_V = jnp.exp(log_p_V), jnp.exp(log_r_V)
+  p_V, r_V = moments.weights(z_V, temperature)
   dp_V = jacobian.apply_jacobian(z_V, dz_V, temperature)
   # A constant changes nothing; without it the two means do not cancel.
   x_V = (dz_V - dz_V[jnp.argmax(z_V)]) / temperature
   pair = tilt.tilt_logits(start_V, z_V, temperature)
-  before_V, after_V = jnp.exp(pair.log_p), jnp.exp(pair.log_q)
-  gone_V = (before_V + after_V) * jnp.tanh(pair.log_ratio / 2)
   return Speed(
       p=spaces.norm_of(dp_V) / spaces.norm_of(p_V),
       turn=jnp.sqrt(moments.cumulants(r_V, x_V)[0]),
       stretch=jnp.sum((r_V - p_V) * x_V),
       z=spaces.ratio(spaces.norm_of(dz_V), spaces.norm_of(z_V)),
       z_centred=_centred_ratio(dz_V, z_V),
-      moved_p=spaces.norm_of(gone_V) / spaces.norm_of(before_V),
+      moved_p=spaces.norm_of(pair.change) / spaces.norm_of(pair.p),
       moved_z_centred=_centred_ratio(z_V - start_V, start_V),
-      entropy=-jnp.sum(p_V * jnp.where(p_V > 0, log_p_V, 0)),
+      entropy=divergences.concentration(z_V, temperature).entropy,
   )
 
 

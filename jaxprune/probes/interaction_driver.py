@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from jaxprune.models import decoder
 from jaxprune.models.config import ModelConfig
-from jaxprune.probes import layers, moments, propagation
+from jaxprune.probes import layers, propagation, tilt
 from jaxprune.probes.propagation_driver import hidden_at
 from jaxprune.probes.read_out_driver import ROWS, Path, read_out
 
@@ -48,7 +48,7 @@ def curvature_of_kl(
   def measure(start_D, slopes_PD, alive):
     z_V = decoder.unembed(config, path.params, start_D, "raw")
     dz_PV = decoder.unembed(config, path.params, slopes_PD, "raw")
-    p_V = jnp.exp(moments.log_weights(z_V, path.temperature)[0])
+    p_V = tilt.softmax(z_V, path.temperature)
     # Changes against that of the likeliest token, which has most of the mass.
     x_PV = dz_PV - dz_PV[:, jnp.argmax(z_V)][:, None]
     x_PV = x_PV - jnp.einsum("V,PV->P", p_V, x_PV)[:, None]

@@ -40,6 +40,7 @@ from jaxprune.probes import (
     moments,
     propagation_driver,
     spaces,
+    tilt,
     transition_driver,
 )
 
@@ -270,7 +271,7 @@ def compare_logits(z_V, y_V, target, temperature):
   dz_V = spaces.logit_change(z_V, y_V)
   top = jnp.argmax(z_V)
   flips = (top != jnp.argmax(y_V)).astype(jnp.float32)
-  weight_V = jnp.exp(moments.log_weights(z_V, temperature)[0])
+  weight_V = tilt.softmax(z_V, temperature)
   return {
       "one_minus_cos_z": plain.one_minus_cos,
       "one_minus_cos_z_centred": centred.one_minus_cos,

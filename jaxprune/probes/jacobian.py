@@ -92,8 +92,7 @@ def apply_jacobian(z, v, temperature=1.0) -> jax.Array:
   """
   z_V, v_V = spaces.checked_pair(z, v)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
-  log_p_V, _ = tilt.log_softmax(z_V, temperature)
-  return _apply(jnp.exp(log_p_V), v_V) / temperature
+  return _apply(tilt.softmax(z_V, temperature), v_V) / temperature
 
 
 def jacobian_vector(z, v, temperature=1.0) -> jax.Array:
@@ -129,8 +128,7 @@ def top_singular(
   """
   z_V, _ = spaces.checked_pair(z, z)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
-  log_p_V, _ = tilt.log_softmax(z_V, temperature)
-  p_V = jnp.exp(log_p_V)
+  p_V = tilt.softmax(z_V, temperature)
   start_V = jnp.where(jnp.arange(p_V.size) == jnp.argmax(z_V), 1, 0)
   image_V = _apply(p_V, start_V.astype(p_V.dtype))
 
@@ -181,9 +179,7 @@ def softmax_gain(
   worst = top_singular(
       z_V, temperature, max_iterations=max_iterations, tolerance=tolerance
   )
-  p_V, q_V = jnp.exp(pair.log_p), jnp.exp(pair.log_q)
-  # q - p = (q + p) tanh(D / 2), without cancellation.
-  dp = spaces.norm_of((p_V + q_V) * jnp.tanh(pair.log_ratio / 2))
+  p_V, dp = pair.p, spaces.norm_of(pair.change)
   common_V = (z_V != -jnp.inf) & (zq_V != -jnp.inf)
   dz_V = jnp.where(common_V, spaces.logit_change(z_V, zq_V), 0)
   dz_centred_V = spaces.centre(dz_V, common_V)

@@ -67,26 +67,32 @@ def logit_moments(z, z_pruned, temperature=1.0) -> LogitMoments:
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
   dz_V = spaces.logit_change(z_V, zq_V)
-  log_p_V, log_r_V = log_weights(z_V, temperature)
+  p_V, r_V = weights(z_V, temperature)
   masked_V = (z_V == -jnp.inf) & (zq_V == -jnp.inf)
   even_V = jnp.where(masked_V, 0, jnp.ones_like(z_V))
   even_V /= jnp.sum(even_V)
+  # Against the change of the top token, which has most of the mass.
+  x_V, offset = tilt.scaled_change(z_V, zq_V, 1)
+  var_uniform, _ = cumulants(even_V, x_V)
+  mean = jnp.sum(even_V * tilt.bounded(x_V)) + offset
   tops = []
   for k in (5, 10):
-    log_p_k, token_k = jax.lax.top_k(log_p_V, min(k, z_V.size))
-    dz_k = jnp.where(log_p_k == -jnp.inf, 0, dz_V[token_k])
-    variance, _ = cumulants(jnp.exp(log_p_k), dz_k)
+    z_k, token_k = jax.lax.top_k(z_V, min(k, z_V.size))
+    dz_k = jnp.where(z_k == -jnp.inf, 0, dz_V[token_k])
+    p_k = p_V[token_k]
+    variance, _ = cumulants(p_k / jnp.sum(p_k), x_V[token_k])
     tops.append((variance, jnp.sum(jnp.abs(dz_k)), spaces.norm_of(dz_k)))
   (var_top5, l1_top5, l2_top5), (var_top10, l1_top10, l2_top10) = tops
   return LogitMoments(
-      var_p=cumulants(jnp.exp(log_p_V), dz_V)[0],
-      var_r=cumulants(jnp.exp(log_r_V), dz_V)[0],
-      var_uniform=cumulants(even_V, dz_V)[0],
+      var_p=cumulants(p_V, x_V)[0],
+      var_r=cumulants(r_V, x_V)[0],
+      var_uniform=var_uniform,
       var_top5=var_top5,
       var_top10=var_top10,
       max_abs_dz=jnp.max(jnp.abs(dz_V)),
-      mean_abs_dz=jnp.sum(even_V * jnp.abs(dz_V)),
-      rms_dz=jnp.sqrt(jnp.sum(even_V * dz_V * dz_V)),
+      mean_abs_dz=jnp.sum(jnp.where(even_V > 0, even_V * jnp.abs(dz_V), 0)),
+      rms_dz=jnp.where(
+          jnp.isinf(var_uniform), jnp.inf, jnp.hypot(mean, jnp.sqrt(var_uniform))),
       l1_top5=l1_top5,
       l1_top10=l1_top10,
       l2_top5=l2_top5,
@@ -94,25 +100,27 @@ def logit_moments(z, z_pruned, temperature=1.0) -> LogitMoments:
   )
 
 
-def log_weights(z_V, temperature) -> tuple[jax.Array, jax.Array]:
-  """Returns log p and log r [V]."""
-  log_p_V, _ = tilt.log_softmax(z_V, temperature)
-  log_r_V, _ = tilt.log_softmax(z_V, temperature / 2)
-  return log_p_V, log_r_V
+def weights(z_V, temperature) -> tuple[jax.Array, jax.Array]:
+  """Returns p and r [V]."""
+  p_V = tilt.softmax(z_V, temperature)
+  return p_V, p_V * p_V / jnp.sum(p_V * p_V)
 
 
 def cumulants(weight, x) -> tuple[jax.Array, jax.Array]:
-  """Returns the variance and third central moment of x under `weight`.
+  """Returns the variance and third central moment of x.
 
-  An infinite x that carries weight (a token masked by the pruned side only)
-  gives inf and -inf.
+  Args:
+    weight: [V], adds up to 1.
+    x: [V]. An infinite one that carries weight (a token masked by the pruned
+      side only) gives inf and -inf. Measure a change from that of a likely
+      token: the mean of a large constant has a rounding error, and its square
+      would be a variance.
   """
-  weight = weight / jnp.sum(weight)
-  lost = jnp.any((weight > 0) & jnp.isinf(x))
-  x = jnp.where(jnp.isinf(x), 0, x)
-  # Twice, as in `spaces.centre`: a constant has no variance at all.
-  for _ in range(2):
-    x = x - jnp.sum(weight * x)
+  # The largest number for inf, so that no weight is no part, and any weight,
+  # multiplied first, an infinite square.
+  x = tilt.bounded(x)
+  x = x - jnp.sum(weight * x)
   variance = jnp.sum(weight * x * x)
-  third = jnp.sum(weight * x * x * x)
-  return jnp.where(lost, jnp.inf, variance), jnp.where(lost, -jnp.inf, third)
+  rest = jnp.sum(weight * x)
+  third = jnp.sum(weight * x * x * x) - 3 * variance * rest
+  return variance, jnp.where(jnp.isinf(variance), -jnp.inf, third)

@@ -99,9 +99,9 @@ def pruned_risks(z_pruned, temperature=1.0) -> tuple[Array, Array, Array]:
   """
   q = divergences.concentration(z_pruned, temperature)
   (zq_V,) = spaces.widen(z_pruned)
-  log_q_V, _ = tilt.log_softmax(zq_V, temperature)
   scale = spaces.checked_temperature(temperature, zq_V.dtype)
-  variance, _ = moments.cumulants(jnp.exp(log_q_V), zq_V / scale)
+  variance, _ = moments.cumulants(
+      tilt.softmax(zq_V, temperature), zq_V / scale)
   return -q.margin, q.entropy, variance
 
 
@@ -119,8 +119,7 @@ def step_risks(z, z_pruned, draw, temperature=1.0) -> Risks:
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
   margin, entropy, variance = pruned_risks(zq_V, temperature)
   x_V, _ = tilt.scaled_change(z_V, zq_V, temperature)
-  log_p_V, _ = tilt.log_softmax(z_V, temperature)
-  var_p, _ = moments.cumulants(jnp.exp(log_p_V), x_V)
+  var_p, _ = moments.cumulants(tilt.softmax(z_V, temperature), x_V)
   kl, _ = divergences.kl_of(tilt.tilt_logits(z_V, zq_V, temperature))
   flip = jnp.argmax(z_V) != jnp.argmax(zq_V)
   return Risks(

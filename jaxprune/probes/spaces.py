@@ -144,8 +144,9 @@ def compare_logits(z, z_pruned) -> tuple[Deviation, Deviation]:
   common_V = (z_V != -jnp.inf) & (zq_V != -jnp.inf)
   z_V, zq_V = jnp.where(common_V, z_V, 0), jnp.where(common_V, zq_V, 0)
   dz_V = _difference(z_V, zq_V)
-  centred = [centre(array_V, common_V) for array_V in (z_V, dz_V, zq_V)]
-  return _deviation(z_V, dz_V, zq_V), _deviation(*centred)
+  return (
+      _deviation(z_V, dz_V, zq_V),
+      _deviation(z_V, dz_V, zq_V, common_V.astype(z_V.dtype)))
 
 
 def centre(x, keep=True) -> jax.Array:
@@ -170,35 +171,68 @@ def _difference(x, y) -> jax.Array:
   return jnp.where(x == y, 0, y - x)
 
 
-def _deviation(x_D, dx_D, y_D) -> Deviation:
-  """Compares x with y = x + dx, all in the compute type."""
+def _deviation(x_D, dx_D, y_D, count_D=None) -> Deviation:
+  """Compares x with y = x + dx, all in the compute type.
+
+  Args:
+    x_D, dx_D, y_D: the vectors, [D].
+    count_D: where given, the mean of each vector over the entries that are 1
+      here is removed first; the vectors are 0 where this is 0.
+  """
   # Each vector is scaled by its own largest entry, so that products of huge
   # or tiny vectors stay in range.
-  x_D, x_size = _scaled(x_D)
-  dx_D, dx_size = _scaled(dx_D)
-  y_D, y_size = _scaled(y_D)
-  norm = norm_of(x_D)
-  dx_along, dx_across = _split(x_D, dx_D)
-  y_along, y_across = _split(x_D, y_D)
+  x_size, dx_size, y_size = (
+      jnp.max(jnp.abs(array_D)) for array_D in (x_D, dx_D, y_D))
   # dx and y have the same part across x. The shorter of the two carries the
   # smaller rounding error.
-  across = jnp.where(dx_size <= y_size, dx_size * dx_across, y_size * y_across)
-  base = x_size * norm
-  along = y_size * y_along * norm
-  zero_dense = base == 0
-  zero_both = zero_dense & (y_size == 0)
-  one_minus_cos = jnp.where(zero_both, 0, _one_minus_cos(along, across))
-  right_angle = (along == 0) & (across == 0) & ~zero_both
-  angle = jnp.where(right_angle, jnp.pi / 2, jnp.arctan2(across, along))
-  alpha = dx_along * (dx_size / jnp.where(zero_dense, 1, x_size))
-  rho = across / jnp.where(zero_dense, 1, base)
+  by_change = dx_size <= y_size
+  v_size = jnp.where(by_change, dx_size, y_size)
+  x_D = x_D / jnp.where(x_size == 0, 1, x_size)
+  v_D = jnp.where(by_change, dx_D, y_D) / jnp.where(v_size == 0, 1, v_size)
+  count, x_sum, v_sum = 1, 0, 0
+  if count_D is not None:
+    count = jnp.sum(count_D)
+    count = jnp.where(count == 0, 1, count)
+    x_D = x_D - count_D * (jnp.sum(x_D) / count)
+    v_D = v_D - count_D * (jnp.sum(v_D) / count)
+    # The rounding of a mean is a constant, whose part is taken off products.
+    x_sum, v_sum = jnp.sum(x_D), jnp.sum(v_D)
+  square = _at_least_0(jnp.sum(x_D * x_D) - x_sum * x_sum / count)
+  safe = jnp.where(square == 0, 1, square)
+  along = (jnp.sum(x_D * v_D) - x_sum * v_sum / count) / safe
+  rest_D = v_D - along * x_D
+  rest_sum = v_sum - along * x_sum
+  # Once more: what rounding left along x would spoil a tiny remainder.
+  left = (jnp.sum(x_D * rest_D) - x_sum * rest_sum / count) / safe
+  rest = _at_least_0(
+      jnp.sum(rest_D * rest_D) - rest_sum * rest_sum / count
+      - left * left * square)
+  # In lengths of x, y is 1 + alpha along it and rho across.
+  zero_dense = square == 0
+  zero_both = zero_dense & (rest == 0)
+  unit = v_size / jnp.where(zero_dense, 1, x_size)
+  along = (along + left) * unit
+  alpha = jnp.where(by_change, along, along - 1)
+  along = jnp.where(by_change, 1 + along, along)
+  rho = jnp.sqrt(rest) * (unit / jnp.sqrt(safe))
+  # Of a zero dense vector, 0 and inf; NaN if the other has one.
+  alpha = jnp.where(zero_dense, 0 * rest, alpha)
+  rho = jnp.where(zero_dense, jnp.where(zero_both, 0, rest * jnp.inf), rho)
+  one_minus_cos = jnp.where(zero_both, 0, _one_minus_cos(along, rho))
+  right = (along == 0) & (rho == 0) & ~zero_both
+  angle = jnp.where(zero_both, 0, jnp.arctan2(rho, along))
   return Deviation(
       cos=1 - one_minus_cos,
       one_minus_cos=one_minus_cos,
-      angle=jnp.where(zero_dense & ~zero_both, jnp.pi / 2, angle),
+      angle=jnp.where(right, jnp.pi / 2, angle),
       alpha=alpha,
-      rho=jnp.where(zero_dense & ~zero_both, jnp.inf, rho),
+      rho=rho,
   )
+
+
+def _at_least_0(square) -> jax.Array:
+  """Undoes a negative rounding error; NaN stays NaN."""
+  return jnp.where(square < 0, 0, square)
 
 
 def _one_minus_cos(along, across) -> jax.Array:
@@ -212,23 +246,6 @@ def _one_minus_cos(along, across) -> jax.Array:
   length = jnp.where(right, 1, length)
   acute = across * across / (length * (length + jnp.abs(along)))
   return jnp.where(right, 1, jnp.where(along > 0, acute, 2 - acute))
-
-
-def _scaled(x_D) -> tuple[jax.Array, jax.Array]:
-  """Splits x into a vector of largest entry 1 (or 0) and its size."""
-  size = jnp.max(jnp.abs(x_D))
-  return x_D / jnp.where(size == 0, 1, size), size
-
-
-def _split(x_D, v_D) -> tuple[jax.Array, jax.Array]:
-  """Returns <x, v> / |x|^2 and the norm of v less its projection on x."""
-  square = jnp.sum(x_D * x_D)
-  square = jnp.where(square == 0, 1, square)
-  along = jnp.sum(x_D * v_D) / square
-  across_D = v_D - along * x_D
-  # Once more: what rounding left along x would spoil a tiny remainder.
-  across_D -= jnp.sum(x_D * across_D) / square * x_D
-  return along, norm_of(across_D)
 
 
 def norm_of(x) -> jax.Array:

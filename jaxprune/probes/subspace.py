@@ -92,15 +92,15 @@ def chain_rule(z, z_pruned, member, temperature=1.0) -> ChainRule:
     # A set without mass on one side has nothing to renormalise there.
     alive = (log_p > -jnp.inf) & (log_q > -jnp.inf)
     keep_V |= ~alive
+    inner_V = jnp.where(keep_V, z_V, -jnp.inf)
+    # The change of the set's own top token, so that one token alone has none.
+    start = x_V[spaces.top_token(inner_V)]
+    start = jnp.where(jnp.isinf(start), 0, start)
     inside = tilt.tilt_by(
-        jnp.where(keep_V, z_V, -jnp.inf),
-        jnp.where(keep_V, zq_V, -jnp.inf),
-        temperature,
-        x_V,
-        offset,
-    )
+        inner_V, jnp.where(keep_V, zq_V, -jnp.inf), temperature,
+        x_V - start, offset + start)
     # log of q(C) / p(C), by difference of two accurate log means.
-    gain = inside.log_mean - whole.log_mean
+    gain = inside.log_mean + start - whole.log_mean
     log_ratio = jnp.where(alive, gain, log_q - log_p)
     empty = (log_p == -jnp.inf) & (log_q == -jnp.inf)
     log_ratio = jnp.where(empty, 0, log_ratio)

@@ -132,8 +132,8 @@ def theorem_2(z, z_pruned, temperature=1.0) -> Theorem2:
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
   x_V, _ = tilt.scaled_change(z_V, zq_V, temperature)
-  _, log_r_V = moments.log_weights(z_V, temperature)
-  variance, third = moments.cumulants(jnp.exp(log_r_V), x_V)
+  _, r_V = moments.weights(z_V, temperature)
+  variance, third = moments.cumulants(r_V, x_V)
   in_p = divergences.compare_distributions(z_V, zq_V, temperature)
   exact = in_p.one_minus_cos_p
   return Theorem2(
@@ -142,7 +142,7 @@ def theorem_2(z, z_pruned, temperature=1.0) -> Theorem2:
       error=_signed_error(variance / 2, exact),
       third_order=_next_order(variance, third / 2),
       third_cumulant=third,
-      max_abs_x=_largest(jnp.exp(log_r_V), x_V),
+      max_abs_x=_largest(r_V, x_V),
   )
 
 
@@ -155,8 +155,8 @@ def theorem_3(z, z_pruned, temperature=1.0) -> Theorem3:
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
   x_V, _ = tilt.scaled_change(z_V, zq_V, temperature)
-  log_p_V, _ = moments.log_weights(z_V, temperature)
-  variance, third = moments.cumulants(jnp.exp(log_p_V), x_V)
+  p_V, _ = moments.weights(z_V, temperature)
+  variance, third = moments.cumulants(p_V, x_V)
   kl, kl_reverse = divergences.kl_of(
       tilt.tilt_logits(z_V, zq_V, temperature)
   )
@@ -170,7 +170,7 @@ def theorem_3(z, z_pruned, temperature=1.0) -> Theorem3:
       third_order_reverse=_next_order(variance, third / 3),
       bound=(jnp.max(x_V) - jnp.min(x_V)) ** 2 / 8,
       third_cumulant=third,
-      max_abs_x=_largest(jnp.exp(log_p_V), x_V),
+      max_abs_x=_largest(p_V, x_V),
   )
 
 

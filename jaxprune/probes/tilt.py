@@ -27,13 +27,19 @@ class Tilt:
   Attributes:
     log_p: log-probabilities [V], nats.
     log_q: log-probabilities [V], nats.
-    log_ratio: log q - log p [V], accurate when tiny; 0 where both are 0.
+    p: probabilities [V].
+    q: probabilities [V].
+    log_ratio: D = log q - log p [V], accurate when tiny; 0 where both are 0.
+    change: q - p [V], accurate when tiny.
     log_mean: scalar log E_p[e^x], nats, x as it was given.
   """
 
   log_p: jax.Array
   log_q: jax.Array
+  p: jax.Array
+  q: jax.Array
   log_ratio: jax.Array
+  change: jax.Array
   log_mean: jax.Array
 
 
@@ -44,6 +50,24 @@ def log_softmax(z, temperature=1.0) -> tuple[jax.Array, jax.Array]:
   -log p of a confident distribution. The difference to it is taken before the
   division, which would round large logits.
   """
+  below_V, _, log_sum, top = _below_top(z, temperature)
+  return below_V - log_sum, top + log_sum
+
+
+def softmax(z, temperature=1.0) -> jax.Array:
+  """Returns softmax(z / T) [V]; NaN where `log_softmax` is."""
+  _, share_V, log_sum, _ = _below_top(z, temperature)
+  return share_V * jnp.exp(-log_sum)
+
+
+def bounded(x) -> jax.Array:
+  """Returns x [V] with the largest numbers for inf and -inf."""
+  largest = jnp.finfo(x.dtype).max
+  return jnp.where(jnp.isinf(x), jnp.where(x > 0, largest, -largest), x)
+
+
+def _below_top(z, temperature):
+  """The logits less the largest, over T; e^ that; its log sum; the largest."""
   (z_V,) = spaces.widen(z)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
   top = spaces.top_token(z_V)
@@ -51,10 +75,10 @@ def log_softmax(z, temperature=1.0) -> tuple[jax.Array, jax.Array]:
   # Written out, 0 at the top stays 0: a compiler that fuses what came before
   # into this difference may leave the rounding of z there.
   below_V = jnp.where(is_top_V, 0, z_V - z_V[top]) / temperature
-  others = jnp.sum(jnp.where(is_top_V, 0, jnp.exp(below_V)))
-  # A top of inf, NaN or -inf is no distribution.
-  log_sum = jnp.log1p(others) + jnp.where(jnp.isfinite(z_V[top]), 0, jnp.nan)
-  return below_V - log_sum, z_V[top] / temperature + log_sum
+  share_V = jnp.exp(below_V)
+  # A top of inf, NaN or -inf is no distribution: NaN, and else 0.
+  others = jnp.sum(jnp.where(is_top_V, 0 * z_V[top], share_V))
+  return below_V, share_V, jnp.log1p(others), z_V[top] / temperature
 
 
 def scaled_change(z, z_pruned, temperature) -> tuple[jax.Array, jax.Array]:
@@ -98,40 +122,36 @@ def tilt_by(z, z_pruned, temperature, x, offset) -> Tilt:
   Args:
     z, z_pruned: logits [V]; -inf masks.
     temperature: T > 0.
-    x: [V], (z_pruned - z) / T - offset with full relative accuracy. Read only
-      where neither side is masked.
+    x: [V], (z_pruned - z) / T - offset with full relative accuracy, infinite
+      where one side is masked. Not read where both are.
     offset: scalar.
   """
-  log_p_V, log_normaliser = log_softmax(z, temperature)
-  log_q_V, _ = log_softmax(z_pruned, temperature)
-  common_V = (z != -jnp.inf) & (z_pruned != -jnp.inf)
-  x_V = jnp.where(common_V, x, 0)
-  p_V = jnp.exp(log_p_V)
-  mean = jnp.sum(jnp.where(common_V, p_V * x_V, 0))
+  log_p_V, log_sum = log_softmax(z, temperature)
+  log_q_V, log_sum_pruned = log_softmax(z_pruned, temperature)
+  p_V, q_V = softmax(z, temperature), softmax(z_pruned, temperature)
+  x_V = jnp.where((z == -jnp.inf) & (z_pruned == -jnp.inf), 0, x)
+  # Right to a rounding error of the logits.
+  rough = log_sum_pruned - log_sum - offset
+  # A small one is nearly the mean of x, which is right to its own last digit.
+  mean = jnp.sum(p_V * bounded(x_V))
+  small = (jnp.abs(rough) < 0.5) & (jnp.abs(mean) < 1)
+  mean = jnp.where(small, mean, rough)
+  # E_p[e^y] - 1, by q where e^y is large: q = p e^y up to a constant factor.
   y_V = x_V - mean
-  # log of p e^y. A token that only the dense side masks has p = 0 but adds to
-  # the mean all the same, by its pruned logit.
-  won_V = z_pruned / temperature - offset - mean - log_normaliser
-  tilted_V = jnp.where(common_V, log_p_V + y_V, won_V)
-  _, log_mean = log_softmax(tilted_V)
-  # The sum above is right to a rounding error of 1, not of y. Where the
-  # result is small, sum p (e^y - 1) instead, by expm1 wherever y is small.
-  near = jnp.abs(log_mean) < 0.5
-  small_V = common_V & (y_V < 1)
-  rise_V = jnp.where(
-      small_V,
-      p_V * jnp.expm1(jnp.where(small_V, y_V, 0)),
-      jnp.exp(jnp.minimum(tilted_V, 1)) - p_V,
-  )
-  rise = jnp.where(near, jnp.sum(rise_V), 0)
-  log_mean = jnp.where(near, jnp.log1p(rise), log_mean)
-  no_mass_V = (log_p_V == -jnp.inf) & (log_q_V == -jnp.inf)
-  one_sided_V = jnp.where(no_mass_V, 0, log_q_V) - jnp.where(
-      no_mass_V, 0, log_p_V
-  )
+  up_V = y_V > 0
+  fall_V = jnp.expm1(jnp.where(up_V, -y_V, y_V))
+  factor = jnp.where(up_V, -jnp.exp(rough - mean), 1)
+  rise = jnp.sum(factor * jnp.where(up_V, q_V, p_V) * fall_V)
+  log_mean = jnp.log1p(rise)
+  # e^-|D| - 1 from e^-|y| - 1.
+  shift_V = jnp.where(up_V, jnp.expm1(log_mean), jnp.expm1(-log_mean))
+  fall_V += shift_V * (1 + fall_V)
   return Tilt(
       log_p=log_p_V,
       log_q=log_q_V,
-      log_ratio=jnp.where(common_V, y_V - log_mean, one_sided_V),
+      p=p_V,
+      q=q_V,
+      log_ratio=y_V - log_mean,
+      change=jnp.where(up_V, -q_V, p_V) * fall_V,
       log_mean=mean + log_mean,
   )
