@@ -91,8 +91,7 @@ def logit_moments(z, z_pruned, temperature=1.0) -> LogitMoments:
       var_top10=var_top10,
       max_abs_dz=jnp.max(jnp.abs(dz_V)),
       mean_abs_dz=jnp.sum(jnp.where(even_V > 0, even_V * jnp.abs(dz_V), 0)),
-      rms_dz=jnp.where(
-          jnp.isinf(var_uniform), jnp.inf, jnp.hypot(mean, jnp.sqrt(var_uniform))),
+      rms_dz=jnp.sqrt(var_uniform + mean * mean),
       l1_top5=l1_top5,
       l1_top10=l1_top10,
       l2_top5=l2_top5,

@@ -9,6 +9,7 @@ Everything but the replaced sublayer is dense: embedding, the other sublayers,
 the last norm and the LM head. A sublayer is its norm and its matrices.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -93,39 +94,45 @@ def compare_transitions(
         f"num_steps={num_steps}: must be 1 to {length}, the tokens of a text")
   context = decoder.make_context(config, length, valid_BT)
   begin = length - num_steps
-
-  def rows_of(x_BT):
-    return None if x_BT is None else x_BT[:, begin:]
+  before, behind = _split(context, begin)
+  mask_1RS = (context.slots[None] < behind.slots[:, None])[None]
 
   def sublayers(inputs, x_BTD):
+    """The rows before the measured ones by `block`, these by `_attention`.
+
+    Dense and pruned sublayers of the measured rows go through the same
+    operations: equal weights must give equal bits.
+    """
     weights, pruned, sliding = inputs
     options = decoder.layer_options(config, sliding, None)
-    out_BTD, tape = decoder.block(config, weights, x_BTD, context, **options)
-    x_BRD, mid_BRD = rows_of(x_BTD), rows_of(tape["residual_mid"])
+    x_BRD, out_BTD = x_BTD[:, begin:], x_BTD[:, :begin]
+    keys_values = _keys_values(
+        config, weights, x_BRD, behind.cos, behind.sin)
+    if begin:
+      out_BTD, tape = decoder.block(
+          config, weights, out_BTD, before, **options)
+      keys_values = tuple(
+          jnp.concatenate(parts, axis=1)
+          for parts in zip((tape["key"], tape["value"]), keys_values))
+    mask_BRS = mask_1RS & attention.allowed(
+        behind.slots, context.slots, behind.positions, context.key_positions,
+        context.key_valid, config.sliding_window, options["sliding"])
+    attend = functools.partial(
+        _attention, config, x_BRD=x_BRD, context=behind)
+    mid_BRD = x_BRD + attend(weights, keys_values, mask_BRS=mask_BRS)
+    out_BRD = mid_BRD + _mlp(config, weights, mid_BRD)
+    dense = mid_BRD, out_BRD = jax.lax.optimization_barrier(
+        (mid_BRD, out_BRD))
+    out_BTD = jnp.concatenate([out_BTD, out_BRD], axis=1)
     if pruned is None:
-      return out_BTD, (mid_BRD, rows_of(out_BTD)), (x_BRD, mid_BRD)
-    mask_BRS = attention.allowed(
-        context.slots[begin:], context.slots, rows_of(context.positions),
-        context.key_positions, context.key_valid, config.sliding_window,
-        options["sliding"])
-    mask_BRS &= (context.slots[None] < context.slots[begin:, None])[None]
-
-    def behind(layer, keys_values, mask_BRS):
-      return (
-          x_BRD + _attention(
-              config, layer, x_BRD, *map(rows_of, (context.cos, context.sin)),
-              *keys_values, mask_BRS),
-          mid_BRD + _mlp(config, layer, mid_BRD))
-
-    # The dense sublayer by the same operations as the pruned one: `block` may
-    # sum in another order, and equal weights must give equal bits.
-    dense_kv = tape["key"], tape["value"]
-    pruned_kv = dense_kv
+      return out_BTD, dense, (x_BRD, mid_BRD)
     if history == "pruned":
-      pruned_kv = _keys_values(config, pruned, x_BTD, context.cos, context.sin)
-    dense = jax.lax.optimization_barrier(behind(weights, dense_kv, mask_BRS))
-    return out_BTD, dense, jax.lax.optimization_barrier(behind(
-        pruned, pruned_kv, mask_BRS & (history != "none")))
+      keys_values = _keys_values(
+          config, pruned, x_BTD, context.cos, context.sin)
+    return out_BTD, dense, jax.lax.optimization_barrier((
+        x_BRD + attend(
+            pruned, keys_values, mask_BRS=mask_BRS & (history != "none")),
+        mid_BRD + _mlp(config, pruned, mid_BRD)))
 
   _, records = transitions.compare_sublayers(
       sublayers,
@@ -239,16 +246,31 @@ def _decode_transitions(
       chunk=chunk)
 
 
-def _attention(
-    config, layer, x_BRD, cos_BRH, sin_BRH, key_BSKH, value_BSKH, mask_BRS):
+def _split(context, begin):
+  """The context of the tokens before `begin`, without a cache, and the rest."""
+
+  def part(rows, keys):
+    return dataclasses.replace(
+        context, positions=context.positions[:, rows],
+        cos=context.cos[:, rows], sin=context.sin[:, rows],
+        slots=context.slots[rows],
+        key_positions=context.key_positions[:, keys],
+        key_valid=(
+            None if context.key_valid is None else context.key_valid[:, keys]))
+
+  before = slice(None, begin)
+  return part(before, before), part(slice(begin, None), slice(None))
+
+
+def _attention(config, layer, keys_values, *, x_BRD, context, mask_BRS):
   """What attention adds at R positions, given the keys of earlier ones."""
   weights = layer["attention"]
   y_BRD = _norm(config, layer["attention_norm"], x_BRD)
-  query_BRNH = _heads(config, weights, "query", y_BRD, cos_BRH, sin_BRH)
-  own_key_BRKH, own_value_BRKH = _keys_values(
-      config, layer, x_BRD, cos_BRH, sin_BRH)
+  query_BRNH = _heads(
+      config, weights, "query", y_BRD, context.cos, context.sin)
+  own = _keys_values(config, layer, x_BRD, context.cos, context.sin)
   read_BRNH = transitions.attend_to_history(
-      query_BRNH, key_BSKH, value_BSKH, own_key_BRKH, own_value_BRKH, mask_BRS)
+      query_BRNH, *keys_values, *own, mask_BRS)
   return _project(
       weights["output"], read_BRNH.reshape(*x_BRD.shape[:2], -1))
 
