@@ -448,3 +448,22 @@ def test_off_the_cpu_the_same_comes_out(small, monkeypatch):
   here = run()
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   np.testing.assert_allclose(here, run(), atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [(2,), (3, 4), (33,)])
+def test_a_tied_head_reads_few_rows_as_it_reads_many(small, rows):
+  """A CPU turns the product round for few rows: the same logits and slopes."""
+  _, config, params = small
+  config = dataclasses.replace(config, tie_embeddings=True)
+  table_VD = params["embed"]["table"]
+  h = np.random.default_rng(0).standard_normal(
+      (*rows, table_VD.shape[1])).astype("f")
+
+  def read(h):
+    return decoder.unembed(config, params, h, "raw")
+
+  z, dz = jax.jvp(jax.jit(read), (h,), (2 * h,))
+  expected = h.astype(float) @ np.asarray(table_VD, float).T
+  chex.assert_trees_all_close(z, expected.astype("f"), rtol=1e-5, atol=1e-5)
+  chex.assert_trees_all_close(dz, 2 * z, rtol=1e-5, atol=1e-5)
+  chex.assert_trees_all_close(jax.vmap(read)(h), z, rtol=1e-5, atol=1e-5)

@@ -128,6 +128,21 @@ def test_one_pass_equals_decoding_step_by_step(config):
       atol=1e-5)
 
 
+@pytest.mark.parametrize("history", transitions.HISTORIES)
+def test_whole_texts_hold_their_last_positions(history):
+  """Without a position before the measured ones, and with."""
+  dense, pruned = models(SLIDING)
+  _, tokens_BT, _ = text(SLIDING)
+  last, whole = (
+      transition_driver.compare_transitions(
+          SLIDING, dense, pruned, tokens_BT, num_steps=num_steps,
+          history=history, measure=vectors)
+      for num_steps in (STEPS, tokens_BT.shape[1]))
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(
+          a, b[:, :, :, -STEPS:], rtol=2e-4, atol=2e-5), last, whole)
+
+
 def test_pruned_history_is_a_model_with_one_pruned_attention():
   dense, pruned = models(SLIDING)
   _, tokens_BT, valid_BT = text(SLIDING)

@@ -7,9 +7,9 @@ non-negative terms in the log-ratio D = log q - log p of one token:
   KL(p||q) = E_p[e^D - 1 - D]            TV = E_m[|tanh(D/2)|]
   JS       = E_m[(D/2) tanh(D/2) - log cosh(D/2)],    m = (p + q) / 2,
 
-and since cos(p, q) = sum_i sqrt(r_i s_i), where r and s are the same logits at
-half the temperature, 1 - cos(p, q) = E_m[1 - sech(D/2)] of r and s. An error
-in the normaliser of D enters them (TV apart) only squared.
+and 1 - cos(p, q) is half the squared length of q / |q| - p / |p|, where q - p
+and |q| - |p| = sum (q - p)(q + p) / (|q| + |p|) are known as well as D. An
+error in the normaliser of D enters them (TV apart) only squared.
 
 Reference: He et al., arXiv:2603.24652, equations 8-27. The sums of
 non-negative terms are f-divergences, as in Csiszar (1967).
@@ -198,11 +198,7 @@ def _js(pair: tilt.Tilt) -> jax.Array:
 
 
 def _cosine(pair: tilt.Tilt) -> tuple[jax.Array, jax.Array]:
-  """Returns cos(p, q) and 1 - cos(p, q).
-
-  1 - cos is half the square of p / |p| - q / |q|, whose entries are tiny
-  differences as q - p is, if log |q| / |p| is known as well as D.
-  """
+  """Returns cos(p, q) and 1 - cos(p, q)."""
   p_V, q_V, change_V = pair.p, pair.q, pair.change
   square, square_pruned = jnp.sum(p_V * p_V), jnp.sum(q_V * q_V)
   norm, norm_pruned = jnp.sqrt(square), jnp.sqrt(square_pruned)
@@ -210,7 +206,7 @@ def _cosine(pair: tilt.Tilt) -> tuple[jax.Array, jax.Array]:
   stretch = jnp.where(
       jnp.abs(gained) < square / 2,
       gained / (norm_pruned + norm), norm_pruned - norm)
-  # q / |q| - p / |p|, from q - p and |q| - |p|, over the larger of the two.
+  # q / |q| - p / |p|.
   moved_V = (change_V - stretch / norm * p_V) / norm_pruned
   one_minus_cos = jnp.minimum(jnp.sum(moved_V * moved_V) / 2, 1)
   cos = jnp.sum(p_V * q_V) / (norm * norm_pruned)

@@ -3,7 +3,10 @@
 Changing logits from z to z + dz tilts p = softmax(z / T) into
 q_i = p_i e^x_i / E_p[e^x] with x = dz / T, so D = log q - log p is
 x - log E_p[e^x]. The difference of two log-softmaxes loses every digit of a
-small D; x and the log mean, each by itself, do not.
+small D; x and the log mean, each by itself, do not. A rough log mean, of which
+e^(x - rough) - 1 is taken once for every token, is enough: what the sum over p
+of these falls short of 0 is its error, by which the log mean, D and q - p are
+put right.
 
 Reference: He et al., arXiv:2603.24652, equations 18-22 (exact steps of its
 Theorem 3).

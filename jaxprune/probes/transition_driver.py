@@ -94,20 +94,18 @@ def compare_transitions(
         f"num_steps={num_steps}: must be 1 to {length}, the tokens of a text")
   context = decoder.make_context(config, length, valid_BT)
   begin = length - num_steps
-  before, behind = _split(context, begin)
-  mask_1RS = (context.slots[None] < behind.slots[:, None])[None]
+  before, measured = _split(context, begin)
+  mask_1RS = (context.slots[None] < measured.slots[:, None])[None]
 
   def sublayers(inputs, x_BTD):
-    """The rows before the measured ones by `block`, these by `_attention`.
-
-    Dense and pruned sublayers of the measured rows go through the same
-    operations: equal weights must give equal bits.
-    """
+    """One layer, dense, and both its sublayers replaced at measured rows."""
+    # The rows before them by `block`. At the measured ones dense and pruned go
+    # through the same operations: equal weights must give equal bits.
     weights, pruned, sliding = inputs
     options = decoder.layer_options(config, sliding, None)
     x_BRD, out_BTD = x_BTD[:, begin:], x_BTD[:, :begin]
     keys_values = _keys_values(
-        config, weights, x_BRD, behind.cos, behind.sin)
+        config, weights, x_BRD, measured.cos, measured.sin)
     if begin:
       out_BTD, tape = decoder.block(
           config, weights, out_BTD, before, **options)
@@ -115,14 +113,20 @@ def compare_transitions(
           jnp.concatenate(parts, axis=1)
           for parts in zip((tape["key"], tape["value"]), keys_values))
     mask_BRS = mask_1RS & attention.allowed(
-        behind.slots, context.slots, behind.positions, context.key_positions,
-        context.key_valid, config.sliding_window, options["sliding"])
-    attend = functools.partial(
-        _attention, config, x_BRD=x_BRD, context=behind)
-    mid_BRD = x_BRD + attend(weights, keys_values, mask_BRS=mask_BRS)
-    out_BRD = mid_BRD + _mlp(config, weights, mid_BRD)
-    dense = mid_BRD, out_BRD = jax.lax.optimization_barrier(
-        (mid_BRD, out_BRD))
+        measured.slots, context.slots, measured.positions,
+        context.key_positions, context.key_valid, config.sliding_window,
+        options["sliding"])
+
+    def attend(layer, keys_values, mask_BRS):
+      return x_BRD + _attention(
+          config, layer, x_BRD, measured.cos, measured.sin, *keys_values,
+          mask_BRS)
+
+    mid_BRD = jax.lax.optimization_barrier(
+        attend(weights, keys_values, mask_BRS))
+    out_BRD = jax.lax.optimization_barrier(
+        mid_BRD + _mlp(config, weights, mid_BRD))
+    dense = mid_BRD, out_BRD
     out_BTD = jnp.concatenate([out_BTD, out_BRD], axis=1)
     if pruned is None:
       return out_BTD, dense, (x_BRD, mid_BRD)
@@ -130,8 +134,7 @@ def compare_transitions(
       keys_values = _keys_values(
           config, pruned, x_BTD, context.cos, context.sin)
     return out_BTD, dense, jax.lax.optimization_barrier((
-        x_BRD + attend(
-            pruned, keys_values, mask_BRS=mask_BRS & (history != "none")),
+        attend(pruned, keys_values, mask_BRS & (history != "none")),
         mid_BRD + _mlp(config, pruned, mid_BRD)))
 
   _, records = transitions.compare_sublayers(
@@ -262,15 +265,16 @@ def _split(context, begin):
   return part(before, before), part(slice(begin, None), slice(None))
 
 
-def _attention(config, layer, keys_values, *, x_BRD, context, mask_BRS):
+def _attention(
+    config, layer, x_BRD, cos_BRH, sin_BRH, key_BSKH, value_BSKH, mask_BRS):
   """What attention adds at R positions, given the keys of earlier ones."""
   weights = layer["attention"]
   y_BRD = _norm(config, layer["attention_norm"], x_BRD)
-  query_BRNH = _heads(
-      config, weights, "query", y_BRD, context.cos, context.sin)
-  own = _keys_values(config, layer, x_BRD, context.cos, context.sin)
+  query_BRNH = _heads(config, weights, "query", y_BRD, cos_BRH, sin_BRH)
+  own_key_BRKH, own_value_BRKH = _keys_values(
+      config, layer, x_BRD, cos_BRH, sin_BRH)
   read_BRNH = transitions.attend_to_history(
-      query_BRNH, *keys_values, *own, mask_BRS)
+      query_BRNH, key_BSKH, value_BSKH, own_key_BRKH, own_value_BRKH, mask_BRS)
   return _project(
       weights["output"], read_BRNH.reshape(*x_BRD.shape[:2], -1))
 

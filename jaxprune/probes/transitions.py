@@ -43,7 +43,7 @@ Tree = Any
 HISTORIES = ("dense", "pruned", "none")
 
 # Logits that a CPU measures together: the arrays between the sums of one
-# measurement then stay in its cache, which takes half the time at V = 32000.
+# measurement then stay in its cache.
 _CACHED = 1 << 18
 
 # The score of a key that is not read; finite, so that no gradient is a NaN.
