@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from jaxprune import probes
+from jaxprune.probes import moments as probes_moments
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 RTOL = {"float32": 3e-5, "float64": 1e-10}
@@ -336,3 +337,13 @@ def test_logit_moments_of_few_tokens_and_of_a_constant():
   got = logit_moments(z, z + 16, 1.0)
   assert got.var_p == got.var_r == got.var_uniform == got.var_top5 == 0
   assert got.rms_dz == got.max_abs_dz == got.mean_abs_dz == 16
+
+
+def test_variance_is_blind_to_a_large_constant():
+  weight = softmax(draw(0, spread=1.0)[0]).astype(np.float32)
+  x = (np.arange(33) % 5 / 1024).astype(np.float32)
+  variance = jax.jit(probes_moments.variance)
+  assert variance(weight, np.full(33, 1000.1, np.float32)) == 0
+  np.testing.assert_allclose(
+      variance(weight, x + np.float32(1000)),
+      moments(weight.astype(float) / weight.sum(dtype=float), x)[0], rtol=1e-3)

@@ -143,7 +143,7 @@ def slopes(
 def _variance(z_V, dz_V, temperature):
   """Var_p(dz) / (2 T^2)."""
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
-  variance, _ = moments.cumulants(tilt.softmax(z_V, temperature), dz_V)
+  variance = moments.variance(tilt.softmax(z_V, temperature), dz_V)
   return variance / (2 * temperature * temperature)
 
 

@@ -137,8 +137,7 @@ def concentration(z, temperature=1.0) -> Concentration:
   """
   z_V, _ = spaces.checked_pair(z, z)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
-  log_p_V, _ = tilt.log_softmax(z_V, temperature)
-  p_V = tilt.softmax(z_V, temperature)
+  log_p_V, p_V, _ = tilt.distribution(z_V, temperature)
   token = spaces.top_token(z_V)
   others_V = jnp.where(jnp.arange(z_V.size) == token, -jnp.inf, z_V)
   entropy = -jnp.sum(p_V * jnp.where(p_V > 0, log_p_V, 0))

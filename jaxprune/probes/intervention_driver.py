@@ -281,7 +281,7 @@ def compare_logits(z_V, y_V, target, temperature):
       "flips": flips,
       "kl_at_flips": jnp.where(flips == 1, found.kl, 0),
       "rms_dz": jnp.sqrt(jnp.mean(dz_V * dz_V)),
-      "var_p": moments.cumulants(weight_V, dz_V)[0],
+      "var_p": moments.variance(weight_V, dz_V),
       "margin_lost": _lead(z_V, top) - _lead(y_V, top),
       "log_prob": jax.nn.log_softmax(y_V / temperature)[target],
       "hits": (jnp.argmax(y_V) == target).astype(jnp.float32),

@@ -128,7 +128,7 @@ def with_variance(direction, like, z, temperature=1.0) -> Array:
   direction_V, like_V, z_V = spaces.widen(direction, like, z)
   weight_V = tilt.softmax(z_V, temperature)
   own, wanted = (
-      _variance(weight_V, x_V) for x_V in (direction_V, like_V))
+      moments.variance(weight_V, x_V) for x_V in (direction_V, like_V))
   scale = jnp.sqrt(wanted / jnp.where(own == 0, 1, own))
   return jnp.where(own == 0, 0, scale * direction_V)
 
@@ -198,7 +198,7 @@ def rescue(
   weight_V = tilt.softmax(z_V, temperature)
   mean = jnp.sum(weight_V * zq_V)
   stretched_V = mean + with_variance(zq_V - mean, z_V, z_V, temperature)
-  has_none = _variance(weight_V, zq_V) == 0
+  has_none = moments.variance(weight_V, zq_V) == 0
   found = {
       "half": z_V + dz_V / 2,
       "variance_of_z": jnp.where(has_none, zq_V, stretched_V),
@@ -231,9 +231,3 @@ def mix_layers(use_dense_L, dense, pruned):
 def first_layers(num_layers: int) -> Array:
   """Returns which layers are among the first k: bool [L + 1, L], k from 0."""
   return jnp.arange(num_layers)[None] < jnp.arange(num_layers + 1)[:, None]
-
-
-def _variance(weight_V, x_V):
-  """The variance under the weight; exactly 0 for a constant."""
-  start = x_V[jnp.argmax(weight_V)]
-  return moments.cumulants(weight_V, x_V - start)[0]

@@ -90,7 +90,7 @@ def logit_moments(z, z_pruned, temperature=1.0) -> LogitMoments:
       var_top5=var_top5,
       var_top10=var_top10,
       max_abs_dz=jnp.max(jnp.abs(dz_V)),
-      mean_abs_dz=jnp.sum(jnp.where(even_V > 0, even_V * jnp.abs(dz_V), 0)),
+      mean_abs_dz=jnp.sum(even_V * jnp.abs(dz_V)),
       rms_dz=jnp.sqrt(var_uniform + mean * mean),
       l1_top5=l1_top5,
       l1_top10=l1_top10,
@@ -111,9 +111,9 @@ def cumulants(weight, x) -> tuple[jax.Array, jax.Array]:
   Args:
     weight: [V], adds up to 1.
     x: [V]. An infinite one that carries weight (a token masked by the pruned
-      side only) gives inf and -inf. Measure a change from that of a likely
-      token: the mean of a large constant has a rounding error, and its square
-      would be a variance.
+      side only) gives inf and -inf. Give a change less that of a likely
+      token, or call `variance`: the mean of a large constant has a rounding
+      error, whose square would be a variance.
   """
   # The largest number for inf, so that no weight is no part, and any weight,
   # multiplied first, an infinite square.
@@ -123,3 +123,13 @@ def cumulants(weight, x) -> tuple[jax.Array, jax.Array]:
   rest = jnp.sum(weight * x)
   third = jnp.sum(weight * x * x * x) - 3 * variance * rest
   return variance, jnp.where(jnp.isinf(variance), -jnp.inf, third)
+
+
+def variance(weight, x) -> jax.Array:
+  """Returns the variance of x [V]; exactly 0 for a constant.
+
+  Args:
+    weight: [V], adds up to 1.
+    x: [V], finite at the likeliest token.
+  """
+  return cumulants(weight, x - x[spaces.top_token(weight)])[0]

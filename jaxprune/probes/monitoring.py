@@ -100,7 +100,7 @@ def pruned_risks(z_pruned, temperature=1.0) -> tuple[Array, Array, Array]:
   q = divergences.concentration(z_pruned, temperature)
   (zq_V,) = spaces.widen(z_pruned)
   scale = spaces.checked_temperature(temperature, zq_V.dtype)
-  variance, _ = moments.cumulants(
+  variance = moments.variance(
       tilt.softmax(zq_V, temperature), zq_V / scale)
   return -q.margin, q.entropy, variance
 

@@ -155,7 +155,7 @@ def theorem_3(z, z_pruned, temperature=1.0) -> Theorem3:
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
   x_V, _ = tilt.scaled_change(z_V, zq_V, temperature)
-  p_V, _ = moments.weights(z_V, temperature)
+  p_V = tilt.softmax(z_V, temperature)
   variance, third = moments.cumulants(p_V, x_V)
   kl, kl_reverse = divergences.kl_of(
       tilt.tilt_logits(z_V, zq_V, temperature)

@@ -32,7 +32,8 @@ class Tilt:
     log_q: log-probabilities [V], nats.
     p: probabilities [V].
     q: probabilities [V].
-    log_ratio: D = log q - log p [V], accurate when tiny; 0 where both are 0.
+    log_ratio: D = log q - log p [V], accurate when tiny; 0 where both are
+      masked.
     change: q - p [V], accurate when tiny.
     log_mean: scalar log E_p[e^x], nats, x as it was given.
   """
@@ -47,30 +48,23 @@ class Tilt:
 
 
 def log_softmax(z, temperature=1.0) -> tuple[jax.Array, jax.Array]:
-  """Returns log softmax(z / T) [V] and the log normaliser, in nats.
+  """Returns log softmax(z / T) [V] and the log normaliser, in nats."""
+  log_p_V, _, log_normaliser = distribution(z, temperature)
+  return log_p_V, log_normaliser
+
+
+def softmax(z, temperature=1.0) -> jax.Array:
+  """Returns softmax(z / T) [V]; NaN where `log_softmax` is."""
+  return distribution(z, temperature)[1]
+
+
+def distribution(z, temperature=1.0) -> tuple[jax.Array, ...]:
+  """Returns log p and p = softmax(z / T) [V], and the log normaliser; nats.
 
   The largest term is left out of the sum, whose log1p then keeps the tiny
   -log p of a confident distribution. The difference to it is taken before the
   division, which would round large logits.
   """
-  below_V, _, log_sum, top = _below_top(z, temperature)
-  return below_V - log_sum, top + log_sum
-
-
-def softmax(z, temperature=1.0) -> jax.Array:
-  """Returns softmax(z / T) [V]; NaN where `log_softmax` is."""
-  _, share_V, log_sum, _ = _below_top(z, temperature)
-  return share_V * jnp.exp(-log_sum)
-
-
-def bounded(x) -> jax.Array:
-  """Returns x [V] with the largest numbers for inf and -inf."""
-  largest = jnp.finfo(x.dtype).max
-  return jnp.where(jnp.isinf(x), jnp.where(x > 0, largest, -largest), x)
-
-
-def _below_top(z, temperature):
-  """The logits less the largest, over T; e^ that; its log sum; the largest."""
   (z_V,) = spaces.widen(z)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
   top = spaces.top_token(z_V)
@@ -81,7 +75,18 @@ def _below_top(z, temperature):
   share_V = jnp.exp(below_V)
   # A top of inf, NaN or -inf is no distribution: NaN, and else 0.
   others = jnp.sum(jnp.where(is_top_V, 0 * z_V[top], share_V))
-  return below_V, share_V, jnp.log1p(others), z_V[top] / temperature
+  log_sum = jnp.log1p(others)
+  return (
+      below_V - log_sum,
+      share_V * jnp.exp(-log_sum),
+      z_V[top] / temperature + log_sum,
+  )
+
+
+def bounded(x) -> jax.Array:
+  """Returns x [V] with the largest numbers for inf and -inf."""
+  largest = jnp.finfo(x.dtype).max
+  return jnp.where(jnp.isinf(x), jnp.where(x > 0, largest, -largest), x)
 
 
 def scaled_change(z, z_pruned, temperature) -> tuple[jax.Array, jax.Array]:
@@ -129,10 +134,10 @@ def tilt_by(z, z_pruned, temperature, x, offset) -> Tilt:
       where one side is masked. Not read where both are.
     offset: scalar.
   """
-  log_p_V, log_sum = log_softmax(z, temperature)
-  log_q_V, log_sum_pruned = log_softmax(z_pruned, temperature)
-  p_V, q_V = softmax(z, temperature), softmax(z_pruned, temperature)
-  x_V = jnp.where((z == -jnp.inf) & (z_pruned == -jnp.inf), 0, x)
+  log_p_V, p_V, log_sum = distribution(z, temperature)
+  log_q_V, q_V, log_sum_pruned = distribution(z_pruned, temperature)
+  masked_V = (z == -jnp.inf) & (z_pruned == -jnp.inf)
+  x_V = jnp.where(masked_V, 0, x)
   # Right to a rounding error of the logits.
   rough = log_sum_pruned - log_sum - offset
   # A small one is nearly the mean of x, which is right to its own last digit.
@@ -154,7 +159,7 @@ def tilt_by(z, z_pruned, temperature, x, offset) -> Tilt:
       log_q=log_q_V,
       p=p_V,
       q=q_V,
-      log_ratio=y_V - log_mean,
+      log_ratio=jnp.where(masked_V, 0, y_V - log_mean),
       change=jnp.where(up_V, -q_V, p_V) * fall_V,
       log_mean=mean + log_mean,
   )
