@@ -109,7 +109,7 @@ def main() -> None:
 
   from jaxprune import checkpoints, models, report
   from jaxprune.models import generation
-  from jaxprune.pruning import driver
+  from jaxprune.pruning.checkpoint import weights
   from jaxprune.pruning.patterns import NofM, Unstructured
 
   torch.set_num_threads(_THREADS.value)
@@ -153,7 +153,7 @@ def main() -> None:
     torch_wanda(copy.deepcopy(reference), tensor, pattern)
 
   def jax_prune(pattern):
-    driver.prune_weights(
+    weights.prune_weights(
         source, scratch / "pruned", method="wanda", pattern=pattern,
         tokens=ids, overwrite=True)
 

@@ -16,7 +16,8 @@ import time
 
 from absl import flags
 
-from experiments import grid, launch
+from experiments import launch
+from jaxprune.studies.sweep import configurations
 
 _MODEL = flags.DEFINE_string(
     "model", "pocket", "A folder, a hub id, or pocket.")
@@ -37,22 +38,22 @@ def main() -> None:
   import jax
   import numpy as np
 
-  from experiments import inputs
   from jaxprune import checkpoints, report
   from jaxprune.calibration import tokens
-  from jaxprune.pruning import driver
+  from jaxprune.pruning.checkpoint import weights
+  from jaxprune.studies import inputs
 
   jax.config.update("jax_default_matmul_precision", "highest")
   source = inputs.open_model(_MODEL.value)
   # Wanda first: it is the reference of the others.
-  methods = ["wanda", *(m for m in grid.ENTRIES if m != "wanda")]
-  cells = [f"{method}:{_SPARSITY.value}" for method in methods + [*grid.UNITS]]
-  cells += [f"{method}:4" for method in grid.ROUNDING]
+  methods = ["wanda", *(m for m in configurations.ENTRIES if m != "wanda")]
+  cells = [f"{method}:{_SPARSITY.value}" for method in methods + [*configurations.UNITS]]
+  cells += [f"{method}:4" for method in configurations.ROUNDING]
   cells = [
-      grid.read_cell(cell, group_size=_GROUP_SIZE.value or None, target="mlp")
+      configurations.read_cell(cell, group_size=_GROUP_SIZE.value or None, target="mlp")
       for cell in cells]
   for cell in cells:
-    grid.check(source.config, cell)
+    configurations.check(source.config, cell)
   calibration = inputs.read_calibration(
       source, _CALIBRATION.value, num_samples=_NUM_SAMPLES.value,
       seq_len=_SEQ_LEN.value, seed=_SEED.value)
@@ -67,7 +68,7 @@ def main() -> None:
       with tempfile.TemporaryDirectory() as scratch:
         for attempt in ("first", "second"):
           began = time.perf_counter()
-          log = driver.prune_weights(
+          log = weights.prune_weights(
               source, f"{scratch}/{attempt}", method=cell.method,
               pattern=cell.pattern, tokens=calibration.tokens)
           seconds = time.perf_counter() - began

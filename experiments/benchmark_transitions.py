@@ -136,9 +136,10 @@ def main() -> None:
   import torch
   import transformers
 
-  from experiments import inputs
   from jaxprune import checkpoints, report
-  from jaxprune.probes import position, transition_driver
+  from jaxprune.probes import position
+  from jaxprune.probes.decoder import transitions
+  from jaxprune.studies import inputs
 
   torch.set_num_threads(_THREADS.value)
   torch.manual_seed(0)
@@ -171,7 +172,7 @@ def main() -> None:
         dense, pruned, torch.tensor(ids[:1], dtype=torch.long), _STEPS.value)
 
   def ours(measure=position.compare_position):
-    jax.block_until_ready(transition_driver.decode_transitions(
+    jax.block_until_ready(transitions.decode_transitions(
         config, *trees, jnp.asarray(ids), valid, num_steps=_STEPS.value,
         measure=measure))
 

@@ -48,10 +48,10 @@ def main() -> None:
   import jax
   import jax.numpy as jnp
 
-  from experiments import inputs
   from jaxprune import checkpoints, report
   from jaxprune.calibration import encode, load_tokenizer
   from jaxprune.evaluation import code_execution, generation
+  from jaxprune.studies import inputs
 
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()

@@ -26,13 +26,14 @@ import time
 
 from absl import flags
 
-from experiments import grid, launch
+from experiments import launch
+from jaxprune.studies.sweep import configurations
 
 _MODEL = flags.DEFINE_string(
     "model", "pocket", "The dense model: a folder, a hub id, or pocket.")
 _CELLS = flags.DEFINE_list(
     "cells", ["magnitude:0.5", "wanda:0.5", "sparsegpt:0.5"],
-    "METHOD:AMOUNT, as in experiments/grid.py.")
+    "METHOD:AMOUNT, as in jaxprune/studies/sweep/configurations.py.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the calibration.")
 _CALIBRATION = flags.DEFINE_string(
     "calibration", "pocket", "As in experiments.prune.")
@@ -73,19 +74,21 @@ EXTRA_FIELDS = {
 def main() -> None:
   import jax
 
-  from experiments import grid_report, inputs, task_scores
   from jaxprune import checkpoints, report
   from jaxprune.calibration import load_tokenizer
+  from jaxprune.studies import inputs
+  from jaxprune.studies.sweep import scores as scores_lib
+  from jaxprune.studies.tasks import scores as task_scores
 
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()
   source = inputs.open_model(_MODEL.value)
   cells = [
-      grid.read_cell(text, group_size=_GROUP_SIZE.value or None,
+      configurations.read_cell(text, group_size=_GROUP_SIZE.value or None,
                      target=_DROP_TARGET.value)
       for text in _CELLS.value]
   for cell in cells:
-    grid.check(source.config, cell)
+    configurations.check(source.config, cell)
   if not (_PERPLEXITY.value or _CHOICE.value or _GENERATION.value
           or _POCKET.value):
     raise ValueError(
@@ -114,7 +117,7 @@ def main() -> None:
   tokenizer = load_tokenizer(source.folder)
   wanted = [(None, seeds[0])] + [
       (cell, seed) for cell in cells
-      for seed in (seeds[:1] if cell.method in grid.DATA_FREE else seeds)]
+      for seed in (seeds[:1] if cell.method in configurations.DATA_FREE else seeds)]
   progress = launch.Progress("cell", len(wanted))
   extra = {name: report.Field(*field) for name, field in EXTRA_FIELDS.items()}
   # Records are made anew from the cells, so a run that goes on has all.
@@ -125,13 +128,13 @@ def main() -> None:
     for index, (cell, seed) in enumerate(wanted):
       scores.append(_cell(folder, dense, cell, seed, drawn[seed]))
       progress.step(index)
-    run.write_all(grid_report.rows(scores))
-    table = grid_report.summarise(scores)
-    bins = grid_report.break_down(scores)
+    run.write_all(scores_lib.rows(scores))
+    table = scores_lib.summarise(scores)
+    bins = scores_lib.break_down(scores)
     run.write_summary({"table": table, "breakdown": bins,
                        "seconds": time.monotonic() - began})
-    run.write_page(grid_report.render(table, bins, description))
-  print("\n".join(grid_report.lines(table)))
+    run.write_page(scores_lib.render(table, bins, description))
+  print("\n".join(scores_lib.lines(table)))
   print(f"wrote {_OUT.value}/report.html")
 
 
@@ -196,7 +199,7 @@ def _cell(folder, dense, cell, seed, calibration):
               "removed": 0.0}
     model, work = dense.model, folder / name
     if cell is not None:
-      result["removed"] = grid.prune(
+      result["removed"] = configurations.prune(
           dense.source, cell, calibration.tokens, seed, work)
       model = checkpoints.load_params(
           checkpoints.open_checkpoint(work), "float32")
@@ -217,17 +220,17 @@ def _measure(dense, model) -> dict[str, list]:
   import jax
   import numpy as np
 
-  from experiments import comparison
   from jaxprune.calibration import prompts as prompts_lib
+  from jaxprune.studies.comparison import measure
 
   if dense.prompts is None:
     return {}
   tokens = dense.prompts.tokens
   tokens_BT, valid_BT = prompts_lib.left_pad(
       tokens, dense.source.config.pad_id or 0)
-  _, output, lengths_B = comparison.one_pass(
+  _, output, lengths_B = measure.one_pass(
       dense.model, model, tokens_BT, valid_BT, jax.random.key(0),
-      comparison.Settings(max_new_tokens=_NEW_TOKENS, batch=len(tokens)))
+      measure.Settings(max_new_tokens=_NEW_TOKENS, batch=len(tokens)))
   prompt, step = np.nonzero(np.arange(_NEW_TOKENS) < lengths_B[:, None])
   return {"prompt": prompt.tolist(), "step": step.tolist()} | {
       field.name: np.asarray(getattr(output, field.name))[prompt, step].tolist()
@@ -236,7 +239,7 @@ def _measure(dense, model) -> dict[str, list]:
 
 def _score(dense, model) -> dict[str, dict]:
   """Every task of one model, as a cell keeps it."""
-  from experiments import task_scores
+  from jaxprune.studies.tasks import scores as task_scores
 
   model = task_scores.Model(
       name="pruned", config=model[0], params=model[1],

@@ -53,9 +53,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the intervals.")
 def main() -> None:
   import jax
 
-  from experiments import task_report, task_scores
   from jaxprune import checkpoints, report
   from jaxprune.calibration import load_tokenizer
+  from jaxprune.studies.tasks import page, scores
 
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()
@@ -67,7 +67,7 @@ def main() -> None:
     raise ValueError(
         "no task: give --perplexity, --choice, --retrieval, --generation or"
         " --pocket")
-  task_scores.check_files(
+  scores.check_files(
       _CHOICE.value, _RETRIEVAL.value, _GENERATION.value, _EXTRACT.value)
   description = report.describe_run(
       flags=launch.flag_values(), command=sys.argv,
@@ -77,25 +77,25 @@ def main() -> None:
           for name, source in sources.items()})
   found = {}
   with report.RunFolder(
-      _OUT.value, description, extra_fields=task_report.FIELDS) as run:
+      _OUT.value, description, extra_fields=page.FIELDS) as run:
     progress = launch.Progress("model", len(sources))
     for index, (name, source) in enumerate(sources.items()):
       found[name] = _score(
           name, source, tokenizer, _texts(found.get("dense")))
       for scored in found[name].values():
-        run.write_all(task_report.item_rows(scored, name))
+        run.write_all(page.item_rows(scored, name))
       progress.step(index)
-    summary = task_report.summarise(found, _SEED.value)
+    summary = page.summarise(found, _SEED.value)
     run.write_summary({**summary, "seconds": time.monotonic() - began})
-    run.write_page(task_report.render(summary, description))
-  print("\n".join(task_report.lines(summary)))
+    run.write_page(page.render(summary, description))
+  print("\n".join(page.lines(summary)))
   print(f"wrote {_OUT.value}/report.html")
 
 
 def _sources():
   """The models by name, refused before any work when they cannot be scored."""
-  from experiments import inputs
   from jaxprune.models import ModelConfig
+  from jaxprune.studies import inputs
 
   pair = _DENSE.value, _PRUNED.value
   if (_MODEL.value is None) == (None in pair) or (
@@ -122,24 +122,24 @@ def _score(name, source, tokenizer, dense):
   """Every task of one model, by name of the task."""
   import jax.numpy as jnp
 
-  from experiments import task_scores
   from jaxprune import checkpoints
+  from jaxprune.studies.tasks import scores
 
   config, params = checkpoints.load_params(source, jnp.float32)
-  model = task_scores.Model(
+  model = scores.Model(
       name=name, config=config, params=params, tokenizer=tokenizer)
   limit = _LIMIT.value
   scored = [
-      *(task_scores.score_perplexity(model, path, limit, _SEQ_LEN.value)
+      *(scores.score_perplexity(model, path, limit, _SEQ_LEN.value)
         for path in _PERPLEXITY.value),
-      *(task_scores.score_choice(model, path, limit)
+      *(scores.score_choice(model, path, limit)
         for path in _CHOICE.value),
-      *(task_scores.score_retrieval(model, path, limit, _POOLING.value)
+      *(scores.score_retrieval(model, path, limit, _POOLING.value)
         for path in _RETRIEVAL.value),
-      *(task_scores.score_generation(
+      *(scores.score_generation(
           model, path, limit, _MAX_NEW_TOKENS.value, _EXTRACT.value, dense)
         for path in _GENERATION.value),
-      *(task_scores.score_pocket(model) if _POCKET.value else ())]
+      *(scores.score_pocket(model) if _POCKET.value else ())]
   by_task = {one.task: one for one in scored}
   if len(by_task) < len(scored):
     raise ValueError(

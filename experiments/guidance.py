@@ -42,7 +42,7 @@ _MAX_NEW_TOKENS = flags.DEFINE_integer(
     " rule was learnt with.", lower_bound=1)
 _FEATURES = flags.DEFINE_list(
     "features", [], "Choose among these; else among all, see"
-    " jaxprune/report/guidance.py. One alone is not chosen, only its"
+    " jaxprune/studies/guidance/rules.py. One alone is not chosen, only its"
     " threshold.")
 _KEEP = flags.DEFINE_float(
     "keep", 0.9, "Share of the dense score that is called survival.",
@@ -73,72 +73,67 @@ def main() -> None:
 
 
 def _learn() -> None:
-  from experiments import (
-      guidance_apply,
-      guidance_fit,
-      guidance_grids,
-      guidance_report,
-      guidance_settings,
-      guidance_splits,
-  )
   from jaxprune import checkpoints, report
-  from jaxprune.report import guidance
+  from jaxprune.studies.guidance import (
+    apply,
+    fit,
+    page,
+    recommend,
+    splits,
+    sweeps,
+  )
+  from jaxprune.studies.guidance import rules as rules_lib
 
   began = time.monotonic()
-  unknown = set(_FEATURES.value) - set(guidance.FEATURES)
+  unknown = set(_FEATURES.value) - set(rules_lib.FEATURES)
   if unknown:
     raise ValueError(
         f"--features={','.join(sorted(unknown))}: unknown; take from"
-        f" {', '.join(guidance.FEATURES)}")
-  settings = guidance_fit.Settings(
-      features=tuple(_FEATURES.value) or guidance.FEATURES,
+        f" {', '.join(rules_lib.FEATURES)}")
+  settings = fit.Settings(
+      features=tuple(_FEATURES.value) or rules_lib.FEATURES,
       keep=_KEEP.value, seed=_SEED.value, resamples=_RESAMPLES.value)
-  every = guidance_grids.read_grids(
+  every = sweeps.read_grids(
       _GRIDS.value, keep=settings.keep, skip=_SKIP.value,
       num_prompts=_NUM_PROMPTS.value, seed=settings.seed)
-  grids = guidance_splits.without_twins(every)
+  grids = splits.without_twins(every)
   description = report.describe_run(
       flags=launch.flag_values(), command=sys.argv,
       seeds={"bootstrap": settings.seed, "shuffle": settings.seed},
       checkpoint_hash={
           f"dense {index}": source["checkpoint_hash"]
           for index, source in enumerate(grids.sources)})
-  rules = guidance_fit.fit(grids, settings)
+  rules = fit.fit(grids, settings)
   with report.RunFolder(
-      _OUT.value, description, extra_fields=guidance_report.FIELDS) as run:
-    run.write_all(guidance_report.rows(grids))
-    run.write_all(guidance_fit.feature_rows(grids, settings))
+      _OUT.value, description, extra_fields=page.FIELDS) as run:
+    run.write_all(page.rows(grids))
+    run.write_all(fit.feature_rows(grids, settings))
     checkpoints.atomic_write_json(run.folder / "rule.json", {
-        "made_by": guidance_apply.MADE_BY, "keep": settings.keep,
+        "made_by": apply.MADE_BY, "keep": settings.keep,
         "sources": grids.sources, "cells_hash": grids.hash,
         "seed": settings.seed, "fingerprints": grids.fingerprints,
         "tasks": rules})
-    table = guidance_settings.recommend(every, seed=settings.seed)
-    summary = guidance_report.summarise(grids, rules, settings)
+    table = recommend.recommend(every, seed=settings.seed)
+    summary = page.summarise(grids, rules, settings)
     summary["settings"] = table
     run.write_summary({**summary, "seconds": time.monotonic() - began})
-    guidance_report.write_page(
+    page.write_page(
         run, description, grids, rules, settings, table)
-  print("\n".join(guidance_report.lines(rules)))
-  print("\n".join(guidance_report.setting_lines(table)))
+  print("\n".join(page.lines(rules)))
+  print("\n".join(page.setting_lines(table)))
   print(f"wrote {_OUT.value}/rule.json and {_OUT.value}/report.html")
 
 
 def _check() -> None:
-  from experiments import (
-      guidance_apply,
-      guidance_check,
-      guidance_grids,
-      guidance_splits,
-  )
   from jaxprune import report
+  from jaxprune.studies.guidance import apply, check, splits, sweeps
 
-  rule = guidance_apply.read_rule(_RULE.value)
-  grids = guidance_grids.read_grids(
+  rule = apply.read_rule(_RULE.value)
+  grids = sweeps.read_grids(
       _GRIDS.value, keep=rule["keep"], skip=_SKIP.value, seed=_SEED.value,
       num_prompts=_NUM_PROMPTS.value or rule["sources"][0]["num_prompts"])
-  grids = guidance_splits.without_twins(grids, rule["fingerprints"])
-  summary = guidance_check.summarise(
+  grids = splits.without_twins(grids, rule["fingerprints"])
+  summary = check.summarise(
       rule, grids, seed=_SEED.value, resamples=_RESAMPLES.value)
   description = report.describe_run(
       flags=launch.flag_values(), command=sys.argv,
@@ -147,26 +142,27 @@ def _check() -> None:
           f"dense {index}": source["checkpoint_hash"]
           for index, source in enumerate(grids.sources)})
   with report.RunFolder(
-      _OUT.value, description, extra_fields=guidance_check.FIELDS) as run:
-    run.write_all(guidance_check.rows(rule, grids))
+      _OUT.value, description, extra_fields=check.FIELDS) as run:
+    run.write_all(check.rows(rule, grids))
     run.write_summary(summary)
-    run.write_page(guidance_check.render(
+    run.write_page(check.render(
         summary, report.read_records(run.folder), description))
-  print("\n".join(guidance_check.lines(summary)))
+  print("\n".join(check.lines(summary)))
   print(f"wrote {_OUT.value}/report.html")
 
 
 def _apply() -> None:
   import jax
 
-  from experiments import guidance_apply, inputs
   from jaxprune import checkpoints, report
+  from jaxprune.studies import inputs
+  from jaxprune.studies.guidance import apply
 
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()
   if _PRUNED.value is None:
     raise ValueError("--pruned: name the pruned model that --rule shall judge")
-  rule = guidance_apply.read_rule(_RULE.value)
+  rule = apply.read_rule(_RULE.value)
   learnt = rule["sources"][0]
   dense, pruned = map(inputs.open_model, (_DENSE.value, _PRUNED.value))
   steps = _MAX_NEW_TOKENS.value or learnt["steps"]
@@ -181,8 +177,8 @@ def _apply() -> None:
   ) | {"prompts": {"source": prompts.source, "hash": prompts.hash,
                    "count": len(prompts.tokens), "bos": prompts.bos}}
   with report.RunFolder(_OUT.value, description) as run:
-    found = guidance_apply.measure(dense, pruned, prompts, steps)
-    judged = guidance_apply.judge(
+    found = apply.measure(dense, pruned, prompts, steps)
+    judged = apply.judge(
         rule, hashes["dense"], prompts.hash, steps, found)
     names = [name for name in found if name in report.FIELDS]
     run.write_all(
@@ -190,8 +186,8 @@ def _apply() -> None:
             name: found[name][i] for name in names}
         for i in range(len(found["kl"])))
     run.write_summary({**judged, "seconds": time.monotonic() - began})
-    run.write_page(guidance_apply.render(judged, description))
-  print("\n".join(guidance_apply.lines(judged)))
+    run.write_page(apply.render(judged, description))
+  print("\n".join(apply.lines(judged)))
   print(f"wrote {_OUT.value}/report.html")
 
 

@@ -52,31 +52,32 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of every draw.")
 def main() -> None:
   import jax
 
-  from experiments import harness_tasks, inputs
   from jaxprune import checkpoints, report
+  from jaxprune.studies import inputs
+  from jaxprune.studies.tasks import harness
 
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()
   source = inputs.open_model(_MODEL.value)
-  paths, names = harness_tasks.find_tasks(
+  paths, names = harness.find_tasks(
       _TASK.value, _TEMPLATES, _DATA.value)
   description = report.describe_run(
       flags=launch.flag_values(), command=sys.argv,
       seeds={"harness": _SEED.value, "bootstrap": _SEED.value},
       checkpoint_hash=checkpoints.checkpoint_hash(source),
-  ) | {"lm_eval": harness_tasks.version()}
+  ) | {"lm_eval": harness.version()}
   options = {
       "dtype": _DTYPE.value, "max_length": _MAX_LENGTH.value,
       "add_bos_token": {"yes": True, "no": False}.get(_ADD_BOS.value),
       "batch_size": _BATCH.value, "seed": _SEED.value}
   with report.RunFolder(_OUT.value, description) as run:
-    results = harness_tasks.evaluate(
+    results = harness.evaluate(
         source.folder, names, paths, _DATA.value, options,
         num_fewshot=_NUM_FEWSHOT.value, limit=_LIMIT.value, chat=_CHAT.value,
         seed=_SEED.value)
-    rows = list(harness_tasks.rows(results))
+    rows = list(harness.rows(results))
     run.write_all(rows)
-    summary = harness_tasks.summarise(results, rows, _SEED.value)
+    summary = harness.summarise(results, rows, _SEED.value)
     run.write_summary({**summary, "seconds": time.monotonic() - began})
   for name, metrics in summary["tasks"].items():
     for metric, entry in metrics.items():

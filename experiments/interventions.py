@@ -33,7 +33,8 @@ import time
 
 from absl import flags
 
-from experiments import grid, launch
+from experiments import launch
+from jaxprune.studies.sweep import configurations
 
 _MODEL = flags.DEFINE_string(
     "model", "pocket", "The dense model: a folder, a hub id, or pocket.")
@@ -41,7 +42,7 @@ flags.DEFINE_alias("dense", "model")
 _PRUNED = flags.DEFINE_string(
     "pruned", None, "One pruned folder, instead of --cells and --seeds.")
 _CELLS = flags.DEFINE_list(
-    "cells", ["wanda:0.5"], "METHOD:AMOUNT, as in experiments/grid.py.")
+    "cells", ["wanda:0.5"], "METHOD:AMOUNT, as in jaxprune/studies/sweep/configurations.py.")
 _SEEDS = flags.DEFINE_list(
     "seeds", ["0", "1", "2"], "Of calibration, controls and directions.")
 _CALIBRATION = flags.DEFINE_string(
@@ -73,8 +74,9 @@ _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 def main() -> None:
   import jax
 
-  from experiments import inputs, intervention_report, intervention_run
   from jaxprune import checkpoints, report
+  from jaxprune.studies import inputs
+  from jaxprune.studies.interventions import measure, page
 
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()
@@ -87,23 +89,23 @@ def main() -> None:
   prompts = inputs.read_prompts(
       source, _PROMPTS.value, limit=_LIMIT.value,
       max_new_tokens=_MAX_NEW_TOKENS.value)
-  answers = intervention_run.read_answers(
+  answers = measure.read_answers(
       source, _ANSWERS.value, limit=_ANSWERS_LIMIT.value,
       most=_MAX_NEW_TOKENS.value)
   hashes = {"dense": checkpoints.checkpoint_hash(source)}
   calibration, cells, drawn = None, [], {}
   if _PRUNED.value is None:
-    cells = [grid.read_cell(text, group_size=64, target="attention")
+    cells = [configurations.read_cell(text, group_size=64, target="attention")
              for text in _CELLS.value]
     for cell in cells:
-      grid.check(source.config, cell)
+      configurations.check(source.config, cell)
     drawn, calibration = inputs.read_calibrations(
         source, _CALIBRATION.value, seeds, num_samples=_NUM_SAMPLES.value,
         seq_len=_SEQ_LEN.value)
   else:
     pruned = inputs.open_model(_PRUNED.value)
     hashes["pruned"] = checkpoints.checkpoint_hash(pruned)
-  settings = intervention_run.Settings(
+  settings = measure.Settings(
       max_new_tokens=_MAX_NEW_TOKENS.value,
       analysis_temperature=_ANALYSIS_TEMPERATURE.value,
       top_tokens=_TOP_TOKENS.value)
@@ -116,8 +118,8 @@ def main() -> None:
        "answers": None if answers is None else {
            "source": _ANSWERS.value, "count": len(answers)}}
   with report.RunFolder(
-      _OUT.value, description, extra_fields=intervention_run.FIELDS) as run:
-    study = intervention_run.Study(source, prompts, answers, settings, run)
+      _OUT.value, description, extra_fields=measure.FIELDS) as run:
+    study = measure.Study(source, prompts, answers, settings, run)
     work = pathlib.Path(_OUT.value) / "work"
     jobs = [(cell, seed) for cell in cells for seed in seeds] or [
         (None, seed) for seed in seeds]
@@ -128,13 +130,13 @@ def main() -> None:
       else:
         study.prune_and_measure(cell, seed, drawn[seed].tokens, work)
       progress.step(index)
-    summary = intervention_report.summarise(
+    summary = page.summarise(
         report.columns(report.read_records(run.folder)), settings)
     run.write_summary(summary | {
         "seconds": time.monotonic() - began,
-        "memory": intervention_run.peak_memory()})
-    intervention_report.write_page(run, description, summary, settings)
-  print(intervention_report.headline(summary))
+        "memory": measure.peak_memory()})
+    page.write_page(run, description, summary, settings)
+  print(page.headline(summary))
   print(f"wrote {_OUT.value}/report.html")
 
 

@@ -61,42 +61,39 @@ _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 def main() -> None:
   import jax
 
-  from experiments import (
-      grid,
-      inputs,
-      monitoring_report,
-      monitoring_run,
-      propagation_run,
-  )
   from jaxprune import checkpoints, report
+  from jaxprune.studies import inputs
+  from jaxprune.studies.monitoring import measure, page
+  from jaxprune.studies.propagation.measure import peak_memory
+  from jaxprune.studies.sweep import configurations
 
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()
   dense = inputs.open_model(_DENSE.value)
-  settings = monitoring_run.Settings(
+  settings = measure.Settings(
       signals=tuple(_SIGNALS.value),
       fractions=tuple(map(float, _FRACTIONS.value)), cache=_CACHE.value,
       max_new_tokens=_MAX_NEW_TOKENS.value,
       temperature=_ANALYSIS_TEMPERATURE.value)
-  monitoring_run.check(settings)
-  prompts = monitoring_run.read_prompts(
+  measure.check(settings)
+  prompts = measure.read_prompts(
       dense, _PROMPTS.value, _LIMIT.value, _MAX_NEW_TOKENS.value)
   hashes = {"dense": checkpoints.checkpoint_hash(dense)}
   if _PRUNED.value is not None:
     pruned = inputs.open_model(_PRUNED.value)
     hashes["pruned"] = checkpoints.checkpoint_hash(pruned)
-    models = [monitoring_run.opened(pruned)]
+    models = [measure.opened(pruned)]
   else:
     if not inputs.is_pocket(dense):
       raise ValueError(
           f"--dense={_DENSE.value}: --cells are pruned on the pocket model's"
           " text; give --pruned for another model")
-    cells = [grid.read_cell(text, group_size=None, target="mlp")
+    cells = [configurations.read_cell(text, group_size=None, target="mlp")
              for text in _CELLS.value]
     for cell in cells:
-      grid.check(dense.config, cell)
+      configurations.check(dense.config, cell)
     models = [
-        monitoring_run.cell_model(
+        measure.cell_model(
             dense, cell, int(seed), _NUM_SAMPLES.value, _SEQ_LEN.value)
         for cell in cells for seed in _SEEDS.value]
   description = report.describe_run(
@@ -104,17 +101,17 @@ def main() -> None:
       seeds={"calibration": _SEEDS.value, "random risk": 0, "bootstrap": 0},
       checkpoint_hash=hashes) | {"prompts": prompts.describe()}
   with report.RunFolder(
-      _OUT.value, description, extra_fields=monitoring_run.FIELDS) as run:
-    monitoring_run.measure(
+      _OUT.value, description, extra_fields=measure.FIELDS) as run:
+    measure.measure(
         dense, models, prompts, settings, run,
         launch.Progress("model", len(models)))
     table = report.columns(report.read_records(run.folder))
-    summary = monitoring_report.summarise(table)
+    summary = page.summarise(table)
     run.write_summary({
         **summary, "seconds": time.monotonic() - began,
-        "memory": propagation_run.peak_memory()})
-    monitoring_report.write_page(run, description, summary, settings)
-  print("\n".join(monitoring_report.lines(summary)))
+        "memory": peak_memory()})
+    page.write_page(run, description, summary, settings)
+  print("\n".join(page.lines(summary)))
   print(f"wrote {_OUT.value}/report.html")
 
 

@@ -34,7 +34,8 @@ import time
 
 from absl import flags
 
-from experiments import grid, launch
+from experiments import launch
+from jaxprune.studies.sweep import configurations
 
 _MODEL = flags.DEFINE_string(
     "model", "pocket", "The dense model: a folder, a hub id, or pocket.")
@@ -42,7 +43,7 @@ flags.DEFINE_alias("dense", "model")
 _PRUNED = flags.DEFINE_string(
     "pruned", None, "One pruned folder, instead of --cells.")
 _CELLS = flags.DEFINE_list(
-    "cells", ["wanda:0.5"], "METHOD:AMOUNT, as in experiments/grid.py.")
+    "cells", ["wanda:0.5"], "METHOD:AMOUNT, as in jaxprune/studies/sweep/configurations.py.")
 _SEEDS = flags.DEFINE_list(
     "seeds", ["0", "1", "2"], "Of the calibration and of chance.")
 _CONTROLS = flags.DEFINE_bool(
@@ -82,16 +83,13 @@ def main() -> None:
   import jax
   import jax.numpy as jnp
 
-  from experiments import (
-      inputs,
-      propagation_models,
-      propagation_report,
-      propagation_run,
-      propagation_summary,
-  )
   from jaxprune import checkpoints, report
   from jaxprune.probes import directions
-  from jaxprune.pruning import estimate
+  from jaxprune.pruning.checkpoint import memory
+  from jaxprune.studies import inputs
+  from jaxprune.studies.propagation import measure, page
+  from jaxprune.studies.propagation import models as models_lib
+  from jaxprune.studies.propagation import summary as summary_lib
 
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()
@@ -101,27 +99,27 @@ def main() -> None:
   prompts = inputs.read_prompts(
       source, _PROMPTS.value, limit=_LIMIT.value,
       max_new_tokens=_MAX_NEW_TOKENS.value)
-  settings = propagation_run.Settings(
+  settings = measure.Settings(
       max_new_tokens=_MAX_NEW_TOKENS.value,
       analysis_temperature=_ANALYSIS_TEMPERATURE.value,
       tolerance=_TOLERANCE.value, max_nodes=_MAX_NODES.value,
       batch=min(_BATCH.value, len(prompts.tokens)), groups=_GROUPS.value,
       interactions=_INTERACTIONS.value,
       options=tuple(map(int, _OPTIONS.value)))
-  bytes_needed = propagation_run.estimate_bytes(
+  bytes_needed = measure.estimate_bytes(
       source.config, prompts, settings)
   launch.say(
-      f"memory: {estimate.gib(bytes_needed.total)} (weights"
-      f" {estimate.gib(bytes_needed.weights)}, tangents"
-      f" {estimate.gib(bytes_needed.tangents)}, nodes"
-      f" {estimate.gib(bytes_needed.nodes)})")
+      f"memory: {memory.gib(bytes_needed.total)} (weights"
+      f" {memory.gib(bytes_needed.weights)}, tangents"
+      f" {memory.gib(bytes_needed.tangents)}, nodes"
+      f" {memory.gib(bytes_needed.nodes)})")
   hashes = {"dense": checkpoints.checkpoint_hash(source)}
   cells, drawn, calibration = [], {}, None
   if _PRUNED.value is None:
-    cells = [grid.read_cell(text, group_size=64, target="attention")
+    cells = [configurations.read_cell(text, group_size=64, target="attention")
              for text in _CELLS.value]
     for cell in cells:
-      grid.check(source.config, cell)
+      configurations.check(source.config, cell)
     drawn, calibration = inputs.read_calibrations(
         source, _CALIBRATION.value, seeds, num_samples=_NUM_SAMPLES.value,
         seq_len=_SEQ_LEN.value)
@@ -136,32 +134,32 @@ def main() -> None:
                    "count": len(prompts.tokens), "bos": prompts.bos}}
   config, params = checkpoints.load_params(source, jnp.float32)
   with report.RunFolder(
-      _OUT.value, description, extra_fields=propagation_summary.FIELDS) as run:
+      _OUT.value, description, extra_fields=summary_lib.FIELDS) as run:
     if cells:
-      models = propagation_models.of_cells(
+      models = models_lib.of_cells(
           source, params, cells,
           {seed: each.tokens for seed, each in drawn.items()},
           pathlib.Path(_OUT.value) / "work", with_controls=_CONTROLS.value)
     else:
-      models = propagation_models.of_pair(
+      models = models_lib.of_pair(
           source, params, pruned, seeds if _CONTROLS.value else seeds[:1],
           with_controls=_CONTROLS.value)
-    progress = launch.Progress("model", propagation_models.count(
+    progress = launch.Progress("model", models_lib.count(
         len(cells), len(seeds), with_controls=_CONTROLS.value))
-    texts = propagation_run.write_texts(config, params, prompts, settings)
+    texts = measure.write_texts(config, params, prompts, settings)
     founds, pairs = {}, {}
     for index, model in enumerate(models):
       # Chance is not divided among groups of layers: it has no depth.
-      found = propagation_run.measure(
+      found = measure.measure(
           config, model.both, texts, settings if model.source == "pruned" else
           dataclasses.replace(settings, groups=1), pairs.get(model.cell))
       pairs.setdefault(model.cell, found.pairs)
       founds.setdefault((model.cell, model.source), {})[model.seed] = found
-      run.write_all(propagation_summary.rows(model, found, settings))
+      run.write_all(summary_lib.rows(model, found, settings))
       progress.step(index, completeness=max(
           max(errors.values()) for errors in found.completeness.values()))
     entries = [
-        propagation_summary.summarise(
+        summary_lib.summarise(
             *key, list(by_seed), list(by_seed.values()))
         for key, by_seed in founds.items()]
     summary = {
@@ -171,20 +169,20 @@ def main() -> None:
             entry["completeness_error"] for entry in entries),
         "estimated_bytes": bytes_needed.total, "models": entries}
     drawn_figures = {
-        entry["cell"]: propagation_report.draw(
+        entry["cell"]: page.draw(
             entry, list(founds[entry["cell"], "pruned"].values()), settings)
         for entry in entries if entry["source"] == "pruned"}
     for cell, each in drawn_figures.items():
       for name, (png, _, _) in each.items():
         run.write_figure(f"{cell.replace(':', '_')}_{name}", png)
-    run.write_page(propagation_report.render(
+    run.write_page(page.render(
         summary, drawn_figures, description, settings))
     run.write_summary(summary | {
         "complete": summary["completeness_error"] <= settings.tolerance,
         "seconds": time.monotonic() - began,
         "cpu_seconds": time.process_time(),
-        "memory": propagation_run.peak_memory()})
-  print(propagation_report.headline(summary))
+        "memory": measure.peak_memory()})
+  print(page.headline(summary))
   print(f"wrote {_OUT.value}/report.html")
 
 

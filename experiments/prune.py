@@ -28,14 +28,15 @@ import time
 
 from absl import flags
 
-from experiments import grid, launch
+from experiments import launch
+from jaxprune.studies.sweep import configurations
 
 _MODEL = flags.DEFINE_string(
     "model", None, "Checkpoint to prune: a folder or a hub id.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 _METHOD = flags.DEFINE_enum(
     "method", "wanda",
-    [*grid.ENTRIES, *grid.UNITS, *grid.ROUNDING, *grid.DROPS],
+    [*configurations.ENTRIES, *configurations.UNITS, *configurations.ROUNDING, *configurations.DROPS],
     "What decides.")
 _SPARSITY = flags.DEFINE_float(
     "sparsity", 0.5, "Fraction removed, in [0, 1).")
@@ -46,7 +47,7 @@ _GROUP = flags.DEFINE_enum(
     "What competes in an unstructured pattern; by default output, and matrix"
     " for sparsegpt, as in the references.")
 _ALLOCATION = flags.DEFINE_enum(
-    "allocation", "uniform", ["uniform", *grid.ALLOCATIONS],
+    "allocation", "uniform", ["uniform", *configurations.ALLOCATIONS],
     "How the sparsity is spread over layers.")
 _SPREAD = flags.DEFINE_float(
     "spread", 0.08,
@@ -105,10 +106,10 @@ def main() -> None:
   import jax
   import numpy as np
 
-  from experiments import inputs
-  from jaxprune import checkpoints, report
+  from jaxprune import checkpoints, devices, report
   from jaxprune.calibration import tokens
-  from jaxprune.pruning import driver, drop_driver, placement, streaming
+  from jaxprune.pruning.checkpoint import streaming, sublayers, weights
+  from jaxprune.studies import inputs
 
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()
@@ -116,10 +117,10 @@ def main() -> None:
   mesh = inputs.read_mesh(_MESH.value)
   memory = streaming.Memory(
       micro_batch=_MICRO_BATCH.value, offload=_OFFLOAD.value, mesh=mesh)
-  drops = grid.DROPS.get(_METHOD.value)
+  drops = configurations.DROPS.get(_METHOD.value)
   pattern = None if drops else _pattern()
   if pattern:
-    driver.check_job(
+    weights.check_job(
         source.config, _METHOD.value, pattern,
         tokens=_CALIBRATION.value is not None, narrow=_NARROW.value)
   calibration = None
@@ -144,13 +145,13 @@ def main() -> None:
       progress = launch.Progress("round", _DROP_COUNT.value)
     elif selection == "kl":
       progress = launch.Progress("round", 1)
-    chosen, scores = grid.choose_drops(
+    chosen, scores = configurations.choose_drops(
         source, _DROP_COUNT.value, target=target, selection=selection,
         tokens=ids, memory=memory, seed=_SEED.value,
         on_layer=lambda layer: progress.step(layer))
-    log = drop_driver.prune_drops(
+    log = sublayers.prune_drops(
         source, _OUT.value, chosen, scores,
-        score_name=grid.score_name(selection), provenance=provenance,
+        score_name=configurations.score_name(selection), provenance=provenance,
         overwrite=_OVERWRITE.value)
     settings = {"method": _METHOD.value, "drop_count": _DROP_COUNT.value}
     summary = {"dropped": [list(pair) for pair in chosen.order]}
@@ -162,7 +163,7 @@ def main() -> None:
     if _ALLOCATION.value != "uniform":
       pattern, alone = _allocated(source, pattern, ids, memory)
       settings |= {"allocation": _ALLOCATION.value, "spread": _SPREAD.value}
-    log = driver.prune_weights(
+    log = weights.prune_weights(
         source, _OUT.value, method=_METHOD.value, pattern=pattern, tokens=ids,
         narrow=_NARROW.value, memory=memory, provenance=provenance,
         overwrite=_OVERWRITE.value,
@@ -175,10 +176,10 @@ def main() -> None:
     if "layer_error" in log[0]:
       summary["layer_error"] = float(
           np.mean([row["layer_error"] for row in log]))
-  if not placement.is_writer():
+  if not devices.is_writer():
     return
   summary["sparsity"] = float(np.mean([row["sparsity"] for row in log])) if (
-      pattern) else driver.folder_sparsity(_OUT.value)
+      pattern) else weights.folder_sparsity(_OUT.value)
   description = report.describe_run(
       flags=launch.flag_values(), command=sys.argv,
       seeds={"calibration": _SEED.value}, checkpoint_hash=digest,
@@ -194,13 +195,14 @@ def main() -> None:
 
 def _pattern():
   """What the flags ask every kernel to become."""
-  from experiments import inputs
-  from jaxprune.pruning import patterns, quantize
+  from jaxprune.pruning import patterns
+  from jaxprune.pruning.methods import quantize
+  from jaxprune.studies import inputs
 
-  if _METHOD.value in grid.ROUNDING:
+  if _METHOD.value in configurations.ROUNDING:
     return quantize.Levels(
         bits=_BITS.value, group_size=_GROUP_SIZE.value or None)
-  if _METHOD.value in grid.UNITS:
+  if _METHOD.value in configurations.UNITS:
     return patterns.Unstructured(sparsity=_SPARSITY.value)
   group = _GROUP.value or (
       "matrix" if _METHOD.value == "sparsegpt" else "output")
@@ -214,7 +216,7 @@ def _allocated(source, pattern, ids, memory):
         f"--allocation={_ALLOCATION.value} spreads a --sparsity over layers:"
         " use the unstructured pattern")
   progress = launch.Progress("scored layer", source.config.num_layers)
-  return grid.spread_pattern(
+  return configurations.spread_pattern(
       source, _METHOD.value, pattern, _ALLOCATION.value, tokens=ids,
       spread=_SPREAD.value, memory=memory,
       on_layer=lambda layer: progress.step(layer))
@@ -222,17 +224,17 @@ def _allocated(source, pattern, ids, memory):
 
 def _check_memory(config, ids, memory):
   """Say what the run will hold, and refuse what cannot fit."""
-  from jaxprune.pruning import estimate
+  from jaxprune.pruning.checkpoint import memory as memory_lib
 
   sequences, length = (0, 0) if ids is None else ids.shape
-  found = estimate.estimate_bytes(
+  found = memory_lib.estimate_bytes(
       config, _METHOD.value, sequences=sequences, length=length, memory=memory)
   launch.say(
-      f"memory: device {estimate.gib(found.device)} (layer"
-      f" {estimate.gib(found.layer)}, statistics"
-      f" {estimate.gib(found.statistics)}, activations"
-      f" {estimate.gib(found.activations)}), host {estimate.gib(found.host)}")
-  estimate.check_fits(found)
+      f"memory: device {memory_lib.gib(found.device)} (layer"
+      f" {memory_lib.gib(found.layer)}, statistics"
+      f" {memory_lib.gib(found.statistics)}, activations"
+      f" {memory_lib.gib(found.activations)}), host {memory_lib.gib(found.host)}")
+  memory_lib.check_fits(found)
 
 
 if __name__ == "__main__":

@@ -49,24 +49,25 @@ def main() -> None:
 
   import jax
 
-  from experiments import comparison, inputs
   from jaxprune import checkpoints, report
   from jaxprune.calibration import tokens
-  from jaxprune.pruning import driver
+  from jaxprune.pruning.checkpoint import weights
+  from jaxprune.studies import inputs
+  from jaxprune.studies.comparison import measure
 
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()
   # Everything that can be wrong with the input is found before any work.
   source = inputs.open_model(_MODEL.value)
   pattern = inputs.read_pattern(_PATTERN.value, _SPARSITY.value, "output")
-  driver.check_job(source.config, _METHOD.value, pattern, tokens=True)
+  weights.check_job(source.config, _METHOD.value, pattern, tokens=True)
   prompts = inputs.read_prompts(
       source, _PROMPTS.value, limit=_NUM_PROMPTS.value,
       max_new_tokens=_MAX_NEW_TOKENS.value)
   calibration = inputs.read_calibration(
       source, _CALIBRATION.value, num_samples=_NUM_SAMPLES.value,
       seq_len=_SEQ_LEN.value, seed=_SEED.value)
-  settings = comparison.Settings(
+  settings = measure.Settings(
       max_new_tokens=_MAX_NEW_TOKENS.value, lens=_LENS.value, seed=_SEED.value)
   out = pathlib.Path(_OUT.value)
   digest = checkpoints.checkpoint_hash(source)
@@ -79,7 +80,7 @@ def main() -> None:
                    "count": len(prompts.tokens), "bos": prompts.bos}}
   with report.RunFolder(out, description) as run:
     progress = launch.Progress("layer", source.config.num_layers)
-    log = driver.prune_weights(
+    log = weights.prune_weights(
         source, out / "pruned", method=_METHOD.value, pattern=pattern,
         tokens=calibration.tokens, overwrite=True,
         provenance={
@@ -90,21 +91,21 @@ def main() -> None:
             layer_error=row["layer_error"]))
     batches = -(-len(prompts.tokens) // settings.batch)
     pruned = checkpoints.open_checkpoint(out / "pruned")
-    comparison.compare(
+    measure.compare(
         source, pruned, prompts, settings, run,
         progress=launch.Progress("batch", batches))
     tasks = _score_tasks(source, pruned) if inputs.is_pocket(source) else {}
     run.write_all({"task": name, **entry} for name, entry in tasks.items())
     settings_of = {
         "method": _METHOD.value, **inputs.describe_pattern(pattern)}
-    summary = settings_of | comparison.summarise(out, settings)
+    summary = settings_of | measure.summarise(out, settings)
     summary["sparsity"] = sum(row["sparsity"] for row in log) / len(log)
     summary["layer_error"] = sum(row["layer_error"] for row in log) / len(log)
     summary["tasks"] = tasks
     summary["seconds"] = time.monotonic() - began
     run.write_summary(summary)
-    comparison.write_report(run, description, summary, settings)
-  print(comparison.headline(summary))
+    measure.write_report(run, description, summary, settings)
+  print(measure.headline(summary))
   for name, entry in tasks.items():
     print(f"{name:9s} dense {entry['reference']:.3f}  pruned"
           f" {entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"

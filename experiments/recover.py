@@ -59,11 +59,12 @@ def main() -> None:
   import jax
   import numpy as np
 
-  from experiments import inputs, recovery_run
   from jaxprune import checkpoints, report
   from jaxprune.calibration import tokens
-  from jaxprune.pruning import driver
+  from jaxprune.pruning.checkpoint import weights
   from jaxprune.recovery import Recovery
+  from jaxprune.studies import inputs
+  from jaxprune.studies.recovery import train
 
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()
@@ -76,14 +77,14 @@ def main() -> None:
   calibration = inputs.read_calibration(
       pruned, _CALIBRATION.value, num_samples=_NUM_SAMPLES.value,
       seq_len=_SEQ_LEN.value, seed=_SEED.value)
-  recovery_run.check(pruned, dense, recovery, calibration.tokens)
+  train.check(pruned, dense, recovery, calibration.tokens)
   described = tokens.describe(calibration)
   hashes = {name: checkpoints.checkpoint_hash(source)
             for name, source in (("pruned", pruned), ("dense", dense))
             if source is not None}
-  found, masks = recovery_run.train(
+  found, masks = train.train(
       pruned, dense, recovery, calibration.tokens, launch.say)
-  recovery_run.write(
+  train.write(
       _OUT.value, pruned, found.params, masks, recovery,
       notes={"calibration": described, "checkpoint_hash": hashes},
       overwrite=_OVERWRITE.value)
@@ -102,7 +103,7 @@ def main() -> None:
     last = max(1, _STEPS.value // 10)
     summary = {
         "objective": _OBJECTIVE.value, "steps": _STEPS.value,
-        "sparsity": driver.folder_sparsity(_OUT.value),
+        "sparsity": weights.folder_sparsity(_OUT.value),
         "first": {k: float(np.mean(v[:last])) for k, v in found.losses.items()},
         "last": {k: float(np.mean(v[-last:])) for k, v in found.losses.items()},
         "seconds": time.monotonic() - began}

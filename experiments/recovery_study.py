@@ -51,15 +51,12 @@ _RESUME = flags.DEFINE_bool(
 def main() -> None:
   import jax
 
-  from experiments import (
-      grid,
-      inputs,
-      propagation_run,
-      recovery_report,
-      recovery_study_run,
-  )
   from jaxprune import checkpoints, report
   from jaxprune.recovery import Recovery
+  from jaxprune.studies import inputs
+  from jaxprune.studies.propagation.measure import peak_memory
+  from jaxprune.studies.recovery import measure, page
+  from jaxprune.studies.sweep import configurations
 
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()
@@ -68,11 +65,11 @@ def main() -> None:
     raise ValueError(
         f"--model={_MODEL.value}: the study asks the pocket model's questions;"
         " use experiments.recover and experiments.evaluate for another model")
-  cells = [grid.read_cell(text, group_size=None, target="mlp")
+  cells = [configurations.read_cell(text, group_size=None, target="mlp")
            for text in _CELLS.value]
   for cell in cells:
-    grid.check(source.config, cell)
-  settings = recovery_study_run.Settings(
+    configurations.check(source.config, cell)
+  settings = measure.Settings(
       seeds=tuple(map(int, _SEEDS.value)),
       weights=tuple(map(float, _WEIGHTS.value)), row_len=_ROW_LEN.value,
       num_samples=_NUM_SAMPLES.value, seq_len=_SEQ_LEN.value,
@@ -85,17 +82,17 @@ def main() -> None:
       checkpoint_hash=checkpoints.checkpoint_hash(source))
   with report.RunFolder(
       _OUT.value, description, resume=_RESUME.value,
-      extra_fields=recovery_study_run.FIELDS) as run:
-    recovery_study_run.study(
+      extra_fields=measure.FIELDS) as run:
+    measure.study(
         source, cells, settings, run,
-        launch.Progress("model", recovery_study_run.count(cells, settings)))
+        launch.Progress("model", measure.count(cells, settings)))
     table = report.columns(report.read_records(run.folder))
-    summary = recovery_report.summarise(table)
+    summary = page.summarise(table)
     run.write_summary({
         **summary, "seconds": time.monotonic() - began,
-        "memory": propagation_run.peak_memory()})
-    recovery_report.write_page(run, description, summary, settings)
-  print("\n".join(recovery_report.lines(summary)))
+        "memory": peak_memory()})
+    page.write_page(run, description, summary, settings)
+  print("\n".join(page.lines(summary)))
   print(f"wrote {_OUT.value}/report.html")
 
 

@@ -63,13 +63,13 @@ def main() -> None:
 
   import jax
 
-  from experiments import retrieval_data
-  from experiments import retrieval_study as study
   from jaxprune import checkpoints, report
   from jaxprune.calibration import tokenizer as tokenizers
   from jaxprune.models import EncoderConfig
-  from jaxprune.pruning import encoder_driver
+  from jaxprune.pruning.checkpoint import encoder
   from jaxprune.report import page
+  from jaxprune.studies.retrieval import measure as study
+  from jaxprune.studies.tasks import retrieval_data
 
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()
@@ -101,7 +101,7 @@ def main() -> None:
       shutil.rmtree(run.folder / "models", ignore_errors=True)
     scores = None
     if any("drop_count" in variant.settings for variant in wanted):
-      scores = encoder_driver.score_encoder(
+      scores = encoder.score_encoder(
           source, calibration.tokens, calibration.valid)
     dense = study.Variant(
         name="dense", settings={"method": "none"}, folder=source.folder)
@@ -154,15 +154,15 @@ def main() -> None:
 
 def _wanted(config):
   """The models that the flags ask for, checked."""
-  from experiments import inputs
-  from experiments import retrieval_study as study
-  from jaxprune.pruning import driver, encoder_driver
+  from jaxprune.pruning.checkpoint import encoder, weights
+  from jaxprune.studies import inputs
+  from jaxprune.studies.retrieval import measure as study
 
   for method in _METHOD.value:
-    if method not in encoder_driver.METHODS:
+    if method not in encoder.METHODS:
       raise ValueError(
           f"--method={method}: is not for encoders; use some of"
-          f" {', '.join(encoder_driver.METHODS)}")
+          f" {', '.join(encoder.METHODS)}")
   wanted = study.variants(
       _METHOD.value, _numbers("sparsity", _SPARSITY.value, float),
       [inputs.read_pattern(p, 0.0, "output") for p in _PATTERN.value],
@@ -172,7 +172,7 @@ def _wanted(config):
       _PRUNED.value)
   for variant in wanted:
     if variant.pattern is not None:
-      driver.check_job(
+      weights.check_job(
           config, variant.settings["method"], variant.pattern, tokens=True)
     if variant.settings.get("drop_count", 0) > config.num_layers:
       raise ValueError(

@@ -51,9 +51,11 @@ def main() -> None:
   import jax
   import jax.numpy as jnp
 
-  from experiments import inputs, subspace_items, subspace_report, subspace_run
   from jaxprune import checkpoints, report
   from jaxprune.calibration import load_tokenizer
+  from jaxprune.studies import inputs
+  from jaxprune.studies.subspace import items as items_lib
+  from jaxprune.studies.subspace import measure, page
 
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()
@@ -64,15 +66,15 @@ def main() -> None:
       raise ValueError(
           f"--items=pocket: {dense.folder} does not speak the pocket model's"
           " language; give a jsonl file of questions")
-    questions = subspace_items.pocket_questions(_LIMIT.value)
+    questions = items_lib.pocket_questions(_LIMIT.value)
   else:
-    questions = subspace_items.read_questions(_ITEMS.value, _LIMIT.value)
+    questions = items_lib.read_questions(_ITEMS.value, _LIMIT.value)
   tokenizer = load_tokenizer(dense.folder)
-  items = subspace_items.read_items(
+  items = items_lib.read_items(
       questions, tokenizer, answer_as=_ANSWER_AS.value, cue=_CUE.value,
       bos_id=dense.config.bos_id, longest=dense.config.max_positions,
       source=_ITEMS.value)
-  settings = subspace_run.Settings(
+  settings = measure.Settings(
       answer_as=_ANSWER_AS.value, cue=_CUE.value,
       analysis_temperature=_ANALYSIS_TEMPERATURE.value,
       num_subsets=_NUM_SUBSETS.value, batch=min(_BATCH.value, len(items)),
@@ -84,21 +86,21 @@ def main() -> None:
           "dense": checkpoints.checkpoint_hash(dense),
           "pruned": checkpoints.checkpoint_hash(pruned)},
   ) | {"items": {"source": _ITEMS.value, "count": len(items),
-                 "hash": subspace_items.items_hash(items)}}
+                 "hash": items_lib.items_hash(items)}}
   config, params = checkpoints.load_params(dense, jnp.float32)
   pruned_config, pruned_params = checkpoints.load_params(pruned, jnp.float32)
   with report.RunFolder(_OUT.value, description) as run:
-    for rows in subspace_run.compare_items(
+    for rows in measure.compare_items(
         config, params, pruned_config, pruned_params, items,
-        subspace_items.make_arrays(items), settings,
+        items_lib.make_arrays(items), settings,
         launch.Progress("batch", -(-len(items) // settings.batch))):
       run.write_all(rows)
-    summary = subspace_report.summarise(run.folder, settings)
+    summary = page.summarise(run.folder, settings)
     run.write_summary({**summary, "seconds": time.monotonic() - began})
-    subspace_report.write_report(
+    page.write_report(
         run, description, summary, settings,
         lambda token: tokenizer.decode([token], skip_special_tokens=False))
-  print(subspace_report.headline(summary))
+  print(page.headline(summary))
   print(f"wrote {_OUT.value}/report.html")
 
 

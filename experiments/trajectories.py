@@ -63,8 +63,9 @@ _SEEDS = flags.DEFINE_integer(
 def main() -> None:
   import jax
 
-  from experiments import comparison, inputs
   from jaxprune import checkpoints, report
+  from jaxprune.studies import inputs
+  from jaxprune.studies.comparison import measure
 
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()
@@ -78,8 +79,8 @@ def main() -> None:
       dense, _PROMPTS.value, limit=_NUM_PROMPTS.value,
       max_new_tokens=_MAX_NEW_TOKENS.value)
   # The reference of all the others is always run.
-  protocols = tuple(dict.fromkeys([comparison.PROTOCOL, *_PROTOCOL.value]))
-  settings = comparison.Settings(
+  protocols = tuple(dict.fromkeys([measure.PROTOCOL, *_PROTOCOL.value]))
+  settings = measure.Settings(
       max_new_tokens=_MAX_NEW_TOKENS.value, temperature=_TEMPERATURE.value,
       analysis_temperature=_ANALYSIS_TEMPERATURE.value, lens=_LENS.value,
       batch=_BATCH.value, seed=_SEED.value, num_seeds=_SEEDS.value)
@@ -93,17 +94,17 @@ def main() -> None:
   ) | {"prompts": {"source": prompts.source, "hash": prompts.hash,
                    "count": len(prompts.tokens), "bos": prompts.bos}}
   with report.RunFolder(_OUT.value, description) as run:
-    comparison.compare(
+    measure.compare(
         dense, pruned, prompts, settings, run,
         progress=launch.Progress(
             "batch",
             _SEEDS.value * -(-len(prompts.tokens) // _BATCH.value)),
         protocols=protocols)
-    summary = comparison.summarise(run.folder, settings)
-    summary |= comparison.summarise_texts(run.folder, settings)
+    summary = measure.summarise(run.folder, settings)
+    summary |= measure.summarise_texts(run.folder, settings)
     run.write_summary({**summary, "seconds": time.monotonic() - began})
-    comparison.write_report(run, description, summary, settings)
-  print(comparison.headline(summary))
+    measure.write_report(run, description, summary, settings)
+  print(measure.headline(summary))
   print(f"wrote {_OUT.value}/report.html")
 
 

@@ -65,8 +65,9 @@ def main() -> None:
         " sublayers or --drop to leave them out")
   import jax
 
-  from experiments import inputs, transition_report
   from jaxprune import checkpoints, report
+  from jaxprune.studies import inputs
+  from jaxprune.studies.transitions import measure
 
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()
@@ -75,7 +76,7 @@ def main() -> None:
   prompts = inputs.read_prompts(
       dense, _PROMPTS.value, limit=_LIMIT.value,
       max_new_tokens=_MAX_NEW_TOKENS.value)
-  settings = transition_report.Settings(
+  settings = measure.Settings(
       max_new_tokens=_MAX_NEW_TOKENS.value, temperature=_TEMPERATURE.value,
       analysis_temperature=_ANALYSIS_TEMPERATURE.value, lens=_LENS.value,
       history=_HISTORY.value, batch=_BATCH.value, seed=_SEED.value)
@@ -90,15 +91,15 @@ def main() -> None:
                    "count": len(prompts.tokens), "bos": prompts.bos}}
   batches = -(-len(prompts.tokens) // _BATCH.value)
   with report.RunFolder(
-      _OUT.value, description, extra_fields=transition_report.FIELDS) as run:
-    transition_report.measure(
+      _OUT.value, description, extra_fields=measure.FIELDS) as run:
+    measure.measure(
         dense, pruned, prompts, settings, run,
         progress=launch.Progress("batch", batches))
     table = report.columns(report.read_records(run.folder))
-    summary = transition_report.summarise(table, settings)
+    summary = measure.summarise(table, settings)
     run.write_summary({**summary, "seconds": time.monotonic() - began})
-    transition_report.write_page(run, description, table, summary, settings)
-  print(transition_report.headline(summary))
+    measure.write_page(run, description, table, summary, settings)
+  print(measure.headline(summary))
   print(f"wrote {_OUT.value}/report.html")
 
 

@@ -43,8 +43,8 @@ EXTRA_FIELDS = {
 def main() -> None:
   import jax
 
-  from experiments import inputs
   from jaxprune import checkpoints, report
+  from jaxprune.studies import inputs
 
   jax.config.update("jax_default_matmul_precision", "highest")
   source = inputs.open_model(_MODEL.value)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxprune.report import bootstrap
+from jaxprune.statistics import bootstrap
 
 
 def clustered(rng, prompts, steps, spread, noise):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments import breakdown, lanes
 from jaxprune import report
+from jaxprune.studies.comparison import breakdown, decoding
 
 
 def row(prompt, step, kl, *, seed=0, tokens=(1, 1), protocol="free_running",
@@ -83,7 +83,7 @@ def folder(tmp_path_factory):
 
 
 def test_lanes(folder):
-  found = lanes.summarise_lanes(folder, seed=0)
+  found = decoding.summarise_lanes(folder, seed=0)
   assert set(found) == {"free_running", "control"}
   own = found["free_running"]
   assert own["positions"] == 7 and own["prompts_parted"] == 1
@@ -103,7 +103,7 @@ def test_lanes(folder):
 
 
 def test_parts_of_the_lanes(folder):
-  found = lanes.break_down_lanes(folder, seed=0)
+  found = decoding.break_down_lanes(folder, seed=0)
   assert set(found) == {
       "free_running, aligned", "free_running, parted", "free_running",
       "control, aligned"}
@@ -117,9 +117,9 @@ def test_parts_of_the_lanes(folder):
 
 def test_sections(folder):
   with report.RunFolder(folder, RUN, resume=True) as run:
-    made = breakdown.sections(run, lanes.break_down_lanes(folder, seed=0))
+    made = breakdown.sections(run, decoding.break_down_lanes(folder, seed=0))
   assert len(made) == 1 and made[0].figures and made[0].tables
   assert (folder / "figures/kl_by_entropy.png").is_file()
   assert breakdown.sections(run, {}) == []
-  tables = lanes.sections(lanes.summarise_lanes(folder, seed=0))[0].tables
+  tables = decoding.sections(decoding.summarise_lanes(folder, seed=0))[0].tables
   assert [row[0] for row in tables[2].rows] == ["free_running"]

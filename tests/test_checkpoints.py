@@ -22,8 +22,8 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxprune import checkpoints
-from jaxprune.checkpoints import files, huggingface, names, orbax, shards
+from jaxprune import checkpoints, files
+from jaxprune.checkpoints import huggingface, names, orbax, shards
 from jaxprune.models import decoder
 
 D, F, V, L = 24, 40, 48, 3

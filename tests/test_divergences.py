@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from jaxprune import probes
-from jaxprune.probes import tilt
+from jaxprune.probes import log_ratio as log_ratio_lib
 
 RTOL = {"float32": 3e-5, "float64": 1e-9}
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -471,6 +471,6 @@ def test_wrong_temperature(temperature):
 def test_log_softmax_normalises():
   z = np.array([-200, 0, 100, 99.5], np.float64)
   with jax.enable_x64(True):
-    log_p, log_normaliser = tilt.log_softmax(z)
+    log_p, log_normaliser = log_ratio_lib.log_softmax(z)
     np.testing.assert_allclose(np.exp(np.asarray(log_p)).sum(), 1, rtol=1e-14)
     np.testing.assert_allclose(z - log_normaliser, log_p, rtol=1e-12)

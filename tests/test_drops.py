@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jaxprune.checkpoints import load_params
 from jaxprune.models.decoder import Gates, forward
-from jaxprune.pruning import drops, similarities
+from jaxprune.pruning.layerwise import drops, similarities
 
 # --- similarities -----------------------------------------------------------
 

@@ -12,11 +12,13 @@ import scripts
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import retrieval_data, retrieval_study
 from jaxprune import checkpoints
 from jaxprune.calibration.tokenizer import load_tokenizer
-from jaxprune.evaluation import sentences, similarity
+from jaxprune.evaluation import sentences
 from jaxprune.models import EncoderConfig
+from jaxprune.statistics import rank_correlation
+from jaxprune.studies.retrieval import measure
+from jaxprune.studies.tasks import retrieval_data
 
 TEXTS = [
     "wing flow", "heat", "shock layer plate jet cone body speed gas wave tip",
@@ -28,15 +30,15 @@ TEXTS = [
 
 def test_ranks_share_their_mean():
   np.testing.assert_array_equal(
-      similarity.average_ranks([3.0, 1.0, 3.0, -2.0, 3.0, 1.0]),
+      rank_correlation.average_ranks([3.0, 1.0, 3.0, -2.0, 3.0, 1.0]),
       [5, 2.5, 5, 1, 5, 2.5])
 
 
 def test_spearman_by_hand():
-  assert similarity.spearman([1, 2, 3], [10, 200, 3000]) == pytest.approx(1)
-  assert similarity.spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+  assert rank_correlation.spearman([1, 2, 3], [10, 200, 3000]) == pytest.approx(1)
+  assert rank_correlation.spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
   # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: 4.5 / sqrt(4.5 * 5).
-  assert similarity.spearman([0, 7, 7, 9], [1, 2, 3, 4]) == pytest.approx(
+  assert rank_correlation.spearman([0, 7, 7, 9], [1, 2, 3, 4]) == pytest.approx(
       0.9 ** 0.5)
 
 
@@ -46,9 +48,9 @@ def test_spearman_is_scipys_with_ties(pairs):
   x, y = np.array(pairs).T
   if len(set(x)) == 1 or len(set(y)) == 1:
     with pytest.raises(ValueError, match="equal"):
-      similarity.spearman(x, y)
+      rank_correlation.spearman(x, y)
     return
-  assert similarity.spearman(x, y) == pytest.approx(
+  assert rank_correlation.spearman(x, y) == pytest.approx(
       scipy.stats.spearmanr(x, y).statistic, abs=1e-12)
 
 
@@ -57,7 +59,7 @@ def test_spearman_is_scipys_with_ties(pairs):
     ([1, np.nan], [1, 2], "not finite")])
 def test_spearman_refuses(x, y, words):
   with pytest.raises(ValueError, match=words):
-    similarity.spearman(x, y)
+    rank_correlation.spearman(x, y)
 
 
 # Embeddings of texts
@@ -115,7 +117,7 @@ def test_minilm_ranks_sentences_like_people(shared):
           config, params, sentences.tokenise(tokenizer, own[:60], 128), pooling)
       for own in (pairs.first, pairs.second))
   assert len(pairs.scores) == 864
-  assert similarity.spearman((first * second).sum(1), pairs.scores[:60]) > 0.9
+  assert rank_correlation.spearman((first * second).sum(1), pairs.scores[:60]) > 0.9
 
 
 # Collections
@@ -201,32 +203,32 @@ def test_bad_pairs(tmp_path):
 
 
 def test_variants():
-  found = retrieval_study.variants(
+  found = measure.variants(
       ["wanda", "sparsegpt"], [0.25], [], [1], [2], ["/a/own"])
   assert [variant.name for variant in found] == [
       "wanda-0.25", "sparsegpt-0.25", "drop_attention-1", "drop_mlp-2", "own"]
   assert [v.pattern.group for v in found[:2]] == ["output", "matrix"]
   with pytest.raises(ValueError, match="at least one"):
-    retrieval_study.variants([], [0.5], [], [], [], [])
+    measure.variants([], [0.5], [], [], [], [])
   with pytest.raises(ValueError, match="none twice"):
-    retrieval_study.variants(["wanda"], [0.5, 0.5], [], [], [], [])
+    measure.variants(["wanda"], [0.5, 0.5], [], [], [], [])
   with pytest.raises(ValueError, match="none called dense"):
-    retrieval_study.variants([], [], [], [], [], ["/a/dense"])
+    measure.variants([], [], [], [], [], ["/a/dense"])
 
 
 def test_calibration_is_a_draw_of_beginnings(tiny):
   _, folder, config, _ = tiny
   options = dict(num_samples=3, max_tokens=6, seed=1)
-  found = retrieval_study.calibrate(
+  found = measure.calibrate(
       load_tokenizer(folder), "x", ["", *TEXTS], config, **options)
-  again = retrieval_study.calibrate(
+  again = measure.calibrate(
       load_tokenizer(folder), "x", ["", *TEXTS], config, **options)
   assert found.description == again.description
   assert found.tokens.shape == (3, found.valid.sum(axis=1).max())
   ends = found.tokens[np.arange(3), found.valid.sum(axis=1) - 1]
   assert (found.tokens[:, 0] == 2).all() and (ends == 3).all()
   with pytest.raises(ValueError, match="6 documents.*--num_samples=7"):
-    retrieval_study.calibrate(
+    measure.calibrate(
         load_tokenizer(folder), "x", ["", *TEXTS], config,
         **{**options, "num_samples": 7})
 

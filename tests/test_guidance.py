@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.guidance_sweeps_made import measurements
 
-from jaxprune.report import guidance
-from tests.guidance_grids_made import measurements
+from jaxprune.studies.guidance import rules
 
 
 def table():
@@ -22,8 +22,8 @@ def table():
 
 
 def test_features_by_hand():
-  found = guidance.features(table())
-  assert tuple(found) == guidance.FEATURES
+  found = rules.features(table())
+  assert tuple(found) == rules.FEATURES
   expected = {
       "flip_rate": 2 / 5,
       # Two steps to the flip of the first prompt, two without of the second.
@@ -43,20 +43,20 @@ def test_features_by_hand():
 @given(st.permutations(range(5)))
 def test_features_know_no_order(order):
   moved = {name: [values[i] for i in order] for name, values in table().items()}
-  found, expected = guidance.features(moved), guidance.features(table())
-  for name in guidance.FEATURES:
+  found, expected = rules.features(moved), rules.features(table())
+  for name in rules.FEATURES:
     assert found[name] == pytest.approx(expected[name]), name
 
 
 def test_dense_against_itself_is_zero():
-  found = guidance.features(measurements(0.0, 0))
+  found = rules.features(measurements(0.0, 0))
   assert set(found.values()) == {0.0}
 
 
 def test_more_damage_is_larger():
-  less, more = (guidance.features(measurements(damage, flips))
+  less, more = (rules.features(measurements(damage, flips))
                 for damage, flips in ((0.1, 1), (1.5, 9)))
-  assert all(more[name] > less[name] for name in guidance.FEATURES)
+  assert all(more[name] > less[name] for name in rules.FEATURES)
 
 
 def test_features_refuse():
@@ -66,17 +66,17 @@ def test_features_refuse():
     broken = {name: values for name, values in (table() | change).items()
               if values is not None}
     with pytest.raises(ValueError, match=words or "lack flip"):
-      guidance.features(broken)
+      rules.features(broken)
 
 
 def test_survival_by_hand():
   dense = np.array([1.0, 1, 1, 1, 0])
-  found = guidance.survival(dense, np.array([1.0, 1, 1, 0, 0]))
+  found = rules.survival(dense, np.array([1.0, 1, 1, 0, 0]))
   assert (found.score, found.dense) == (0.6, 0.8)
   assert found.kept == pytest.approx(0.75) and not found.survives
-  assert guidance.survival(dense, dense).certainty == 1
+  assert rules.survival(dense, dense).certainty == 1
   # Exactly on the line, which floating point puts below it.
-  line = guidance.survival(
+  line = rules.survival(
       np.array([0.4]), np.array([0.36]), keep=0.9)
   assert line.survives and line.certainty == 1
 
@@ -84,20 +84,20 @@ def test_survival_by_hand():
 def test_survival_of_a_perplexity():
   nll = np.array([2.0, 6.0])
   tokens = np.array([1.0, 3.0])
-  found = guidance.survival(
+  found = rules.survival(
       nll, nll + 0.2 * tokens, weights=tokens, lower_is_better=True)
   assert found.dense == pytest.approx(np.exp(2))
   assert found.score == pytest.approx(np.exp(2.2))
   assert found.kept == pytest.approx(np.exp(-0.2)) and not found.survives
   # The loss per token is the same for each item, so no resample disagrees.
   assert found.certainty == 1
-  assert guidance.survival(
+  assert rules.survival(
       nll, nll + 0.1 * tokens, weights=tokens, lower_is_better=True).survives
 
 
 def test_certainty_counts_resamples():
   """One of two items lost: half of the draws of two have exactly that."""
-  found = guidance.survival(
+  found = rules.survival(
       np.ones(2), np.array([1.0, 0.0]), keep=0.9, resamples=4000)
   # Survives only if the kept item is drawn twice, with probability 1/4.
   assert not found.survives
@@ -106,17 +106,17 @@ def test_certainty_counts_resamples():
 
 def test_survival_refuses():
   with pytest.raises(ValueError, match="dense model scores 0"):
-    guidance.survival(np.zeros(3), np.ones(3))
+    rules.survival(np.zeros(3), np.ones(3))
   with pytest.raises(ValueError, match="same items"):
-    guidance.survival(np.ones(3), np.ones(2))
+    rules.survival(np.ones(3), np.ones(2))
   with pytest.raises(ValueError, match="not finite"):
-    guidance.survival(np.ones(2), np.array([1.0, np.inf]))
+    rules.survival(np.ones(2), np.array([1.0, np.inf]))
 
 
 def test_the_best_feature_is_chosen():
   kept = np.array([1.0, 0.95, 0.8, 0.5])
   survives = kept >= 0.9
-  rule = guidance.fit_rule({
+  rule = rules.fit_rule({
       "constant": np.ones(4),
       "wrong": np.array([4.0, 3, 2, 1]),
       "coarse": np.array([0.0, 0, 1, 1]),
@@ -125,12 +125,12 @@ def test_the_best_feature_is_chosen():
   assert (rule["threshold"], rule["gap"]) == (3, [2, 4])
   assert (rule["balanced_error"], rule["auc"], rule["tried"]) == (0, 1, 4)
   assert rule["spearman"] == pytest.approx(-1)
-  assert guidance.fit_rule(
+  assert rules.fit_rule(
       {"fine": np.arange(4.0)}, kept, np.ones(4, bool)) is None
 
 
 def test_check_answers_by_hand():
-  found = guidance.check_answers(
+  found = rules.check_answers(
       np.array([True, True, True, False, False]),
       np.array([True, False, False, True, False]),
       np.array(["a", "a", "b", "b", "b"]))
@@ -148,34 +148,34 @@ def entry(**changes):
 
 
 def test_verdicts():
-  measured = dict.fromkeys(guidance.FEATURES, 0.0)
-  yes = guidance.verdict("choose", entry(), measured | {"mean_kl": 0.01})
+  measured = dict.fromkeys(rules.FEATURES, 0.0)
+  yes = rules.verdict("choose", entry(), measured | {"mean_kl": 0.01})
   assert yes["answer"] == "yes" and yes["text"] == (
       "choose: yes (mean_kl 0.01 <= 0.12; held-out error 8 % [1, 20], 12 models"
       " of 4 methods)")
-  assert guidance.verdict(
+  assert rules.verdict(
       "choose", entry(), measured | {"mean_kl": 0.12})["answer"] == "yes"
-  no = guidance.verdict("choose", entry(), measured | {"mean_kl": 0.3})
+  no = rules.verdict("choose", entry(), measured | {"mean_kl": 0.3})
   assert no["answer"] == "no" and "0.3 > 0.12" in no["text"]
   assert "between 0.02 and 0.5" in no["text"]
   for survived, words in ((12, "none of which failed"),
                           (0, "all of which failed")):
     one_class = entry()
     one_class["held_out"]["survived"] = survived
-    assert words in guidance.verdict("choose", one_class, measured)["text"]
-  assert guidance.verdict(
+    assert words in rules.verdict("choose", one_class, measured)["text"]
+  assert rules.verdict(
       "choose", entry(warning="few"), measured)["text"].endswith("; few)")
-  assert "never checked" in guidance.verdict(
+  assert "never checked" in rules.verdict(
       "choose", entry(held_out=None), measured)["text"]
 
 
 def test_no_rule_is_no_answer():
   saturated = {
       "feature": None, "reason": "every pruned model survived",
-      "range": {name: [0.0, 0.5] for name in guidance.FEATURES}}
-  measured = dict.fromkeys(guidance.FEATURES, 0.1)
-  inside = guidance.verdict("choose", saturated, measured)
+      "range": {name: [0.0, 0.5] for name in rules.FEATURES}}
+  measured = dict.fromkeys(rules.FEATURES, 0.1)
+  inside = rules.verdict("choose", saturated, measured)
   assert inside["answer"] == "unknown" and "every" in inside["text"]
   assert "No feature lies above" in inside["text"]
-  outside = guidance.verdict("choose", saturated, measured | {"max_kl": 9.0})
+  outside = rules.verdict("choose", saturated, measured | {"max_kl": 9.0})
   assert "max_kl lie above" in outside["text"]

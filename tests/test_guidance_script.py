@@ -4,8 +4,7 @@ import json
 
 import pytest
 import scripts
-
-from tests.guidance_grids_made import write_grid
+from tests.guidance_sweeps_made import write_grid
 
 
 @pytest.mark.slow

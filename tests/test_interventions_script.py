@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import scripts
 
-from experiments import intervention_report, intervention_run
-from experiments import intervention_summary as summary_lib
 from jaxprune import report
 from jaxprune.report import intervention_figures
+from jaxprune.studies.interventions import measure, page
+from jaxprune.studies.interventions import summary as summary_lib
 
-SETTINGS = intervention_run.Settings(max_new_tokens=4, top_tokens=2)
+SETTINGS = measure.Settings(max_new_tokens=4, top_tokens=2)
 
 
 def test_answers_end_together():
   pairs = [((5, 6), (7,)), ((8,), (9, 10, 11))]
-  text, = intervention_run._answer_texts(pairs, pad=0)
+  text, = measure._answer_texts(pairs, pad=0)
   np.testing.assert_array_equal(text.tokens, [[0, 5, 6], [8, 9, 10]])
   np.testing.assert_array_equal(
       text.valid, [[False, True, True], [True, True, True]])
@@ -28,23 +28,23 @@ def test_answers_end_together():
 
 
 def test_many_answers_come_in_batches(monkeypatch):
-  monkeypatch.setattr(intervention_run, "_BATCH", 2)
+  monkeypatch.setattr(measure, "_BATCH", 2)
   pairs = [((5, n), (n,)) for n in (6, 7, 8)]
-  texts = intervention_run._answer_texts(pairs, pad=0)
+  texts = measure._answer_texts(pairs, pad=0)
   assert [t.alive.sum() for t in texts] == [2, 1]  # the filler is dead
-  assert [start for start, _ in intervention_run._numbered(texts)] == [0, 2]
+  assert [start for start, _ in measure._numbered(texts)] == [0, 2]
   assert [int(t.target[0, 0]) for t in texts] == [6, 8]
 
 
 def test_rows_by_hand():
-  text = intervention_run.driver.Text(
+  text = measure.driver.Text(
       tokens=np.zeros((3, 4)), valid=np.ones((3, 4), bool),
       target=np.zeros((3, 3)), alive=np.array(
           [[True] * 3, [True, True, False], [False] * 3]))
   values = {
       "kl": np.array([[1.0, 2, 6], [4, np.inf, 0], [9, 9, 9]]),
       "flips": np.array([[0.0, 0, 1], [0, 0, 1], [1, 1, 1]])}
-  rows = list(intervention_run._rows(
+  rows = list(measure._rows(
       "teacher_forced", "half", None, values, text, 8, SETTINGS))
   assert [row["prompt"] for row in rows] == [8, 9]
   assert rows[0]["kl"] == 3 and rows[0]["flips"] == pytest.approx(1 / 3)
@@ -55,14 +55,14 @@ def test_rows_by_hand():
   scores = {
       "hits": np.array([[1.0, 1, 1], [1, 0, 1], [0, 0, 0]]),
       "log_prob": np.log([[0.5, 0.5, 1], [0.5, 0.2, 1], [1, 1, 1]])}
-  rows = list(intervention_run._score_rows("half", 2, scores, text, 0))
+  rows = list(measure._score_rows("half", 2, scores, text, 0))
   assert [(r["exact"], r["hits"]) for r in rows] == [(1, 1), (0, 0.5)]
   np.testing.assert_allclose(
       [r["exact_sampled"] for r in rows], [0.25, 0.1])
 
 
 def row(name, seed, prompt, kl, count=2, depth=None):
-  values = dict.fromkeys(intervention_run.POSITION_METRICS, 0.5)
+  values = dict.fromkeys(measure.POSITION_METRICS, 0.5)
   return values | {
       "protocol": "teacher_forced", "cell": "c:1", "source": "pruned",
       "intervention": name, "depth": depth, "seed": seed, "prompt": prompt,
@@ -98,7 +98,7 @@ def test_summary_by_hand():
 
 
 def test_kinds_of_rescues():
-  kind = intervention_report.kind_of
+  kind = page.kind_of
   assert kind("temperature_0.5") == kind("top_k_5") == "usable"
   assert kind("variance_of_z") == kind("half") == "oracle"
   assert kind("keep_top") is None and kind("top_tail") is None

@@ -158,17 +158,18 @@ def test_local_task_has_the_same_scores(shared, folder, tmp_path, monkeypatch):
   import lm_eval
   from lm_eval.tasks import TaskManager
 
-  from experiments import harness, harness_tasks
+  from experiments import harness
+  from jaxprune.studies.tasks import harness as harness_lib
 
   monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
   task = "tinystories_choice"
   options = {"dtype": "float32", "batch_size": 8}
-  paths, names = harness_tasks.find_tasks(
+  paths, names = harness_lib.find_tasks(
       [task], harness._TEMPLATES, str(shared / "data"))
-  got = harness_tasks.evaluate(
+  got = harness_lib.evaluate(
       folder, names, paths, str(shared / "data"), options, num_fewshot=None,
       limit=6, chat=False, seed=0)
-  with harness_tasks.filled_in(paths, str(shared / "data")) as filled:
+  with harness_lib.filled_in(paths, str(shared / "data")) as filled:
     expected = lm_eval.simple_evaluate(
         model="hf", model_args=f"pretrained={folder},dtype=float32",
         device="cpu", tasks=names, limit=6, log_samples=True,
@@ -181,10 +182,10 @@ def test_local_task_has_the_same_scores(shared, folder, tmp_path, monkeypatch):
     np.testing.assert_allclose(
         [float(answer[0][0]) for answer in mine["resps"]],
         [float(answer[0][0]) for answer in own["resps"]], atol=1e-4)
-  rows = list(harness_tasks.rows(got))
+  rows = list(harness_lib.rows(got))
   assert len(rows) == 12 and {row["metric"] for row in rows} == {
       "acc,none", "acc_norm,none"}
-  summary = harness_tasks.summarise(got, rows, 0)["tasks"][task]
+  summary = harness_lib.summarise(got, rows, 0)["tasks"][task]
   assert summary["acc,none"]["low"] <= summary["acc,none"]["value"]
 
 
@@ -211,15 +212,15 @@ def test_bad_requests(ours):
 
 
 def test_tasks_are_found_before_any_work(tmp_path):
-  from experiments import harness_tasks
+  from jaxprune.studies.tasks import harness as harness_lib
 
   (tmp_path / "own.yaml").write_text("task: mine\nfile: DATA/x\n")
-  find = harness_tasks.find_tasks
+  find = harness_lib.find_tasks
   path = tmp_path / "own.yaml"
   for task in ("own", str(path)):
     assert find([task], tmp_path, str(tmp_path)) == ([path], ["mine"])
   assert find(["gsm8k"], tmp_path, None) == ([], ["gsm8k"])
-  with harness_tasks.filled_in([path], str(tmp_path)) as folder:
+  with harness_lib.filled_in([path], str(tmp_path)) as folder:
     assert f"file: {tmp_path}/x" in (folder / "own.yaml").read_text()
   with pytest.raises(ValueError, match="--data=None is no folder"):
     find(["own"], tmp_path, None)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxprune.calibration import statistics
-from jaxprune.pruning.magnitude import magnitude
+from jaxprune.pruning.methods.magnitude import magnitude
+from jaxprune.pruning.methods.wanda import wanda
 from jaxprune.pruning.patterns import NofM, Unstructured, keep_mask
-from jaxprune.pruning.wanda import wanda
 
 PATTERNS = [
     Unstructured(sparsity=0.5, group="output"),

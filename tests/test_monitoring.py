@@ -9,7 +9,8 @@ import pytest
 
 from jaxprune.models import decoder, generation
 from jaxprune.pocket import training
-from jaxprune.probes import monitoring, monitoring_driver
+from jaxprune.probes import monitoring
+from jaxprune.probes.decoder import monitoring as decoder_monitoring
 
 CONFIG = dataclasses.replace(
     training.model_config(40), num_layers=2, embed_dim=16, mlp_dim=24,
@@ -38,7 +39,7 @@ def write(models, signal, threshold, *, cache="own", eos_ids=()):
       signal=jnp.full(len(PROMPTS), index, jnp.int32),
       threshold=jnp.broadcast_to(
           jnp.asarray(threshold, jnp.float32), (len(PROMPTS),)))
-  return jax.tree.map(np.asarray, monitoring_driver.write(
+  return jax.tree.map(np.asarray, decoder_monitoring.write(
       CONFIG, *models, jnp.asarray(tokens), jnp.asarray(valid), policy,
       num_steps=STEPS, key=jax.random.key(5), cache=cache, eos_ids=eos_ids))
 

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import scripts
 
-from experiments import monitoring_report, monitoring_run
 from jaxprune import report
 from jaxprune.pocket import training
 from jaxprune.probes import monitoring
+from jaxprune.studies.monitoring import measure, page
 
 CONFIG = dataclasses.replace(
     training.model_config(40), num_layers=1, embed_dim=16, mlp_dim=24,
     num_heads=2, num_kv_heads=1, head_dim=8, sliding_layers=(False,),
     max_positions=32, eos_ids=(39,))
-SETTINGS = monitoring_run.Settings(
+SETTINGS = measure.Settings(
     signals=("margin", "random"), fractions=(0.25,), max_new_tokens=5)
 
 
@@ -35,7 +35,7 @@ def test_thresholds_hand_back_the_fraction_asked_for():
   """Of steps that belong to a text: the dead ones have a risk of 100."""
   alive = np.array([[True] * 4, [True] * 4, [True, True, False, False]])
   risk = np.where(alive, np.arange(12).reshape(3, 4), 100.0)
-  policies = monitoring_run.sweep(
+  policies = measure.sweep(
       texts_of(alive, alive, alive, margin=risk), SETTINGS)
   assert [policy[2:] for policy in policies] == [
       ("none", 0.0), ("dense", 1.0), ("flip", None), ("margin", 0.25),
@@ -52,19 +52,19 @@ def test_rows_of_a_policy_by_hand():
   tokens = np.array([[1, 4], [3, 5], [9, 9]])
   alive = np.ones((3, 2), bool)
   handed = np.array([[1, 0], [0, 0], [1, 0]], bool)
-  texts = monitoring_run.Texts(
+  texts = measure.Texts(
       prompts=[[7, 7], [7, 7, 7]], answers=[[1, 3, 9], [4, 9]],
       validation=[], source="here")
   found = texts_of(tokens, handed, alive, kl=np.array(
       [[0.1, 0.2], [0.5, 0.3], [0.2, 0.9]]))
-  rows = list(monitoring_run._rows(found, 0, texts, [[1, 2, 9], [4, 9]], "own"))
+  rows = list(measure._rows(found, 0, texts, [[1, 2, 9], [4, 9]], "own"))
   assert rows[0] == {
       "question": 0, "steps": 3, "handed": 2, "dense_forwards": 4,
       "dense_alone": 4, "same": False, "agreement": 1 / 3, "correct": True}
   assert rows[1] == {
       "question": 1, "steps": 3, "handed": 0, "dense_forwards": 0,
       "dense_alone": 4, "same": False, "agreement": 0.5, "correct": False}
-  stop = list(monitoring_run._stop_rows(found, texts, [[1, 2, 9], [4, 9]]))
+  stop = list(measure._stop_rows(found, texts, [[1, 2, 9], [4, 9]]))
   largest = {(row["signal"], row["question"]): row["value"] for row in stop}
   assert largest["kl", 0] == 0.5 and largest["kl", 1] == 0.9
   assert largest["length", 1] == 3 and ("flip", 0) not in largest
@@ -77,8 +77,8 @@ def test_texts_do_not_depend_on_what_is_written_together(monkeypatch):
   policies = [("margin", np.inf), ("margin", -0.5), ("kl", 0.3)]
   found = []
   for rows in (4, 9):
-    monkeypatch.setattr(monitoring_run, "_ROWS", rows)
-    found.append(monitoring_run.write(
+    monkeypatch.setattr(measure, "_ROWS", rows)
+    found.append(measure.write(
         CONFIG, dense, pruned, prompts, policies, settings=SETTINGS, width=4))
   for name in ("tokens", "handed", "alive"):
     one, other = (getattr(each, name) for each in found)
@@ -108,7 +108,7 @@ def curve_rows():
 
 
 def test_summary_by_hand():
-  summary = monitoring_report.summarise(report.columns(list(curve_rows())))
+  summary = page.summarise(report.columns(list(curve_rows())))
   cell = summary["cells"]["c"]
   assert summary["score"] == "correct"
   assert [point["fraction"] for point in cell["curves"]["margin"]] == [
@@ -128,7 +128,7 @@ def test_summary_by_hand():
   # Right first: accuracy 1 at coverage 1/2, 1/2 at coverage 1.
   assert cell["stop"]["signals"]["margin"]["area"]["mean"] == 0.75
   assert cell["stop"]["best area"] == 0.75
-  assert "margin 50 %" in monitoring_report.verdict(summary)
+  assert "margin 50 %" in page.verdict(summary)
 
 
 @pytest.mark.parametrize("change,word", [
@@ -138,7 +138,7 @@ def test_summary_by_hand():
 ])
 def test_bad_settings_are_named(change, word):
   with pytest.raises(ValueError, match=word):
-    monitoring_run.check(dataclasses.replace(SETTINGS, **change))
+    measure.check(dataclasses.replace(SETTINGS, **change))
 
 
 def test_script_on_a_model_against_itself(tmp_path):

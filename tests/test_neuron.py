@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxprune.calibration.statistics import SquaredNorm, observe_squares
-from jaxprune.pruning import neuron
+from jaxprune.pruning.methods import neuron
 
 D, F = 5, 8
 

@@ -14,21 +14,15 @@ from jaxprune.calibration import moments
 from jaxprune.calibration.statistics import observe_gram, observe_squares
 from jaxprune.checkpoints import load_params
 from jaxprune.models.decoder import forward
-from jaxprune.pruning import (
-    allocation,
-    flap,
-    neuron,
-    owl,
-    reconstruction,
-    ria,
-    swaps,
-)
+from jaxprune.pruning import reconstruction
+from jaxprune.pruning.layerwise import allocation, owl
+from jaxprune.pruning.methods import flap, neuron, ria, sparse_swaps
 from jaxprune.pruning.patterns import NofM, Unstructured, keep_mask
 
 HALF = Unstructured(sparsity=0.5)
 # One compilation per shape for all tests; max_swaps is data.
-REFINE = jax.jit(swaps.refine, static_argnames=("of", "all_pairs"))
-SWAPS = jax.jit(swaps.sparse_swaps, static_argnums=2)
+REFINE = jax.jit(sparse_swaps.refine, static_argnames=("of", "all_pairs"))
+SWAPS = jax.jit(sparse_swaps.sparse_swaps, static_argnums=2)
 KEEP = jax.jit(keep_mask, static_argnums=1)
 RIA = jax.jit(ria.ria, static_argnums=2)
 FLAP = jax.jit(flap.flap, static_argnums=2)
@@ -384,7 +378,7 @@ def test_sparse_swaps_starts_from_wanda_or_any_mask():
   assert (np.asarray(mask).reshape(3, 4, 5).sum(1) == 1).all()
   assert (np.asarray(mask) != np.asarray(start)).any()
   with pytest.raises(ValueError, match="5.*12"):
-    swaps.refine(w, wanda, gram.sum_outer, of=5)
+    sparse_swaps.refine(w, wanda, gram.sum_outer, of=5)
 
 
 def test_swaps_do_nothing_where_nothing_can_be_won():
@@ -420,7 +414,7 @@ def test_swaps_compiled_mapped(pattern):
   w, x = (jnp.stack(a) for a in zip(*(case(s) for s in range(3))))
   seen = jax.vmap(observe_gram)(x)
   same_compiled_mapped(
-      lambda w, s: swaps.sparse_swaps(w, s, pattern), w, seen,
+      lambda w, s: sparse_swaps.sparse_swaps(w, s, pattern), w, seen,
       eager=pattern is HALF)
 
 
@@ -432,7 +426,7 @@ def test_outputs_can_live_on_different_devices():
       (8,), ("O",), axis_types=(jax.sharding.AxisType.Auto,))
   spec = jax.P(None, "O")
   spread = jax.jit(jax.shard_map(
-      swaps.refine, mesh=mesh, in_specs=(spec, spec, jax.P()),
+      sparse_swaps.refine, mesh=mesh, in_specs=(spec, spec, jax.P()),
       out_specs=spec))
   np.testing.assert_array_equal(
       spread(w, keep, gram), REFINE(w, keep, gram))

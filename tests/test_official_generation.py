@@ -15,7 +15,7 @@ import pytest
 
 from jaxprune import checkpoints
 from jaxprune.models.decoder import final_norm, forward, unembed
-from jaxprune.probes.moments import logit_moments
+from jaxprune.probes.logit_moments import logit_moments
 from jaxprune.probes.position import compare_position
 from jaxprune.report import FIELDS
 

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxprune.pruning import lowest
+from jaxprune.pruning import order_statistics
 from jaxprune.pruning.patterns import (
     NofM,
     Unstructured,
@@ -206,7 +206,7 @@ def test_counts_out_of_range_are_clipped():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_sort_equals_counting(shape):
   """What a GPU does and what a CPU does."""
-  keys_IO = lowest.ordered_keys(jnp.asarray(tied(shape)))
+  keys_IO = order_statistics.ordered_keys(jnp.asarray(tied(shape)))
   size = shape[0] * shape[1]
   for group, counts in (
       ("output", (0, 1, shape[0] // 2, shape[0], shape[0] + 3)),
@@ -214,8 +214,8 @@ def test_sort_equals_counting(shape):
   ):
     for removed in counts:
       count = jnp.int32(removed)
-      low = lowest._kth_by_counting(keys_IO, count, group)
-      high = lowest._kth_by_sorting(keys_IO, count, group)
+      low = order_statistics._kth_by_counting(keys_IO, count, group)
+      high = order_statistics._kth_by_sorting(keys_IO, count, group)
       if removed <= (shape[0] if group == "output" else size):
         np.testing.assert_array_equal(low, high)
       else:  # Past the end they differ, and both lose everything.

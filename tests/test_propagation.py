@@ -10,13 +10,10 @@ import pytest
 
 from jaxprune.models import decoder
 from jaxprune.models.config import ModelConfig, RopeConfig
-from jaxprune.probes import (
-    directions,
-    propagation,
-    propagation_driver,
-    propagation_estimate,
-    read_out_driver,
-)
+from jaxprune.probes import directions, propagation
+from jaxprune.probes.decoder.propagation import memory as decoder_memory
+from jaxprune.probes.decoder.propagation import path as decoder_path
+from jaxprune.probes.decoder.propagation import read_outs
 
 CONFIG = ModelConfig(
     family="llama", num_layers=2, embed_dim=8, mlp_dim=12, num_heads=2,
@@ -157,25 +154,25 @@ def models():
 @pytest.fixture(scope="module")
 def path(models):
   dense, pruned = models
-  params = propagation_driver.add_delta(CONFIG, dense, CONFIG, pruned)
-  return propagation_driver.make_path(CONFIG, params, TOKENS, VALID, ALIVE)
+  params = decoder_path.add_delta(CONFIG, dense, CONFIG, pruned)
+  return decoder_path.make_path(CONFIG, params, TOKENS, VALID, ALIVE)
 
 
 @pytest.fixture(scope="module")
 def quadrature(path):
-  return propagation_driver.find_quadrature(
+  return decoder_path.find_quadrature(
       CONFIG, path, nodes=16, max_nodes=16)
 
 
 @pytest.fixture(scope="module")
 def by_sublayer(path, quadrature):
-  return propagation_driver.attribute(
+  return decoder_path.attribute(
       CONFIG, path, directions.sublayers(2, LENGTH), quadrature)
 
 
 @pytest.fixture(scope="module")
 def by_step(path, quadrature):
-  return propagation_driver.attribute(
+  return decoder_path.attribute(
       CONFIG, path, directions.steps(2, LENGTH, STEPS, groups=2), quadrature)
 
 
@@ -272,10 +269,10 @@ def test_confident_outputs_keep_their_digits(models):
       {**tree, "final_norm": {"scale": 40 * tree["final_norm"]["scale"]}}
       for tree in models)
   near = jax.tree.map(lambda w, v: w + 0.01 * (v - w), dense, pruned)
-  path = propagation_driver.make_path(
-      CONFIG, propagation_driver.add_delta(CONFIG, dense, CONFIG, near),
+  path = decoder_path.make_path(
+      CONFIG, decoder_path.add_delta(CONFIG, dense, CONFIG, near),
       TOKENS, VALID, ALIVE)
-  found = propagation_driver.find_quadrature(
+  found = decoder_path.find_quadrature(
       CONFIG, path, nodes=16, max_nodes=16)
   small = np.abs(found.change["one_minus_cos_p"])[np.asarray(ALIVE)]
   assert np.sort(small)[2] < 1e-11
@@ -287,7 +284,7 @@ def test_confident_outputs_keep_their_digits(models):
 
 def test_an_unchanged_sublayer_contributes_exactly_nothing(by_sublayer):
   first, found = by_sublayer
-  for name in read_out_driver.METRICS:
+  for name in read_outs.METRICS:
     for tree in (first, found.contributions):
       parts = np.asarray(tree[name])
       assert not parts[1].any(), name  # MLP of layer 0
@@ -308,11 +305,11 @@ def test_nothing_comes_before_its_cause(by_step):
 
 def test_dense_against_dense_is_zero(models):
   dense, _ = models
-  params = propagation_driver.add_delta(CONFIG, dense, CONFIG, dense)
-  same = propagation_driver.make_path(CONFIG, params, TOKENS, VALID, ALIVE)
-  first, found = propagation_driver.attribute(
+  params = decoder_path.add_delta(CONFIG, dense, CONFIG, dense)
+  same = decoder_path.make_path(CONFIG, params, TOKENS, VALID, ALIVE)
+  first, found = decoder_path.attribute(
       CONFIG, same, directions.sublayers(2, LENGTH),
-      propagation_driver.find_quadrature(
+      decoder_path.find_quadrature(
           CONFIG, same, nodes=16, max_nodes=16))
   for tree in (first, found.contributions, found.change,
                found.completeness_error):
@@ -344,21 +341,21 @@ def test_changes_off_the_path_are_refused(models):
   dense, pruned = models
   other = {**pruned, "final_norm": {"scale": dense["final_norm"]["scale"] * 2}}
   with pytest.raises(ValueError, match="final_norm differs"):
-    propagation_driver.add_delta(CONFIG, dense, CONFIG, other)
+    decoder_path.add_delta(CONFIG, dense, CONFIG, other)
   narrow = dataclasses.replace(CONFIG, mlp_dim=8)
   with pytest.raises(ValueError, match="mlp_dim: 12 and 8"):
-    propagation_driver.add_delta(CONFIG, dense, narrow, pruned)
+    decoder_path.add_delta(CONFIG, dense, narrow, pruned)
 
 
 def test_memory_decides_how_many_directions_go_together():
-  few, many = (propagation_estimate.directions_at_once(
+  few, many = (decoder_memory.directions_at_once(
       CONFIG, 2, STEPS, LENGTH, memory) for memory in (1 << 10, 1 << 30))
   assert few == 1 and many == 8
 
 
 def test_bytes_by_hand():
   """One prompt and step, one direction and node of the model above."""
-  found = propagation_estimate.estimate_bytes(
+  found = decoder_memory.estimate_bytes(
       CONFIG, batch=1, length=1, num_steps=1, directions=1, nodes=1)
   # Table 20 * 8, norms 5 * 8, per layer 8 * (8 + 4 + 4 + 8) + 3 * 8 * 12.
   assert found.weights == 3 * 4 * (160 + 40 + 2 * (192 + 288))

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import scripts
 
-from experiments import propagation_run, propagation_summary
 from jaxprune import report
 from jaxprune.calibration import Prompts
+from jaxprune.studies.propagation import measure
+from jaxprune.studies.propagation import summary as summary_lib
 from tests.test_propagation import CONFIG
 
 
@@ -32,35 +33,35 @@ def tiny(tmp_path_factory):
 def test_arrivals_by_hand():
   """One group, one prompt, two steps; causes: text before, step 0, step 1."""
   steps_GCNR = np.array([[1.0, 2], [4, 8], [0, 16]]).reshape(1, 3, 1, 2)
-  found = propagation_summary.arrivals(steps_GCNR)
+  found = summary_lib.arrivals(steps_GCNR)
   assert {name: each.ravel().tolist() for name, each in found.items()} == {
       "own_step": [4, 16], "earlier_steps": [0, 8], "text_before": [1, 2]}
 
 
 def test_strongest_pairs_are_off_the_diagonal():
   table_PP = np.array([[9.0, 1, -3], [1, 9, 2], [-3, 2, 9]])
-  assert propagation_run.strongest(table_PP[..., None, None], 2) == (
+  assert measure.strongest(table_PP[..., None, None], 2) == (
       (0, 2), (1, 2))
-  assert propagation_run.strongest(table_PP[..., None, None], 0) == ()
+  assert measure.strongest(table_PP[..., None, None], 0) == ()
   table_PP[1] = table_PP[:, 1] = 0  # A sublayer that did not change.
-  assert propagation_run.strongest(table_PP[..., None, None], 3) == ((0, 2),)
+  assert measure.strongest(table_PP[..., None, None], 3) == ((0, 2),)
 
 
 def test_what_cannot_fit_is_refused(monkeypatch):
   prompts = Prompts(tokens=((1, 2, 3),), source="here")
-  settings = propagation_run.Settings(max_new_tokens=2, batch=1)
-  found = propagation_run.estimate_bytes(CONFIG, prompts, settings)
+  settings = measure.Settings(max_new_tokens=2, batch=1)
+  found = measure.estimate_bytes(CONFIG, prompts, settings)
   monkeypatch.setattr(
-      propagation_run.estimate, "available_bytes",
+      measure.estimate, "available_bytes",
       lambda: (found.total - 1, None))
   with pytest.raises(ValueError, match="use a smaller --batch"):
-    propagation_run.estimate_bytes(CONFIG, prompts, settings)
+    measure.estimate_bytes(CONFIG, prompts, settings)
 
 
 def test_ratio_of_nothing():
-  assert propagation_run.ratio(0.0, 0.0) == 0
-  assert propagation_run.ratio(1.0, 0.0) == float("inf")
-  assert propagation_run.ratio(1.0, 4.0) == 0.25
+  assert measure.ratio(0.0, 0.0) == 0
+  assert measure.ratio(1.0, 0.0) == float("inf")
+  assert measure.ratio(1.0, 4.0) == 0.25
 
 
 def sum_by(rows, *keys):

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from jaxprune import checkpoints
+from jaxprune import devices as devices_lib
 from jaxprune.models import KERNELS
-from jaxprune.pruning import driver, drop_driver, placement
+from jaxprune.pruning.checkpoint import sublayers, weights
+from jaxprune.pruning.checkpoint.streaming import Memory
 from jaxprune.pruning.patterns import NofM, Unstructured
-from jaxprune.pruning.streaming import Memory
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOKENS = np.random.default_rng(0).integers(3, 90, (8, 24)).astype(np.int32)
@@ -56,12 +57,12 @@ def assert_same(one, many, ties=0):
 
 
 def test_meshes():
-  mesh = placement.make_mesh({"data": 4, "model": 2})
+  mesh = devices_lib.make_mesh({"data": 4, "model": 2})
   assert dict(mesh.shape) == {"data": 4, "model": 2}
   with pytest.raises(ValueError, match="there are 8"):
-    placement.make_mesh({"data": 3})
+    devices_lib.make_mesh({"data": 3})
   with pytest.raises(ValueError, match="axes data and model"):
-    placement.make_mesh({"data": 4, "tensor": 2})
+    devices_lib.make_mesh({"data": 4, "tensor": 2})
   # 8 sequences over 4 devices: 4 or 8 at a time, never 1.
   assert Memory(micro_batch=1, mesh=mesh).size(8) == 4
   with pytest.raises(ValueError, match="6 calibration sequences"):
@@ -69,13 +70,13 @@ def test_meshes():
 
 
 def test_where_things_lie():
-  mesh = placement.make_mesh({"data": 4, "model": 2})
-  w_IO = placement.place_leaf(np.ones((6, 8), np.float16), mesh)
+  mesh = devices_lib.make_mesh({"data": 4, "model": 2})
+  w_IO = devices_lib.place_leaf(np.ones((6, 8), np.float16), mesh)
   assert w_IO.dtype == np.float32
   assert {s.data.shape for s in w_IO.addressable_shards} == {(6, 4)}
-  odd_IO = placement.place_leaf(np.ones((6, 7)), mesh)
+  odd_IO = devices_lib.place_leaf(np.ones((6, 7)), mesh)
   assert {s.data.shape for s in odd_IO.addressable_shards} == {(6, 7)}
-  x_BTD = placement.place_batch(np.ones((8, 3, 6)), mesh)
+  x_BTD = devices_lib.place_batch(np.ones((8, 3, 6)), mesh)
   assert {s.data.shape for s in x_BTD.addressable_shards} == {(2, 3, 6)}
 
 
@@ -86,10 +87,10 @@ def test_where_things_lie():
     ("flap", Unstructured(sparsity=0.25), False),
 ])
 def test_eight_devices_are_one(tiny, tmp_path, method, pattern, offload):
-  mesh = placement.make_mesh({"data": 4, "model": 2})
+  mesh = devices_lib.make_mesh({"data": 4, "model": 2})
   options = dict(method=method, pattern=pattern, tokens=TOKENS)
-  one = driver.prune_weights(tiny, tmp_path / "one", **options)
-  many = driver.prune_weights(
+  one = weights.prune_weights(tiny, tmp_path / "one", **options)
+  many = weights.prune_weights(
       tiny, tmp_path / "many", memory=Memory(mesh=mesh, offload=offload),
       **options)
   assert_same(tmp_path / "one", tmp_path / "many")
@@ -98,9 +99,9 @@ def test_eight_devices_are_one(tiny, tmp_path, method, pattern, offload):
 
 
 def test_scores_on_eight_devices(tiny):
-  mesh = placement.make_mesh({"data": 8})
-  one = drop_driver.score_sublayers(tiny, TOKENS, window=2)
-  many = drop_driver.score_sublayers(
+  mesh = devices_lib.make_mesh({"data": 8})
+  one = sublayers.score_sublayers(tiny, TOKENS, window=2)
+  many = sublayers.score_sublayers(
       tiny, TOKENS, window=2, memory=Memory(mesh=mesh))
   jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6), one, many)
@@ -136,7 +137,7 @@ def test_two_processes_are_one(tiny, tmp_path):
   assert [process.returncode for process in pod] == [0, 0], said
   assert "layer 4/4" in said[0][1]
   assert "4/4" not in said[1][1] and "wrote" not in said[1][0]
-  driver.prune_weights(
+  weights.prune_weights(
       tiny, tmp_path / "one", method="sparsegpt", pattern=NofM(keep=2, of=4),
       tokens=TOKENS)
   assert_same(tmp_path / "one", tmp_path / "two")

@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from tests.test_prune_weights import TOKENS, logits, tiny, torch_logits
 
 from jaxprune import checkpoints
 from jaxprune.models import KERNELS
-from jaxprune.pruning import allocation_driver, driver, estimate
+from jaxprune.pruning.checkpoint import allocation, memory, weights
+from jaxprune.pruning.checkpoint.streaming import Memory
+from jaxprune.pruning.methods.quantize import Levels
 from jaxprune.pruning.patterns import NofM, Unstructured
-from jaxprune.pruning.quantize import Levels
-from jaxprune.pruning.streaming import Memory
-from tests.test_prune_driver import TOKENS, logits, tiny, torch_logits
 
 __all__ = ["tiny"]  # A fixture, not a leftover import.
 
@@ -27,8 +27,8 @@ def test_narrow_is_masked(tiny, tmp_path, method):
   """The narrower model is the masked one, also to stock transformers."""
   options = dict(
       method=method, pattern=Unstructured(sparsity=0.3), tokens=TOKENS)
-  driver.prune_weights(tiny, tmp_path / "masked", **options)
-  driver.prune_weights(tiny, tmp_path / "narrow", narrow=True, **options)
+  weights.prune_weights(tiny, tmp_path / "masked", **options)
+  weights.prune_weights(tiny, tmp_path / "narrow", narrow=True, **options)
   assert not (tmp_path / "narrow" / "masks.safetensors").exists()
   config = json.loads((tmp_path / "narrow" / "config.json").read_text())
   assert config["intermediate_size"] == 48 - 14  # floor(48 * 0.3) = 14
@@ -43,7 +43,7 @@ def test_narrow_is_masked(tiny, tmp_path, method):
 
 def test_flap_moves_the_means_into_a_bias(tiny, tmp_path):
   """The mean over tokens of what `down` adds in the first layer stays."""
-  driver.prune_weights(
+  weights.prune_weights(
       tiny, tmp_path / "out", method="flap",
       pattern=Unstructured(sparsity=0.5), tokens=TOKENS)
   config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -73,7 +73,7 @@ def test_official_neurons(shared, tmp_path, model, folder):
   golden = shared / "golden" / model
   dense = golden / "dense" if model == "qwen2_random" else (
       shared / "weights" / model)
-  driver.prune_weights(
+  weights.prune_weights(
       checkpoints.open_checkpoint(dense), tmp_path / "out", method="neuron",
       pattern=Unstructured(sparsity=int(folder[-2:]) / 100),
       tokens=np.load(golden / "tokens.npz")["calibration"])
@@ -84,14 +84,14 @@ def test_official_neurons(shared, tmp_path, model, folder):
 
 
 def test_sparsity_by_layer(tiny, tmp_path):
-  shares = allocation_driver.allocate(tiny, "linear", 0.5, spread=0.25)
+  shares = allocation.allocate(tiny, "linear", 0.5, spread=0.25)
   np.testing.assert_allclose(shares, (0.25, 0.5, 0.75))
-  log = driver.prune_weights(
+  log = weights.prune_weights(
       tiny, tmp_path / "out", method="magnitude",
       pattern=[Unstructured(sparsity=share) for share in shares])
   np.testing.assert_allclose([row["sparsity"] for row in log], shares)
   with pytest.raises(ValueError, match="2 patterns for 3 layers"):
-    driver.prune_weights(
+    weights.prune_weights(
         tiny, tmp_path / "x", method="magnitude",
         pattern=[Unstructured(sparsity=0.5)] * 2)
 
@@ -114,11 +114,11 @@ def test_owl_counts_outliers_of_the_dense_model(tiny):
           (x_NI**2).sum(axis=0) / len(TOKENS))[:, None])
     flat = np.concatenate([s.ravel() for s in scores])
     expected.append((flat > 5 * flat.mean()).mean())
-  found = allocation_driver.outlier_fractions(
+  found = allocation.outlier_fractions(
       tiny, TOKENS, memory=Memory(micro_batch=3))
   assert max(expected) > 0
   np.testing.assert_allclose(found, expected, atol=2e-4)
-  shares = allocation_driver.allocate(tiny, "owl", 0.5, tokens=TOKENS)
+  shares = allocation.allocate(tiny, "owl", 0.5, tokens=TOKENS)
   np.testing.assert_allclose(np.mean(shares), 0.5)
   np.testing.assert_allclose(np.ptp(shares), 0.16)
 
@@ -128,7 +128,7 @@ def test_rounding(tiny, tmp_path):
   levels = Levels(bits=3, group_size=16)
   logs = {}
   for method in ("rtn", "awq"):
-    logs[method] = driver.prune_weights(
+    logs[method] = weights.prune_weights(
         tiny, tmp_path / method, method=method, pattern=levels, tokens=TOKENS)
     assert not (tmp_path / method / "masks.safetensors").exists()
   w_IO = np.asarray(mlp_of(tmp_path / "rtn")["up"]["kernel"][0])
@@ -151,13 +151,13 @@ def test_rounding(tiny, tmp_path):
 def test_jobs_that_cannot_be_done(tiny, tmp_path, change, words):
   options = dict(pattern=Unstructured(sparsity=0.5), tokens=TOKENS) | change
   with pytest.raises(ValueError, match=words):
-    driver.prune_weights(tiny, tmp_path / "out", **options)
+    weights.prune_weights(tiny, tmp_path / "out", **options)
   assert not list(tmp_path.iterdir())
 
 
 def test_estimate_by_hand(tiny):
   """32 wide, 48 hidden, 2 of 4 key heads: a layer has 7680 weights."""
-  found = estimate.estimate_bytes(
+  found = memory.estimate_bytes(
       tiny.config, "wanda", sequences=6, length=24,
       memory=Memory(micro_batch=3))
   size = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48
@@ -167,7 +167,7 @@ def test_estimate_by_hand(tiny):
   assert found.statistics == 4 * 4 * (32 + 32 + 32 + 48)
   assert found.device == (
       found.layer + found.statistics + found.activations + found.working)
-  on_host = estimate.estimate_bytes(
+  on_host = memory.estimate_bytes(
       tiny.config, "wanda", sequences=6, length=24,
       memory=Memory(micro_batch=3, offload=True))
   assert found.device - on_host.device == found.activations
@@ -175,9 +175,9 @@ def test_estimate_by_hand(tiny):
 
 
 def test_what_cannot_fit_is_refused(tiny, monkeypatch):
-  found = estimate.estimate_bytes(
+  found = memory.estimate_bytes(
       tiny.config, "sparsegpt", sequences=6, length=24, memory=Memory())
-  estimate.check_fits(found)
-  monkeypatch.setattr(estimate, "available_bytes", lambda: (1000, 1000))
+  memory.check_fits(found)
+  monkeypatch.setattr(memory, "available_bytes", lambda: (1000, 1000))
   with pytest.raises(ValueError, match="fewer or shorter calibration"):
-    estimate.check_fits(found)
+    memory.check_fits(found)

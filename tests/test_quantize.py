@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 
 from jaxprune.calibration import moments
 from jaxprune.calibration.statistics import observe_gram
-from jaxprune.pruning.awq import awq, input_scales
-from jaxprune.pruning.quantize import dequantize, quantize, round_to_nearest
+from jaxprune.pruning.methods.awq import awq, input_scales
+from jaxprune.pruning.methods.quantize import (
+  dequantize,
+  quantize,
+  round_to_nearest,
+)
 from jaxprune.pruning.reconstruction import layer_error
 
 

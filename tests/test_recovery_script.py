@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import scripts
 
-from experiments import recovery_report, recovery_run, recovery_study_run
 from jaxprune import checkpoints
-from jaxprune.pruning import drop_driver, drops
+from jaxprune.pruning.checkpoint import sublayers
+from jaxprune.pruning.layerwise import drops
 from jaxprune.recovery import Recovery
+from jaxprune.studies.recovery import measure, page, train
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +72,15 @@ def test_recovered_folder_is_verified_and_the_same_again(tiny, tmp_path):
 
 def test_dropped_sublayers_stay_dropped(tiny, tmp_path):
   source = checkpoints.open_checkpoint(tiny / "dense")
-  drop_driver.prune_drops(
+  sublayers.prune_drops(
       source, tmp_path / "dropped",
       drops.Drops(num_layers=2, order=(("mlp", 1), ("attention", 0))), {})
   pruned = checkpoints.open_checkpoint(tmp_path / "dropped")
   tokens = np.load(tiny / "ids.npz")["calibration"]
   recovery = Recovery(steps=2, batch=4, objective="language", warmup=0.0)
-  found, masks = recovery_run.train(
+  found, masks = train.train(
       pruned, None, recovery, tokens, lambda line: None)
-  out = recovery_run.write(
+  out = train.write(
       tmp_path / "out", pruned, found.params, masks, recovery)
   before, after = kernels(tmp_path / "dropped"), kernels(out)
   np.testing.assert_array_equal(after["mlp"]["down"]["kernel"][1], 0)
@@ -108,9 +109,9 @@ def test_rounded_models_and_foreign_ids_are_refused(tiny):
   rounded = dataclasses.replace(
       source, hf={**source.hf, "jaxprune": {"method": "rtn"}})
   with pytest.raises(ValueError, match="rounded"):
-    recovery_run.check(rounded, source, Recovery(), tokens)
+    train.check(rounded, source, Recovery(), tokens)
   with pytest.raises(ValueError, match="token id 96"):
-    recovery_run.check(source, source, Recovery(), tokens + 96)
+    train.check(source, source, Recovery(), tokens + 96)
 
 
 def study_rows(values):
@@ -134,7 +135,7 @@ def test_weight_is_chosen_by_exact_answers_then_kl():
       (variance, 10.0, "validation", "kl"): [[0.2, 0.2, 0.2]],
       (variance, 0.1, "test", "exact"): [[1, 1, 1]]}
   rows = list(study_rows(values))
-  assert recovery_study_run.choose_weight(rows, "c", 0) == 10.0
+  assert measure.choose_weight(rows, "c", 0) == 10.0
 
 
 def test_summary_of_a_study_by_hand():
@@ -161,7 +162,7 @@ def test_summary_of_a_study_by_hand():
              and row["split"] == "test"]
   from jaxprune import report
 
-  summary = recovery_report.summarise(report.columns(rows))
+  summary = page.summarise(report.columns(rows))
   cell = summary["cells"]["c"]
   assert cell["weight"] == 1.0
   scores = {name: entry["generate exact"]["mean"]
@@ -173,4 +174,4 @@ def test_summary_of_a_study_by_hand():
   change = cell["differences"]["distill_variance - distill"]
   assert change["generate exact"]["mean"] == pytest.approx(1 / 6)
   assert change["generate kl"]["mean"] == pytest.approx(-1 / 12)
-  assert "the variance term" in recovery_report.verdict(summary)
+  assert "the variance term" in page.verdict(summary)

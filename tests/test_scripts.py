@@ -13,7 +13,7 @@ import scripts
 SCRIPTS = (
     "quickstart", "prune", "trajectories", "benchmark", "train_pocket",
     "verify", "discrepancy", "code_tasks", "subspace", "transitions",
-    "retrieval", "evaluate", "harness", "damage", "paired", "across",
+    "retrieval", "evaluate", "harness", "ablation", "compare_methods", "compare_models",
     "benchmark_methods", "benchmark_transitions", "propagation", "guidance",
     "recover", "recovery_study", "monitoring", "interventions")
 

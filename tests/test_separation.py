@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxprune import report
-from jaxprune.report import separation
+from jaxprune.statistics import separation
 
 # Few distinct values, so that ties are common.
 CASES = st.lists(

@@ -5,8 +5,8 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from experiments import subspace_items
-from experiments.subspace_items import Question
+from jaxprune.studies.subspace import items as items_lib
+from jaxprune.studies.subspace.items import Question
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def tokenizer():
 
 
 def read(tokenizer, *questions, answer_as="text", cue="Answer:", longest=99):
-  return subspace_items.read_items(
+  return items_lib.read_items(
       questions, tokenizer, answer_as=answer_as, cue=cue, bos_id=None,
       longest=longest, source="file.jsonl")
 
@@ -64,11 +64,11 @@ def test_letters_have_several_spellings(tokenizer):
 def test_arrays(tokenizer):
   """Rows hold every spelling but its last token, and no row is read twice."""
   items = [
-      subspace_items.Item(
+      items_lib.Item(
           head=(1, 2), answer=0, spellings=(((5,), (6, 7)), ((8, 9, 3),))),
-      subspace_items.Item(
+      items_lib.Item(
           head=(4,), answer=1, spellings=(((5,),), ((6,),), ((7,),)))]
-  arrays = subspace_items.make_arrays(items)
+  arrays = items_lib.make_arrays(items)
   assert arrays.tokens.tolist() == [
       [[1, 2, 8, 9], [1, 2, 6, 0]], [[4, 0, 0, 0], [0, 0, 0, 0]]]
   assert arrays.start.tolist() == [1, 0]
@@ -89,18 +89,18 @@ def test_arrays(tokenizer):
 
 def test_padding_of_first_tokens():
   items = [
-      subspace_items.Item(head=(1,), answer=0, spellings=(((5, 2),), ((6,),))),
-      subspace_items.Item(
+      items_lib.Item(head=(1,), answer=0, spellings=(((5, 2),), ((6,),))),
+      items_lib.Item(
           head=(1,), answer=0, spellings=(((5,),), ((6,),), ((7,),)))]
-  arrays = subspace_items.make_arrays(items)
+  arrays = items_lib.make_arrays(items)
   assert arrays.first[0].tolist() == [5, 6, 6]
   assert arrays.first_live[0].tolist() == [True, True, False]
 
 
 def test_items_hash_sees_order_and_answer():
-  one = subspace_items.Item(head=(1,), answer=0, spellings=(((5,),), ((6,),)))
-  two = subspace_items.Item(head=(1,), answer=1, spellings=(((5,),), ((6,),)))
-  hashes = {subspace_items.items_hash(items) for items in (
+  one = items_lib.Item(head=(1,), answer=0, spellings=(((5,),), ((6,),)))
+  two = items_lib.Item(head=(1,), answer=1, spellings=(((5,),), ((6,),)))
+  hashes = {items_lib.items_hash(items) for items in (
       [one], [two], [one, two], [two, one])}
   assert len(hashes) == 4
 
@@ -128,7 +128,7 @@ def test_an_option_that_merges_with_the_context_is_refused(tokenizer):
 
 
 def test_pocket_questions_are_mixed_and_stable():
-  some, more = (subspace_items.pocket_questions(n) for n in (5, 12))
+  some, more = (items_lib.pocket_questions(n) for n in (5, 12))
   assert some == more[:5]
   assert all(len(q.options) == 4 and 0 <= q.answer < 4 for q in more)
   assert len({q.context for q in more}) == 12

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import subspace_items, subspace_report, subspace_run
-from experiments.subspace_items import Item
 from jaxprune import report
 from jaxprune.models import ModelConfig, RopeConfig, decoder
+from jaxprune.studies.subspace import items, measure, page
+from jaxprune.studies.subspace.items import Item
 
 CONFIG = ModelConfig(
     family="llama", num_layers=1, embed_dim=8, mlp_dim=8, num_heads=2,
@@ -21,7 +21,7 @@ ITEMS = [
     Item(head=(4,), answer=0, spellings=(((11,),), ((12, 2),))),
     Item(head=(4, 9), answer=1, spellings=(((13, 1),), ((14, 2),)))]
 RUN = {"made_by": "jaxprune", "flags": {}}
-SETTINGS = subspace_run.Settings(
+SETTINGS = measure.Settings(
     analysis_temperature=0.7, num_subsets=3, batch=2, seed=0)
 
 
@@ -46,9 +46,9 @@ PRUNED = jax.tree.map(
 def measured(pruned, folder):
   """The run folder of ITEMS."""
   with report.RunFolder(folder, RUN) as run:
-    for rows in subspace_run.compare_items(
+    for rows in measure.compare_items(
         CONFIG, DENSE, CONFIG, pruned, ITEMS,
-        subspace_items.make_arrays(ITEMS), SETTINGS, Quiet()):
+        items.make_arrays(ITEMS), SETTINGS, Quiet()):
       run.write_all(rows)
   return folder
 
@@ -172,18 +172,18 @@ def test_dense_against_itself(itself):
     assert row.get("cos_p", 1) == 1 and row.get("flip", False) is False
     if "score" in row:
       assert row["score"] == row["score_pruned"]
-  summary = subspace_report.summarise(itself, SETTINGS)
+  summary = page.summarise(itself, SETTINGS)
   assert summary["kept_among_options"]["mean"] == 1
   assert summary["sets"]["options"]["kl"]["mean"] == 0
   assert summary["accuracy"] == summary["accuracy_pruned"]
-  assert "about equally" in subspace_report.verdict(summary)
+  assert "about equally" in page.verdict(summary)
 
 
 def test_page(itself):
-  summary = subspace_report.summarise(itself, SETTINGS)
+  summary = page.summarise(itself, SETTINGS)
   with report.RunFolder(
       itself, RUN, resume=True) as run:
-    subspace_report.write_report(run, RUN, summary, SETTINGS, str)
+    page.write_report(run, RUN, summary, SETTINGS, str)
   assert "Answer options" in (itself / "report.html").read_text()
   assert len(list((itself / "figures").iterdir())) == 3
 
@@ -216,7 +216,7 @@ def rows_by_hand():
 def test_summary_by_hand(tmp_path):
   with report.RunFolder(tmp_path / "out", RUN) as run:
     run.write_all(rows_by_hand())
-  summary = subspace_report.summarise(tmp_path / "out", SETTINGS)
+  summary = page.summarise(tmp_path / "out", SETTINGS)
   assert summary["kl_difference"]["mean"] == pytest.approx(-0.25)
   assert summary["kept_among_options"]["mean"] == 1
   assert summary["kept_in_vocabulary"]["mean"] == 0.5

@@ -13,7 +13,8 @@ from jaxprune import checkpoints
 from jaxprune.models import generation
 from jaxprune.models.config import ModelConfig, RopeConfig
 from jaxprune.models.decoder import forward, init, make_gates, unembed
-from jaxprune.probes import drivers, layers
+from jaxprune.probes import scan
+from jaxprune.probes.decoder import sequences
 from jaxprune.probes.position import compare_position
 
 CONFIG = ModelConfig(
@@ -46,7 +47,7 @@ def models():
 def compare(dense, pruned, tokens=TOKENS, valid=VALID, rows=ROWS, *,
             temperature=1.0, lens="final_norm", **gates):
   """Every argument given, so that calls of one shape are one program."""
-  return drivers.compare_sequences(
+  return sequences.compare_sequences(
       CONFIG, dense, CONFIG, pruned, tokens, valid, rows,
       temperature=temperature, lens=lens, **gates)
 
@@ -59,7 +60,7 @@ def one_at_a_time(models, lens):
 
   runs = [forward(CONFIG, p, TOKENS, observe=states) for p in models]
   h_2LBRD, g_2LBRD = (
-      jax.vmap(jax.vmap(lambda x: layers.pick_rows(x, ROWS)))(
+      jax.vmap(jax.vmap(lambda x: scan.pick_rows(x, ROWS)))(
           jnp.stack(run[1])) for run in runs)
   z_2LBRV, y_2LBRV = (
       unembed(CONFIG, p, x, lens)
@@ -67,7 +68,7 @@ def one_at_a_time(models, lens):
   measure = lambda h, g, z, y: compare_position(h, g, z, y, 0.7)
   for _ in range(4):
     measure = jax.vmap(measure)
-  outputs = [unembed(CONFIG, p, layers.pick_rows(run[0], ROWS))
+  outputs = [unembed(CONFIG, p, scan.pick_rows(run[0], ROWS))
              for p, run in zip(models, runs)]
   return measure(h_2LBRD, g_2LBRD, z_2LBRV, y_2LBRV), outputs
 
@@ -132,15 +133,15 @@ def test_left_padding_changes_nothing(models):
 def test_models_of_other_shapes_are_refused():
   other = dataclasses.replace(CONFIG, vocab_size=41)
   with pytest.raises(ValueError, match="vocab_size: 40 and 41"):
-    drivers.check_same_shape(CONFIG, other)
+    sequences.check_same_shape(CONFIG, other)
 
 
 def test_one_program_per_shape(models):
   compare(*models)
-  programs = drivers.compare_sequences._cache_size()
+  programs = sequences.compare_sequences._cache_size()
   for shift in range(3):
     compare(*models, (TOKENS + shift) % 40, temperature=1.0 + shift)
-  assert drivers.compare_sequences._cache_size() == programs
+  assert sequences.compare_sequences._cache_size() == programs
 
 
 @pytest.mark.slow
@@ -160,7 +161,7 @@ def test_official_teacher_forced_log(shared, model):
       config, dense, prompt, max_new_tokens=steps, eos_ids=())
   tokens = jnp.concatenate([prompt, text.tokens[:, :-1]], axis=1)
   rows = jnp.arange(prompt.shape[1] - 1, tokens.shape[1])[None]
-  _, ours = drivers.compare_sequences(
+  _, ours = sequences.compare_sequences(
       config, dense, config, pruned, tokens, jnp.ones(tokens.shape, bool), rows)
   for name, field in {
       "cos_h": "emb_cos_sim_flat", "cos_z": "logits_cos_sim_flat",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from jaxprune import probes
-from jaxprune.probes import moments as probes_moments
+from jaxprune.probes import logit_moments as probes_moments
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 RTOL = {"float32": 3e-5, "float64": 1e-10}

@@ -11,7 +11,8 @@ from jaxprune import checkpoints
 from jaxprune.models import generation
 from jaxprune.models.config import ModelConfig, RopeConfig
 from jaxprune.models.decoder import final_norm, forward, init, unembed
-from jaxprune.probes import drivers, trajectories
+from jaxprune.probes import trajectories
+from jaxprune.probes.decoder import sequences
 
 CONFIG = ModelConfig(
     family="llama", num_layers=2, embed_dim=16, mlp_dim=24, num_heads=4,
@@ -42,7 +43,7 @@ PRUNED = jax.tree.map(
 
 
 def run(lanes=ALL, **options):
-  return drivers.compare_lanes(
+  return sequences.compare_lanes(
       CONFIG, DENSE, PRUNED, PROMPT, VALID, tuple(lanes), num_steps=STEPS,
       key=jax.random.key(3), **options)
 
@@ -161,7 +162,7 @@ def test_control_with_another_seed_leaves_the_text():
 
 @pytest.mark.slow
 def test_dense_against_dense_draws_the_same_tokens():
-  found = drivers.compare_lanes(
+  found = sequences.compare_lanes(
       CONFIG, DENSE, DENSE, PROMPT, VALID,
       (trajectories.CONTROL, trajectories.FREE_RUNNING), num_steps=STEPS,
       key=jax.random.key(0), sampling_temperature=1.0)
@@ -205,7 +206,7 @@ def test_a_lane_needs_its_source():
 
 @pytest.mark.slow
 def test_prompt_of_one_token():
-  found = drivers.compare_lanes(
+  found = sequences.compare_lanes(
       CONFIG, DENSE, PRUNED, PROMPT[:, :1], jnp.ones((3, 1), bool),
       (trajectories.FREE_RUNNING,), num_steps=2, key=jax.random.key(0))
   @jax.jit
@@ -235,7 +236,7 @@ def test_official_free_running_log(shared, name):
   _, pruned = checkpoints.load_params(golden / index["analysis_pruned_folder"])
   prompt = jnp.asarray(np.load(golden / "tokens.npz")["prompt"])
   steps = len(theirs["free_running"]["emb_cos_sim_flat"])
-  found = drivers.compare_lanes(
+  found = sequences.compare_lanes(
       config, dense, pruned, prompt, jnp.ones(prompt.shape, bool),
       (trajectories.TEACHER_FORCED, trajectories.FREE_RUNNING),
       num_steps=steps, key=jax.random.key(0))

@@ -11,8 +11,9 @@ import pytest
 
 from jaxprune.models import decoder, generation
 from jaxprune.models.config import ModelConfig, RopeConfig
-from jaxprune.probes import spaces, transition_driver, transitions
-from jaxprune.pruning import similarities
+from jaxprune.probes import spaces, transitions
+from jaxprune.probes.decoder import transitions as decoder_transitions
+from jaxprune.pruning.layerwise import similarities
 
 STEPS = 4
 PLAIN = ModelConfig(
@@ -112,7 +113,7 @@ def step_by_step(config):
 def test_one_pass_equals_decoding_step_by_step(config):
   dense, pruned = models(config)
   _, tokens_BT, valid_BT = text(config)
-  found = transition_driver.compare_transitions(
+  found = decoder_transitions.compare_transitions(
       config, dense, pruned, tokens_BT, valid_BT, num_steps=STEPS,
       measure=vectors)
   np.testing.assert_allclose(
@@ -134,7 +135,7 @@ def test_whole_texts_hold_their_last_positions(history):
   dense, pruned = models(SLIDING)
   _, tokens_BT, _ = text(SLIDING)
   last, whole = (
-      transition_driver.compare_transitions(
+      decoder_transitions.compare_transitions(
           SLIDING, dense, pruned, tokens_BT, num_steps=num_steps,
           history=history, measure=vectors)
       for num_steps in (STEPS, tokens_BT.shape[1]))
@@ -146,7 +147,7 @@ def test_whole_texts_hold_their_last_positions(history):
 def test_pruned_history_is_a_model_with_one_pruned_attention():
   dense, pruned = models(SLIDING)
   _, tokens_BT, valid_BT = text(SLIDING)
-  found = transition_driver.compare_transitions(
+  found = decoder_transitions.compare_transitions(
       SLIDING, dense, pruned, tokens_BT, valid_BT, num_steps=STEPS,
       history="pruned", measure=vectors)
   for index in range(SLIDING.num_layers):
@@ -166,7 +167,7 @@ def test_pruned_history_is_a_model_with_one_pruned_attention():
 def test_no_history_reads_the_value_of_the_token():
   dense, pruned = models(PLAIN)
   _, tokens_BT, valid_BT = text(PLAIN)
-  found = transition_driver.compare_transitions(
+  found = decoder_transitions.compare_transitions(
       PLAIN, dense, pruned, tokens_BT, valid_BT, num_steps=STEPS,
       history="none", measure=vectors)
   layer = layer_of(pruned, 0)["attention"]
@@ -185,7 +186,7 @@ def test_dense_against_dense_is_exactly_zero():
   dense, _ = models(PLAIN)
   copy = jax.tree.map(jnp.array, dense)
   _, tokens_BT, valid_BT = text(PLAIN)
-  found = transition_driver.compare_transitions(
+  found = decoder_transitions.compare_transitions(
       PLAIN, dense, copy, tokens_BT, valid_BT, num_steps=STEPS)
   for field in dataclasses.fields(found):
     value = np.asarray(getattr(found, field.name))
@@ -202,7 +203,7 @@ def test_equal_weights_give_equal_bits(config):
   copy = jax.tree.map(jnp.array, dense)
   _, tokens_BT, valid_BT = text(config)
   for history in ("dense", "pruned", "none"):
-    found = transition_driver.compare_transitions(
+    found = decoder_transitions.compare_transitions(
         config, dense, copy, tokens_BT, valid_BT, num_steps=STEPS, lens="raw",
         history=history, measure=vectors)
     same = np.asarray(found["h"] == found["g"]).all((2, 3, 4))
@@ -218,7 +219,7 @@ def test_dropping_is_the_similarity_of_input_and_output():
   dense, _ = models(SLIDING)
   _, tokens_BT, valid_BT = text(SLIDING)
   run = functools.partial(
-      transition_driver.compare_transitions, SLIDING, dense,
+      decoder_transitions.compare_transitions, SLIDING, dense,
       tokens_BT=tokens_BT, valid_BT=valid_BT, num_steps=STEPS,
       measure=lambda h, g, *_: spaces.compare_vectors(h, g))
   found = run(pruned_params=None)
@@ -245,7 +246,7 @@ def test_dropping_is_the_similarity_of_input_and_output():
 def test_decoding_and_measuring_in_one_program(temperature):
   dense, pruned = models(PLAIN)
   key = jax.random.key(5)
-  found_BR, records = transition_driver.decode_transitions(
+  found_BR, records = decoder_transitions.decode_transitions(
       PLAIN, dense, pruned, PROMPT, VALID, num_steps=STEPS, key=key,
       sampling_temperature=temperature, measure=vectors)
   expected_BR = generation.generate(
@@ -254,7 +255,7 @@ def test_decoding_and_measuring_in_one_program(temperature):
   np.testing.assert_array_equal(found_BR, expected_BR)
   tokens_BT = jnp.concatenate([PROMPT, found_BR[:, :-1]], axis=1)
   valid_BT = jnp.pad(VALID, ((0, 0), (0, STEPS - 1)), constant_values=True)
-  given = transition_driver.compare_transitions(
+  given = decoder_transitions.compare_transitions(
       PLAIN, dense, pruned, tokens_BT, valid_BT, num_steps=STEPS,
       measure=vectors)
   for name in ("h", "g"):
@@ -305,7 +306,7 @@ def test_logits_of_all_positions_never_exist_together():
   _, tokens_BT, valid_BT = text(PLAIN)
   chunk = 4
   traced = jax.make_jaxpr(functools.partial(
-      transition_driver.compare_transitions, PLAIN, num_steps=STEPS,
+      decoder_transitions.compare_transitions, PLAIN, num_steps=STEPS,
       chunk=chunk))(dense, pruned, tokens_BT, valid_BT)
   sizes = [np.prod(shape) for shape in _shapes(traced.jaxpr)
            if PLAIN.vocab_size in shape]
@@ -343,7 +344,7 @@ def test_bad_input():
   dense, pruned = models(PLAIN)
   _, tokens_BT, valid_BT = text(PLAIN)
   run = functools.partial(
-      transition_driver.compare_transitions, PLAIN, dense, pruned, tokens_BT,
+      decoder_transitions.compare_transitions, PLAIN, dense, pruned, tokens_BT,
       valid_BT)
   with pytest.raises(ValueError, match="history='own': must be one of"):
     run(num_steps=2, history="own")
@@ -352,14 +353,14 @@ def test_bad_input():
   with pytest.raises(ValueError, match="lens='none'"):
     run(num_steps=2, lens="none")
   with pytest.raises(ValueError, match="give key="):
-    transition_driver.decode_transitions(
+    decoder_transitions.decode_transitions(
         PLAIN, dense, pruned, PROMPT, VALID, num_steps=2,
         sampling_temperature=1.0)
   with pytest.raises(ValueError, match="exceed the model's 64 positions"):
-    transition_driver.decode_transitions(
+    decoder_transitions.decode_transitions(
         PLAIN, dense, pruned, PROMPT, VALID, num_steps=60)
   other = dataclasses.replace(PLAIN, num_kv_heads=4)
   with pytest.raises(ValueError, match="num_kv_heads: 2 and 4"):
-    transition_driver.check_replaceable(PLAIN, other)
+    decoder_transitions.check_replaceable(PLAIN, other)
   narrower = dataclasses.replace(PLAIN, mlp_dim=8)
-  transition_driver.check_replaceable(PLAIN, narrower)
+  decoder_transitions.check_replaceable(PLAIN, narrower)

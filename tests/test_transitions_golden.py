@@ -15,7 +15,8 @@ import pytest
 
 from jaxprune import checkpoints
 from jaxprune.models import generation
-from jaxprune.probes import transition_driver, transitions
+from jaxprune.probes import transitions
+from jaxprune.probes.decoder import transitions as decoder_transitions
 from jaxprune.probes.position import compare_position
 
 pytestmark = pytest.mark.slow
@@ -76,7 +77,7 @@ def case(request, shared):
       config, dense, prompt, max_new_tokens=steps, eos_ids=())
   tokens = jnp.concatenate([prompt, text.tokens[:, :-1]], axis=1)
   found = [
-      transition_driver.compare_transitions(
+      decoder_transitions.compare_transitions(
           config, dense, pruned, tokens, num_steps=steps, lens="raw",
           history=history, measure=vectors)
       for history in transitions.HISTORIES]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import scripts
 
-from experiments import transition_report
 from jaxprune import report
 from jaxprune.report import figures
+from jaxprune.studies.transitions import measure
 
 
 @pytest.fixture(scope="module")
@@ -119,14 +119,14 @@ def test_bars_of_the_mean_are_drawn():
 
 def test_how_an_estimate_is_compared():
   truth = np.array([1.0, 2.0, 0.0, 4.0, np.nan])
-  found = transition_report.compare_estimate(truth, np.array(
+  found = measure.compare_estimate(truth, np.array(
       [2.0, 2.0, 0.5, 16.0, 1.0]))
   assert found["rows"] == 4 and found["rows_with_ratio"] == 3
   assert found["sum_ratio"] == pytest.approx(20 / 7)
   assert found["median_ratio"] == 2
   # Ranks 1 2 0 3 against 1.5 1.5 0 3.
   assert found["spearman"] == pytest.approx(4.5 / np.sqrt(5 * 4.5))
-  flat = transition_report.compare_estimate(np.zeros(3), np.zeros(3))
+  flat = measure.compare_estimate(np.zeros(3), np.zeros(3))
   assert flat["spearman"] is None and flat["sum_ratio"] is None
 
 
@@ -137,7 +137,7 @@ def test_orders_of_the_paper_are_counted():
     return {"sublayer": sublayer, "layer": layer} | {
         name: {"mean": value} for name, value in means.items()}
 
-  found = transition_report.orderings([
+  found = measure.orderings([
       entry("attention", 0, 0.2, 0.1, 0.9, 0.3),
       entry("attention", 1, 0.9, 0.99, 0.95, 0.1),
       entry("attention", 2, 0.9, 0.99, 0.8, 0.2),

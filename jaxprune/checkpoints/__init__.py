@@ -13,12 +13,6 @@ from jaxprune.checkpoints.export import (
     start_export,
     write_layer,
 )
-from jaxprune.checkpoints.files import (
-    atomic_write_bytes,
-    atomic_write_json,
-    atomic_write_text,
-    sha256_file,
-)
 from jaxprune.checkpoints.huggingface import (
     checkpoint_hash,
     load_params,
@@ -29,6 +23,12 @@ from jaxprune.checkpoints.huggingface import (
 from jaxprune.checkpoints.masks import read_masks, write_masks
 from jaxprune.checkpoints.sentence import Pooling, read_pooling
 from jaxprune.checkpoints.source import Source, open_checkpoint
+from jaxprune.files import (
+    atomic_write_bytes,
+    atomic_write_json,
+    atomic_write_text,
+    sha256_file,
+)
 
 __all__ = [
     "Export",

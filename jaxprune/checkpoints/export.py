@@ -27,14 +27,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.checkpoints import (
-    files,
-    folders,
-    huggingface,
-    names,
-    sentence,
-    shards,
-)
+from jaxprune import files
+from jaxprune.checkpoints import folders, huggingface, names, sentence, shards
 from jaxprune.checkpoints.changed_config import patched_config
 from jaxprune.checkpoints.huggingface import Tree
 from jaxprune.checkpoints.source import Source

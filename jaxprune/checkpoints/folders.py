@@ -9,7 +9,8 @@ import os
 import pathlib
 from collections.abc import Iterable
 
-from jaxprune.checkpoints import files, shards
+from jaxprune import files
+from jaxprune.checkpoints import shards
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -14,7 +14,8 @@ import json
 import os
 import pathlib
 
-from jaxprune.checkpoints import files, folders
+from jaxprune import files
+from jaxprune.checkpoints import folders
 
 MODULES = "modules.json"
 _COPIED = (

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from jaxprune.checkpoints import files
+from jaxprune import files
 
 # What is read and written; a header may name others, which are refused by name
 # where a tensor is needed.

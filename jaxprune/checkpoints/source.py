@@ -14,7 +14,8 @@ import os
 import pathlib
 from typing import Any
 
-from jaxprune.checkpoints import files, folders, names, shards
+from jaxprune import files
+from jaxprune.checkpoints import folders, names, shards
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.encoder_config import EncoderConfig
 

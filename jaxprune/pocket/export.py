@@ -16,7 +16,8 @@ import ml_dtypes
 import numpy as np
 import tokenizers
 
-from jaxprune.checkpoints import files, names, shards
+from jaxprune import files
+from jaxprune.checkpoints import names, shards
 from jaxprune.models import decoder
 from jaxprune.models.config import ModelConfig
 from jaxprune.pocket import tokenizer as tokenizer_lib

@@ -29,7 +29,7 @@ Reference: `position` for one position, `layers.compare_layers` for two whole
 models through their layers, `transitions` for one changed sublayer at a time.
 """
 
-from jaxprune.probes.damage import damages, logit_damage
+from jaxprune.probes.ablation import damages, logit_damage
 from jaxprune.probes.divergences import (
     Concentration,
     Divergences,
@@ -59,7 +59,8 @@ from jaxprune.probes.lm_head import (
     head_gain,
     spectrum,
 )
-from jaxprune.probes.moments import LogitMoments, logit_moments
+from jaxprune.probes.log_ratio import Tilt, tilt_logits
+from jaxprune.probes.logit_moments import LogitMoments, logit_moments
 from jaxprune.probes.monitoring import (
     Monitored,
     Policy,
@@ -106,7 +107,6 @@ from jaxprune.probes.theorems import (
     theorem_2,
     theorem_3,
 )
-from jaxprune.probes.tilt import Tilt, tilt_logits
 from jaxprune.probes.transitions import attend_to_history, compare_sublayers
 
 __all__ = [

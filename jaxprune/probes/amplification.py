@@ -24,7 +24,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxprune.probes import divergences, jacobian, moments, spaces, tilt
+from jaxprune.probes import (
+  divergences,
+  jacobian,
+  log_ratio,
+  logit_moments,
+  spaces,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -68,14 +74,14 @@ def speed(start, z, dz, temperature=1.0) -> Speed:
   z_V, dz_V = spaces.checked_pair(z, dz)
   start_V, _ = spaces.checked_pair(start, z)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
-  p_V, r_V = moments.weights(z_V, temperature)
+  p_V, r_V = logit_moments.weights(z_V, temperature)
   dp_V = jacobian.apply_jacobian(z_V, dz_V, temperature)
   # A constant changes nothing; without it the two means do not cancel.
   x_V = (dz_V - dz_V[jnp.argmax(z_V)]) / temperature
-  pair = tilt.tilt_logits(start_V, z_V, temperature)
+  pair = log_ratio.tilt_logits(start_V, z_V, temperature)
   return Speed(
       p=spaces.norm_of(dp_V) / spaces.norm_of(p_V),
-      turn=jnp.sqrt(moments.cumulants(r_V, x_V)[0]),
+      turn=jnp.sqrt(logit_moments.cumulants(r_V, x_V)[0]),
       stretch=jnp.sum((r_V - p_V) * x_V),
       z=spaces.ratio(spaces.norm_of(dz_V), spaces.norm_of(z_V)),
       z_centred=_centred_ratio(dz_V, z_V),

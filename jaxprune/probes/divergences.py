@@ -29,7 +29,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxprune.probes import spaces, tilt
+from jaxprune.probes import log_ratio as log_ratio_lib
+from jaxprune.probes import spaces
 
 
 @jax.tree_util.register_dataclass
@@ -89,7 +90,7 @@ def compare_distributions(z, z_pruned, temperature=1.0) -> Divergences:
   """
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
-  pair = tilt.tilt_logits(z_V, zq_V, temperature)
+  pair = log_ratio_lib.tilt_logits(z_V, zq_V, temperature)
   kl, kl_reverse = kl_of(pair)
   cos_p, one_minus_cos_p = _cosine(pair)
   # The caps undo a last-digit excess of the sum of p or q over 1.
@@ -104,7 +105,7 @@ def compare_distributions(z, z_pruned, temperature=1.0) -> Divergences:
   )
 
 
-def kl_of(pair: tilt.Tilt) -> tuple[jax.Array, jax.Array]:
+def kl_of(pair: log_ratio_lib.Tilt) -> tuple[jax.Array, jax.Array]:
   """Returns KL(p||q) and KL(q||p) in nats, both >= 0."""
   forward_V = kl_terms(pair.p, pair.q, pair.log_ratio)
   # Both directions add up to (q - p) D. Where D is large, from the definition.
@@ -137,7 +138,7 @@ def concentration(z, temperature=1.0) -> Concentration:
   """
   z_V, _ = spaces.checked_pair(z, z)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
-  log_p_V, p_V, _ = tilt.distribution(z_V, temperature)
+  log_p_V, p_V, _ = log_ratio_lib.distribution(z_V, temperature)
   token = spaces.top_token(z_V)
   others_V = jnp.where(jnp.arange(z_V.size) == token, -jnp.inf, z_V)
   entropy = -jnp.sum(p_V * jnp.where(p_V > 0, log_p_V, 0))
@@ -172,7 +173,7 @@ def _times_log(weight, log_ratio) -> jax.Array:
   return jnp.where(some, weight * jnp.where(some, log_ratio, 0), 0)
 
 
-def _js(pair: tilt.Tilt) -> jax.Array:
+def _js(pair: log_ratio_lib.Tilt) -> jax.Array:
   """Returns the sum of m (a tanh a - log cosh a) >= 0 with a = |D| / 2.
 
   By t = tanh a and by w = min(p, q) / (p + q) a term is m times
@@ -196,7 +197,7 @@ def _js(pair: tilt.Tilt) -> jax.Array:
       + jnp.sum(both_V * jnp.where(near_V, 0.25, 0.5) * log_V))
 
 
-def _cosine(pair: tilt.Tilt) -> tuple[jax.Array, jax.Array]:
+def _cosine(pair: log_ratio_lib.Tilt) -> tuple[jax.Array, jax.Array]:
   """Returns cos(p, q) and 1 - cos(p, q)."""
   p_V, q_V, change_V = pair.p, pair.q, pair.change
   square, square_pruned = jnp.sum(p_V * p_V), jnp.sum(q_V * q_V)

@@ -31,7 +31,7 @@ Logits must be finite.
 import jax
 import jax.numpy as jnp
 
-from jaxprune.probes import moments, spaces, tilt
+from jaxprune.probes import log_ratio, logit_moments, spaces
 
 Array = jax.Array
 # What adds up to dz.
@@ -126,9 +126,9 @@ def with_variance(direction, like, z, temperature=1.0) -> Array:
     temperature: T > 0.
   """
   direction_V, like_V, z_V = spaces.widen(direction, like, z)
-  weight_V = tilt.softmax(z_V, temperature)
+  weight_V = log_ratio.softmax(z_V, temperature)
   own, wanted = (
-      moments.variance(weight_V, x_V) for x_V in (direction_V, like_V))
+      logit_moments.variance(weight_V, x_V) for x_V in (direction_V, like_V))
   scale = jnp.sqrt(wanted / jnp.where(own == 0, 1, own))
   return jnp.where(own == 0, 0, scale * direction_V)
 
@@ -195,10 +195,10 @@ def rescue(
   """
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
   dz_V = spaces.logit_change(z_V, zq_V)
-  weight_V = tilt.softmax(z_V, temperature)
+  weight_V = log_ratio.softmax(z_V, temperature)
   mean = jnp.sum(weight_V * zq_V)
   stretched_V = mean + with_variance(zq_V - mean, z_V, z_V, temperature)
-  has_none = moments.variance(weight_V, zq_V) == 0
+  has_none = logit_moments.variance(weight_V, zq_V) == 0
   found = {
       "half": z_V + dz_V / 2,
       "variance_of_z": jnp.where(has_none, zq_V, stretched_V),

@@ -19,7 +19,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxprune.probes import divergences, spaces, tilt
+from jaxprune.probes import divergences, log_ratio, spaces
 
 
 @jax.tree_util.register_dataclass
@@ -92,7 +92,7 @@ def apply_jacobian(z, v, temperature=1.0) -> jax.Array:
   """
   z_V, v_V = spaces.checked_pair(z, v)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
-  return _apply(tilt.softmax(z_V, temperature), v_V) / temperature
+  return _apply(log_ratio.softmax(z_V, temperature), v_V) / temperature
 
 
 def jacobian_vector(z, v, temperature=1.0) -> jax.Array:
@@ -128,7 +128,7 @@ def top_singular(
   """
   z_V, _ = spaces.checked_pair(z, z)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
-  p_V = tilt.softmax(z_V, temperature)
+  p_V = log_ratio.softmax(z_V, temperature)
   start_V = jnp.where(jnp.arange(p_V.size) == jnp.argmax(z_V), 1, 0)
   image_V = _apply(p_V, start_V.astype(p_V.dtype))
 
@@ -174,7 +174,7 @@ def softmax_gain(
   """
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
-  pair = tilt.tilt_logits(z_V, zq_V, temperature)
+  pair = log_ratio.tilt_logits(z_V, zq_V, temperature)
   shape = divergences.concentration(z_V, temperature)
   worst = top_singular(
       z_V, temperature, max_iterations=max_iterations, tolerance=tolerance

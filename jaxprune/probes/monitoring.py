@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.probes import divergences, moments, spaces, tilt
+from jaxprune.probes import divergences, log_ratio, logit_moments, spaces
 
 Array = jax.Array
 Tree = Any
@@ -100,8 +100,8 @@ def pruned_risks(z_pruned, temperature=1.0) -> tuple[Array, Array, Array]:
   q = divergences.concentration(z_pruned, temperature)
   (zq_V,) = spaces.widen(z_pruned)
   scale = spaces.checked_temperature(temperature, zq_V.dtype)
-  variance = moments.variance(
-      tilt.softmax(zq_V, temperature), zq_V / scale)
+  variance = logit_moments.variance(
+      log_ratio.softmax(zq_V, temperature), zq_V / scale)
   return -q.margin, q.entropy, variance
 
 
@@ -118,9 +118,9 @@ def step_risks(z, z_pruned, draw, temperature=1.0) -> Risks:
   """
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
   margin, entropy, variance = pruned_risks(zq_V, temperature)
-  x_V, _ = tilt.scaled_change(z_V, zq_V, temperature)
-  var_p, _ = moments.cumulants(tilt.softmax(z_V, temperature), x_V)
-  kl, _ = divergences.kl_of(tilt.tilt_logits(z_V, zq_V, temperature))
+  x_V, _ = log_ratio.scaled_change(z_V, zq_V, temperature)
+  var_p, _ = logit_moments.cumulants(log_ratio.softmax(z_V, temperature), x_V)
+  kl, _ = divergences.kl_of(log_ratio.tilt_logits(z_V, zq_V, temperature))
   flip = jnp.argmax(z_V) != jnp.argmax(zq_V)
   return Risks(
       margin=margin, entropy=entropy, variance=variance,

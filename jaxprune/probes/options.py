@@ -15,7 +15,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxprune.probes import divergences, spaces, tilt
+from jaxprune.probes import divergences, log_ratio, spaces
 
 
 @jax.tree_util.register_dataclass
@@ -87,8 +87,8 @@ def compare_options(scores, scores_pruned) -> OptionChange:
   """
   s_C, sq_C = spaces.checked_pair(scores, scores_pruned)
   change_C = spaces.logit_change(s_C, sq_C)
-  log_p_C, log_mass = tilt.log_softmax(s_C)
-  log_q_C, log_mass_pruned = tilt.log_softmax(sq_C)
+  log_p_C, log_mass = log_ratio.log_softmax(s_C)
+  log_q_C, log_mass_pruned = log_ratio.log_softmax(sq_C)
   dense = divergences.concentration(s_C)
   pruned = divergences.concentration(sq_C)
   absent_C = (s_C == -jnp.inf) & (sq_C == -jnp.inf)

@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.probes import divergences, spaces, tilt
+from jaxprune.probes import divergences, spaces
+from jaxprune.probes import log_ratio as log_ratio_lib
 from jaxprune.probes import options as scoring
 
 
@@ -82,8 +83,8 @@ def chain_rule(z, z_pruned, member, temperature=1.0) -> ChainRule:
         f"member has shape {jnp.shape(member)}, the logits {z_V.shape}"
     )
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
-  x_V, offset = tilt.scaled_change(z_V, zq_V, temperature)
-  whole = tilt.tilt_by(z_V, zq_V, temperature, x_V, offset)
+  x_V, offset = log_ratio_lib.scaled_change(z_V, zq_V, temperature)
+  whole = log_ratio_lib.tilt_by(z_V, zq_V, temperature, x_V, offset)
 
   def part(keep_V):
     """KL within a set, and p, q and p (e^D - 1 - D) of the whole set."""
@@ -96,7 +97,7 @@ def chain_rule(z, z_pruned, member, temperature=1.0) -> ChainRule:
     # The change of the set's own top token, so that one token alone has none.
     start = x_V[spaces.top_token(inner_V)]
     start = jnp.where(jnp.isinf(start), 0, start)
-    inside = tilt.tilt_by(
+    inside = log_ratio_lib.tilt_by(
         inner_V, jnp.where(keep_V, zq_V, -jnp.inf), temperature,
         x_V - start, offset + start)
     # log of q(C) / p(C), by difference of two accurate log means.
@@ -139,7 +140,7 @@ def compare_tokens(
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
   mask_CS = scoring.checked_mask(jnp.shape(options), mask)
   _check_tokens(options, mask, z_V.size)
-  whole = tilt.tilt_logits(z_V, zq_V, temperature)
+  whole = log_ratio_lib.tilt_logits(z_V, zq_V, temperature)
   tokens_CS = jnp.asarray(options)
   # Ids one past the end are dropped.
   kept_CS = jnp.where(mask_CS, tokens_CS, z_V.size)
@@ -182,7 +183,7 @@ def matched_tokens(key, z, tokens, temperature=1.0, *, scale=0.1) -> jax.Array:
     raise ValueError(
         f"{tokens.size} tokens of {z_V.size}: at most half can be matched"
     )
-  log_p_V, _ = tilt.log_softmax(z_V, temperature)
+  log_p_V, _ = log_ratio_lib.log_softmax(z_V, temperature)
   possible_V = log_p_V > -jnp.inf
   lowest = jnp.min(jnp.where(possible_V, log_p_V, jnp.inf))
   free_V = possible_V.at[tokens.ravel()].set(False)

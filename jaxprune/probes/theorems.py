@@ -24,7 +24,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxprune.probes import divergences, moments, spaces, tilt
+from jaxprune.probes import divergences, log_ratio, logit_moments, spaces
 
 
 @jax.tree_util.register_dataclass
@@ -131,9 +131,9 @@ def theorem_2(z, z_pruned, temperature=1.0) -> Theorem2:
   """
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
-  x_V, _ = tilt.scaled_change(z_V, zq_V, temperature)
-  _, r_V = moments.weights(z_V, temperature)
-  variance, third = moments.cumulants(r_V, x_V)
+  x_V, _ = log_ratio.scaled_change(z_V, zq_V, temperature)
+  _, r_V = logit_moments.weights(z_V, temperature)
+  variance, third = logit_moments.cumulants(r_V, x_V)
   in_p = divergences.compare_distributions(z_V, zq_V, temperature)
   exact = in_p.one_minus_cos_p
   return Theorem2(
@@ -154,11 +154,11 @@ def theorem_3(z, z_pruned, temperature=1.0) -> Theorem3:
   """
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
-  x_V, _ = tilt.scaled_change(z_V, zq_V, temperature)
-  p_V = tilt.softmax(z_V, temperature)
-  variance, third = moments.cumulants(p_V, x_V)
+  x_V, _ = log_ratio.scaled_change(z_V, zq_V, temperature)
+  p_V = log_ratio.softmax(z_V, temperature)
+  variance, third = logit_moments.cumulants(p_V, x_V)
   kl, kl_reverse = divergences.kl_of(
-      tilt.tilt_logits(z_V, zq_V, temperature)
+      log_ratio.tilt_logits(z_V, zq_V, temperature)
   )
   return Theorem3(
       estimate=variance / 2,

@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.probes import layers as layers_lib
+from jaxprune.probes import scan as layers_lib
 
 Array = jax.Array
 Tree = Any

@@ -5,7 +5,7 @@ Array functions, each named like its file, on one matrix `w_IO`; `vmap`, `scan`,
 
   from jaxprune.calibration.statistics import observe_gram, observe_squares
   from jaxprune.pruning.patterns import NofM, Unstructured, keep_mask
-  from jaxprune.pruning.wanda import wanda
+  from jaxprune.pruning.methods.wanda import wanda
 
   pruned_IO, mask_IO = wanda(w_IO, observe_squares(x_BTI), NofM(keep=2, of=4))
 

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.pruning import lowest
+from jaxprune.pruning import order_statistics
 
 GROUPS = ("output", "matrix", "global")
 
@@ -158,8 +158,8 @@ def keep_mask_count(
         " takes all kernels at once)"
     )
   removed = jnp.asarray(removed, jnp.int32)
-  keep = lowest.keep_output if group == "output" else lowest.keep_matrix
-  return keep(lowest.ordered_keys(scores_IO), removed)
+  keep = order_statistics.keep_output if group == "output" else order_statistics.keep_matrix
+  return keep(order_statistics.ordered_keys(scores_IO), removed)
 
 
 def keep_mask(scores_IO: jax.Array, pattern: Pattern) -> jax.Array:
@@ -179,8 +179,8 @@ def keep_mask(scores_IO: jax.Array, pattern: Pattern) -> jax.Array:
   _check_matrix(scores_IO)
   if isinstance(pattern, NofM):
     check_shape(scores_IO.shape, pattern)
-    keys_IO = lowest.ordered_keys(scores_IO)
-    return lowest.keep_n_of_m(keys_IO, pattern.keep, pattern.of)
+    keys_IO = order_statistics.ordered_keys(scores_IO)
+    return order_statistics.keep_n_of_m(keys_IO, pattern.keep, pattern.of)
   if pattern.group == "output":
     size = scores_IO.shape[0]
   else:
@@ -221,9 +221,9 @@ def keep_masks_global(scores: object, pattern: Unstructured) -> object:
     )
   removed = jnp.uint32(removed_count(size, pattern.sparsity))
   keys = [
-      lowest.ordered_keys(leaf.reshape(-1, leaf.shape[-1])) for leaf in leaves
+      order_statistics.ordered_keys(leaf.reshape(-1, leaf.shape[-1])) for leaf in leaves
   ]
-  masks = lowest.keep_together(keys, removed)
+  masks = order_statistics.keep_together(keys, removed)
   return jax.tree.unflatten(
       structure,
       [m.reshape(leaf.shape) for m, leaf in zip(masks, leaves, strict=True)],

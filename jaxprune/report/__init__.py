@@ -1,15 +1,20 @@
 """What does a person read? Records, intervals, figures and one page."""
 
-from jaxprune.report.bins import Bin, bin_index, binned_means, quantile_edges
-from jaxprune.report.bootstrap import (
+from jaxprune.report.fields import FIELDS, Field, axis_label
+from jaxprune.report.records import RunFolder, describe_run
+from jaxprune.report.tables import columns, read_records, write_csv
+from jaxprune.statistics.bins import (
+    Bin,
+    bin_index,
+    binned_means,
+    quantile_edges,
+)
+from jaxprune.statistics.bootstrap import (
     Interval,
     mean_interval,
     ratio_interval,
     statistic_interval,
 )
-from jaxprune.report.fields import FIELDS, Field, axis_label
-from jaxprune.report.records import RunFolder, describe_run
-from jaxprune.report.tables import columns, read_records, write_csv
 
 __all__ = [
     "Bin",

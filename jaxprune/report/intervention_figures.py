@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jaxprune.report import figures
-from jaxprune.report.bootstrap import Interval
+from jaxprune.statistics.bootstrap import Interval
 
 
 def interval_dots(

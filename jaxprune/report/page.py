@@ -14,8 +14,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxprune.report.bootstrap import Interval
 from jaxprune.report.figures import DPI
+from jaxprune.statistics.bootstrap import Interval
 
 Cell = str | int | float | bool | Interval | None
 _DIGITS = 4  # significant, where no interval says how many matter

@@ -28,7 +28,7 @@ import jax
 import numpy as np
 
 import jaxprune
-from jaxprune.checkpoints import files
+from jaxprune import files
 from jaxprune.report.fields import FIELDS, Field
 from jaxprune.report.tables import RECORDS, read_records
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.checkpoints import files
+from jaxprune import files
 from jaxprune.report.fields import FIELDS
 
 RECORDS = "records.jsonl"

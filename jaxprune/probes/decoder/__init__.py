@@ -1,0 +1,1 @@
+"""The probes, run on this project's decoder."""

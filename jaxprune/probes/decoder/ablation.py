@@ -1,0 +1,372 @@
+"""Which sublayers, or layers, of a checkpoint may go, by what the output loses?
+
+`damage` on this project's decoder. Sublayers are closed by gates, one
+compilation for all of them and for every round of the iterative choice;
+`pruning.drops` ranks the scores. For an allocation every layer is pruned alone,
+as the method would prune it in the dense model, and its damage is measured.
+
+The whole model is on the device, beside one micro-batch: unlike similarities,
+a damage needs all layers for every candidate. One pass over the calibration
+tokens per candidate and round.
+
+Reference: see `damage`; `pruning.drops` and `pruning.allocation` for what
+becomes of the scores.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from jaxprune import checkpoints, devices
+from jaxprune.models import ModelConfig, decoder
+from jaxprune.models.decoder import Gates
+from jaxprune.probes import ablation
+from jaxprune.probes.decoder.propagation import path
+from jaxprune.pruning import registry
+from jaxprune.pruning.checkpoint import layer, streaming
+from jaxprune.pruning.checkpoint.streaming import Memory
+from jaxprune.pruning.layerwise import drops
+from jaxprune.pruning.layerwise.drops import Drops
+from jaxprune.pruning.registry import Pattern
+
+Params = Any
+KINDS = ("attention", "mlp", "block")
+
+
+def drop_candidates(gates: Gates, kinds: Sequence[str]) -> Gates:
+  """The dense model, then `gates` with one more sublayer or block closed.
+
+  Args:
+    gates: what is dropped already, [L] each.
+    kinds: of 'attention', 'mlp' and 'block', in this order per kind.
+
+  Returns:
+    Gates with leaves [1 + len(kinds) * L, L].
+  """
+  stay_LL = 1.0 - np.eye(len(gates.attention), dtype=np.float32)
+  rows: dict[str, list[np.ndarray]] = {}
+  for name in ("attention", "mlp"):
+    gate_L = np.asarray(getattr(gates, name), np.float32)
+    rows[name] = [np.ones((1, len(gate_L)), np.float32)] + [
+        gate_L * (stay_LL if kind in (name, "block") else np.ones_like(stay_LL))
+        for kind in kinds]
+  return Gates(**{name: np.concatenate(each) for name, each in rows.items()})
+
+
+def drop_damages(
+    config: ModelConfig,
+    params: Params,
+    tokens: np.ndarray,
+    *,
+    kinds: Sequence[str] = KINDS,
+    gates: Gates | None = None,
+    temperature: float = 1.0,
+    memory: Memory | None = None,
+) -> dict[str, dict[str, np.ndarray]]:
+  """Damage of dropping one more sublayer or block, against the dense model.
+
+  Args:
+    config: the model.
+    params: its parameters, whole.
+    tokens: calibration tokens, int [sequences, T].
+    kinds: what is dropped: 'attention', 'mlp', 'block'.
+    gates: what is dropped already; None is nothing.
+    temperature: T of the softmax.
+    memory: sequences in work at a time, and the devices that share them.
+
+  Returns:
+    By kind, by measure of `damage.logit_damage`: [L, sequences] float32, means
+    over positions.
+
+  Raises:
+    ValueError: an unknown kind, or tokens that the model cannot read.
+  """
+  unknown = set(kinds) - set(KINDS)
+  if unknown:
+    raise ValueError(f"kinds {sorted(unknown)}: use some of {KINDS}")
+  size = config.num_layers
+  found = gate_damages(
+      config, params, tokens, drop_candidates(
+          gates or decoder.make_gates(config), kinds),
+      temperature=temperature, memory=memory)
+  return {
+      kind: {name: leaf[1 + i * size : 1 + (i + 1) * size]
+             for name, leaf in found.items()}
+      for i, kind in enumerate(kinds)}
+
+
+def gate_damages(
+    config: ModelConfig,
+    params: Params,
+    tokens: np.ndarray,
+    candidates: Gates,
+    *,
+    temperature: float = 1.0,
+    memory: Memory | None = None,
+) -> dict[str, np.ndarray]:
+  """Damage of any sets of dropped sublayers.
+
+  Args:
+    config: the model.
+    params: its parameters, whole.
+    tokens: int [sequences, T].
+    candidates: leaves [1 + P, L]; what is measured against is at index 0.
+    temperature: T of the softmax.
+    memory: as in `drop_damages`.
+
+  Returns:
+    By measure of `damage.logit_damage`: [1 + P, sequences] float32.
+
+  Raises:
+    ValueError: tokens that the model cannot read.
+  """
+  return _in_batches(
+      _gate_damages, config, params, tokens, candidates, temperature, memory)
+
+
+def drop_slopes(
+    config: ModelConfig,
+    params: Params,
+    tokens: np.ndarray,
+    *,
+    kinds: Sequence[str] = KINDS,
+    temperature: float = 1.0,
+    memory: Memory | None = None,
+) -> dict[str, np.ndarray]:
+  """What the derivative by each gate, at the dense model, predicts.
+
+  Args:
+    config: as in `drop_damages`, and so are the others.
+    params: likewise.
+    tokens: likewise.
+    kinds: likewise.
+    temperature: likewise.
+    memory: likewise.
+
+  Returns:
+    By kind: kl_first_order [L, sequences] float32, nats.
+  """
+  closed = drop_candidates(decoder.make_gates(config), kinds)
+  directions = jax.tree.map(lambda leaf: leaf[1:] - 1.0, closed)
+  found = _in_batches(
+      _gate_slopes, config, params, tokens, directions, temperature, memory)
+  parts = np.split(found["kl_first_order"], len(kinds))
+  return dict(zip(kinds, parts))
+
+
+def choose_drops(
+    source: checkpoints.Source,
+    count: int,
+    *,
+    target: str,
+    iterative: bool = False,
+    tokens: np.ndarray | None = None,
+    temperature: float = 1.0,
+    memory: Memory | None = None,
+    on_round: Callable[[int], None] = lambda round_: None,
+) -> tuple[Drops, dict[str, np.ndarray]]:
+  """Drop what the output misses least.
+
+  Args:
+    source: an opened checkpoint.
+    count: sublayers, or blocks for target 'block', to drop.
+    target: 'attention', 'mlp', 'joint' or 'block'.
+    iterative: drop one, measure the others again together with all that is
+      gone, until `count` are; else all at once by their single damages.
+    tokens: calibration tokens, int [sequences, T].
+    temperature: T of the softmax.
+    memory: as in `drop_damages`.
+    on_round: called with the index of each round of measuring.
+
+  Returns:
+    The drops, and the damages of the dense model's sublayers, KL in nats, [L]
+    under 'attention' and 'mlp', or 'block', as the target needs.
+
+  Raises:
+    ValueError: an unknown target, a count out of range, no tokens.
+  """
+  config = source.config
+  # An empty choice checks target and count before the long pass.
+  drops.select_random(jax.random.key(0), config.num_layers, count, target)
+  if tokens is None:
+    raise ValueError("selection by kl needs calibration tokens")
+  streaming.check_tokens(config, tokens)
+  config, params = checkpoints.load_params(source, jnp.float32)
+  kinds = KINDS[:2] if target == "joint" else (target,)
+  seen = []
+
+  def score(gates):
+    found = drop_damages(
+        config, params, tokens, kinds=kinds, gates=Gates(**gates),
+        temperature=temperature, memory=memory)
+    seen.append({
+        kind: each["kl"].mean(axis=1, dtype=np.float64)
+        for kind, each in found.items()})
+    on_round(len(seen) - 1)
+    # The highest score goes first.
+    return {kind: -each for kind, each in seen[-1].items()}
+
+  chosen = drops.select_iterative(
+      score, config.num_layers, count, target,
+      per_round=1 if iterative else max(count, 1))
+  if not seen:  # nothing to drop
+    score(chosen.gates)
+  return chosen, seen[0]
+
+
+def layer_damages(
+    source: checkpoints.Source,
+    method: str,
+    pattern: Pattern,
+    tokens: np.ndarray,
+    *,
+    temperature: float = 1.0,
+    memory: Memory | None = None,
+    on_layer: Callable[[int], None] = lambda layer: None,
+) -> np.ndarray:
+  """Damage of pruning one layer alone, everything else dense.
+
+  Twice the model is on the device, and each kernel is multiplied twice.
+
+  Args:
+    source: an opened checkpoint.
+    method: a name in `methods.METHODS`.
+    pattern: what is removed in that layer.
+    tokens: calibration tokens, int [sequences, T], for both.
+    temperature: T of the softmax.
+    memory: as in `drop_damages`.
+    on_layer: called with the index of each layer when it is pruned.
+
+  Returns:
+    KL in nats, [L, sequences] float32.
+
+  Raises:
+    ValueError: tokens that the model cannot read.
+  """
+  memory = memory or Memory()
+  streaming.check_tokens(source.config, tokens)
+  config, params = checkpoints.load_params(source, jnp.float32)
+  pruned = _each_alone(source, method, pattern, tokens, memory, on_layer)
+  both = path.add_delta(
+      config, params, config, {**params, "layers": pruned})
+  size = config.num_layers
+  alone_PL = np.concatenate([np.zeros((1, size)), np.eye(size)])
+  shares_PL2 = np.repeat(alone_PL[:, :, None], 2, axis=2).astype(np.float32)
+  found = _in_batches(
+      _share_damages, config, both, tokens, shares_PL2, temperature, memory)
+  return found["kl"][1:]
+
+
+def _each_alone(source, method, pattern, tokens, memory, on_layer):
+  """Layers pruned with the inputs of the dense model, stacked on L."""
+  config = source.config
+  chosen = registry.METHODS[method]
+  states = streaming.embedded(source, tokens, memory)
+  pruned = []
+  for index in range(config.num_layers):
+    read = checkpoints.read_layer(source, index)
+    old = streaming.place_layer(read, memory)
+    sliding = config.sliding_layers[index]
+    new, _, _ = layer.prune_layer(
+        config, chosen, pattern, old, sliding, states, memory)
+    pruned.append(devices.to_host(layer.as_written(new, read)))
+    if index + 1 < config.num_layers:
+      streaming.advance(config, old, states, sliding, memory)
+    on_layer(index)
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *pruned)
+
+
+def _in_batches(run, config, params, tokens, candidates, temperature, memory):
+  """`run` on one micro-batch after the other; leaves [P, sequences]."""
+  memory = memory or Memory()
+  mesh = memory.mesh
+  streaming.check_tokens(config, tokens)
+  size = memory.size(len(tokens))
+  params, candidates = jax.tree.map(
+      lambda leaf: devices.place_leaf(leaf, mesh), (params, candidates))
+  temperature = devices.place(np.float32(temperature), mesh)
+  parts = []
+  for start in range(0, len(tokens), size):
+    tokens_BT = devices.place_batch(
+        np.asarray(tokens[start : start + size], np.int32), mesh)
+    parts.append(devices.to_host(run(
+        config, mesh, params, tokens_BT, candidates, temperature)))
+  return jax.tree.map(lambda *each: np.concatenate(each, axis=1), *parts)
+
+
+def _on_mesh(run, mesh):
+  """Each part of `data` measures its own sequences; see `run_layer`."""
+  if mesh is None:
+    return run
+  return jax.shard_map(
+      run, mesh=mesh, in_specs=(P(), P("data"), P(), P()),
+      out_specs=P(None, "data"), axis_names={"data"}, check_vma=False)
+
+
+def _read(config, params, h_D):
+  return decoder.unembed(config, params, h_D, "raw")
+
+
+def _hidden(config, params, tokens_BT, gates):
+  x_BTD, _ = decoder.forward(config, params, tokens_BT, gates=gates)
+  return decoder.final_norm(config, params, x_BTD)
+
+
+def _logit_damage(config, params, temperature, h_D, g_D):
+  return ablation.logit_damage(
+      *(_read(config, params, each_D) for each_D in (h_D, g_D)), temperature)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _gate_damages(config, mesh, params, tokens_BT, candidates, temperature):
+
+  def run(params, tokens_BT, candidates, temperature):
+    return ablation.damages(
+        functools.partial(_hidden, config, params, tokens_BT),
+        functools.partial(_logit_damage, config, params, temperature),
+        candidates)
+
+  found = _on_mesh(run, mesh)(params, tokens_BT, candidates, temperature)
+  return devices.on_every_device(found, mesh)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _gate_slopes(config, mesh, params, tokens_BT, directions, temperature):
+
+  def run(params, tokens_BT, directions, temperature):
+    at = jax.tree.map(lambda leaf: jnp.ones_like(leaf[0]), directions)
+    return ablation.slopes(
+        functools.partial(_hidden, config, params, tokens_BT),
+        lambda h_D, dh_D: ablation.slope_damage(
+            *(_read(config, params, each_D) for each_D in (h_D, dh_D)),
+            temperature),
+        at, directions)
+
+  found = _on_mesh(run, mesh)(params, tokens_BT, directions, temperature)
+  return devices.on_every_device(found, mesh)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _share_damages(config, mesh, params, tokens_BT, shares, temperature):
+
+  def run(params, tokens_BT, shares, temperature):
+    batch, length = tokens_BT.shape
+
+    def hidden(shares_L2):
+      return path.hidden(
+          config, params, tokens_BT, jnp.ones((batch, length), bool),
+          jnp.broadcast_to(
+              shares_L2[:, :, None], (*shares_L2.shape, length)),
+          num_steps=length)
+
+    return ablation.damages(
+        hidden, functools.partial(_logit_damage, config, params, temperature),
+        shares)
+
+  found = _on_mesh(run, mesh)(params, tokens_BT, shares, temperature)
+  return devices.on_every_device(found, mesh)

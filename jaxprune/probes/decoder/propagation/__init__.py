@@ -1,0 +1,1 @@
+"""Where does the change of the logits come from? Exact, along one path."""

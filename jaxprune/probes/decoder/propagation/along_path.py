@@ -1,0 +1,124 @@
+"""How does the output of a decoder move from the dense to the pruned model?
+
+On the path of `propagation_driver`, all sublayers together: how far a Taylor
+polynomial at the dense model predicts the logits, and how fast h, z and p move
+at each t.
+
+Reference: see `propagation` and `amplification`.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.models import decoder
+from jaxprune.models.config import ModelConfig
+from jaxprune.probes import amplification, propagation, scan, spaces
+from jaxprune.probes.decoder.propagation.path import hidden_at, move_at
+from jaxprune.probes.decoder.propagation.read_outs import ROWS, Path, read_out
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scan:
+  """The truth along the path and its predictions of order 1 and 2.
+
+  Attributes:
+    t: [n].
+    truth: read-outs, [n, B, R].
+    predicted: the same of the predicted logits, per order.
+    error: norm of the error of the predicted logits, [n, B, R] per order.
+    size: norm of the true change of the logits, [n, B, R].
+  """
+
+  t: jax.Array
+  truth: dict[str, jax.Array]
+  predicted: tuple[dict[str, jax.Array], ...]
+  error: tuple[jax.Array, ...]
+  size: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def logit_norms(
+    config: ModelConfig, path: Path, found_BRD: jax.Array, truth_BRD: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Norms [B, R] of two changes of logits: |found - truth| and |truth - z|."""
+
+  def measure(found_D, truth_D, start_D, alive):
+    y_V, x_V, z_V = (
+        decoder.unembed(config, path.params, each_D, "raw")
+        for each_D in (found_D, truth_D, start_D))
+    return (jnp.where(alive, jnp.linalg.norm(y_V - x_V), 0),
+            jnp.where(alive, jnp.linalg.norm(x_V - z_V), 0))
+
+  return scan.measure_rows(
+      measure, found_BRD, truth_BRD, path.start, path.alive, chunk=ROWS)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def scan_path(config: ModelConfig, path: Path, grid: jax.Array) -> Scan:
+  """The truth along the path beside first and second order.
+
+  What the LM head reads is predicted, and so all logits; the read-outs are
+  taken of the prediction, so that the KL is not lost, whose own slope is 0.
+
+  Args:
+    config: of the dense model.
+    path: from `make_path`.
+    grid: t, [n].
+  """
+  line = propagation.along_path(
+      lambda shares: hidden_at(config, path, shares), _ones(config, path),
+      grid, order=2)
+
+  def read(h_nBRD):
+    return jax.lax.map(lambda h_BRD: read_out(config, path, h_BRD), h_nBRD)
+
+  norms = [
+      jax.lax.map(lambda pair: logit_norms(config, path, *pair),
+                  (predicted, line.truth)) for predicted in line.predicted]
+  return Scan(
+      t=grid, truth=read(line.truth),
+      predicted=tuple(map(read, line.predicted)),
+      error=tuple(error for error, _ in norms), size=norms[0][1])
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def speeds(
+    config: ModelConfig, path: Path, grid: jax.Array
+) -> dict[str, jax.Array]:
+  """How fast h, z and p move at each t, [n, B, R] per field.
+
+  Args:
+    config: of the dense model.
+    path: from `make_path`.
+    grid: t, [n].
+
+  Returns:
+    The fields of `amplification.Speed`, and h, |dh/dt| / |h| of what the LM
+    head reads. 0 where an output does not count.
+  """
+
+  def measure(start_D, h_D, dh_D, alive):
+    start_V, z_V, dz_V = (
+        decoder.unembed(config, path.params, each_D, "raw")
+        for each_D in (start_D, h_D, dh_D))
+    found = amplification.speed(start_V, z_V, dz_V, path.temperature)
+    values = {
+        field.name: getattr(found, field.name)
+        for field in dataclasses.fields(found)}
+    values["h"] = spaces.ratio(spaces.norm_of(dh_D), spaces.norm_of(h_D))
+    return {name: jnp.where(alive, value, 0) for name, value in values.items()}
+
+  def at(t):
+    h_BRD, dh_BRD = move_at(config, path, t)
+    return scan.measure_rows(
+        measure, path.start, h_BRD, dh_BRD, path.alive, chunk=ROWS)
+
+  return jax.lax.map(at, grid)
+
+
+def _ones(config, path):
+  return jnp.ones((config.num_layers, 2, path.tokens.shape[1]))

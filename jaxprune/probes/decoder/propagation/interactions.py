@@ -1,0 +1,101 @@
+"""What do two changed sublayers do together that neither does alone?
+
+For a read-out f of the shares s of two sublayers,
+
+  exact         f(1, 1) - f(1, 0) - f(0, 1) + f(0, 0),
+  second order  d^2 f / ds_i ds_j at the dense model;
+
+the second is what the first becomes for small changes. For the KL everything
+begins at second order: with the first-order changes dz_i of the logits,
+
+  d^2 KL / ds_i ds_j = Cov_p(dz_i, dz_j) / T^2,
+
+so that half of the sum over all pairs is the paper's Theorem 3 for the whole
+change, its diagonal what each sublayer does alone, and the rest what they do by
+pointing the same way. That table costs one derivative per sublayer.
+
+Reference: He et al., arXiv:2603.24652, Theorem 3; the interactions are ours.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.models import decoder
+from jaxprune.models.config import ModelConfig
+from jaxprune.probes import log_ratio, propagation, scan
+from jaxprune.probes.decoder.propagation.path import hidden_at
+from jaxprune.probes.decoder.propagation.read_outs import ROWS, Path, read_out
+
+
+@functools.partial(jax.jit, static_argnames=("config", "batch_size"))
+def curvature_of_kl(
+    config: ModelConfig, path: Path, directions: jax.Array, *, batch_size: int
+) -> jax.Array:
+  """Second derivatives of KL(p||q) at the dense model, nats: [P, P, B, R].
+
+  Args:
+    config: of the dense model.
+    path: from `make_path`.
+    directions: [P, L, 2, T].
+    batch_size: directions differentiated together.
+  """
+  slopes_PBRD = propagation.slopes_at(
+      lambda shares: hidden_at(config, path, shares), directions, 0.0,
+      batch_size=batch_size)
+
+  def measure(start_D, slopes_PD, alive):
+    z_V = decoder.unembed(config, path.params, start_D, "raw")
+    dz_PV = decoder.unembed(config, path.params, slopes_PD, "raw")
+    p_V = log_ratio.softmax(z_V, path.temperature)
+    # Changes against that of the likeliest token, which has most of the mass.
+    x_PV = dz_PV - dz_PV[:, jnp.argmax(z_V)][:, None]
+    x_PV = x_PV - jnp.einsum("V,PV->P", p_V, x_PV)[:, None]
+    found_PP = jnp.einsum("V,PV,QV->PQ", p_V, x_PV, x_PV)
+    return jnp.where(alive, found_PP / path.temperature**2, 0)
+
+  found = scan.measure_rows(
+      measure, path.start, jnp.moveaxis(slopes_PBRD, 0, 2), path.alive,
+      chunk=max(1, ROWS // len(directions)))
+  return jnp.moveaxis(found, (0, 1), (2, 3))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def alone(
+    config: ModelConfig, path: Path, directions: jax.Array
+) -> dict[str, jax.Array]:
+  """Read-outs [P, B, R] of the dense model with one direction changed.
+
+  Less those of the dense model itself, so the effect of each alone.
+  """
+  begin = read_out(config, path, path.start)
+
+  def effect(direction):
+    h_BRD = hidden_at(config, path, direction)
+    return jax.tree.map(
+        jnp.subtract, read_out(config, path, h_BRD), begin)
+
+  return jax.lax.map(effect, directions)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def second_order(
+    config: ModelConfig, path: Path, first: jax.Array, second: jax.Array
+) -> dict[str, jax.Array]:
+  """Mixed second derivatives [N, B, R] of the read-outs, dense model.
+
+  Args:
+    config: of the dense model.
+    path: from `make_path`.
+    first: one direction of each pair, [N, L, 2, T].
+    second: the other.
+  """
+
+  def f(shares):
+    return read_out(
+        config, path, hidden_at(config, path, shares), smooth=True)
+
+  return jax.lax.map(
+      lambda pair: propagation.interaction(
+          f, jnp.zeros_like(pair[0]), *pair), (first, second))

@@ -1,0 +1,320 @@
+"""Which sublayer, and which decoding step, changed the output of a decoder?
+
+The path between two models of one shape: W(t) = W + t dW, with a share t per
+layer, sublayer and position, so that one function of shares [L, 2, T] gives
+the dense model at 0, the pruned one at 1, and everything between. A dropped
+sublayer has a zero output projection, so its share is one less its gate.
+
+Contributions of sublayers apply a sublayer's dW at all positions. Those of
+steps apply the dW of a group of layers at one position: what a later output
+gets from it arrived through keys and values. The step of an output is the
+position that is read for it.
+
+The network is differentiated at the nodes of a quadrature, the head, which is
+sharper, at many more places (`propagation.node_gradients`). How many nodes it
+takes is found with one direction, the whole change, and then used for all.
+
+Reference: see `propagation`.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.models import decoder
+from jaxprune.models.config import ModelConfig
+from jaxprune.probes import propagation
+from jaxprune.probes.decoder.propagation import memory as decoder_memory
+from jaxprune.probes.decoder.propagation.read_outs import (
+  Path,
+  gradients,
+  read_out,
+)
+from jaxprune.probes.decoder.transitions import check_replaceable
+
+Params = Any
+SUBLAYERS = ("attention", "mlp")  # in this order along shares
+_READS = 16  # places of the head for each node of the network
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quadrature:
+  """Where the network is differentiated, and what its output weighs there.
+
+  Attributes:
+    places: t of the nodes, [K].
+    weights: by metric, [K, B, R, D]; see `propagation.node_gradients`.
+    slopes: of the whole change by t, what the LM head reads, [K, B, R, D].
+    change: by metric, [B, R]: pruned less dense.
+    begin: gradients of the read-outs at the dense model, [B, R, D].
+    completeness_error: by metric, relative, of the whole change as one.
+  """
+
+  places: jax.Array
+  weights: dict[str, jax.Array]
+  slopes: jax.Array
+  change: dict[str, jax.Array]
+  begin: dict[str, jax.Array]
+  completeness_error: dict[str, jax.Array]
+
+
+def add_delta(
+    config: ModelConfig,
+    params: Params,
+    pruned_config: ModelConfig,
+    pruned_params: Params,
+) -> Params:
+  """The dense parameters with the change of each kernel and bias beside it.
+
+  Raises:
+    ValueError: the models differ in shape, or in anything that is no kernel
+      or bias of a sublayer, so that no share of a sublayer would reach it.
+  """
+  check_replaceable(config, pruned_config)
+  if config.mlp_dim != pruned_config.mlp_dim:
+    raise ValueError(
+        f"the two models differ in mlp_dim: {config.mlp_dim} and"
+        f" {pruned_config.mlp_dim}; prune without --narrow, so that the"
+        " removed units are zero")
+  for name in ("embed", "final_norm", "head"):
+    _check_equal(name, params.get(name), pruned_params.get(name))
+  old, new = params["layers"], pruned_params["layers"]
+  for name in ("attention_norm", "mlp_norm"):
+    _check_equal(f"layers/{name}", old[name], new[name])
+  for name in ("query_norm", "key_norm"):
+    _check_equal(f"layers/attention/{name}", old["attention"].get(name),
+                 new["attention"].get(name))
+  changed = {name: dict(old[name]) for name in SUBLAYERS}
+  for sublayer, name in decoder.KERNELS:
+    before, after = old[sublayer][name], new[sublayer][name]
+    leaf = before | {"delta": after["kernel"] - before["kernel"]}
+    if "bias" in before or "bias" in after:
+      leaf["delta_bias"] = after.get("bias", 0) - before.get("bias", 0)
+    changed[sublayer][name] = leaf
+  return {**params, "layers": {**old, **changed}}
+
+
+@functools.partial(jax.jit, static_argnames=("config", "num_steps"))
+def hidden(
+    config: ModelConfig,
+    params: Params,
+    tokens: jax.Array,
+    valid: jax.Array,
+    shares: jax.Array,
+    *,
+    num_steps: int,
+) -> jax.Array:
+  """What the LM head reads at the last positions, [B, R, D].
+
+  Args:
+    config: of the dense model.
+    params: from `add_delta`.
+    tokens: int [B, T].
+    valid: bool [B, T].
+    shares: [L, 2, T], attention at index 0 and MLP at 1.
+    num_steps: R.
+  """
+  tree = dict(params["layers"])
+  for index, sublayer in enumerate(SUBLAYERS):
+    tree[sublayer] = {
+        name: leaf | {"share": shares[:, index]} if "delta" in leaf else leaf
+        for name, leaf in tree[sublayer].items()}
+  x_BTD, _ = decoder.forward(
+      config, {**params, "layers": tree}, tokens, valid_BT=valid)
+  return decoder.final_norm(config, params, x_BTD[:, -num_steps:])
+
+
+def make_path(
+    config: ModelConfig,
+    params: Params,
+    tokens: jax.Array,
+    valid: jax.Array,
+    alive: jax.Array,
+    *,
+    temperature: float = 1.0,
+    options: tuple[int, ...] = (),
+) -> Path:
+  """Run both ends of the path; `params` are from `add_delta`.
+
+  Raises:
+    ValueError: one option alone, or an id outside of the vocabulary.
+  """
+  if len(options) == 1 or not all(
+      0 <= token < config.vocab_size for token in options):
+    raise ValueError(
+        f"options={list(options)}: give two token ids or more, each from 0 to"
+        f" {config.vocab_size - 1}")
+  ends = [
+      hidden(config, params, tokens, valid,
+             jnp.full((config.num_layers, 2, tokens.shape[1]), share),
+             num_steps=alive.shape[1]) for share in (0.0, 1.0)]
+  return Path(
+      params=params, tokens=tokens, valid=valid, alive=alive, start=ends[0],
+      end=ends[1], temperature=jnp.asarray(temperature, jnp.float32),
+      options=jnp.asarray(options, jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def slopes(
+    config: ModelConfig,
+    path: Path,
+    directions: jax.Array,
+    t: jax.Array,
+    gradient: dict[str, jax.Array],
+) -> dict[str, jax.Array]:
+  """Derivatives [P, B, R] at t, of read-outs with these gradients.
+
+  Args:
+    config: of the dense model.
+    path: from `make_path`.
+    directions: [P, L, 2, T], differentiated together.
+    t: scalar in [0, 1], of the path to the whole change.
+    gradient: by what the LM head reads, [B, R, D] each.
+  """
+  shares = t * _ones(config, path)
+
+  def slope(direction):
+    dh_BRD = jax.jvp(
+        lambda at: hidden_at(config, path, at), (shares,), (direction,))[1]
+    return jax.tree.map(
+        lambda g_BRD: jnp.einsum("BRD,BRD->BR", g_BRD, dh_BRD), gradient)
+
+  return jax.vmap(slope)(directions)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def move_at(
+    config: ModelConfig, path: Path, t: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """What the LM head reads at t, and its derivative by t, [B, R, D] each.
+
+  The head is linear, so the integral of the derivative gives that of all
+  logits.
+  """
+  ones = _ones(config, path)
+  return jax.jvp(
+      lambda shares: hidden_at(config, path, shares), (t * ones,), (ones,))
+
+
+def find_quadrature(
+    config: ModelConfig,
+    path: Path,
+    *,
+    tolerance: float = 1e-3,
+    nodes: int = 8,
+    max_nodes: int = 64,
+) -> Quadrature:
+  """Double the nodes until the read-outs of the whole change are complete.
+
+  Args:
+    config: of the dense model.
+    path: from `make_path`.
+    tolerance: see `propagation.path_attribution`.
+    nodes: likewise.
+    max_nodes: likewise.
+  """
+  begin, end = (_read(config, path, h) for h in (path.start, path.end))
+  found: dict[str, Any] = {}
+
+  def contribute(count):
+    places = jnp.asarray(propagation.gauss_legendre(count)[0], jnp.float32)
+    moves = [move_at(config, path, t) for t in places]
+    states = jnp.stack([path.start, *(h_BRD for h_BRD, _ in moves), path.end])
+    weights = _node_gradients(config, path, states, nodes=count)
+    slopes_KBRD = jnp.stack([dh_BRD for _, dh_BRD in moves])
+    found.update(places=places, weights=weights, slopes=slopes_KBRD)
+    return jax.tree.map(
+        lambda g_KBRD: jnp.einsum("KBRD,KBRD->BR", g_KBRD, slopes_KBRD)[None],
+        weights)
+
+  total = propagation.path_attribution(
+      contribute, jax.tree.map(jnp.subtract, end, begin), tolerance=tolerance,
+      nodes=nodes, max_nodes=max_nodes)
+  return Quadrature(
+      **found, change=total.change,
+      begin=_gradients(config, path, path.start),
+      completeness_error=total.completeness_error)
+
+
+def attribute(
+    config: ModelConfig,
+    path: Path,
+    directions: jax.Array,
+    quadrature: Quadrature,
+    *,
+    memory: int = 1 << 30,
+) -> tuple[dict[str, jax.Array], propagation.Attribution]:
+  """First-order effects and exact contributions of directions.
+
+  Args:
+    config: of the dense model.
+    path: from `make_path`.
+    directions: [P, L, 2, T], that sum to one everywhere.
+    quadrature: from `find_quadrature`.
+    memory: bytes that tangents may take.
+
+  Returns:
+    (slopes at the dense model, attribution), leaves [P, B, R] by metric.
+  """
+  size = decoder_memory.directions_at_once(
+      config, *path.alive.shape, path.tokens.shape[1], memory)
+  # Pieces of one size, whatever the list: one compilation for all lists.
+  pieces = [
+      jnp.pad(piece, ((0, size - len(piece)), *[(0, 0)] * 3))
+      for piece in (directions[start:start + size]
+                    for start in range(0, len(directions), size))]
+
+  def at(t, gradient):
+    parts = [slopes(config, path, piece, t, gradient) for piece in pieces]
+    return jax.tree.map(
+        lambda *leaves: jnp.concatenate(leaves)[:len(directions)], *parts)
+
+  def contribute(_):
+    parts = [
+        at(t, jax.tree.map(lambda leaf: leaf[k], quadrature.weights))
+        for k, t in enumerate(quadrature.places)]
+    return jax.tree.map(lambda *leaves: sum(leaves), *parts)
+
+  count = len(quadrature.places)
+  return at(jnp.float32(0), quadrature.begin), propagation.path_attribution(
+      contribute, quadrature.change, nodes=count, max_nodes=count)
+
+
+def hidden_at(
+    config: ModelConfig, path: Path, shares: jax.Array
+) -> jax.Array:
+  """What the LM head reads at shares [L, 2, T] of the change, [B, R, D]."""
+  return hidden(config, path.params, path.tokens, path.valid, shares,
+                num_steps=path.alive.shape[1])
+
+
+_read = jax.jit(read_out, static_argnames="config")
+
+
+_gradients = jax.jit(gradients, static_argnames="config")
+
+
+@functools.partial(jax.jit, static_argnames=("config", "nodes"))
+def _node_gradients(config, path, states, *, nodes):
+  return propagation.node_gradients(
+      lambda h_BRD: gradients(config, path, h_BRD), states, nodes,
+      _READS * nodes)
+
+
+def _ones(config, path):
+  return jnp.ones((config.num_layers, 2, path.tokens.shape[1]))
+
+
+def _check_equal(name, dense, pruned):
+  """Refuse a change that is in no sublayer's kernels."""
+  same = jax.tree.structure(dense) == jax.tree.structure(pruned) and all(
+      bool(jnp.array_equal(a, b)) for a, b in zip(
+          jax.tree.leaves(dense), jax.tree.leaves(pruned)))
+  if not same:
+    raise ValueError(
+        f"{name} differs between the two models: only kernels and biases of"
+        " sublayers lie on the path; give models that differ in these alone")

@@ -1,0 +1,1 @@
+"""The methods, run on a checkpoint that lies on disk."""

@@ -1,0 +1,146 @@
+"""Does a pruning run fit, and where do its bytes go?
+
+Counted from shapes before anything is read: the peak on one device and on the
+host of one process. Counts are upper sums of what the driver holds at the same
+time; the compiler's scratch space is taken as one more copy of the largest
+intermediate of a micro-batch.
+"""
+
+import dataclasses
+import math
+import os
+import pathlib
+
+import jax
+
+from jaxprune.checkpoints import names
+from jaxprune.models import KERNEL_INPUTS, ModelConfig
+from jaxprune.pruning import registry
+from jaxprune.pruning.checkpoint.streaming import Memory
+
+_FLOAT = 4  # bytes; everything is pruned in float32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+  """Bytes, at the peak of a run.
+
+  Attributes:
+    layer: one layer as it was and as it becomes, on a device.
+    statistics: of all kernel inputs of a layer, and a second copy in work.
+    activations: of all calibration sequences, on a device or, offloaded, on
+      the host.
+    working: intermediates of one micro-batch, on a device.
+    device: sum of what lies on one device.
+    host: sum of what lies in the memory of one process beside its devices.
+  """
+
+  layer: int
+  statistics: int
+  activations: int
+  working: int
+  device: int
+  host: int
+
+
+def estimate_bytes(
+    config: ModelConfig,
+    method: str,
+    *,
+    sequences: int,
+    length: int,
+    memory: Memory,
+) -> Estimate:
+  """Count the bytes of `driver.prune_weights`.
+
+  Args:
+    config: the model.
+    method: a name in `methods.METHODS`.
+    sequences: calibration sequences; 0 without calibration.
+    length: tokens of each.
+    memory: how activations are held, and on which devices.
+  """
+  shapes = names.kernel_shapes(config)
+  size = sum(math.prod(shape[1:]) for shape in shapes.values())
+  ways = dict(memory.mesh.shape) if memory.mesh else {"data": 1, "model": 1}
+  # Old and new, and one kernel with its scores, keys and mask in work.
+  largest = max(math.prod(shape[1:]) for shape in shapes.values())
+  layer = _FLOAT * (2 * size + 4 * largest) // ways["model"]
+  inputs = {KERNEL_INPUTS[kernel]: shape[1] for kernel, shape in shapes.items()}
+  statistics = _statistics(registry.METHODS[method].statistic, inputs)
+  activations = working = 0
+  if sequences:
+    batch = memory.size(sequences) // ways["data"]
+    activations = _FLOAT * sequences * length * config.embed_dim
+    wide = 3 * config.mlp_dim + 6 * config.embed_dim
+    working = 2 * _FLOAT * batch * length * wide
+    if jax.default_backend() != "cpu":  # The CPU form goes by 64 queries.
+      working += _FLOAT * batch * config.num_heads * length**2
+  on_device = 0 if memory.offload else activations // ways["data"]
+  on_host = activations if memory.offload else 0
+  # The layer as read and as written, its masks, and activations to commit.
+  host = _FLOAT * 2 * size + size + on_host + activations
+  return Estimate(
+      layer=layer, statistics=statistics, activations=activations,
+      working=working, device=layer + statistics + on_device + working,
+      host=host)
+
+
+def _statistics(statistic, inputs):
+  widths = inputs.values()
+  if statistic is None:
+    return 0
+  if statistic.startswith("gram"):
+    # The sums, those of the next micro-batch, and two factors in work.
+    return _FLOAT * (2 * sum(w**2 for w in widths) + 2 * max(widths) ** 2)
+  return _FLOAT * 4 * sum(widths)
+
+
+def available_bytes() -> tuple[int | None, int | None]:
+  """Bytes of one device and of the host, None where they are not told.
+
+  On a CPU both are the same memory: that of the machine, or of the control
+  group that the process may use.
+  """
+  host = _host_bytes()
+  if jax.default_backend() == "cpu":
+    return host, host
+  stats = jax.local_devices()[0].memory_stats() or {}
+  return stats.get("bytes_limit"), host
+
+
+def check_fits(estimate: Estimate) -> None:
+  """Refuse a run that cannot fit.
+
+  Raises:
+    ValueError: it needs more than the device or the host has; says what to
+      change.
+  """
+  device, host = available_bytes()
+  shared = jax.default_backend() == "cpu"
+  need = estimate.device + estimate.host if shared else estimate.device
+  if device is not None and need > device:
+    raise ValueError(
+        f"needs {gib(need)} on the device, of which activations"
+        f" {gib(estimate.activations)}, statistics {gib(estimate.statistics)};"
+        f" there are {gib(device)}: use fewer or shorter calibration"
+        " sequences, a smaller micro_batch, offloading or a mesh")
+  if not shared and host is not None and estimate.host > host:
+    raise ValueError(
+        f"needs {gib(estimate.host)} of host memory, there are {gib(host)}:"
+        " use fewer or shorter calibration sequences")
+
+
+def gib(count: int) -> str:
+  """Bytes as a short text in GiB."""
+  return f"{count / 2**30:.3g} GiB"
+
+
+def _host_bytes() -> int | None:
+  limits = []
+  if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+    limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+  limit = pathlib.Path("/sys/fs/cgroup/memory.max")
+  if limit.is_file() and limit.read_text().strip().isdigit():
+    limits.append(int(limit.read_text()))
+  return min(limits, default=None)

@@ -1,0 +1,1 @@
+"""What is decided over layers: which sublayers go, how sparse each layer is."""

@@ -1,0 +1,1 @@
+"""One method a file: pure functions on one kernel or one MLP."""

@@ -1,0 +1,163 @@
+"""How well does one number tell two classes apart?
+
+A number (the feature) is measured for every case, and a case is bad or good.
+The feature is meant to be large where a case is bad. The area under the ROC
+curve says how well it orders them, a threshold makes a rule of it (good if the
+feature is at most the threshold), and the error of the rule is counted on cases
+that it was not fitted on.
+
+Reference: Hanley and McNeil (1982) for the area as the Mann-Whitney statistic;
+Clopper and Pearson (1934) for the interval of a count of zero.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from jaxprune.statistics import rank_correlation as rank_correlation_lib
+from jaxprune.statistics.bootstrap import Interval, mean_interval
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Threshold:
+  """A rule `good if feature <= value`, and how it did where it was fitted.
+
+  Attributes:
+    value: the threshold.
+    below: the greatest feature that is not above it.
+    above: the least feature that is. Anything between the two divides the
+      fitted cases alike.
+    balanced_error: mean of the share of bad cases called good and the share of
+      good cases called bad, in [0, 1].
+  """
+
+  value: float
+  below: float
+  above: float
+  balanced_error: float
+
+
+def auc(values: np.ndarray, bad: np.ndarray) -> float:
+  """Probability that a bad case has the larger feature; ties count half.
+
+  Args:
+    values: real [n].
+    bad: bool [n].
+
+  Returns:
+    In [0, 1], 0.5 for a feature that says nothing; NaN if all are of one class.
+
+  Raises:
+    ValueError: shapes differ or a value is not finite.
+  """
+  values, bad = _checked(values, bad)
+  count = int(bad.sum())
+  if count in (0, len(bad)):
+    return float("nan")
+  ranks = rank_correlation_lib.average_ranks(values)
+  above = ranks[bad].sum() - count * (count + 1) / 2
+  return float(above / (count * (len(bad) - count)))
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
+  """Spearman's rho; NaN where one side does not vary.
+
+  Args:
+    x: real [n].
+    y: real [n].
+
+  Raises:
+    ValueError: as `similarity.spearman`, but for constant values.
+  """
+  x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+  if x.size and y.size and (np.ptp(x) == 0 or np.ptp(y) == 0):
+    return float("nan")
+  return rank_correlation_lib.spearman(x, y)
+
+
+def fit_threshold(values: np.ndarray, bad: np.ndarray) -> Threshold | None:
+  """The threshold with the least balanced error.
+
+  It lies halfway between two neighbouring values. Of several that are equally
+  good the lowest is taken, because it lets fewer cases pass.
+
+  Args:
+    values: real [n].
+    bad: bool [n].
+
+  Returns:
+    None if all cases are of one class or have one value: nothing can be fitted.
+
+  Raises:
+    ValueError: as `auc`.
+  """
+  values, bad = _checked(values, bad)
+  distinct, place = np.unique(values, return_inverse=True)
+  count = int(bad.sum())
+  if len(distinct) < 2 or count in (0, len(bad)):
+    return None
+  passed_bad = np.cumsum(np.bincount(place, bad, len(distinct)))
+  passed_good = np.cumsum(np.bincount(place, ~bad, len(distinct)))
+  errors = (passed_bad / count + 1 - passed_good / (len(bad) - count)) / 2
+  # Equal errors differ in their last bits: the lowest threshold must win.
+  best = int(np.argmin(np.round(errors[:-1], 12)))
+  below, above = float(distinct[best]), float(distinct[best + 1])
+  middle = below + (above - below) / 2
+  return Threshold(
+      value=middle if middle < above else below, below=below, above=above,
+      balanced_error=float(errors[best]))
+
+
+def balanced_error(called_bad: np.ndarray, bad: np.ndarray) -> float:
+  """Mean of the error among bad and among good cases; NaN without either.
+
+  Args:
+    called_bad: bool [n], what a rule says.
+    bad: bool [n], what is true.
+  """
+  called_bad, bad = np.asarray(called_bad, bool), np.asarray(bad, bool)
+  if bad.all() or not bad.any():
+    return float("nan")
+  return float((np.mean(~called_bad[bad]) + np.mean(called_bad[~bad])) / 2)
+
+
+def error_interval(
+    wrong: np.ndarray, groups: np.ndarray, *, level: float = 0.95,
+    seed: int = 0, resamples: int = 2000
+) -> Interval:
+  """Share of wrong cases, with an interval that resamples whole groups.
+
+  Cases of one group (one pruning method) resemble each other. Where all cases
+  are right, or all wrong, resampling shows no spread; the open end is then that
+  of Clopper and Pearson with the groups as the only independent cases.
+
+  Args:
+    wrong: bool [n].
+    groups: [n].
+    level: intended coverage.
+    seed: of the resampling.
+    resamples: see `bootstrap.mean_interval`.
+
+  Raises:
+    ValueError: as `bootstrap.mean_interval`.
+  """
+  wrong = np.asarray(wrong, bool)
+  found = mean_interval(
+      wrong, np.asarray(groups), level=level, seed=seed, resamples=resamples)
+  if 0 < found.estimate < 1:
+    return found
+  reach = 1 - ((1 - level) / 2) ** (1 / found.prompts)
+  ends = (0.0, reach) if found.estimate == 0 else (1 - reach, 1.0)
+  return dataclasses.replace(
+      found, low=ends[0], high=ends[1], method="clopper_pearson")
+
+
+def _checked(values, bad):
+  values, bad = np.asarray(values, np.float64), np.asarray(bad)
+  if values.ndim != 1 or values.shape != bad.shape or bad.dtype != bool:
+    raise ValueError(
+        f"values {list(values.shape)}, bad {list(bad.shape)} {bad.dtype}: give"
+        " one number and one bool per case")
+  if not np.isfinite(values).all():
+    raise ValueError("values: not finite; leave such cases out and count them")
+  return values, bad

@@ -1,0 +1,1 @@
+"""What does the output lose without each sublayer?"""

@@ -1,0 +1,1 @@
+"""What does pruning change at each position and step of a text?"""

@@ -1,0 +1,1 @@
+"""For which tasks may a pruned model still be used?"""

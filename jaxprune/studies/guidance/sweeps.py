@@ -1,0 +1,275 @@
+"""What was measured and scored in the grids that `discrepancy` wrote?
+
+A grid is a folder with cells/job.json, cells/dense.json and a file per pruned
+model. Here they become columns over all pruned models.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from jaxprune.studies.guidance import rules
+from jaxprune.studies.sweep import configurations
+
+# The score of a task, the first that it has; other columns describe, such as
+# the length of a text.
+METRICS = ("acc", "ndcg@10", "exact", "same", "nll")
+KINDS = {
+    "weights": configurations.ENTRIES,
+    "units": configurations.UNITS,
+    "rounding": configurations.ROUNDING,
+    "drops": tuple(configurations.DROPS),
+}
+ORDER = tuple(method for methods in KINDS.values() for method in methods)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+  """One pruned model.
+
+  Attributes:
+    dense: hash of the checkpoint that it was made from.
+    cell: METHOD:AMOUNT.
+    seed: of the calibration.
+    removed: fraction of zeros in the kernels.
+  """
+
+  dense: str
+  cell: str
+  seed: int
+  removed: float
+
+  @property
+  def method(self) -> str:
+    """The name before the amount."""
+    return self.cell.partition(":")[0]
+
+  @property
+  def kind(self) -> str:
+    """A key of KINDS."""
+    return next(
+        kind for kind, methods in KINDS.items() if self.method in methods)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+  """One task on the models that were scored on it.
+
+  Attributes:
+    metric: of METRICS.
+    models: indices into `Grids.models`, int [n].
+    survivals: one for each of them.
+    items: score of every item, [n, items]; nats for nll.
+    weights: what a mean of items divides by, [items].
+  """
+
+  metric: str
+  models: np.ndarray
+  survivals: list[rules.Survival]
+  items: np.ndarray
+  weights: np.ndarray
+
+  @property
+  def kept(self) -> np.ndarray:
+    """Share of the dense score, float [n]."""
+    return np.array([each.kept for each in self.survivals])
+
+  @property
+  def survives(self) -> np.ndarray:
+    """bool [n]."""
+    return np.array([each.survives for each in self.survivals], bool)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Grids:
+  """All pruned models of all grids.
+
+  Attributes:
+    models: in the order of the columns.
+    features: name to float [models].
+    perplexity: task to (perplexity over that of the dense model), [models];
+      NaN where it was not scored.
+    tasks: by name.
+    left_out: what was not used, and why, a line each.
+    sources: a description of each grid for the rule file.
+    hash: sha256 of all cells.
+  """
+
+  models: list[Model]
+  features: dict[str, np.ndarray]
+  perplexity: dict[str, np.ndarray]
+  tasks: dict[str, Task]
+  left_out: list[str]
+  sources: list[dict[str, Any]]
+  hash: str
+
+  @property
+  def fingerprints(self) -> list[str]:
+    """One per model; equal for two methods that made the same model."""
+    return [
+        hashlib.sha256(" ".join(
+            [model.dense, *(f"{values[index]:.6g}"
+                            for values in self.features.values())]
+        ).encode()).hexdigest()[:16]
+        for index, model in enumerate(self.models)]
+
+  @property
+  def methods(self) -> np.ndarray:
+    """Method of each model, [models]."""
+    return np.array([model.method for model in self.models])
+
+
+def read_grids(
+    folders, *, keep: float, skip=(), num_prompts: int | None = None,
+    seed: int = 0, resamples: int = 1000
+) -> Grids:
+  """Read finished cells.
+
+  Args:
+    folders: that `experiments.discrepancy` wrote with --prompts.
+    keep: share of the dense score that is called survival.
+    skip: names of tasks to leave out.
+    num_prompts: use only what was measured on the first so many prompts.
+    seed: of the resampling of items.
+    resamples: see `guidance.survival`.
+
+  Raises:
+    ValueError: a folder holds no finished cells, cells have no measurements,
+      two folders have the same pruned model, or a task has no score.
+  """
+  models, measured, scores, left_out, sources = [], [], [], [], []
+  digest, seen = hashlib.sha256(), set()
+  for folder in folders:
+    job, dense, cells = _read_folder(pathlib.Path(folder), digest)
+    taken = []
+    for cell in cells:
+      model = Model(dense=job["checkpoint_hash"], cell=cell["cell"],
+                    seed=cell["seed"], removed=cell["removed"])
+      if model.method in configurations.DATA_FREE:
+        # The same model whatever the seed says: once is enough.
+        model = dataclasses.replace(model, seed=0)
+        if model in seen:
+          continue
+      if model in seen:
+        raise ValueError(
+            f"--grids={folder}: {model.cell} with seed {model.seed} of the same"
+            " dense model is in an earlier grid too: give each once")
+      columns = _first_prompts(cell.get("measurements") or {}, num_prompts)
+      try:
+        features = rules.features(columns)
+      except ValueError as error:
+        left_out.append(f"{folder}: {model.cell} seed {model.seed}: {error}")
+        continue
+      seen.add(model)
+      models.append(model)
+      measured.append(features)
+      scores.append((dense["tasks"], cell["tasks"]))
+      taken.append(columns)
+    sources.append(_source(pathlib.Path(folder), job, taken))
+  if not models:
+    raise ValueError(
+        "--grids: no pruned model with measurements: run"
+        " experiments.discrepancy with --prompts"
+        + (f" ({left_out[0]})" if left_out else ""))
+  names = dict.fromkeys(
+      task for dense, _ in scores for task in dense if task not in skip)
+  tasks = {
+      name: _task(name, scores, models, left_out, keep=keep, seed=seed,
+                  resamples=resamples) for name in names}
+  tasks = {name: task for name, task in tasks.items() if task is not None}
+  if not tasks:
+    raise ValueError("--grids: no task has a score that can be lost")
+  perplexity = {}
+  for name, task in tasks.items():
+    if task.metric == "nll":
+      perplexity[name] = np.full(len(models), np.nan)
+      perplexity[name][task.models] = 1 / task.kept
+  return Grids(
+      models=models, perplexity=perplexity, tasks=tasks, left_out=left_out,
+      sources=sources, hash=digest.hexdigest(),
+      features={name: np.array([each[name] for each in measured])
+                for name in rules.FEATURES})
+
+
+def _read_folder(folder, digest):
+  """job.json, the dense cell and the others, in order of their names."""
+  paths = sorted((folder / "cells").glob("*.json"))
+  cells = {}
+  for path in paths:
+    content = path.read_bytes()
+    digest.update(path.name.encode() + b"\0" + content)
+    try:
+      cells[path.stem] = json.loads(content)
+    except ValueError as error:
+      raise ValueError(f"{path}: not JSON ({error}); remove it") from error
+  if not {"job", "dense"} <= cells.keys():
+    raise ValueError(
+        f"--grids={folder}: no finished dense cell (cells/dense.json): give a"
+        " folder that experiments.discrepancy wrote")
+  return cells.pop("job"), cells.pop("dense"), list(cells.values())
+
+
+def _first_prompts(columns, count):
+  """Measurements on the first prompts only; None is all."""
+  if count is None:
+    return columns
+  keep = [prompt < count for prompt in columns.get("prompt", ())]
+  return {name: [value for value, kept in zip(values, keep) if kept]
+          for name, values in columns.items()}
+
+
+def _source(folder, job, measurements) -> dict[str, Any]:
+  """Where a rule comes from, as the rule file keeps it."""
+  prompts = None
+  if (folder / "run.json").is_file():
+    prompts = json.loads((folder / "run.json").read_text()).get("prompts")
+  return {
+      "checkpoint_hash": job["checkpoint_hash"],
+      "model": job.get("model"), "calibration": job.get("calibration"),
+      "num_samples": job.get("num_samples"), "seq_len": job.get("seq_len"),
+      "prompts": prompts, "models": len(measurements),
+      "positions": max((len(each["kl"]) for each in measurements), default=0),
+      "steps": max((max(each["step"]) + 1 for each in measurements), default=0),
+      "num_prompts": max(
+          (len(set(each["prompt"])) for each in measurements), default=0)}
+
+
+def _task(name, scores, models, left_out, *, keep, seed, resamples):
+  """Survival of one task, or None with the reason in `left_out`."""
+  metric, index, survivals, items, weights = None, [], [], [], None
+  for place, (dense, pruned) in enumerate(scores):
+    if name not in dense:
+      continue
+    entry, columns = dense[name], dense[name]["columns"]
+    metric = metric or next((m for m in METRICS if m in columns), None)
+    if metric not in columns:
+      left_out.append(
+          f"{name}: has no score among {', '.join(METRICS)}"
+          if metric is None else f"{name}: not all grids have {metric}")
+      return None
+    values = np.array(pruned[name]["columns"][metric], np.float64)
+    if weights is None:
+      weights = np.ones(len(values)) if entry["weights"] is None else np.array(
+          entry["weights"], np.float64)
+    try:
+      if values.shape != weights.shape:
+        raise ValueError("has other items than the first grid")
+      found = rules.survival(
+          np.array(columns[metric], np.float64), values, weights=weights,
+          lower_is_better=metric == "nll", keep=keep, seed=seed,
+          resamples=resamples)
+    except ValueError as error:
+      model = models[place]
+      left_out.append(f"{name}: {model.cell} seed {model.seed}: {error}")
+      continue
+    index.append(place)
+    survivals.append(found)
+    items.append(values)
+  if not index:
+    return None
+  return Task(metric=metric, models=np.array(index), survivals=survivals,
+              items=np.array(items), weights=weights)

@@ -1,0 +1,1 @@
+"""What carries the damage, and what undoes it?"""

@@ -1,0 +1,1 @@
+"""Which steps should fall back to the dense model?"""

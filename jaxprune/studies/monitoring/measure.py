@@ -1,0 +1,299 @@
+"""The rows of `monitoring`: thresholds, texts under them, and their cost."""
+
+import dataclasses
+import functools
+import hashlib
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import checkpoints, report
+from jaxprune.calibration import left_pad
+from jaxprune.evaluation.generation import first_divergence
+from jaxprune.pocket import shipped
+from jaxprune.probes import monitoring
+from jaxprune.probes.decoder import monitoring as decoder_monitoring
+from jaxprune.probes.decoder import sequences
+from jaxprune.studies import inputs
+from jaxprune.studies.sweep import configurations
+
+FIELDS = {
+    "cell": report.Field("text", "", "METHOD:AMOUNT, or pruned"),
+    "signal": report.Field(
+        "text", "", "what hands back; none, flip and dense are ends"),
+    "fraction": report.Field(
+        "float", "", "of steps, asked for on the validation prompts"),
+    "threshold": report.Field("float", "", "risk above which is handed back"),
+    "steps": report.Field("int", "tokens", "written, the end included"),
+    "handed": report.Field("int", "tokens", "decided by the dense model"),
+    "dense_forwards": report.Field(
+        "int", "tokens", "read by the dense model, the prompt included"),
+    "dense_alone": report.Field(
+        "int", "tokens", "read by the dense model when it writes alone"),
+    "same": report.Field("bool", "", "the dense model's text, to the end"),
+    "agreement": report.Field(
+        "float", "", "share of the dense text before the first difference"),
+}
+_ROWS = 120  # texts written together
+_VALIDATION = 120  # prompts that thresholds are taken from
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """The flags of `monitoring`."""
+
+  signals: tuple[str, ...]
+  fractions: tuple[float, ...]
+  cache: str = "own"
+  max_new_tokens: int = 48
+  temperature: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Texts:
+  """What is continued.
+
+  Attributes:
+    prompts: ids of the test prompts.
+    answers: ids of the only right continuation, its end included, or None.
+    validation: ids of other prompts.
+    source: where from.
+  """
+
+  prompts: list[list[int]]
+  answers: list[list[int]] | None
+  validation: list[list[int]]
+  source: str
+
+  def describe(self) -> dict[str, Any]:
+    """For run.json."""
+    text = repr((self.prompts, self.validation)).encode()
+    return {"source": self.source, "count": len(self.prompts),
+            "validation": len(self.validation),
+            "hash": hashlib.sha256(text).hexdigest()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+  """A pruned model that is opened when its turn comes.
+
+  Attributes:
+    cell: METHOD:AMOUNT, or pruned.
+    seed: of the calibration.
+    load: () -> config and float32 parameters.
+  """
+
+  cell: str
+  seed: int
+  load: Callable[[], tuple[Any, Any]]
+
+
+def check(settings: Settings) -> None:
+  """Refuse, before any work, signals and fractions that cannot be.
+
+  Raises:
+    ValueError: names the flag.
+  """
+  known = monitoring.SIGNALS[:-1]  # flip has one threshold and is always there
+  for signal in settings.signals:
+    if signal not in known:
+      raise ValueError(
+          f"--signals={signal}: use some of {', '.join(known)}")
+  if "random" not in settings.signals:
+    raise ValueError("--signals: keep random, the control")
+  if not settings.fractions or not all(
+      0 < fraction < 1 for fraction in settings.fractions):
+    raise ValueError(
+        f"--fractions={settings.fractions}: use numbers between 0 and 1")
+
+
+def read_prompts(
+    dense: checkpoints.Source, name: str, limit: int, max_new_tokens: int
+) -> Texts:
+  """Test and validation prompts, evenly spaced over what there is."""
+  if name == "pocket":
+    # For its checks.
+    inputs.read_prompts(dense, name, limit=1, max_new_tokens=max_new_tokens)
+    test, other = (
+        _spread(shipped.generate_requests(split), count)
+        for split, count in (("test", limit), ("validation", _VALIDATION)))
+    return Texts(
+        prompts=[head for head, _ in test], answers=[tail for _, tail in test],
+        validation=[head for head, _ in other], source=name)
+  read = inputs.read_prompts(
+      dense, name, limit=None, max_new_tokens=max_new_tokens).tokens
+  if len(read) < 4:
+    raise ValueError(
+        f"--prompts={name}: has {len(read)}; every fourth sets thresholds, so"
+        " give at least 4")
+  rest = [list(ids) for index, ids in enumerate(read) if index % 4]
+  return Texts(
+      prompts=_spread(rest, limit), answers=None,
+      validation=_spread([list(ids) for ids in read[::4]], _VALIDATION),
+      source=name)
+
+
+def opened(source: checkpoints.Source) -> Model:
+  """The model of a folder."""
+  return Model(
+      cell="pruned", seed=0, load=functools.partial(
+          checkpoints.load_params, source, jnp.float32))
+
+
+def cell_model(source, cell: configurations.Cell, seed, num_samples, seq_len) -> Model:
+  """The model of a cell, pruned when it is opened."""
+
+  def load():
+    calibration = inputs.read_calibration(
+        source, "pocket", num_samples=num_samples, seq_len=seq_len, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+      out = f"{folder}/pruned"
+      configurations.prune(source, cell, calibration.tokens, seed, out)
+      return checkpoints.load_params(out, jnp.float32)
+
+  return Model(cell=cell.name, seed=seed, load=load)
+
+
+def measure(
+    dense: checkpoints.Source, models: list[Model], texts: Texts,
+    settings: Settings, run: report.RunFolder, progress: Any,
+) -> None:
+  """Write the rows of every model."""
+  config, params = checkpoints.load_params(dense, jnp.float32)
+  both = [*texts.prompts, *texts.validation]
+  writer = functools.partial(
+      write, config, params, settings=settings, width=max(map(len, both)))
+  always = writer(params, texts.prompts, [("margin", -np.inf)])
+  reference = text_ids(always.tokens[0], always.alive[0])
+  for index, model in enumerate(models):
+    pruned_config, pruned = model.load()
+    sequences.check_same_shape(config, pruned_config)
+    free = writer(pruned, texts.validation, [("margin", np.inf)])
+    policies = sweep(free, settings)
+    found = writer(
+        pruned, texts.prompts, [policy[:2] for policy in policies])
+    tag = {"cell": model.cell, "seed": model.seed}
+    for place, (_, threshold, name, fraction) in enumerate(policies):
+      policy = tag | {"signal": name, "fraction": fraction}
+      if np.isfinite(threshold):
+        policy["threshold"] = threshold
+      run.write_all(policy | row for row in _rows(
+          found, place, texts, reference, settings.cache))
+    run.write_all(tag | row for row in _stop_rows(found, texts, reference))
+    progress.step(index)
+
+
+def sweep(
+    free: monitoring.Monitored, settings: Settings
+) -> list[tuple[str, float, str, float | None]]:
+  """(signal, threshold, name, fraction): first never, then always, then flip.
+
+  Args:
+    free: texts that the pruned model wrote alone on the validation prompts,
+      leaves [1, T, n].
+    settings: signals and fractions.
+  """
+  policies = [("margin", np.inf, "none", 0.0),
+              ("margin", -np.inf, "dense", 1.0),
+              ("flip", 0.5, "flip", None)]
+  alive = free.alive[0]
+  for signal in settings.signals:
+    risk = getattr(free.risks, signal)[0][alive]
+    for fraction in settings.fractions:
+      threshold = 1 - fraction if signal == "random" else float(
+          np.quantile(risk, 1 - fraction))
+      policies.append((signal, threshold, signal, fraction))
+  return policies
+
+
+def write(
+    config, params, pruned_params, prompts, policies, *, settings: Settings,
+    width: int,
+) -> monitoring.Monitored:
+  """Texts for every prompt under every policy, leaves [policies, T, prompts].
+
+  Args:
+    config: of both models.
+    params: of the dense model.
+    pruned_params: of the pruned model.
+    prompts: ids of each.
+    policies: (signal, threshold) pairs.
+    settings: cache, length and T.
+    width: prompts are padded to it, so that one program does for all.
+  """
+  tokens_NT, valid_NT = left_pad(prompts, config.pad_id or 0)
+  spare = ((0, 0), (width - tokens_NT.shape[1], 0))
+  tokens_NT, valid_NT = np.pad(tokens_NT, spare), np.pad(valid_NT, spare)
+  count = len(prompts)
+  total = len(policies) * count
+  signal_N = np.repeat(
+      [monitoring.SIGNALS.index(signal) for signal, _ in policies], count)
+  threshold_N = np.repeat([threshold for _, threshold in policies], count)
+  parts = []
+  for start in range(0, total, _ROWS):
+    # The last batch is filled up, so that it has the shape of the others.
+    at = np.minimum(start + np.arange(_ROWS), total - 1)
+    parts.append(jax.tree.map(np.asarray, decoder_monitoring.write(
+        config, params, pruned_params, jnp.asarray(tokens_NT[at % count]),
+        jnp.asarray(valid_NT[at % count]),
+        monitoring.Policy(
+            signal=jnp.asarray(signal_N[at], jnp.int32),
+            threshold=jnp.asarray(threshold_N[at], jnp.float32)),
+        num_steps=settings.max_new_tokens,
+        key=jax.random.fold_in(jax.random.key(0), start),
+        cache=settings.cache, eos_ids=config.eos_ids,
+        temperature=settings.temperature)))
+  return jax.tree.map(
+      lambda *leaves: np.concatenate(leaves, axis=1)[:, :total].reshape(
+          len(leaves[0]), len(policies), count).swapaxes(0, 1), *parts)
+
+
+def text_ids(tokens_TN, alive_TN) -> list[list[int]]:
+  """Ids of each text, the token that ends it included."""
+  return [tokens_TN[alive_TN[:, n], n].tolist()
+          for n in range(tokens_TN.shape[1])]
+
+
+def _rows(found, place, texts, reference, cache):
+  """One row per prompt of one policy."""
+  handed, alive = found.handed[place], found.alive[place]
+  written = text_ids(found.tokens[place], alive)
+  forwards = monitoring.dense_forwards(
+      handed, alive, np.array([len(p) for p in texts.prompts]), cache)
+  for index, (text, dense) in enumerate(zip(written, reference, strict=True)):
+    parted = first_divergence(text, dense)
+    row = {
+        "question": index, "steps": len(text),
+        "handed": int((handed & alive)[:, index].sum()),
+        "dense_forwards": int(forwards[index]),
+        "dense_alone": len(texts.prompts[index]) + len(dense) - 1,
+        "same": parted is None,
+        "agreement": 1.0 if parted is None else parted / len(dense)}
+    if texts.answers is not None:
+      row["correct"] = text == texts.answers[index]
+    yield row
+
+
+def _stop_rows(found, texts, reference):
+  """The largest risk of each text that the pruned model wrote alone."""
+  alive = found.alive[0]
+  written = text_ids(found.tokens[0], alive)
+  goals = reference if texts.answers is None else texts.answers
+  largest = {
+      name: np.where(alive, getattr(found.risks, name)[0], -np.inf).max(axis=0)
+      for name in monitoring.SIGNALS if name != "flip"}
+  largest["length"] = alive.sum(axis=0)
+  for name, values in largest.items():
+    for index, value in enumerate(values):
+      yield {"signal": name, "metric": "stop", "question": index,
+             "value": float(value), "correct": written[index] == goals[index]}
+
+
+def _spread(rows, count):
+  """At most `count` rows, evenly spaced."""
+  return [rows[index] for index in np.unique(
+      np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]

@@ -1,0 +1,1 @@
+"""Which sublayer and which step does the change come from?"""

@@ -1,0 +1,1 @@
+"""What does short training with the masks kept bring back?"""

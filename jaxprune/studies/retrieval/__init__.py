@@ -1,0 +1,1 @@
+"""What does pruning an encoder do to retrieval and similarity?"""

@@ -1,0 +1,1 @@
+"""Do the option tokens move as the whole vocabulary does?"""

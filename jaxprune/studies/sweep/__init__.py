@@ -1,0 +1,1 @@
+"""Many configurations of one model: their scores and choices, compared."""

@@ -1,0 +1,1 @@
+"""What do one or two models score on tasks?"""

@@ -1,0 +1,1 @@
+"""What does one pruned sublayer change when all else is dense?"""

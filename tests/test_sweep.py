@@ -1,0 +1,97 @@
+"""Cells of a grid: their names, their table, and a run that goes on."""
+
+import json
+
+import numpy as np
+import pytest
+import scripts
+
+from jaxprune.pruning.methods.quantize import Levels
+from jaxprune.pruning.patterns import NofM, Unstructured
+from jaxprune.studies.sweep import configurations
+from jaxprune.studies.sweep import scores as scores_lib
+
+
+def read(text):
+  return configurations.read_cell(text, group_size=64, target="mlp")
+
+
+def test_names():
+  assert read("wanda:0.5").pattern == Unstructured(sparsity=0.5)
+  assert read("sparsegpt:0.5").pattern.group == "matrix"
+  assert read("wanda:1:4").pattern == NofM(keep=1, of=4)
+  assert read("wanda:1:4").file == "wanda_1of4"
+  assert read("awq:3").pattern == Levels(bits=3, group_size=64)
+  drop = read("drop_random:2")
+  assert (drop.drop, drop.target, drop.selection) == (2, "mlp", "random")
+  assert read("drop_attention:2").target == "attention"
+  kl = read("kl_iterative:2")
+  assert (kl.target, kl.selection) == ("mlp", "kl_iterative")
+  assert (read("kl_joint:2").target, read("kl_joint:2").selection) == (
+      "joint", "kl")
+  spread = read("wanda@kl:0.5")
+  assert spread.pattern == Unstructured(sparsity=0.5)
+  assert (spread.base, spread.allocation, spread.name, spread.file) == (
+      "wanda", "kl", "wanda@kl:0.5", "wanda@kl_0.5")
+  for wrong in ("wanda", "wanda:1.5", "wanda:4:4", "neuron:2:4", "awq:x",
+                "prune:0.5", "drop_mlp:0.5", "wanda@kl:2:4", "wanda@x:0.5",
+                "rtn@kl:4", "wanda@:0.5"):
+    with pytest.raises(ValueError, match=f"--cells={wrong}"):
+      read(wrong)
+
+
+def score(cell, seed, right, nll):
+  return {"cell": cell, "seed": seed, "removed": 0.5, "tasks": {
+      "choice": {"columns": {"acc": right}, "weights": None},
+      "text": {"columns": {"nll": nll}, "weights": [10.0, 30.0]}}}
+
+
+def test_table_by_hand():
+  scores = [
+      score("dense", 0, [1, 1, 1, 0], [10.0, 30.0]),
+      score("wanda:0.5", 0, [1, 1, 0, 0], [20.0, 60.0]),
+      score("wanda:0.5", 1, [1, 0, 0, 0], [20.0, 100.0])]
+  table = {(e["cell"], e["metric"]): e for e in scores_lib.summarise(scores)}
+  choice = table["wanda:0.5", "acc"]
+  assert (choice["mean"], choice["seed_low"], choice["seed_high"]) == (
+      0.375, 0.25, 0.5)
+  # Per item and paired: 0, -0.5, -1, 0.
+  assert choice["change"] == -0.375
+  assert choice["change_low"] <= -0.375 <= choice["change_high"]
+  text = table["wanda:0.5", "perplexity"]
+  np.testing.assert_allclose(text["mean"], np.exp((20 + 80) / 40))
+  np.testing.assert_allclose(
+      (text["seed_low"], text["seed_high"]), np.exp([2, 3]))
+  np.testing.assert_allclose(text["change"], (100 - 40) / 40)
+  rows = list(scores_lib.rows(scores))
+  assert len(rows) == 6 and rows[1]["value"] == pytest.approx(np.e)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on(tmp_path):
+  """A finished cell is taken from its file; another command is refused."""
+  text = tmp_path / "text.txt"
+  text.write_text("The tower has three lamps and a red door.\n" * 60)
+  flags = [
+      f"--perplexity={text}", "--seq_len=32", "--num_samples=4", "--limit=4",
+      f"--out={tmp_path}/out"]
+  done = scripts.start(
+      "discrepancy", *flags, "--cells=magnitude:0.5", "--seeds=0")
+  assert done.returncode == 0, done.stderr
+  kept = tmp_path / "out/cells/magnitude_0.5-seed0.json"
+  changed = json.loads(kept.read_text())
+  changed["removed"] = 0.123  # Shows whether it is read.
+  kept.write_text(json.dumps(changed))
+  done = scripts.call(
+      "discrepancy", *flags, "--cells=magnitude:0.5,rtn:4", "--seeds=0")
+  assert done.returncode == 0, done.stderr
+  table = json.loads((tmp_path / "out/summary.json").read_text())["table"]
+  assert [e["cell"] for e in table] == ["dense", "magnitude:0.5", "rtn:4"]
+  assert table[1]["removed"] == 0.123
+  assert {p.name for p in (tmp_path / "out/cells").iterdir()} == {
+      "job.json", "dense.json", "magnitude_0.5-seed0.json",
+      "rtn_4-seed0.json"}
+  done = scripts.call(
+      "discrepancy", *flags[:1], "--seq_len=16", *flags[2:],
+      "--cells=magnitude:0.5", "--seeds=0")
+  assert done.returncode == 1 and "seq_len differ" in done.stderr
