@@ -27,27 +27,38 @@ from absl import flags
 from experiments import launch
 
 _MODEL = flags.DEFINE_string(
-    "model", "pocket", "The model: a folder, a hub id, or pocket.")
+  "model", "pocket", "The model: a folder, a hub id, or pocket."
+)
 _CALIBRATION = flags.DEFINE_string(
-    "calibration", "pocket", "As in experiments.prune.")
+  "calibration", "pocket", "As in experiments.prune."
+)
 _HELD_OUT = flags.DEFINE_string(
-    "held_out", None, "Text on which the sets are measured; by default another"
-    " draw from --calibration.")
+  "held_out",
+  None,
+  "Text on which the sets are measured; by default another"
+  " draw from --calibration.",
+)
 _NUM_SAMPLES = flags.DEFINE_integer(
-    "num_samples", 32, "Sequences to choose on, and to measure on.",
-    lower_bound=2)
+  "num_samples", 32, "Sequences to choose on, and to measure on.", lower_bound=2
+)
 _SEQ_LEN = flags.DEFINE_integer(
-    "seq_len", 128, "Tokens of a sequence.", lower_bound=1)
+  "seq_len", 128, "Tokens of a sequence.", lower_bound=1
+)
 _TARGETS = flags.DEFINE_list(
-    "targets", ["attention", "mlp", "joint"], "What is dropped; block too.")
+  "targets", ["attention", "mlp", "joint"], "What is dropped; block too."
+)
 _MAX_COUNT = flags.DEFINE_integer(
-    "max_count", 8, "Sublayers to drop at most.", lower_bound=1)
+  "max_count", 8, "Sublayers to drop at most.", lower_bound=1
+)
 _DRAWS = flags.DEFINE_integer(
-    "draws", 3, "Random orders, the control.", lower_bound=1)
+  "draws", 3, "Random orders, the control.", lower_bound=1
+)
 _ANALYSIS_TEMPERATURE = flags.DEFINE_float(
-    "analysis_temperature", 1.0, "T of the softmax.", lower_bound=1e-3)
+  "analysis_temperature", 1.0, "T of the softmax.", lower_bound=1e-3
+)
 _MICRO_BATCH = flags.DEFINE_integer(
-    "micro_batch", 8, "Sequences in work at once.", lower_bound=1)
+  "micro_batch", 8, "Sequences in work at once.", lower_bound=1
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of every draw.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 
@@ -64,39 +75,65 @@ def main() -> None:
   began = time.monotonic()
   source = inputs.open_model(_MODEL.value)
   settings = measure.Settings(
-      targets=tuple(_TARGETS.value), max_count=_MAX_COUNT.value,
-      draws=_DRAWS.value, analysis_temperature=_ANALYSIS_TEMPERATURE.value,
-      micro_batch=_MICRO_BATCH.value, seed=_SEED.value)
+    targets=tuple(_TARGETS.value),
+    max_count=_MAX_COUNT.value,
+    draws=_DRAWS.value,
+    analysis_temperature=_ANALYSIS_TEMPERATURE.value,
+    micro_batch=_MICRO_BATCH.value,
+    seed=_SEED.value,
+  )
   measure.check(source.config, settings)
   # Far from every seed that anybody would choose on.
   chosen_on, measured_on = (
-      inputs.read_calibration(
-          source, name, num_samples=_NUM_SAMPLES.value, seq_len=_SEQ_LEN.value,
-          seed=seed)
-      for name, seed in (
-          (_CALIBRATION.value, _SEED.value),
-          (_HELD_OUT.value or _CALIBRATION.value, _SEED.value + 2**20)))
+    inputs.read_calibration(
+      source,
+      name,
+      num_samples=_NUM_SAMPLES.value,
+      seq_len=_SEQ_LEN.value,
+      seed=seed,
+    )
+    for name, seed in (
+      (_CALIBRATION.value, _SEED.value),
+      (_HELD_OUT.value or _CALIBRATION.value, _SEED.value + 2**20),
+    )
+  )
   if chosen_on.hash == measured_on.hash:
     raise ValueError(
-        f"{_CALIBRATION.value}: gives the same tokens for every seed, so"
-        " choices would be measured on what they saw: give --held_out")
+      f"{_CALIBRATION.value}: gives the same tokens for every seed, so"
+      " choices would be measured on what they saw: give --held_out"
+    )
   description = report.describe_run(
-      flags=launch.flag_values(), command=sys.argv,
-      seeds={"calibration": _SEED.value, "random drops": _SEED.value,
-             "bootstrap": _SEED.value},
-      checkpoint_hash=checkpoints.checkpoint_hash(source),
-      calibration=tokens.describe(chosen_on)) | {
-          "held_out": tokens.describe(measured_on)}
+    flags=launch.flag_values(),
+    command=sys.argv,
+    seeds={
+      "calibration": _SEED.value,
+      "random drops": _SEED.value,
+      "bootstrap": _SEED.value,
+    },
+    checkpoint_hash=checkpoints.checkpoint_hash(source),
+    calibration=tokens.describe(chosen_on),
+  ) | {"held_out": tokens.describe(measured_on)}
   with report.RunFolder(
-      _OUT.value, description, extra_fields=measure.FIELDS) as run:
+    _OUT.value, description, extra_fields=measure.FIELDS
+  ) as run:
     single = measure.measure_single(source, chosen_on.tokens, settings, run)
     orders, curves = measure.measure_selections(
-        source, chosen_on.tokens, measured_on.tokens, single, settings, run,
-        progress=launch.Progress("target", len(settings.targets)))
+      source,
+      chosen_on.tokens,
+      measured_on.tokens,
+      single,
+      settings,
+      run,
+      progress=launch.Progress("target", len(settings.targets)),
+    )
     summary = page.summarise(single, orders, curves, settings)
-    run.write_summary({
-        **summary, "seconds": time.monotonic() - began,
-        "memory": measure.peak_memory()})
+    run.write_summary(
+      {
+        **summary,
+        "seconds": time.monotonic() - began,
+        "memory": measure.peak_memory(),
+      }
+    )
     page.write_page(run, description, summary)
   print("\n".join(page.lines(summary)))
   print(f"wrote {_OUT.value}/report.html")

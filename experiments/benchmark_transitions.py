@@ -28,24 +28,41 @@ from experiments import launch
 
 _SIZE = flags.DEFINE_enum("size", "S", ["S", "M"], "Random weights.")
 _MODEL = flags.DEFINE_string(
-    "model", None, "A folder or `pocket`, instead of --size.")
+  "model", None, "A folder or `pocket`, instead of --size."
+)
 _STEPS = flags.DEFINE_integer("steps", 64, "Tokens decoded.", lower_bound=2)
 _PROMPT = flags.DEFINE_integer(
-    "prompt", 32, "Tokens of the prompt.", lower_bound=1)
+  "prompt", 32, "Tokens of the prompt.", lower_bound=1
+)
 _BATCH = flags.DEFINE_integer(
-    "batch", 1, "Prompts at once on our side.", lower_bound=1)
+  "batch", 1, "Prompts at once on our side.", lower_bound=1
+)
 _REPEATS = flags.DEFINE_integer(
-    "repeats", 3, "Timed runs of each side.", lower_bound=1)
+  "repeats", 3, "Timed runs of each side.", lower_bound=1
+)
 _THREADS = flags.DEFINE_integer("threads", 2, "Threads of PyTorch.")
 _OUT = flags.DEFINE_string(
-    "out", "out/benchmark_transitions", "Folder to write.")
+  "out", "out/benchmark_transitions", "Folder to write."
+)
 
 SIZES = {
-    "S": dict(hidden_size=256, num_hidden_layers=8, num_attention_heads=8,
-              num_key_value_heads=2, intermediate_size=704, vocab_size=8192),
-    "M": dict(hidden_size=896, num_hidden_layers=24, num_attention_heads=14,
-              num_key_value_heads=2, intermediate_size=4864, vocab_size=32000,
-              tie_word_embeddings=True),
+  "S": dict(
+    hidden_size=256,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    intermediate_size=704,
+    vocab_size=8192,
+  ),
+  "M": dict(
+    hidden_size=896,
+    num_hidden_layers=24,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    intermediate_size=4864,
+    vocab_size=32000,
+    tie_word_embeddings=True,
+  ),
 }
 
 
@@ -84,19 +101,23 @@ def torch_transitions(dense, pruned, ids, steps):
     def hook(module, args, options):
       x = args[0] if args else options["hidden_states"]
       seen[index] = [x[:, -1:], options["position_embeddings"]]
+
     return hook
 
   def middle(index):
     def hook(module, args):
       seen[index].append(args[0][:, -1:])
+
     return hook
 
   handles = []
   for index, layer in enumerate(dense.model.layers):
-    handles.append(layer.register_forward_pre_hook(
-        before(index), with_kwargs=True))
-    handles.append(layer.post_attention_layernorm.register_forward_pre_hook(
-        middle(index)))
+    handles.append(
+      layer.register_forward_pre_hook(before(index), with_kwargs=True)
+    )
+    handles.append(
+      layer.post_attention_layernorm.register_forward_pre_hook(middle(index))
+    )
   rows, cache = [], None
   with torch.no_grad():
     for _ in range(steps):
@@ -104,17 +125,26 @@ def torch_transitions(dense, pruned, ids, steps):
       cache, ids = done.past_key_values, done.logits[:, -1:].argmax(-1)
       states = [seen[i] for i in range(len(dense.model.layers))]
       for layer, other, (x, angles, mid) in zip(
-          dense.model.layers, pruned.model.layers, states):
+        dense.model.layers, pruned.model.layers, states
+      ):
         angles = tuple(a[:, -1:] for a in angles)
-        g_mid = x + other.self_attn(
-            hidden_states=other.input_layernorm(x), position_embeddings=angles,
-            attention_mask=None, past_key_values=None)[0]
+        g_mid = (
+          x
+          + other.self_attn(
+            hidden_states=other.input_layernorm(x),
+            position_embeddings=angles,
+            attention_mask=None,
+            past_key_values=None,
+          )[0]
+        )
         out = mid + layer.mlp(layer.post_attention_layernorm(mid))
         g_out = mid + other.mlp(other.post_attention_layernorm(mid))
         for h, g in ((mid, g_mid), (out, g_out)):
-          rows.append(torch_metrics(
-              h[0, 0], g[0, 0], dense.lm_head(h)[0, 0],
-              dense.lm_head(g)[0, 0]))
+          rows.append(
+            torch_metrics(
+              h[0, 0], g[0, 0], dense.lm_head(h)[0, 0], dense.lm_head(g)[0, 0]
+            )
+          )
   for handle in handles:
     handle.remove()
   return rows
@@ -146,10 +176,14 @@ def main() -> None:
   transformers.utils.logging.disable_progress_bar()
   if _MODEL.value:
     dense = transformers.AutoModelForCausalLM.from_pretrained(
-        inputs.open_model(_MODEL.value).folder, dtype=torch.float32).eval()
+      inputs.open_model(_MODEL.value).folder, dtype=torch.float32
+    ).eval()
   else:
-    dense = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
-        **SIZES[_SIZE.value], max_position_embeddings=2048)).eval()
+    dense = transformers.Qwen2ForCausalLM(
+      transformers.Qwen2Config(
+        **SIZES[_SIZE.value], max_position_embeddings=2048
+      )
+    ).eval()
   pruned = copy.deepcopy(dense)
   with torch.no_grad():
     for weight in pruned.model.layers.parameters():
@@ -163,18 +197,29 @@ def main() -> None:
     model.save_pretrained(folder)
     config, params = checkpoints.load_params(folder, jnp.float32)
     trees.append(params)
-  ids = np.random.default_rng(0).integers(
-      3, config.vocab_size, (_BATCH.value, _PROMPT.value)).astype(np.int32)
+  ids = (
+    np.random.default_rng(0)
+    .integers(3, config.vocab_size, (_BATCH.value, _PROMPT.value))
+    .astype(np.int32)
+  )
   valid = jnp.ones(ids.shape, bool)
 
   def theirs():
     torch_transitions(
-        dense, pruned, torch.tensor(ids[:1], dtype=torch.long), _STEPS.value)
+      dense, pruned, torch.tensor(ids[:1], dtype=torch.long), _STEPS.value
+    )
 
   def ours(measure=position.compare_position):
-    jax.block_until_ready(transitions.decode_transitions(
-        config, *trees, jnp.asarray(ids), valid, num_steps=_STEPS.value,
-        measure=measure))
+    jax.block_until_ready(
+      transitions.decode_transitions(
+        config,
+        *trees,
+        jnp.asarray(ids),
+        valid,
+        num_steps=_STEPS.value,
+        measure=measure,
+      )
+    )
 
   def bare():
     ours(_one_logit)
@@ -186,36 +231,59 @@ def main() -> None:
     return (ended - began) / prompts
 
   description = report.describe_run(
-      flags=launch.flag_values(), command=sys.argv, seeds={"weights": 0})
+    flags=launch.flag_values(), command=sys.argv, seeds={"weights": 0}
+  )
   with report.RunFolder(_OUT.value, description) as run:
     first = timed(ours)[0]
     timed(theirs)
     timed(bare)
-    runs = [(timed(theirs), timed(ours, _BATCH.value),
-             timed(bare, _BATCH.value)) for _ in range(_REPEATS.value)]
+    runs = [
+      (timed(theirs), timed(ours, _BATCH.value), timed(bare, _BATCH.value))
+      for _ in range(_REPEATS.value)
+    ]
     run.write_all(
-        {"task": "transitions", "metric": metric, "value": fast[at],
-         "reference": slow[at], "seed": index}
-        for index, (slow, fast, _) in enumerate(runs)
-        for at, metric in enumerate(("seconds", "processor_seconds")))
+      {
+        "task": "transitions",
+        "metric": metric,
+        "value": fast[at],
+        "reference": slow[at],
+        "seed": index,
+      }
+      for index, (slow, fast, _) in enumerate(runs)
+      for at, metric in enumerate(("seconds", "processor_seconds"))
+    )
     run.write_all(
-        {"task": "transitions", "metric": "seconds_without_metrics",
-         "value": rest[0], "seed": index}
-        for index, (_, _, rest) in enumerate(runs))
+      {
+        "task": "transitions",
+        "metric": "seconds_without_metrics",
+        "value": rest[0],
+        "seed": index,
+      }
+      for index, (_, _, rest) in enumerate(runs)
+    )
     (slow, slow_cpu), (fast, fast_cpu), (rest, _) = np.median(runs, axis=0)
-    run.write_summary({
-        "model": _MODEL.value or _SIZE.value, "steps": _STEPS.value,
-        "seconds_per_prompt": fast, "reference_seconds_per_prompt": slow,
+    run.write_summary(
+      {
+        "model": _MODEL.value or _SIZE.value,
+        "steps": _STEPS.value,
+        "seconds_per_prompt": fast,
+        "reference_seconds_per_prompt": slow,
         "without_metrics_seconds_per_prompt": rest,
-        "ratio": slow / fast, "processor_seconds_per_prompt": fast_cpu,
+        "ratio": slow / fast,
+        "processor_seconds_per_prompt": fast_cpu,
         "reference_processor_seconds_per_prompt": slow_cpu,
-        "processor_ratio": slow_cpu / fast_cpu, "first_call_seconds": first,
-        "torch": torch.__version__})
+        "processor_ratio": slow_cpu / fast_cpu,
+        "first_call_seconds": first,
+        "torch": torch.__version__,
+      }
+    )
   scratch.cleanup()
-  print(f"transitions  reference {slow:8.3f} s   jaxprune {fast:8.3f} s   "
-        f"ratio {slow / fast:6.2f}   without metrics {rest:.3f} s"
-        f"   processor {slow_cpu:.3f} s, {fast_cpu:.3f} s, ratio"
-        f" {slow_cpu / fast_cpu:.2f}   first call {first:.2f} s")
+  print(
+    f"transitions  reference {slow:8.3f} s   jaxprune {fast:8.3f} s   "
+    f"ratio {slow / fast:6.2f}   without metrics {rest:.3f} s"
+    f"   processor {slow_cpu:.3f} s, {fast_cpu:.3f} s, ratio"
+    f" {slow_cpu / fast_cpu:.2f}   first call {first:.2f} s"
+  )
 
 
 if __name__ == "__main__":

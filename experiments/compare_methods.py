@@ -1,6 +1,7 @@
 """Is one method better than another at equal amount, item by item?
 
-  python -m experiments.compare_methods --run=OUT --baseline=drop_attention --out=PAIRS
+  python -m experiments.compare_methods --run=OUT --baseline=drop_attention \\
+    --out=PAIRS
 
 Reads the finished cells of `experiments.discrepancy`. Each cell METHOD:AMOUNT
 is compared with BASELINE:AMOUNT on the same items: an item's score is its mean
@@ -20,23 +21,28 @@ from absl import flags
 from experiments import launch
 
 _RUN = flags.DEFINE_string(
-    "run", None, "Folder that experiments.discrepancy wrote.", required=True)
+  "run", None, "Folder that experiments.discrepancy wrote.", required=True
+)
 _BASELINE = flags.DEFINE_string(
-    "baseline", None, "Method that the others are compared with.",
-    required=True)
+  "baseline", None, "Method that the others are compared with.", required=True
+)
 _SURVIVAL = flags.DEFINE_float(
-    "survival", 0.9, "Part of the dense score that must be left.",
-    lower_bound=0.0, upper_bound=1.0)
+  "survival",
+  0.9,
+  "Part of the dense score that must be left.",
+  lower_bound=0.0,
+  upper_bound=1.0,
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the intervals.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 
 EXTRA_FIELDS = {
-    "cell": ("text", "", "METHOD:AMOUNT"),
-    "against": ("text", "", "the cell it is compared with"),
-    "score": ("float", "", "mean over seeds and items"),
-    "score_against": ("float", "", "the same of the other cell"),
-    "seed_low": ("float", "", "lowest difference of one seed"),
-    "seed_high": ("float", "", "highest difference of one seed"),
+  "cell": ("text", "", "METHOD:AMOUNT"),
+  "against": ("text", "", "the cell it is compared with"),
+  "score": ("float", "", "mean over seeds and items"),
+  "score_against": ("float", "", "the same of the other cell"),
+  "seed_low": ("float", "", "lowest difference of one seed"),
+  "seed_high": ("float", "", "highest difference of one seed"),
 }
 
 
@@ -49,26 +55,36 @@ def main() -> None:
   rows = list(compare(cells, _BASELINE.value, _SEED.value))
   if not rows:
     raise ValueError(
-        f"--baseline={_BASELINE.value}: no other cell in {_RUN.value} has an"
-        " amount in common with it")
+      f"--baseline={_BASELINE.value}: no other cell in {_RUN.value} has an"
+      " amount in common with it"
+    )
   alive = survivals(cells, _SURVIVAL.value)
   with open(pathlib.Path(_RUN.value) / "run.json") as file:
     earlier = json.load(file)
   description = report.describe_run(
-      flags=launch.flag_values(), command=sys.argv,
-      seeds={"bootstrap": _SEED.value},
-      checkpoint_hash=earlier["checkpoint_hash"],
-      calibration=earlier["calibration"]) | {"compared": earlier["command"]}
+    flags=launch.flag_values(),
+    command=sys.argv,
+    seeds={"bootstrap": _SEED.value},
+    checkpoint_hash=earlier["checkpoint_hash"],
+    calibration=earlier["calibration"],
+  ) | {"compared": earlier["command"]}
   extra = {name: report.Field(*field) for name, field in EXTRA_FIELDS.items()}
   with report.RunFolder(_OUT.value, description, extra_fields=extra) as run:
     run.write_all(rows)
-    run.write_summary({"differences": rows, "survives": alive,
-                       "survival": _SURVIVAL.value,
-                       "seconds": time.monotonic() - began})
+    run.write_summary(
+      {
+        "differences": rows,
+        "survives": alive,
+        "survival": _SURVIVAL.value,
+        "seconds": time.monotonic() - began,
+      }
+    )
     run.write_page(render(rows, alive, description))
   for row in rows:
-    print(f"{row['cell']:>20} less {row['against']}: {row['task']},"
-          f" {row['metric']}: {said(row)}")
+    print(
+      f"{row['cell']:>20} less {row['against']}: {row['task']},"
+      f" {row['metric']}: {said(row)}"
+    )
   print(f"wrote {_OUT.value}/report.html")
 
 
@@ -92,24 +108,33 @@ def compare(cells: dict[str, list[dict]], baseline: str, seed: int):
         a_SI, b_SI = (_values(each, task, metric) for each in (seeds, against))
         weights = _weights(entry, a_SI)
         found = report.ratio_interval(
-            a_SI.mean(axis=0) - b_SI.mean(axis=0), weights, seed=seed)
+          a_SI.mean(axis=0) - b_SI.mean(axis=0), weights, seed=seed
+        )
         common = [
-            _values([one], task, metric) - _values([other], task, metric)
-            for one in seeds for other in against
-            if one["seed"] == other["seed"]]
+          _values([one], task, metric) - _values([other], task, metric)
+          for one in seeds
+          for other in against
+          if one["seed"] == other["seed"]
+        ]
         each = [part.sum() / weights.sum() for part in common]
         yield {
-            "cell": name, "against": f"{baseline}:{amount}", "task": task,
-            "metric": metric, "value": found.estimate, "low": found.low,
-            "high": found.high, "count": found.rows,
-            "score": float(a_SI.mean(axis=0).sum() / weights.sum()),
-            "score_against": float(b_SI.mean(axis=0).sum() / weights.sum()),
-            "seed_low": float(min(each)) if each else None,
-            "seed_high": float(max(each)) if each else None}
+          "cell": name,
+          "against": f"{baseline}:{amount}",
+          "task": task,
+          "metric": metric,
+          "value": found.estimate,
+          "low": found.low,
+          "high": found.high,
+          "count": found.rows,
+          "score": float(a_SI.mean(axis=0).sum() / weights.sum()),
+          "score_against": float(b_SI.mean(axis=0).sum() / weights.sum()),
+          "seed_low": float(min(each)) if each else None,
+          "seed_high": float(max(each)) if each else None,
+        }
 
 
 def survivals(
-    cells: dict[str, list[dict]], share: float
+  cells: dict[str, list[dict]], share: float
 ) -> list[dict[str, object]]:
   """The largest amount up to which a score of a method is high enough.
 
@@ -133,8 +158,15 @@ def survivals(
           if _values(cells[name], task, metric).mean() < floor:
             break
           last = amount
-        found.append({"method": method, "task": task, "metric": metric,
-                      "survives": last, "largest": max(each)[0]})
+        found.append(
+          {
+            "method": method,
+            "task": task,
+            "metric": metric,
+            "survives": last,
+            "largest": max(each)[0],
+          }
+        )
   return found
 
 
@@ -147,8 +179,11 @@ def _values(seeds, task, metric):
 def _weights(entry, values_SI):
   import numpy as np
 
-  return np.ones(values_SI.shape[1]) if entry["weights"] is None else (
-      np.array(entry["weights"]))
+  return (
+    np.ones(values_SI.shape[1])
+    if entry["weights"] is None
+    else (np.array(entry["weights"]))
+  )
 
 
 def said(row) -> str:
@@ -166,29 +201,56 @@ def render(rows, alive, description) -> str:
 
   sections = []
   for task, metric, at in scores.by_metric(rows):
-    sections.append(page.Section(title=f"{task}, {metric}", tables=[page.Table(
-        caption="Paired difference by item of the mean over seeds, 95 %"
-        " interval resampling items, lowest and highest seed.",
-        columns=("cell", "score", "against", "its score", "difference"),
-        rows=[(r["cell"], r["score"], r["against"], r["score_against"],
-               said(r)) for r in at])]))
-  sections.append(page.Section(
-      title="How far each method goes", tables=[page.Table(
+    sections.append(
+      page.Section(
+        title=f"{task}, {metric}",
+        tables=[
+          page.Table(
+            caption="Paired difference by item of the mean over seeds, 95 %"
+            " interval resampling items, lowest and highest seed.",
+            columns=("cell", "score", "against", "its score", "difference"),
+            rows=[
+              (r["cell"], r["score"], r["against"], r["score_against"], said(r))
+              for r in at
+            ],
+          )
+        ],
+      )
+    )
+  sections.append(
+    page.Section(
+      title="How far each method goes",
+      tables=[
+        page.Table(
           caption=f"Largest amount up to which {_SURVIVAL.value:.0%} of the"
           " dense score are left; none: not even at the smallest.",
           columns=("method", "task", "metric", "survives", "largest tried"),
-          rows=[(e["method"], e["task"], e["metric"],
-                 "none" if e["survives"] is None else e["survives"],
-                 e["largest"]) for e in alive])]))
+          rows=[
+            (
+              e["method"],
+              e["task"],
+              e["metric"],
+              "none" if e["survives"] is None else e["survives"],
+              e["largest"],
+            )
+            for e in alive
+          ],
+        )
+      ],
+    )
+  )
   better, worse = (
-      sum(r[end] * sign > 0 for r in rows if r["metric"] != "nll")
-      for end, sign in (("low", 1), ("high", -1)))
+    sum(r[end] * sign > 0 for r in rows if r["metric"] != "nll")
+    for end, sign in (("low", 1), ("high", -1))
+  )
   return page.render_page(
-      title="Methods against one another, item by item",
-      verdict=f"Against {_BASELINE.value}: better in {better} comparisons and"
-      f" worse in {worse}, of {len(rows)} (intervals that leave out 0; no"
-      " correction for their number; perplexity not counted).",
-      sections=sections, run=description)
+    title="Methods against one another, item by item",
+    verdict=f"Against {_BASELINE.value}: better in {better} comparisons and"
+    f" worse in {worse}, of {len(rows)} (intervals that leave out 0; no"
+    " correction for their number; perplexity not counted).",
+    sections=sections,
+    run=description,
+  )
 
 
 if __name__ == "__main__":

@@ -30,44 +30,64 @@ from experiments import launch
 from jaxprune.studies.sweep import configurations
 
 _MODEL = flags.DEFINE_string(
-    "model", "pocket", "The dense model: a folder, a hub id, or pocket.")
+  "model", "pocket", "The dense model: a folder, a hub id, or pocket."
+)
 _CELLS = flags.DEFINE_list(
-    "cells", ["magnitude:0.5", "wanda:0.5", "sparsegpt:0.5"],
-    "METHOD:AMOUNT, as in jaxprune/studies/sweep/configurations.py.")
+  "cells",
+  ["magnitude:0.5", "wanda:0.5", "sparsegpt:0.5"],
+  "METHOD:AMOUNT, as in jaxprune/studies/sweep/configurations.py.",
+)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the calibration.")
 _CALIBRATION = flags.DEFINE_string(
-    "calibration", "pocket", "As in experiments.prune.")
+  "calibration", "pocket", "As in experiments.prune."
+)
 _NUM_SAMPLES = flags.DEFINE_integer(
-    "num_samples", 32, "Calibration sequences.", lower_bound=1)
+  "num_samples", 32, "Calibration sequences.", lower_bound=1
+)
 _SEQ_LEN = flags.DEFINE_integer(
-    "seq_len", 128, "Tokens of a calibration sequence and of a window for"
-    " perplexity.", lower_bound=2)
+  "seq_len",
+  128,
+  "Tokens of a calibration sequence and of a window for perplexity.",
+  lower_bound=2,
+)
 _GROUP_SIZE = flags.DEFINE_integer(
-    "group_size", 64, "Inputs that share a scale in rtn and awq; 0 for all.")
+  "group_size", 64, "Inputs that share a scale in rtn and awq; 0 for all."
+)
 _DROP_TARGET = flags.DEFINE_enum(
-    "drop_target", "attention", ["attention", "mlp", "joint", "block"],
-    "What drop_iterative, drop_random and drop_reverse drop.")
+  "drop_target",
+  "attention",
+  ["attention", "mlp", "joint", "block"],
+  "What drop_iterative, drop_random and drop_reverse drop.",
+)
 _PERPLEXITY = flags.DEFINE_multi_string(
-    "perplexity", [], "Text that is read in windows: a file, wikitext2 or c4.")
+  "perplexity", [], "Text that is read in windows: a file, wikitext2 or c4."
+)
 _CHOICE = flags.DEFINE_multi_string(
-    "choice", [], "jsonl of multiple-choice questions.")
+  "choice", [], "jsonl of multiple-choice questions."
+)
 _GENERATION = flags.DEFINE_multi_string(
-    "generation", [], "jsonl of prompts that are continued greedily, compared"
-    " with what the dense model writes.")
+  "generation",
+  [],
+  "jsonl of prompts that are continued greedily, compared"
+  " with what the dense model writes.",
+)
 _POCKET = flags.DEFINE_bool(
-    "pocket", False, "The tasks of the pocket model's world.")
+  "pocket", False, "The tasks of the pocket model's world."
+)
 _PROMPTS = flags.DEFINE_string(
-    "prompts", None, "Texts to measure h, z and p on: a file, or pocket.")
+  "prompts", None, "Texts to measure h, z and p on: a file, or pocket."
+)
 _LIMIT = flags.DEFINE_integer(
-    "limit", None, "Only the first so many items of each task.", lower_bound=1)
+  "limit", None, "Only the first so many items of each task.", lower_bound=1
+)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 
 _NEW_TOKENS = 32  # written after a prompt, of a task or of a measurement
 _NUM_PROMPTS = 16  # measured on
 
 EXTRA_FIELDS = {
-    "cell": ("text", "", "METHOD:AMOUNT, or dense"),
-    "removed": ("float", "", "fraction of zeros in the kernels"),
+  "cell": ("text", "", "METHOD:AMOUNT, or dense"),
+  "removed": ("float", "", "fraction of zeros in the kernels"),
 }
 
 
@@ -84,40 +104,67 @@ def main() -> None:
   began = time.monotonic()
   source = inputs.open_model(_MODEL.value)
   cells = [
-      configurations.read_cell(text, group_size=_GROUP_SIZE.value or None,
-                     target=_DROP_TARGET.value)
-      for text in _CELLS.value]
+    configurations.read_cell(
+      text, group_size=_GROUP_SIZE.value or None, target=_DROP_TARGET.value
+    )
+    for text in _CELLS.value
+  ]
   for cell in cells:
     configurations.check(source.config, cell)
-  if not (_PERPLEXITY.value or _CHOICE.value or _GENERATION.value
-          or _POCKET.value):
+  if not (
+    _PERPLEXITY.value or _CHOICE.value or _GENERATION.value or _POCKET.value
+  ):
     raise ValueError(
-        "no task: give --perplexity, --choice, --generation or --pocket")
+      "no task: give --perplexity, --choice, --generation or --pocket"
+    )
   task_scores.check_files(
-      choice=_CHOICE.value, generation_files=_GENERATION.value)
+    choice=_CHOICE.value, generation_files=_GENERATION.value
+  )
   if _POCKET.value and not inputs.is_pocket(source):
     raise ValueError(
-        f"--pocket: {source.folder} does not speak the pocket model's"
-        " language; leave the flag out")
-  prompts = None if _PROMPTS.value is None else inputs.read_prompts(
-      source, _PROMPTS.value, limit=_NUM_PROMPTS, max_new_tokens=_NEW_TOKENS)
+      f"--pocket: {source.folder} does not speak the pocket model's"
+      " language; leave the flag out"
+    )
+  prompts = (
+    None
+    if _PROMPTS.value is None
+    else inputs.read_prompts(
+      source, _PROMPTS.value, limit=_NUM_PROMPTS, max_new_tokens=_NEW_TOKENS
+    )
+  )
   seeds = [int(seed) for seed in _SEEDS.value]
   drawn, calibration = inputs.read_calibrations(
-      source, _CALIBRATION.value, seeds, num_samples=_NUM_SAMPLES.value,
-      seq_len=_SEQ_LEN.value)
+    source,
+    _CALIBRATION.value,
+    seeds,
+    num_samples=_NUM_SAMPLES.value,
+    seq_len=_SEQ_LEN.value,
+  )
   description = report.describe_run(
-      flags=launch.flag_values(), command=sys.argv,
-      seeds={"calibration": seeds, "bootstrap": 0},
-      checkpoint_hash=checkpoints.checkpoint_hash(source)) | {
-          "calibration": calibration,
-          "prompts": None if prompts is None else {
-              "source": prompts.source, "hash": prompts.hash,
-              "count": len(prompts.tokens), "bos": prompts.bos}}
+    flags=launch.flag_values(),
+    command=sys.argv,
+    seeds={"calibration": seeds, "bootstrap": 0},
+    checkpoint_hash=checkpoints.checkpoint_hash(source),
+  ) | {
+    "calibration": calibration,
+    "prompts": None
+    if prompts is None
+    else {
+      "source": prompts.source,
+      "hash": prompts.hash,
+      "count": len(prompts.tokens),
+      "bos": prompts.bos,
+    },
+  }
   folder = _check_cells(description)
   tokenizer = load_tokenizer(source.folder)
   wanted = [(None, seeds[0])] + [
-      (cell, seed) for cell in cells
-      for seed in (seeds[:1] if cell.method in configurations.DATA_FREE else seeds)]
+    (cell, seed)
+    for cell in cells
+    for seed in (
+      seeds[:1] if cell.method in configurations.DATA_FREE else seeds
+    )
+  ]
   progress = launch.Progress("cell", len(wanted))
   extra = {name: report.Field(*field) for name, field in EXTRA_FIELDS.items()}
   # Records are made anew from the cells, so a run that goes on has all.
@@ -131,8 +178,9 @@ def main() -> None:
     run.write_all(scores_lib.rows(scores))
     table = scores_lib.summarise(scores)
     bins = scores_lib.break_down(scores)
-    run.write_summary({"table": table, "breakdown": bins,
-                       "seconds": time.monotonic() - began})
+    run.write_summary(
+      {"table": table, "breakdown": bins, "seconds": time.monotonic() - began}
+    )
     run.write_page(scores_lib.render(table, bins, description))
   print("\n".join(scores_lib.lines(table)))
   print(f"wrote {_OUT.value}/report.html")
@@ -141,8 +189,9 @@ def main() -> None:
 def _job(description) -> dict:
   """What a cell means; the list of cells and seeds may grow."""
   return {
-      key: value for key, value in description["flags"].items()
-      if key not in ("out", "cells", "seeds")
+    key: value
+    for key, value in description["flags"].items()
+    if key not in ("out", "cells", "seeds")
   } | {"checkpoint_hash": description["checkpoint_hash"]}
 
 
@@ -153,12 +202,15 @@ def _check_cells(description) -> pathlib.Path:
   if (folder / "job.json").is_file():
     earlier = json.loads((folder / "job.json").read_text())
     different = sorted(
-        key for key in earlier.keys() | job.keys()
-        if earlier.get(key) != job.get(key))
+      key
+      for key in earlier.keys() | job.keys()
+      if earlier.get(key) != job.get(key)
+    )
     if different:
       raise ValueError(
-          f"{folder}: holds cells of another run ({', '.join(different)}"
-          " differ): choose another --out")
+        f"{folder}: holds cells of another run ({', '.join(different)}"
+        " differ): choose another --out"
+      )
   return folder
 
 
@@ -195,23 +247,32 @@ def _cell(folder, dense, cell, seed, calibration):
   if path.is_file():
     result = json.loads(path.read_text())
   else:
-    result = {"cell": "dense" if cell is None else cell.name, "seed": seed,
-              "removed": 0.0}
+    result = {
+      "cell": "dense" if cell is None else cell.name,
+      "seed": seed,
+      "removed": 0.0,
+    }
     model, work = dense.model, folder / name
     if cell is not None:
       result["removed"] = configurations.prune(
-          dense.source, cell, calibration.tokens, seed, work)
+        dense.source, cell, calibration.tokens, seed, work
+      )
       model = checkpoints.load_params(
-          checkpoints.open_checkpoint(work), "float32")
+        checkpoints.open_checkpoint(work), "float32"
+      )
       result["measurements"] = _measure(dense, model)
     result["tasks"] = _score(dense, model)
     checkpoints.atomic_write_json(path, result)
     shutil.rmtree(work, ignore_errors=True)
   if cell is None:
     dense.written = {
-        task: [generation.Continuation(tokens=tuple(ids), text="", ended="")
-               for ids in entry["written"]]
-        for task, entry in result["tasks"].items() if "written" in entry}
+      task: [
+        generation.Continuation(tokens=tuple(ids), text="", ended="")
+        for ids in entry["written"]
+      ]
+      for task, entry in result["tasks"].items()
+      if "written" in entry
+    }
   return result
 
 
@@ -227,14 +288,21 @@ def _measure(dense, model) -> dict[str, list]:
     return {}
   tokens = dense.prompts.tokens
   tokens_BT, valid_BT = prompts_lib.left_pad(
-      tokens, dense.source.config.pad_id or 0)
+    tokens, dense.source.config.pad_id or 0
+  )
   _, output, lengths_B = measure.one_pass(
-      dense.model, model, tokens_BT, valid_BT, jax.random.key(0),
-      measure.Settings(max_new_tokens=_NEW_TOKENS, batch=len(tokens)))
+    dense.model,
+    model,
+    tokens_BT,
+    valid_BT,
+    jax.random.key(0),
+    measure.Settings(max_new_tokens=_NEW_TOKENS, batch=len(tokens)),
+  )
   prompt, step = np.nonzero(np.arange(_NEW_TOKENS) < lengths_B[:, None])
   return {"prompt": prompt.tolist(), "step": step.tolist()} | {
-      field.name: np.asarray(getattr(output, field.name))[prompt, step].tolist()
-      for field in dataclasses.fields(output)}
+    field.name: np.asarray(getattr(output, field.name))[prompt, step].tolist()
+    for field in dataclasses.fields(output)
+  }
 
 
 def _score(dense, model) -> dict[str, dict]:
@@ -242,24 +310,33 @@ def _score(dense, model) -> dict[str, dict]:
   from jaxprune.studies.tasks import scores as task_scores
 
   model = task_scores.Model(
-      name="pruned", config=model[0], params=model[1],
-      tokenizer=dense.tokenizer)
+    name="pruned", config=model[0], params=model[1], tokenizer=dense.tokenizer
+  )
   found = [
-      *(task_scores.score_perplexity(
-          model, path, _LIMIT.value, _SEQ_LEN.value)
-        for path in _PERPLEXITY.value),
-      *(task_scores.score_choice(model, path, _LIMIT.value)
-        for path in _CHOICE.value),
-      *(task_scores.score_generation(
-          model, path, _LIMIT.value, _NEW_TOKENS, "none", dense.written)
-        for path in _GENERATION.value),
-      *(task_scores.score_pocket(model) if _POCKET.value else ())]
+    *(
+      task_scores.score_perplexity(model, path, _LIMIT.value, _SEQ_LEN.value)
+      for path in _PERPLEXITY.value
+    ),
+    *(
+      task_scores.score_choice(model, path, _LIMIT.value)
+      for path in _CHOICE.value
+    ),
+    *(
+      task_scores.score_generation(
+        model, path, _LIMIT.value, _NEW_TOKENS, "none", dense.written
+      )
+      for path in _GENERATION.value
+    ),
+    *(task_scores.score_pocket(model) if _POCKET.value else ()),
+  ]
   tasks = {}
   for scored in found:
     entry = tasks[scored.task] = {
-        "columns": {k: v.tolist() for k, v in scored.columns.items()},
-        "weights": None if scored.weights is None
-        else [float(w) for w in scored.weights]}
+      "columns": {k: v.tolist() for k, v in scored.columns.items()},
+      "weights": None
+      if scored.weights is None
+      else [float(w) for w in scored.weights],
+    }
     if scored.traits:
       entry["traits"] = {k: v.tolist() for k, v in scored.traits.items()}
     if isinstance(scored.detail, list):

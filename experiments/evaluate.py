@@ -21,31 +21,46 @@ from absl import flags
 from experiments import launch
 
 _MODEL = flags.DEFINE_string(
-    "model", None, "One model: a folder, a hub id, or pocket.")
+  "model", None, "One model: a folder, a hub id, or pocket."
+)
 _DENSE = flags.DEFINE_string("dense", None, "The original of two models.")
 _PRUNED = flags.DEFINE_string("pruned", None, "The pruned of two models.")
 _PERPLEXITY = flags.DEFINE_multi_string(
-    "perplexity", [], "Text that is read in windows: a file, wikitext2 or c4.")
+  "perplexity", [], "Text that is read in windows: a file, wikitext2 or c4."
+)
 _CHOICE = flags.DEFINE_multi_string(
-    "choice", [], "jsonl of multiple-choice questions.")
+  "choice", [], "jsonl of multiple-choice questions."
+)
 _RETRIEVAL = flags.DEFINE_multi_string(
-    "retrieval", [], "Folder of a retrieval collection.")
+  "retrieval", [], "Folder of a retrieval collection."
+)
 _GENERATION = flags.DEFINE_multi_string(
-    "generation", [], "jsonl of prompts that are continued greedily.")
+  "generation", [], "jsonl of prompts that are continued greedily."
+)
 _POCKET = flags.DEFINE_bool(
-    "pocket", False, "The tasks of the pocket model's world.")
+  "pocket", False, "The tasks of the pocket model's world."
+)
 _EXTRACT = flags.DEFINE_enum(
-    "extract", "none", ["none", "final_number", "normalised"],
-    "What is compared with the answer of a generation item.")
+  "extract",
+  "none",
+  ["none", "final_number", "normalised"],
+  "What is compared with the answer of a generation item.",
+)
 _POOLING = flags.DEFINE_enum(
-    "pooling", "mean", ["last", "mean", "weighted_mean"],
-    "How tokens become the embedding of a text.")
+  "pooling",
+  "mean",
+  ["last", "mean", "weighted_mean"],
+  "How tokens become the embedding of a text.",
+)
 _SEQ_LEN = flags.DEFINE_integer(
-    "seq_len", 512, "Tokens of a window for perplexity.", lower_bound=2)
+  "seq_len", 512, "Tokens of a window for perplexity.", lower_bound=2
+)
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
-    "max_new_tokens", 64, "Most tokens to write.", lower_bound=1)
+  "max_new_tokens", 64, "Most tokens to write.", lower_bound=1
+)
 _LIMIT = flags.DEFINE_integer(
-    "limit", None, "Only the first so many items of each task.", lower_bound=1)
+  "limit", None, "Only the first so many items of each task.", lower_bound=1
+)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the intervals.")
 
@@ -62,26 +77,36 @@ def main() -> None:
   sources = _sources()
   # Both models read the same ids, those of the dense one.
   tokenizer = load_tokenizer(next(iter(sources.values())).folder)
-  if not (_PERPLEXITY.value or _CHOICE.value or _RETRIEVAL.value
-          or _GENERATION.value or _POCKET.value):
+  if not (
+    _PERPLEXITY.value
+    or _CHOICE.value
+    or _RETRIEVAL.value
+    or _GENERATION.value
+    or _POCKET.value
+  ):
     raise ValueError(
-        "no task: give --perplexity, --choice, --retrieval, --generation or"
-        " --pocket")
+      "no task: give --perplexity, --choice, --retrieval, --generation or"
+      " --pocket"
+    )
   scores.check_files(
-      _CHOICE.value, _RETRIEVAL.value, _GENERATION.value, _EXTRACT.value)
+    _CHOICE.value, _RETRIEVAL.value, _GENERATION.value, _EXTRACT.value
+  )
   description = report.describe_run(
-      flags=launch.flag_values(), command=sys.argv,
-      seeds={"bootstrap": _SEED.value},
-      checkpoint_hash={
-          name: checkpoints.checkpoint_hash(source)
-          for name, source in sources.items()})
+    flags=launch.flag_values(),
+    command=sys.argv,
+    seeds={"bootstrap": _SEED.value},
+    checkpoint_hash={
+      name: checkpoints.checkpoint_hash(source)
+      for name, source in sources.items()
+    },
+  )
   found = {}
   with report.RunFolder(
-      _OUT.value, description, extra_fields=page.FIELDS) as run:
+    _OUT.value, description, extra_fields=page.FIELDS
+  ) as run:
     progress = launch.Progress("model", len(sources))
     for index, (name, source) in enumerate(sources.items()):
-      found[name] = _score(
-          name, source, tokenizer, _texts(found.get("dense")))
+      found[name] = _score(name, source, tokenizer, _texts(found.get("dense")))
       for scored in found[name].values():
         run.write_all(page.item_rows(scored, name))
       progress.step(index)
@@ -99,22 +124,28 @@ def _sources():
 
   pair = _DENSE.value, _PRUNED.value
   if (_MODEL.value is None) == (None in pair) or (
-      _MODEL.value is not None and any(pair)):
+    _MODEL.value is not None and any(pair)
+  ):
     raise ValueError("give either --model, or both --dense and --pruned")
-  names = ({"model": _MODEL.value} if _MODEL.value is not None
-           else dict(zip(("dense", "pruned"), pair)))
+  names = (
+    {"model": _MODEL.value}
+    if _MODEL.value is not None
+    else dict(zip(("dense", "pruned"), pair))
+  )
   sources = {name: inputs.open_model(where) for name, where in names.items()}
   for source in sources.values():
     if not isinstance(source.config, ModelConfig):
       raise ValueError(f"{source.folder}: is an encoder; give a decoder")
     if _POCKET.value and not inputs.is_pocket(source):
       raise ValueError(
-          f"--pocket: {source.folder} does not speak the pocket model's"
-          " language; leave the flag out")
+        f"--pocket: {source.folder} does not speak the pocket model's"
+        " language; leave the flag out"
+      )
   if len({source.config.vocab_size for source in sources.values()}) > 1:
     raise ValueError(
-        "--dense and --pruned have vocabularies of different sizes; give two"
-        " models that read the same ids")
+      "--dense and --pruned have vocabularies of different sizes; give two"
+      " models that read the same ids"
+    )
   return sources
 
 
@@ -127,30 +158,42 @@ def _score(name, source, tokenizer, dense):
 
   config, params = checkpoints.load_params(source, jnp.float32)
   model = scores.Model(
-      name=name, config=config, params=params, tokenizer=tokenizer)
+    name=name, config=config, params=params, tokenizer=tokenizer
+  )
   limit = _LIMIT.value
   scored = [
-      *(scores.score_perplexity(model, path, limit, _SEQ_LEN.value)
-        for path in _PERPLEXITY.value),
-      *(scores.score_choice(model, path, limit)
-        for path in _CHOICE.value),
-      *(scores.score_retrieval(model, path, limit, _POOLING.value)
-        for path in _RETRIEVAL.value),
-      *(scores.score_generation(
-          model, path, limit, _MAX_NEW_TOKENS.value, _EXTRACT.value, dense)
-        for path in _GENERATION.value),
-      *(scores.score_pocket(model) if _POCKET.value else ())]
+    *(
+      scores.score_perplexity(model, path, limit, _SEQ_LEN.value)
+      for path in _PERPLEXITY.value
+    ),
+    *(scores.score_choice(model, path, limit) for path in _CHOICE.value),
+    *(
+      scores.score_retrieval(model, path, limit, _POOLING.value)
+      for path in _RETRIEVAL.value
+    ),
+    *(
+      scores.score_generation(
+        model, path, limit, _MAX_NEW_TOKENS.value, _EXTRACT.value, dense
+      )
+      for path in _GENERATION.value
+    ),
+    *(scores.score_pocket(model) if _POCKET.value else ()),
+  ]
   by_task = {one.task: one for one in scored}
   if len(by_task) < len(scored):
     raise ValueError(
-        "two files of one task have the same name: rename one of them")
+      "two files of one task have the same name: rename one of them"
+    )
   return by_task
 
 
 def _texts(dense):
   """What the dense model wrote, by task; None before it has."""
-  return None if dense is None else {
-      task: scored.detail for task, scored in dense.items()}
+  return (
+    None
+    if dense is None
+    else {task: scored.detail for task, scored in dense.items()}
+  )
 
 
 if __name__ == "__main__":

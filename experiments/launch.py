@@ -13,12 +13,15 @@ from typing import Any
 from absl import app, flags, logging
 
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False,
-    "Join the processes of a pod first. A TPU, Slurm or Kubernetes tells them"
-    " of each other; elsewhere set --coordinator, --num_processes and"
-    " --process_id.")
+  "distributed",
+  False,
+  "Join the processes of a pod first. A TPU, Slurm or Kubernetes tells them"
+  " of each other; elsewhere set --coordinator, --num_processes and"
+  " --process_id.",
+)
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "host:port of process 0.")
+  "coordinator", None, "host:port of process 0."
+)
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the pod.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process.")
 
@@ -53,9 +56,13 @@ def _join() -> None:
     return
   port = _COORDINATOR.value.rpartition(":")[2]
   jax.distributed.initialize(
-      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
-      coordinator_bind_address=(
-          f"0.0.0.0:{port}" if _PROCESS_ID.value == 0 else None))
+    _COORDINATOR.value,
+    _NUM_PROCESSES.value,
+    _PROCESS_ID.value,
+    coordinator_bind_address=(
+      f"0.0.0.0:{port}" if _PROCESS_ID.value == 0 else None
+    ),
+  )
 
 
 def is_quiet() -> bool:
@@ -104,5 +111,7 @@ class Progress:
     spent = time.monotonic() - self._began
     left = spent / self._done * (self._total - 1 - index)
     words = " ".join(f"{k}={v}" for k, v in shown.items())
-    say(f"{self._unit} {index + 1}/{self._total} {words} "
-        f"{spent:.1f} s, {max(left, 0):.0f} s left")
+    say(
+      f"{self._unit} {index + 1}/{self._total} {words} "
+      f"{spent:.1f} s, {max(left, 0):.0f} s left"
+    )

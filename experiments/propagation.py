@@ -38,44 +38,65 @@ from experiments import launch
 from jaxprune.studies.sweep import configurations
 
 _MODEL = flags.DEFINE_string(
-    "model", "pocket", "The dense model: a folder, a hub id, or pocket.")
+  "model", "pocket", "The dense model: a folder, a hub id, or pocket."
+)
 flags.DEFINE_alias("dense", "model")
 _PRUNED = flags.DEFINE_string(
-    "pruned", None, "One pruned folder, instead of --cells.")
+  "pruned", None, "One pruned folder, instead of --cells."
+)
 _CELLS = flags.DEFINE_list(
-    "cells", ["wanda:0.5"], "METHOD:AMOUNT, as in jaxprune/studies/sweep/configurations.py.")
+  "cells",
+  ["wanda:0.5"],
+  "METHOD:AMOUNT, as in jaxprune/studies/sweep/configurations.py.",
+)
 _SEEDS = flags.DEFINE_list(
-    "seeds", ["0", "1", "2"], "Of the calibration and of chance.")
+  "seeds", ["0", "1", "2"], "Of the calibration and of chance."
+)
 _CONTROLS = flags.DEFINE_bool(
-    "controls", True, "Also measure random changes as large.")
+  "controls", True, "Also measure random changes as large."
+)
 _CALIBRATION = flags.DEFINE_string(
-    "calibration", "pocket", "As in experiments.prune.")
+  "calibration", "pocket", "As in experiments.prune."
+)
 _NUM_SAMPLES = flags.DEFINE_integer(
-    "num_samples", 32, "Calibration sequences.", lower_bound=1)
+  "num_samples", 32, "Calibration sequences.", lower_bound=1
+)
 _SEQ_LEN = flags.DEFINE_integer(
-    "seq_len", 128, "Tokens of a calibration sequence.", lower_bound=2)
+  "seq_len", 128, "Tokens of a calibration sequence.", lower_bound=2
+)
 _PROMPTS = flags.DEFINE_string(
-    "prompts", "pocket", "txt or jsonl file, or an .npz of ids.")
+  "prompts", "pocket", "txt or jsonl file, or an .npz of ids."
+)
 _LIMIT = flags.DEFINE_integer(
-    "limit", 8, "Only the first so many prompts.", lower_bound=1)
+  "limit", 8, "Only the first so many prompts.", lower_bound=1
+)
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
-    "max_new_tokens", 16, "Steps to decode and attribute.", lower_bound=1)
+  "max_new_tokens", 16, "Steps to decode and attribute.", lower_bound=1
+)
 _BATCH = flags.DEFINE_integer(
-    "batch", 8, "Prompts measured together.", lower_bound=1)
+  "batch", 8, "Prompts measured together.", lower_bound=1
+)
 _ANALYSIS_TEMPERATURE = flags.DEFINE_float(
-    "analysis_temperature", 1.0, "T of the softmax that is measured.",
-    lower_bound=1e-3)
+  "analysis_temperature",
+  1.0,
+  "T of the softmax that is measured.",
+  lower_bound=1e-3,
+)
 _TOLERANCE = flags.DEFINE_float(
-    "tolerance", 1e-3, "Relative completeness error to reach.",
-    lower_bound=1e-7)
+  "tolerance", 1e-3, "Relative completeness error to reach.", lower_bound=1e-7
+)
 _MAX_NODES = flags.DEFINE_integer(
-    "max_nodes", 64, "Quadrature nodes at most.", lower_bound=4)
+  "max_nodes", 64, "Quadrature nodes at most.", lower_bound=4
+)
 _GROUPS = flags.DEFINE_integer(
-    "groups", 3, "Groups of layers in the time influence.", lower_bound=1)
+  "groups", 3, "Groups of layers in the time influence.", lower_bound=1
+)
 _INTERACTIONS = flags.DEFINE_integer(
-    "interactions", 8, "Pairs of sublayers, the strongest.", lower_bound=0)
+  "interactions", 8, "Pairs of sublayers, the strongest.", lower_bound=0
+)
 _OPTIONS = flags.DEFINE_list(
-    "options", [], "Token ids of options, for their margin.")
+  "options", [], "Token ids of options, for their margin."
+)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 
 
@@ -97,91 +118,141 @@ def main() -> None:
   seeds = [int(seed) for seed in _SEEDS.value]
   directions.layer_groups(source.config.num_layers, _GROUPS.value)
   prompts = inputs.read_prompts(
-      source, _PROMPTS.value, limit=_LIMIT.value,
-      max_new_tokens=_MAX_NEW_TOKENS.value)
+    source,
+    _PROMPTS.value,
+    limit=_LIMIT.value,
+    max_new_tokens=_MAX_NEW_TOKENS.value,
+  )
   settings = measure.Settings(
-      max_new_tokens=_MAX_NEW_TOKENS.value,
-      analysis_temperature=_ANALYSIS_TEMPERATURE.value,
-      tolerance=_TOLERANCE.value, max_nodes=_MAX_NODES.value,
-      batch=min(_BATCH.value, len(prompts.tokens)), groups=_GROUPS.value,
-      interactions=_INTERACTIONS.value,
-      options=tuple(map(int, _OPTIONS.value)))
-  bytes_needed = measure.estimate_bytes(
-      source.config, prompts, settings)
+    max_new_tokens=_MAX_NEW_TOKENS.value,
+    analysis_temperature=_ANALYSIS_TEMPERATURE.value,
+    tolerance=_TOLERANCE.value,
+    max_nodes=_MAX_NODES.value,
+    batch=min(_BATCH.value, len(prompts.tokens)),
+    groups=_GROUPS.value,
+    interactions=_INTERACTIONS.value,
+    options=tuple(map(int, _OPTIONS.value)),
+  )
+  bytes_needed = measure.estimate_bytes(source.config, prompts, settings)
   launch.say(
-      f"memory: {memory.gib(bytes_needed.total)} (weights"
-      f" {memory.gib(bytes_needed.weights)}, tangents"
-      f" {memory.gib(bytes_needed.tangents)}, nodes"
-      f" {memory.gib(bytes_needed.nodes)})")
+    f"memory: {memory.gib(bytes_needed.total)} (weights"
+    f" {memory.gib(bytes_needed.weights)}, tangents"
+    f" {memory.gib(bytes_needed.tangents)}, nodes"
+    f" {memory.gib(bytes_needed.nodes)})"
+  )
   hashes = {"dense": checkpoints.checkpoint_hash(source)}
   cells, drawn, calibration = [], {}, None
   if _PRUNED.value is None:
-    cells = [configurations.read_cell(text, group_size=64, target="attention")
-             for text in _CELLS.value]
+    cells = [
+      configurations.read_cell(text, group_size=64, target="attention")
+      for text in _CELLS.value
+    ]
     for cell in cells:
       configurations.check(source.config, cell)
     drawn, calibration = inputs.read_calibrations(
-        source, _CALIBRATION.value, seeds, num_samples=_NUM_SAMPLES.value,
-        seq_len=_SEQ_LEN.value)
+      source,
+      _CALIBRATION.value,
+      seeds,
+      num_samples=_NUM_SAMPLES.value,
+      seq_len=_SEQ_LEN.value,
+    )
   else:
     pruned = inputs.open_model(_PRUNED.value)
     hashes["pruned"] = checkpoints.checkpoint_hash(pruned)
   description = report.describe_run(
-      flags=launch.flag_values(), command=sys.argv,
-      seeds={"calibration, chance": seeds, "bootstrap": 0},
-      checkpoint_hash=hashes, calibration=calibration,
-  ) | {"prompts": {"source": prompts.source, "hash": prompts.hash,
-                   "count": len(prompts.tokens), "bos": prompts.bos}}
+    flags=launch.flag_values(),
+    command=sys.argv,
+    seeds={"calibration, chance": seeds, "bootstrap": 0},
+    checkpoint_hash=hashes,
+    calibration=calibration,
+  ) | {
+    "prompts": {
+      "source": prompts.source,
+      "hash": prompts.hash,
+      "count": len(prompts.tokens),
+      "bos": prompts.bos,
+    }
+  }
   config, params = checkpoints.load_params(source, jnp.float32)
   with report.RunFolder(
-      _OUT.value, description, extra_fields=summary_lib.FIELDS) as run:
+    _OUT.value, description, extra_fields=summary_lib.FIELDS
+  ) as run:
     if cells:
       models = models_lib.of_cells(
-          source, params, cells,
-          {seed: each.tokens for seed, each in drawn.items()},
-          pathlib.Path(_OUT.value) / "work", with_controls=_CONTROLS.value)
+        source,
+        params,
+        cells,
+        {seed: each.tokens for seed, each in drawn.items()},
+        pathlib.Path(_OUT.value) / "work",
+        with_controls=_CONTROLS.value,
+      )
     else:
       models = models_lib.of_pair(
-          source, params, pruned, seeds if _CONTROLS.value else seeds[:1],
-          with_controls=_CONTROLS.value)
-    progress = launch.Progress("model", models_lib.count(
-        len(cells), len(seeds), with_controls=_CONTROLS.value))
+        source,
+        params,
+        pruned,
+        seeds if _CONTROLS.value else seeds[:1],
+        with_controls=_CONTROLS.value,
+      )
+    progress = launch.Progress(
+      "model",
+      models_lib.count(len(cells), len(seeds), with_controls=_CONTROLS.value),
+    )
     texts = measure.write_texts(config, params, prompts, settings)
     founds, pairs = {}, {}
     for index, model in enumerate(models):
       # Chance is not divided among groups of layers: it has no depth.
       found = measure.measure(
-          config, model.both, texts, settings if model.source == "pruned" else
-          dataclasses.replace(settings, groups=1), pairs.get(model.cell))
+        config,
+        model.both,
+        texts,
+        settings
+        if model.source == "pruned"
+        else dataclasses.replace(settings, groups=1),
+        pairs.get(model.cell),
+      )
       pairs.setdefault(model.cell, found.pairs)
       founds.setdefault((model.cell, model.source), {})[model.seed] = found
       run.write_all(summary_lib.rows(model, found, settings))
-      progress.step(index, completeness=max(
-          max(errors.values()) for errors in found.completeness.values()))
+      progress.step(
+        index,
+        completeness=max(
+          max(errors.values()) for errors in found.completeness.values()
+        ),
+      )
     entries = [
-        summary_lib.summarise(
-            *key, list(by_seed), list(by_seed.values()))
-        for key, by_seed in founds.items()]
+      summary_lib.summarise(*key, list(by_seed), list(by_seed.values()))
+      for key, by_seed in founds.items()
+    ]
     summary = {
-        "analysis_temperature": settings.analysis_temperature,
-        "tolerance": settings.tolerance,
-        "completeness_error": max(
-            entry["completeness_error"] for entry in entries),
-        "estimated_bytes": bytes_needed.total, "models": entries}
+      "analysis_temperature": settings.analysis_temperature,
+      "tolerance": settings.tolerance,
+      "completeness_error": max(
+        entry["completeness_error"] for entry in entries
+      ),
+      "estimated_bytes": bytes_needed.total,
+      "models": entries,
+    }
     drawn_figures = {
-        entry["cell"]: page.draw(
-            entry, list(founds[entry["cell"], "pruned"].values()), settings)
-        for entry in entries if entry["source"] == "pruned"}
+      entry["cell"]: page.draw(
+        entry, list(founds[entry["cell"], "pruned"].values()), settings
+      )
+      for entry in entries
+      if entry["source"] == "pruned"
+    }
     for cell, each in drawn_figures.items():
       for name, (png, _, _) in each.items():
         run.write_figure(f"{cell.replace(':', '_')}_{name}", png)
-    run.write_page(page.render(
-        summary, drawn_figures, description, settings))
-    run.write_summary(summary | {
+    run.write_page(page.render(summary, drawn_figures, description, settings))
+    run.write_summary(
+      summary
+      | {
         "complete": summary["completeness_error"] <= settings.tolerance,
         "seconds": time.monotonic() - began,
         "cpu_seconds": time.process_time(),
-        "memory": measure.peak_memory()})
+        "memory": measure.peak_memory(),
+      }
+    )
   print(page.headline(summary))
   print(f"wrote {_OUT.value}/report.html")
 

@@ -32,73 +32,108 @@ from experiments import launch
 from jaxprune.studies.sweep import configurations
 
 _MODEL = flags.DEFINE_string(
-    "model", None, "Checkpoint to prune: a folder or a hub id.", required=True)
+  "model", None, "Checkpoint to prune: a folder or a hub id.", required=True
+)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 _METHOD = flags.DEFINE_enum(
-    "method", "wanda",
-    [*configurations.ENTRIES, *configurations.UNITS, *configurations.ROUNDING, *configurations.DROPS],
-    "What decides.")
-_SPARSITY = flags.DEFINE_float(
-    "sparsity", 0.5, "Fraction removed, in [0, 1).")
+  "method",
+  "wanda",
+  [
+    *configurations.ENTRIES,
+    *configurations.UNITS,
+    *configurations.ROUNDING,
+    *configurations.DROPS,
+  ],
+  "What decides.",
+)
+_SPARSITY = flags.DEFINE_float("sparsity", 0.5, "Fraction removed, in [0, 1).")
 _PATTERN = flags.DEFINE_string(
-    "pattern", "unstructured", "unstructured, or n:m with n kept out of m.")
+  "pattern", "unstructured", "unstructured, or n:m with n kept out of m."
+)
 _GROUP = flags.DEFINE_enum(
-    "group", None, ["output", "matrix", "global"],
-    "What competes in an unstructured pattern; by default output, and matrix"
-    " for sparsegpt, as in the references.")
+  "group",
+  None,
+  ["output", "matrix", "global"],
+  "What competes in an unstructured pattern; by default output, and matrix"
+  " for sparsegpt, as in the references.",
+)
 _ALLOCATION = flags.DEFINE_enum(
-    "allocation", "uniform", ["uniform", *configurations.ALLOCATIONS],
-    "How the sparsity is spread over layers.")
+  "allocation",
+  "uniform",
+  ["uniform", *configurations.ALLOCATIONS],
+  "How the sparsity is spread over layers.",
+)
 _SPREAD = flags.DEFINE_float(
-    "spread", 0.08,
-    "Half of what the sparsities of layers lie apart, unless uniform.")
+  "spread",
+  0.08,
+  "Half of what the sparsities of layers lie apart, unless uniform.",
+)
 _NARROW = flags.DEFINE_bool(
-    "narrow", False,
-    "Build narrower MLPs instead of zeros (neuron, neuron_root, flap).")
+  "narrow",
+  False,
+  "Build narrower MLPs instead of zeros (neuron, neuron_root, flap).",
+)
 _BITS = flags.DEFINE_integer("bits", 4, "Of a weight, for rtn and awq.")
 _GROUP_SIZE = flags.DEFINE_integer(
-    "group_size", 128, "Inputs that share a scale in rtn and awq; 0 for all.")
+  "group_size", 128, "Inputs that share a scale in rtn and awq; 0 for all."
+)
 _DROP_COUNT = flags.DEFINE_integer(
-    "drop_count", 1, "Sublayers (or blocks) to drop.", lower_bound=0)
+  "drop_count", 1, "Sublayers (or blocks) to drop.", lower_bound=0
+)
 _DROP_TARGET = flags.DEFINE_enum(
-    "drop_target", "attention", ["attention", "mlp", "joint", "block"],
-    "What drop_iterative, drop_random, drop_reverse, kl_iterative drop.")
+  "drop_target",
+  "attention",
+  ["attention", "mlp", "joint", "block"],
+  "What drop_iterative, drop_random, drop_reverse, kl_iterative drop.",
+)
 _CALIBRATION = flags.DEFINE_string(
-    "calibration", None,
-    "Text, jsonl, json.gz or parquet file, c4, wikitext2, or an .npz of ids.")
+  "calibration",
+  None,
+  "Text, jsonl, json.gz or parquet file, c4, wikitext2, or an .npz of ids.",
+)
 _NUM_SAMPLES = flags.DEFINE_integer(
-    "num_samples", 128, "Calibration sequences.", lower_bound=1)
+  "num_samples", 128, "Calibration sequences.", lower_bound=1
+)
 _SEQ_LEN = flags.DEFINE_integer(
-    "seq_len", 2048, "Tokens of a calibration sequence.", lower_bound=1)
+  "seq_len", 2048, "Tokens of a calibration sequence.", lower_bound=1
+)
 _SAMPLING = flags.DEFINE_enum(
-    "sampling", None, ["documents", "joined", "packed"],
-    "How sequences are cut from text; see calibration.tokens.")
+  "sampling",
+  None,
+  ["documents", "joined", "packed"],
+  "How sequences are cut from text; see calibration.tokens.",
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of every draw.")
 _MICRO_BATCH = flags.DEFINE_integer(
-    "micro_batch", 8, "Sequences in a layer at once.", lower_bound=1)
+  "micro_batch", 8, "Sequences in a layer at once.", lower_bound=1
+)
 _OFFLOAD = flags.DEFINE_bool(
-    "offload", False, "Keep activations on the host between layers.")
+  "offload", False, "Keep activations on the host between layers."
+)
 _MESH = flags.DEFINE_string(
-    "mesh", None,
-    "Devices, such as data:4,model:2: sequences over data, outputs of kernels"
-    " over model.")
+  "mesh",
+  None,
+  "Devices, such as data:4,model:2: sequences over data, outputs of kernels"
+  " over model.",
+)
 _OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Replace an older model folder in --out.")
+  "overwrite", False, "Replace an older model folder in --out."
+)
 
 EXTRA_FIELDS = {
-    "allocation": ("text", "", "how the sparsity is spread over layers"),
-    "spread": ("float", "", "half of what the sparsities lie apart"),
-    "group_size": ("int", "", "inputs that share a scale"),
-    "damping": ("float", "", "largest share of the mean diagonal added to H"),
-    "attention_kept": ("bool", "", "the attention of the layer stays"),
-    "mlp_kept": ("bool", "", "the MLP of the layer stays"),
-    "similarity_attention": ("float", "", "cosine over the attention"),
-    "similarity_mlp": ("float", "", "cosine over the MLP"),
-    "similarity_block": ("float", "", "cosine over the whole layer"),
-    "kl_attention": ("float", "nats", "KL without the attention alone"),
-    "kl_mlp": ("float", "nats", "KL without the MLP alone"),
-    "kl_block": ("float", "nats", "KL without the layer alone"),
-    "kl_alone": ("float", "nats", "KL with this layer alone pruned"),
+  "allocation": ("text", "", "how the sparsity is spread over layers"),
+  "spread": ("float", "", "half of what the sparsities lie apart"),
+  "group_size": ("int", "", "inputs that share a scale"),
+  "damping": ("float", "", "largest share of the mean diagonal added to H"),
+  "attention_kept": ("bool", "", "the attention of the layer stays"),
+  "mlp_kept": ("bool", "", "the MLP of the layer stays"),
+  "similarity_attention": ("float", "", "cosine over the attention"),
+  "similarity_mlp": ("float", "", "cosine over the MLP"),
+  "similarity_block": ("float", "", "cosine over the whole layer"),
+  "kl_attention": ("float", "nats", "KL without the attention alone"),
+  "kl_mlp": ("float", "nats", "KL without the MLP alone"),
+  "kl_block": ("float", "nats", "KL without the layer alone"),
+  "kl_alone": ("float", "nats", "KL with this layer alone pruned"),
 }
 
 
@@ -116,27 +151,41 @@ def main() -> None:
   source = inputs.open_model(_MODEL.value)
   mesh = inputs.read_mesh(_MESH.value)
   memory = streaming.Memory(
-      micro_batch=_MICRO_BATCH.value, offload=_OFFLOAD.value, mesh=mesh)
+    micro_batch=_MICRO_BATCH.value, offload=_OFFLOAD.value, mesh=mesh
+  )
   drops = configurations.DROPS.get(_METHOD.value)
   pattern = None if drops else _pattern()
   if pattern:
     weights.check_job(
-        source.config, _METHOD.value, pattern,
-        tokens=_CALIBRATION.value is not None, narrow=_NARROW.value)
+      source.config,
+      _METHOD.value,
+      pattern,
+      tokens=_CALIBRATION.value is not None,
+      narrow=_NARROW.value,
+    )
   calibration = None
   if _CALIBRATION.value is not None:
     calibration = inputs.read_calibration(
-        source, _CALIBRATION.value, num_samples=_NUM_SAMPLES.value,
-        seq_len=_SEQ_LEN.value, seed=_SEED.value, sampling=_SAMPLING.value)
+      source,
+      _CALIBRATION.value,
+      num_samples=_NUM_SAMPLES.value,
+      seq_len=_SEQ_LEN.value,
+      seed=_SEED.value,
+      sampling=_SAMPLING.value,
+    )
   described = None if calibration is None else tokens.describe(calibration)
   ids = None if calibration is None else calibration.tokens
   if pattern:
     _check_memory(source.config, ids, memory)
   digest = checkpoints.checkpoint_hash(source)
   provenance = {
-      "method": _METHOD.value, "seed": _SEED.value, "checkpoint_hash": digest,
-      "calibration": described, "micro_batch": _MICRO_BATCH.value,
-      "mesh": _MESH.value}
+    "method": _METHOD.value,
+    "seed": _SEED.value,
+    "checkpoint_hash": digest,
+    "calibration": described,
+    "micro_batch": _MICRO_BATCH.value,
+    "mesh": _MESH.value,
+  }
   progress = launch.Progress("layer", source.config.num_layers)
   if drops:
     target, selection = drops[0] or _DROP_TARGET.value, drops[1]
@@ -146,13 +195,24 @@ def main() -> None:
     elif selection == "kl":
       progress = launch.Progress("round", 1)
     chosen, scores = configurations.choose_drops(
-        source, _DROP_COUNT.value, target=target, selection=selection,
-        tokens=ids, memory=memory, seed=_SEED.value,
-        on_layer=lambda layer: progress.step(layer))
+      source,
+      _DROP_COUNT.value,
+      target=target,
+      selection=selection,
+      tokens=ids,
+      memory=memory,
+      seed=_SEED.value,
+      on_layer=lambda layer: progress.step(layer),
+    )
     log = sublayers.prune_drops(
-        source, _OUT.value, chosen, scores,
-        score_name=configurations.score_name(selection), provenance=provenance,
-        overwrite=_OVERWRITE.value)
+      source,
+      _OUT.value,
+      chosen,
+      scores,
+      score_name=configurations.score_name(selection),
+      provenance=provenance,
+      overwrite=_OVERWRITE.value,
+    )
     settings = {"method": _METHOD.value, "drop_count": _DROP_COUNT.value}
     summary = {"dropped": [list(pair) for pair in chosen.order]}
   else:
@@ -164,32 +224,49 @@ def main() -> None:
       pattern, alone = _allocated(source, pattern, ids, memory)
       settings |= {"allocation": _ALLOCATION.value, "spread": _SPREAD.value}
     log = weights.prune_weights(
-        source, _OUT.value, method=_METHOD.value, pattern=pattern, tokens=ids,
-        narrow=_NARROW.value, memory=memory, provenance=provenance,
-        overwrite=_OVERWRITE.value,
-        on_layer=lambda row: progress.step(
-            row["layer"], sparsity=row["sparsity"],
-            layer_error=row.get("layer_error")))
+      source,
+      _OUT.value,
+      method=_METHOD.value,
+      pattern=pattern,
+      tokens=ids,
+      narrow=_NARROW.value,
+      memory=memory,
+      provenance=provenance,
+      overwrite=_OVERWRITE.value,
+      on_layer=lambda row: progress.step(
+        row["layer"],
+        sparsity=row["sparsity"],
+        layer_error=row.get("layer_error"),
+      ),
+    )
     if alone is not None:
       log = [row | {"kl_alone": kl} for row, kl in zip(log, alone)]
     summary = {"asked_sparsity": asked} if asked is not None else {}
     if "layer_error" in log[0]:
       summary["layer_error"] = float(
-          np.mean([row["layer_error"] for row in log]))
+        np.mean([row["layer_error"] for row in log])
+      )
   if not devices.is_writer():
     return
-  summary["sparsity"] = float(np.mean([row["sparsity"] for row in log])) if (
-      pattern) else weights.folder_sparsity(_OUT.value)
+  summary["sparsity"] = (
+    float(np.mean([row["sparsity"] for row in log]))
+    if (pattern)
+    else weights.folder_sparsity(_OUT.value)
+  )
   description = report.describe_run(
-      flags=launch.flag_values(), command=sys.argv,
-      seeds={"calibration": _SEED.value}, checkpoint_hash=digest,
-      calibration=described)
+    flags=launch.flag_values(),
+    command=sys.argv,
+    seeds={"calibration": _SEED.value},
+    checkpoint_hash=digest,
+    calibration=described,
+  )
   checkpoints.atomic_write_json(f"{_OUT.value}/run.json", description)
   extra = {name: report.Field(*field) for name, field in EXTRA_FIELDS.items()}
   with report.RunFolder(_OUT.value, description, extra_fields=extra) as run:
     run.write_all({**settings, "seed": _SEED.value, **row} for row in log)
     run.write_summary(
-        {**settings, **summary, "seconds": time.monotonic() - began})
+      {**settings, **summary, "seconds": time.monotonic() - began}
+    )
   print(f"wrote {_OUT.value}: {summary['sparsity']:.4f} of the kernels is zero")
 
 
@@ -201,11 +278,13 @@ def _pattern():
 
   if _METHOD.value in configurations.ROUNDING:
     return quantize.Levels(
-        bits=_BITS.value, group_size=_GROUP_SIZE.value or None)
+      bits=_BITS.value, group_size=_GROUP_SIZE.value or None
+    )
   if _METHOD.value in configurations.UNITS:
     return patterns.Unstructured(sparsity=_SPARSITY.value)
   group = _GROUP.value or (
-      "matrix" if _METHOD.value == "sparsegpt" else "output")
+    "matrix" if _METHOD.value == "sparsegpt" else "output"
+  )
   return inputs.read_pattern(_PATTERN.value, _SPARSITY.value, group)
 
 
@@ -213,13 +292,20 @@ def _allocated(source, pattern, ids, memory):
   """The pattern of each layer, and the scores behind it."""
   if not hasattr(pattern, "sparsity"):
     raise ValueError(
-        f"--allocation={_ALLOCATION.value} spreads a --sparsity over layers:"
-        " use the unstructured pattern")
+      f"--allocation={_ALLOCATION.value} spreads a --sparsity over layers:"
+      " use the unstructured pattern"
+    )
   progress = launch.Progress("scored layer", source.config.num_layers)
   return configurations.spread_pattern(
-      source, _METHOD.value, pattern, _ALLOCATION.value, tokens=ids,
-      spread=_SPREAD.value, memory=memory,
-      on_layer=lambda layer: progress.step(layer))
+    source,
+    _METHOD.value,
+    pattern,
+    _ALLOCATION.value,
+    tokens=ids,
+    spread=_SPREAD.value,
+    memory=memory,
+    on_layer=lambda layer: progress.step(layer),
+  )
 
 
 def _check_memory(config, ids, memory):
@@ -228,12 +314,14 @@ def _check_memory(config, ids, memory):
 
   sequences, length = (0, 0) if ids is None else ids.shape
   found = memory_lib.estimate_bytes(
-      config, _METHOD.value, sequences=sequences, length=length, memory=memory)
+    config, _METHOD.value, sequences=sequences, length=length, memory=memory
+  )
   launch.say(
-      f"memory: device {memory_lib.gib(found.device)} (layer"
-      f" {memory_lib.gib(found.layer)}, statistics"
-      f" {memory_lib.gib(found.statistics)}, activations"
-      f" {memory_lib.gib(found.activations)}), host {memory_lib.gib(found.host)}")
+    f"memory: device {memory_lib.gib(found.device)} (layer"
+    f" {memory_lib.gib(found.layer)}, statistics"
+    f" {memory_lib.gib(found.statistics)}, activations"
+    f" {memory_lib.gib(found.activations)}), host {memory_lib.gib(found.host)}"
+  )
   memory_lib.check_fits(found)
 
 

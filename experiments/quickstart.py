@@ -18,29 +18,40 @@ from absl import flags
 from experiments import launch
 
 _MODEL = flags.DEFINE_string(
-    "model", "pocket", "Checkpoint: a folder, a hub id, or pocket.")
+  "model", "pocket", "Checkpoint: a folder, a hub id, or pocket."
+)
 _CALIBRATION = flags.DEFINE_string(
-    "calibration", "pocket", "Text that the pruning method looks at.")
+  "calibration", "pocket", "Text that the pruning method looks at."
+)
 _PROMPTS = flags.DEFINE_string(
-    "prompts", "pocket", "Texts that are continued: txt, jsonl or npz.")
+  "prompts", "pocket", "Texts that are continued: txt, jsonl or npz."
+)
 _OUT = flags.DEFINE_string("out", "out/quickstart", "Folder to write.")
 _METHOD = flags.DEFINE_enum(
-    "method", "wanda", ["magnitude", "wanda", "wanda_variant"],
-    "What decides.")
+  "method", "wanda", ["magnitude", "wanda", "wanda_variant"], "What decides."
+)
 _SPARSITY = flags.DEFINE_float("sparsity", 0.6, "Fraction removed, in [0, 1).")
 _PATTERN = flags.DEFINE_string(
-    "pattern", "unstructured", "unstructured, or n:m with n kept out of m.")
+  "pattern", "unstructured", "unstructured, or n:m with n kept out of m."
+)
 _NUM_SAMPLES = flags.DEFINE_integer(
-    "num_samples", 32, "Calibration sequences.", lower_bound=1)
+  "num_samples", 32, "Calibration sequences.", lower_bound=1
+)
 _SEQ_LEN = flags.DEFINE_integer(
-    "seq_len", 128, "Tokens of a calibration sequence.", lower_bound=1)
+  "seq_len", 128, "Tokens of a calibration sequence.", lower_bound=1
+)
 _NUM_PROMPTS = flags.DEFINE_integer(
-    "num_prompts", 32, "Prompts to compare on.", lower_bound=1)
+  "num_prompts", 32, "Prompts to compare on.", lower_bound=1
+)
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
-    "max_new_tokens", 32, "Steps to decode and compare.", lower_bound=1)
+  "max_new_tokens", 32, "Steps to decode and compare.", lower_bound=1
+)
 _LENS = flags.DEFINE_enum(
-    "lens", "final_norm", ["final_norm", "raw"],
-    "Whether inner layers pass the final norm before the LM head.")
+  "lens",
+  "final_norm",
+  ["final_norm", "raw"],
+  "Whether inner layers pass the final norm before the LM head.",
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of every draw.")
 
 
@@ -62,42 +73,69 @@ def main() -> None:
   pattern = inputs.read_pattern(_PATTERN.value, _SPARSITY.value, "output")
   weights.check_job(source.config, _METHOD.value, pattern, tokens=True)
   prompts = inputs.read_prompts(
-      source, _PROMPTS.value, limit=_NUM_PROMPTS.value,
-      max_new_tokens=_MAX_NEW_TOKENS.value)
+    source,
+    _PROMPTS.value,
+    limit=_NUM_PROMPTS.value,
+    max_new_tokens=_MAX_NEW_TOKENS.value,
+  )
   calibration = inputs.read_calibration(
-      source, _CALIBRATION.value, num_samples=_NUM_SAMPLES.value,
-      seq_len=_SEQ_LEN.value, seed=_SEED.value)
+    source,
+    _CALIBRATION.value,
+    num_samples=_NUM_SAMPLES.value,
+    seq_len=_SEQ_LEN.value,
+    seed=_SEED.value,
+  )
   settings = measure.Settings(
-      max_new_tokens=_MAX_NEW_TOKENS.value, lens=_LENS.value, seed=_SEED.value)
+    max_new_tokens=_MAX_NEW_TOKENS.value, lens=_LENS.value, seed=_SEED.value
+  )
   out = pathlib.Path(_OUT.value)
   digest = checkpoints.checkpoint_hash(source)
   described = tokens.describe(calibration)
   description = report.describe_run(
-      flags=launch.flag_values(), command=sys.argv,
-      seeds={"calibration": _SEED.value, "bootstrap": _SEED.value},
-      checkpoint_hash=digest, calibration=described,
-  ) | {"prompts": {"source": prompts.source, "hash": prompts.hash,
-                   "count": len(prompts.tokens), "bos": prompts.bos}}
+    flags=launch.flag_values(),
+    command=sys.argv,
+    seeds={"calibration": _SEED.value, "bootstrap": _SEED.value},
+    checkpoint_hash=digest,
+    calibration=described,
+  ) | {
+    "prompts": {
+      "source": prompts.source,
+      "hash": prompts.hash,
+      "count": len(prompts.tokens),
+      "bos": prompts.bos,
+    }
+  }
   with report.RunFolder(out, description) as run:
     progress = launch.Progress("layer", source.config.num_layers)
     log = weights.prune_weights(
-        source, out / "pruned", method=_METHOD.value, pattern=pattern,
-        tokens=calibration.tokens, overwrite=True,
-        provenance={
-            "seed": _SEED.value, "checkpoint_hash": digest,
-            "calibration": described},
-        on_layer=lambda row: progress.step(
-            row["layer"], sparsity=row["sparsity"],
-            layer_error=row["layer_error"]))
+      source,
+      out / "pruned",
+      method=_METHOD.value,
+      pattern=pattern,
+      tokens=calibration.tokens,
+      overwrite=True,
+      provenance={
+        "seed": _SEED.value,
+        "checkpoint_hash": digest,
+        "calibration": described,
+      },
+      on_layer=lambda row: progress.step(
+        row["layer"], sparsity=row["sparsity"], layer_error=row["layer_error"]
+      ),
+    )
     batches = -(-len(prompts.tokens) // settings.batch)
     pruned = checkpoints.open_checkpoint(out / "pruned")
     measure.compare(
-        source, pruned, prompts, settings, run,
-        progress=launch.Progress("batch", batches))
+      source,
+      pruned,
+      prompts,
+      settings,
+      run,
+      progress=launch.Progress("batch", batches),
+    )
     tasks = _score_tasks(source, pruned) if inputs.is_pocket(source) else {}
     run.write_all({"task": name, **entry} for name, entry in tasks.items())
-    settings_of = {
-        "method": _METHOD.value, **inputs.describe_pattern(pattern)}
+    settings_of = {"method": _METHOD.value, **inputs.describe_pattern(pattern)}
     summary = settings_of | measure.summarise(out, settings)
     summary["sparsity"] = sum(row["sparsity"] for row in log) / len(log)
     summary["layer_error"] = sum(row["layer_error"] for row in log) / len(log)
@@ -107,9 +145,11 @@ def main() -> None:
     measure.write_report(run, description, summary, settings)
   print(measure.headline(summary))
   for name, entry in tasks.items():
-    print(f"{name:9s} dense {entry['reference']:.3f}  pruned"
-          f" {entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
-          f" ({entry['count']} items)")
+    print(
+      f"{name:9s} dense {entry['reference']:.3f}  pruned"
+      f" {entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
+      f" ({entry['count']} items)"
+    )
   print(f"wrote {out}/report.html and {out}/pruned")
 
 
@@ -121,17 +161,22 @@ def _score_tasks(source, pruned):
   from jaxprune.pocket import shipped
 
   dense, other = (
-      shipped.item_scores(*checkpoints.load_params(model, jnp.float32))
-      for model in (source, pruned))
+    shipped.item_scores(*checkpoints.load_params(model, jnp.float32))
+    for model in (source, pruned)
+  )
   metric = {"retrieve": "nDCG@10"}
   tasks = {}
   # Stories are at chance in the dense model: nothing there could be lost.
   for name in ("choose", "retrieve", "generate"):
     interval = report.mean_interval(other[name], seed=_SEED.value)
     tasks[name] = {
-        "metric": metric.get(name, "accuracy"), "value": interval.estimate,
-        "low": interval.low, "high": interval.high,
-        "reference": float(dense[name].mean()), "count": interval.rows}
+      "metric": metric.get(name, "accuracy"),
+      "value": interval.estimate,
+      "low": interval.low,
+      "high": interval.high,
+      "reference": float(dense[name].mean()),
+      "count": interval.rows,
+    }
   return tasks
 
 

@@ -21,39 +21,57 @@ from absl import flags
 from experiments import launch
 
 _MODEL = flags.DEFINE_string(
-    "model", None, "The dense encoder: a folder or a hub id.", required=True)
+  "model", None, "The dense encoder: a folder or a hub id.", required=True
+)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 _COLLECTION = flags.DEFINE_string(
-    "collection", None,
-    "Folder of queries, documents and judgements: Cranfield, or the layout of"
-    " BEIR.", required=True)
+  "collection",
+  None,
+  "Folder of queries, documents and judgements: Cranfield, or the layout of"
+  " BEIR.",
+  required=True,
+)
 _STS = flags.DEFINE_string(
-    "sts", None, "Sentence pairs: a tab-separated file with score, sent1 and"
-    " sent2.")
+  "sts",
+  None,
+  "Sentence pairs: a tab-separated file with score, sent1 and sent2.",
+)
 _CALIBRATION = flags.DEFINE_string(
-    "calibration", "collection",
-    "`collection` for its own documents, or a text, jsonl, json.gz or parquet"
-    " file, c4, wikitext2.")
+  "calibration",
+  "collection",
+  "`collection` for its own documents, or a text, jsonl, json.gz or parquet"
+  " file, c4, wikitext2.",
+)
 _NUM_SAMPLES = flags.DEFINE_integer(
-    "num_samples", 128, "Calibration documents.", lower_bound=1)
+  "num_samples", 128, "Calibration documents.", lower_bound=1
+)
 _MAX_TOKENS = flags.DEFINE_integer(
-    "max_tokens", 256, "Texts are cut to so many tokens.", lower_bound=3)
+  "max_tokens", 256, "Texts are cut to so many tokens.", lower_bound=3
+)
 _METHOD = flags.DEFINE_list(
-    "method", ["wanda"], "Weight methods, any number; empty for none.")
+  "method", ["wanda"], "Weight methods, any number; empty for none."
+)
 _SPARSITY = flags.DEFINE_list(
-    "sparsity", ["0.5"], "Fractions removed, each by each method.")
+  "sparsity", ["0.5"], "Fractions removed, each by each method."
+)
 _PATTERN = flags.DEFINE_list(
-    "pattern", [], "Also n:m patterns, n kept out of m, by each method.")
+  "pattern", [], "Also n:m patterns, n kept out of m, by each method."
+)
 _DROP_ATTENTION = flags.DEFINE_list(
-    "drop_attention", [], "Counts of attention sublayers to drop.")
+  "drop_attention", [], "Counts of attention sublayers to drop."
+)
 _DROP_MLP = flags.DEFINE_list(
-    "drop_mlp", [], "Counts of MLP sublayers to drop.")
+  "drop_mlp", [], "Counts of MLP sublayers to drop."
+)
 _PRUNED = flags.DEFINE_list(
-    "pruned", [], "Folders of models pruned elsewhere, of the same shape.")
+  "pruned", [], "Folders of models pruned elsewhere, of the same shape."
+)
 _SEED = flags.DEFINE_integer(
-    "seed", 0, "Seed of the calibration draw and the intervals.")
+  "seed", 0, "Seed of the calibration draw and the intervals."
+)
 _KEEP_MODELS = flags.DEFINE_bool(
-    "keep_models", False, "Keep the pruned models in OUT/models.")
+  "keep_models", False, "Keep the pruned models in OUT/models."
+)
 
 
 def main() -> None:
@@ -74,27 +92,35 @@ def main() -> None:
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()
   source = checkpoints.open_checkpoint(
-      checkpoints.resolve_model(_MODEL.value), EncoderConfig)
+    checkpoints.resolve_model(_MODEL.value), EncoderConfig
+  )
   pooling = checkpoints.read_pooling(source.folder)
   if _MAX_TOKENS.value > source.config.max_positions:
     raise ValueError(
-        f"--max_tokens={_MAX_TOKENS.value} is more than the"
-        f" {source.config.max_positions} positions of the encoder")
+      f"--max_tokens={_MAX_TOKENS.value} is more than the"
+      f" {source.config.max_positions} positions of the encoder"
+    )
   wanted = _wanted(source.config)
   tokenizer = tokenizers.load_tokenizer(source.folder)
   collection = retrieval_data.read_collection(_COLLECTION.value)
   pairs = retrieval_data.read_pairs(_STS.value) if _STS.value else None
   texts = study.tokenised(tokenizer, collection, pairs, _MAX_TOKENS.value)
   calibration = study.calibrate(
-      tokenizer, _CALIBRATION.value,
-      study.calibration_texts(_CALIBRATION.value, collection), source.config,
-      num_samples=_NUM_SAMPLES.value, max_tokens=_MAX_TOKENS.value,
-      seed=_SEED.value)
+    tokenizer,
+    _CALIBRATION.value,
+    study.calibration_texts(_CALIBRATION.value, collection),
+    source.config,
+    num_samples=_NUM_SAMPLES.value,
+    max_tokens=_MAX_TOKENS.value,
+    seed=_SEED.value,
+  )
   description = report.describe_run(
-      flags=launch.flag_values(), command=sys.argv,
-      seeds={"calibration": _SEED.value, "bootstrap": _SEED.value},
-      checkpoint_hash=checkpoints.checkpoint_hash(source),
-      calibration=calibration.description)
+    flags=launch.flag_values(),
+    command=sys.argv,
+    seeds={"calibration": _SEED.value, "bootstrap": _SEED.value},
+    checkpoint_hash=checkpoints.checkpoint_hash(source),
+    calibration=calibration.description,
+  )
   with report.RunFolder(_OUT.value, description) as run:
     if _KEEP_MODELS.value:
       # What an earlier run with these flags left there is stale.
@@ -102,31 +128,43 @@ def main() -> None:
     scores = None
     if any("drop_count" in variant.settings for variant in wanted):
       scores = encoder.score_encoder(
-          source, calibration.tokens, calibration.valid)
+        source, calibration.tokens, calibration.valid
+      )
     dense = study.Variant(
-        name="dense", settings={"method": "none"}, folder=source.folder)
+      name="dense", settings={"method": "none"}, folder=source.folder
+    )
     progress = launch.Progress("model", 1 + len(wanted))
     summary = {
-        "queries": sum(map(bool, collection.qrels)),
-        "documents": len(collection.documents),
-        "pairs": 0 if pairs is None else len(pairs.scores), "models": {}}
+      "queries": sum(map(bool, collection.qrels)),
+      "documents": len(collection.documents),
+      "pairs": 0 if pairs is None else len(pairs.scores),
+      "models": {},
+    }
     dense_vectors = dense_found = None
     with tempfile.TemporaryDirectory() as temporary:
-      home = run.folder / "models" if _KEEP_MODELS.value else pathlib.Path(
-          temporary)
+      home = (
+        run.folder / "models" if _KEEP_MODELS.value else pathlib.Path(temporary)
+      )
       for index, variant in enumerate([dense, *wanted]):
         folder = study.make_model(
-            source, variant, calibration, scores, home / variant.name)
+          source, variant, calibration, scores, home / variant.name
+        )
         vectors, reached, dropped = study.embed(
-            folder, pooling, texts, source.config)
+          folder, pooling, texts, source.config
+        )
         found = study.measure(vectors, texts)
         if index == 0:
           dense_vectors, dense_found = vectors, found
         cos_h = study.cosines(dense_vectors, vectors)
-        run.write_all(study.rows(
-            collection.name, variant, reached, found, dense_found, cos_h))
+        run.write_all(
+          study.rows(
+            collection.name, variant, reached, found, dense_found, cos_h
+          )
+        )
         entry = {
-            "sparsity": reached, "dropped": dropped, **variant.settings,
+          "sparsity": reached,
+          "dropped": dropped,
+          **variant.settings,
         } | study.summarise(found, dense_found, cos_h, pairs, _SEED.value)
         if index == 0:
           summary["dense"] = entry
@@ -135,19 +173,30 @@ def main() -> None:
         if not _KEEP_MODELS.value and variant.folder is None:
           shutil.rmtree(folder)
         progress.step(
-            index, ndcg=entry["ndcg@10"]["value"],
-            spearman=entry.get(study.STS, {}).get("value"))
+          index,
+          ndcg=entry["ndcg@10"]["value"],
+          spearman=entry.get(study.STS, {}).get("value"),
+        )
     summary["seconds"] = time.monotonic() - began
     if scores is not None:
       summary["similarity"] = {k: v.tolist() for k, v in scores.items()}
     run.write_summary(summary)
-    run.write_page(page.render_page(
-        title="Retrieval by a pruned encoder", verdict=study.verdict(summary),
-        sections=study.sections(summary, run), run=description, protocol={
-            "Collection": collection.name, "Queries": summary["queries"],
-            "Documents": summary["documents"],
-            "Tokens of a text, at most": _MAX_TOKENS.value,
-            "Pooling": pooling.kind, "Normalised": pooling.normalise}))
+    run.write_page(
+      page.render_page(
+        title="Retrieval by a pruned encoder",
+        verdict=study.verdict(summary),
+        sections=study.sections(summary, run),
+        run=description,
+        protocol={
+          "Collection": collection.name,
+          "Queries": summary["queries"],
+          "Documents": summary["documents"],
+          "Tokens of a text, at most": _MAX_TOKENS.value,
+          "Pooling": pooling.kind,
+          "Normalised": pooling.normalise,
+        },
+      )
+    )
   print(study.verdict(summary).replace("\n\n", "\n"))
   print(f"wrote {_OUT.value}/report.html")
 
@@ -161,23 +210,32 @@ def _wanted(config):
   for method in _METHOD.value:
     if method not in encoder.METHODS:
       raise ValueError(
-          f"--method={method}: is not for encoders; use some of"
-          f" {', '.join(encoder.METHODS)}")
+        f"--method={method}: is not for encoders; use some of"
+        f" {', '.join(encoder.METHODS)}"
+      )
   wanted = study.variants(
-      _METHOD.value, _numbers("sparsity", _SPARSITY.value, float),
-      [inputs.read_pattern(p, 0.0, "output") for p in _PATTERN.value],
-      *(_numbers(name, counts, int) for name, counts in (
-          ("drop_attention", _DROP_ATTENTION.value),
-          ("drop_mlp", _DROP_MLP.value))),
-      _PRUNED.value)
+    _METHOD.value,
+    _numbers("sparsity", _SPARSITY.value, float),
+    [inputs.read_pattern(p, 0.0, "output") for p in _PATTERN.value],
+    *(
+      _numbers(name, counts, int)
+      for name, counts in (
+        ("drop_attention", _DROP_ATTENTION.value),
+        ("drop_mlp", _DROP_MLP.value),
+      )
+    ),
+    _PRUNED.value,
+  )
   for variant in wanted:
     if variant.pattern is not None:
       weights.check_job(
-          config, variant.settings["method"], variant.pattern, tokens=True)
+        config, variant.settings["method"], variant.pattern, tokens=True
+      )
     if variant.settings.get("drop_count", 0) > config.num_layers:
       raise ValueError(
-          f"--{variant.settings['method']}: {variant.settings['drop_count']}"
-          f" sublayers of {config.num_layers} layers; use fewer")
+        f"--{variant.settings['method']}: {variant.settings['drop_count']}"
+        f" sublayers of {config.num_layers} layers; use fewer"
+      )
   return wanted
 
 
@@ -186,7 +244,7 @@ def _numbers(name, values, kind):
     return [kind(value) for value in values]
   except ValueError:
     raise ValueError(
-        f"--{name}={','.join(values)}: give numbers, divided by commas"
+      f"--{name}={','.join(values)}: give numbers, divided by commas"
     ) from None
 
 

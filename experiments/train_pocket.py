@@ -19,16 +19,20 @@ from absl import flags
 from experiments import launch
 
 SEED = flags.DEFINE_integer(
-    "seed", 0, "Seed of the initial parameters and the order of documents.")
+  "seed", 0, "Seed of the initial parameters and the order of documents."
+)
 WORLD_SEED = flags.DEFINE_integer("world_seed", 0, "Seed of the world.")
 STEPS = flags.DEFINE_integer("steps", 2500, "Optimiser steps.", lower_bound=1)
 LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-3, "Peak of AdamW.")
 SAVE_EVERY = flags.DEFINE_integer(
-    "save_every", 100, "Steps between checkpoints.", lower_bound=1)
+  "save_every", 100, "Steps between checkpoints.", lower_bound=1
+)
 SPLIT = flags.DEFINE_enum(
-    "split", "test", ["train", "validation", "test"], "Items to score.")
+  "split", "test", ["train", "validation", "test"], "Items to score."
+)
 EVALUATE = flags.DEFINE_string(
-    "evaluate", None, "Score this model folder instead of training.")
+  "evaluate", None, "Score this model folder instead of training."
+)
 OUT = flags.DEFINE_string("out", None, "Folder for everything.", required=True)
 
 VOCAB_SIZE = 1280  # every word of the world is one token
@@ -57,28 +61,46 @@ def main() -> None:
     config, params = checkpoints.load_params(folder, dtype="float32")
   else:
     train = training.TrainConfig(
-        seed=SEED.value, steps=STEPS.value, learning_rate=LEARNING_RATE.value)
+      seed=SEED.value, steps=STEPS.value, learning_rate=LEARNING_RATE.value
+    )
     tokenizer = tokenizer_lib.train_tokenizer(index, vocab_size=VOCAB_SIZE)
     config = training.model_config(VOCAB_SIZE)
     (out / "checkpoints").mkdir(exist_ok=True)
     resumed, start = any((out / "checkpoints").iterdir()), time.monotonic()
     params = training.run(
-        config, train, index, tokenizer, out / "checkpoints",
-        save_every=SAVE_EVERY.value, report=lambda s: print(s, flush=True))
+      config,
+      train,
+      index,
+      tokenizer,
+      out / "checkpoints",
+      save_every=SAVE_EVERY.value,
+      report=lambda s: print(s, flush=True),
+    )
     minutes = None if resumed else (time.monotonic() - start) / 60
     # What is scored is what is shipped.
     params = jax.tree.map(
-        lambda x: x.astype(ml_dtypes.bfloat16).astype("float32"), params)
+      lambda x: x.astype(ml_dtypes.bfloat16).astype("float32"), params
+    )
   found = scores.score(config, params, tokenizer, items)
   if train is not None:
     card = export.model_card(
-        dataclasses.asdict(train), WORLD_SEED.value,
-        sum(leaf.size for leaf in jax.tree.leaves(params)), found,
-        tasks.tasks_hash(items), minutes)
+      dataclasses.asdict(train),
+      WORLD_SEED.value,
+      sum(leaf.size for leaf in jax.tree.leaves(params)),
+      found,
+      tasks.tasks_hash(items),
+      minutes,
+    )
     export.write_model(out / "model", config, params, tokenizer, card)
-  checkpoints.atomic_write_json(out / "summary.json", {
-      "split": SPLIT.value, "items_hash": tasks.tasks_hash(items),
-      "train_minutes": minutes, **found})
+  checkpoints.atomic_write_json(
+    out / "summary.json",
+    {
+      "split": SPLIT.value,
+      "items_hash": tasks.tasks_hash(items),
+      "train_minutes": minutes,
+      **found,
+    },
+  )
   for name, value in found.items():
     print(f"{name} {value:.4f}")
 

@@ -30,34 +30,52 @@ from absl import flags
 from experiments import launch
 
 _DENSE = flags.DEFINE_string(
-    "dense", None, "The original model: a folder or a hub id.", required=True)
+  "dense", None, "The original model: a folder or a hub id.", required=True
+)
 _PRUNED = flags.DEFINE_string(
-    "pruned", None, "The pruned model, of the same shape.", required=True)
+  "pruned", None, "The pruned model, of the same shape.", required=True
+)
 _PROMPTS = flags.DEFINE_string(
-    "prompts", None, "txt or jsonl file, or an .npz of ids.", required=True)
+  "prompts", None, "txt or jsonl file, or an .npz of ids.", required=True
+)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 _PROTOCOL = flags.DEFINE_multi_enum(
-    "protocol", ["teacher_forced"],
-    ["teacher_forced", "free_running", "handoff", "resynchronised"],
-    "Who reads what; may be given several times.")
+  "protocol",
+  ["teacher_forced"],
+  ["teacher_forced", "free_running", "handoff", "resynchronised"],
+  "Who reads what; may be given several times.",
+)
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
-    "max_new_tokens", 32, "Steps to decode and compare.", lower_bound=1)
+  "max_new_tokens", 32, "Steps to decode and compare.", lower_bound=1
+)
 _NUM_PROMPTS = flags.DEFINE_integer(
-    "num_prompts", None, "Only the first so many prompts.", lower_bound=1)
+  "num_prompts", None, "Only the first so many prompts.", lower_bound=1
+)
 _TEMPERATURE = flags.DEFINE_float(
-    "temperature", 0.0, "Of sampling; 0 is greedy.", lower_bound=0.0)
+  "temperature", 0.0, "Of sampling; 0 is greedy.", lower_bound=0.0
+)
 _ANALYSIS_TEMPERATURE = flags.DEFINE_float(
-    "analysis_temperature", 1.0, "T of the softmax that is measured.",
-    lower_bound=1e-3)
+  "analysis_temperature",
+  1.0,
+  "T of the softmax that is measured.",
+  lower_bound=1e-3,
+)
 _LENS = flags.DEFINE_enum(
-    "lens", "final_norm", ["final_norm", "raw"],
-    "Whether inner layers pass the final norm before the LM head.")
+  "lens",
+  "final_norm",
+  ["final_norm", "raw"],
+  "Whether inner layers pass the final norm before the LM head.",
+)
 _BATCH = flags.DEFINE_integer(
-    "batch", 8, "Prompts decoded together.", lower_bound=1)
+  "batch", 8, "Prompts decoded together.", lower_bound=1
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of sampling and intervals.")
 _SEEDS = flags.DEFINE_integer(
-    "seeds", 1, "Texts sampled from each prompt: seeds --seed, --seed + 1, ...",
-    lower_bound=1)
+  "seeds",
+  1,
+  "Texts sampled from each prompt: seeds --seed, --seed + 1, ...",
+  lower_bound=1,
+)
 
 
 def main() -> None:
@@ -71,35 +89,60 @@ def main() -> None:
   began = time.monotonic()
   if _SEEDS.value > 1 and not _TEMPERATURE.value:
     raise ValueError(
-        f"--seeds={_SEEDS.value}: greedy texts are the same for every seed;"
-        " give --temperature, or one seed")
+      f"--seeds={_SEEDS.value}: greedy texts are the same for every seed;"
+      " give --temperature, or one seed"
+    )
   dense = inputs.open_model(_DENSE.value)
   pruned = inputs.open_model(_PRUNED.value)
   prompts = inputs.read_prompts(
-      dense, _PROMPTS.value, limit=_NUM_PROMPTS.value,
-      max_new_tokens=_MAX_NEW_TOKENS.value)
+    dense,
+    _PROMPTS.value,
+    limit=_NUM_PROMPTS.value,
+    max_new_tokens=_MAX_NEW_TOKENS.value,
+  )
   # The reference of all the others is always run.
   protocols = tuple(dict.fromkeys([measure.PROTOCOL, *_PROTOCOL.value]))
   settings = measure.Settings(
-      max_new_tokens=_MAX_NEW_TOKENS.value, temperature=_TEMPERATURE.value,
-      analysis_temperature=_ANALYSIS_TEMPERATURE.value, lens=_LENS.value,
-      batch=_BATCH.value, seed=_SEED.value, num_seeds=_SEEDS.value)
+    max_new_tokens=_MAX_NEW_TOKENS.value,
+    temperature=_TEMPERATURE.value,
+    analysis_temperature=_ANALYSIS_TEMPERATURE.value,
+    lens=_LENS.value,
+    batch=_BATCH.value,
+    seed=_SEED.value,
+    num_seeds=_SEEDS.value,
+  )
   description = report.describe_run(
-      flags=launch.flag_values(), command=sys.argv,
-      seeds={"sampling": _SEED.value, "texts_per_prompt": _SEEDS.value,
-             "bootstrap": _SEED.value},
-      checkpoint_hash={
-          "dense": checkpoints.checkpoint_hash(dense),
-          "pruned": checkpoints.checkpoint_hash(pruned)},
-  ) | {"prompts": {"source": prompts.source, "hash": prompts.hash,
-                   "count": len(prompts.tokens), "bos": prompts.bos}}
+    flags=launch.flag_values(),
+    command=sys.argv,
+    seeds={
+      "sampling": _SEED.value,
+      "texts_per_prompt": _SEEDS.value,
+      "bootstrap": _SEED.value,
+    },
+    checkpoint_hash={
+      "dense": checkpoints.checkpoint_hash(dense),
+      "pruned": checkpoints.checkpoint_hash(pruned),
+    },
+  ) | {
+    "prompts": {
+      "source": prompts.source,
+      "hash": prompts.hash,
+      "count": len(prompts.tokens),
+      "bos": prompts.bos,
+    }
+  }
   with report.RunFolder(_OUT.value, description) as run:
     measure.compare(
-        dense, pruned, prompts, settings, run,
-        progress=launch.Progress(
-            "batch",
-            _SEEDS.value * -(-len(prompts.tokens) // _BATCH.value)),
-        protocols=protocols)
+      dense,
+      pruned,
+      prompts,
+      settings,
+      run,
+      progress=launch.Progress(
+        "batch", _SEEDS.value * -(-len(prompts.tokens) // _BATCH.value)
+      ),
+      protocols=protocols,
+    )
     summary = measure.summarise(run.folder, settings)
     summary |= measure.summarise_texts(run.folder, settings)
     run.write_summary({**summary, "seconds": time.monotonic() - began})

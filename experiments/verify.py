@@ -23,20 +23,22 @@ from absl import flags
 from experiments import launch
 
 _MODEL = flags.DEFINE_string(
-    "model", None, "Folder or hub id to look at.", required=True)
+  "model", None, "Folder or hub id to look at.", required=True
+)
 _AGAINST = flags.DEFINE_string(
-    "against", None, "Another model of the same shape.")
+  "against", None, "Another model of the same shape."
+)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the random tokens.")
 _TOLERANCE = flags.DEFINE_float(
-    "tolerance", 1e-4,
-    "Largest difference of logits from stock transformers.")
+  "tolerance", 1e-4, "Largest difference of logits from stock transformers."
+)
 
 EXTRA_FIELDS = {
-    "removed": ("int", "weights", "zeros of the kernel"),
-    "removed_alone": ("int", "weights", "zero here and not in --against"),
-    "kept_alone": ("int", "weights", "zero in --against and not here"),
-    "max_weight_difference": ("float", "", "over weights that both keep"),
+  "removed": ("int", "weights", "zeros of the kernel"),
+  "removed_alone": ("int", "weights", "zero here and not in --against"),
+  "kept_alone": ("int", "weights", "zero in --against and not here"),
+  "max_weight_difference": ("float", "", "over weights that both keep"),
 }
 
 
@@ -51,8 +53,9 @@ def main() -> None:
   other = inputs.open_model(_AGAINST.value) if _AGAINST.value else None
   if other and _shapes(other) != _shapes(source):
     raise ValueError(
-        f"--against={_AGAINST.value}: its kernels have other shapes than those"
-        f" of {_MODEL.value}")
+      f"--against={_AGAINST.value}: its kernels have other shapes than those"
+      f" of {_MODEL.value}"
+    )
   checks, values = {}, {}
   checks["shards"] = _check_shards(source)
   rows = []
@@ -63,9 +66,12 @@ def main() -> None:
     layer = checkpoints.read_layer(source, index)
     theirs = checkpoints.read_layer(other, index) if other else None
     for (group, kernel), w_IO in _kernels(layer):
-      row = {"layer": index, "kernel": f"{group}/{kernel}",
-             "removed": int((w_IO == 0).sum()),
-             "sparsity": float((w_IO == 0).mean())}
+      row = {
+        "layer": index,
+        "kernel": f"{group}/{kernel}",
+        "removed": int((w_IO == 0).sum()),
+        "sparsity": float((w_IO == 0).mean()),
+      }
       keep = masks.get(group, {}).get(kernel)
       if keep is not None:
         wrong["masks"] += int((w_IO[~keep[index]] != 0).sum())
@@ -83,11 +89,14 @@ def main() -> None:
     for name in ("removed_alone", "kept_alone"):
       values[name] = sum(row[name] for row in rows)
     values["max_weight_difference"] = max(
-        row["max_weight_difference"] for row in rows)
+      row["max_weight_difference"] for row in rows
+    )
   description = report.describe_run(
-      flags=launch.flag_values(), command=sys.argv,
-      seeds={"tokens": _SEED.value},
-      checkpoint_hash=checkpoints.checkpoint_hash(source))
+    flags=launch.flag_values(),
+    command=sys.argv,
+    seeds={"tokens": _SEED.value},
+    checkpoint_hash=checkpoints.checkpoint_hash(source),
+  )
   extra = {name: report.Field(*field) for name, field in EXTRA_FIELDS.items()}
   with report.RunFolder(_OUT.value, description, extra_fields=extra) as run:
     run.write_all(rows)
@@ -122,17 +131,19 @@ def _check_shards(source):
     return None
   recorded = json.loads(path.read_text())["shards"]
   return all(
-      (source.folder / name).stat().st_size == entry["size"]
-      and checkpoints.sha256_file(source.folder / name) == entry["sha256"]
-      for name, entry in recorded.items())
+    (source.folder / name).stat().st_size == entry["size"]
+    and checkpoints.sha256_file(source.folder / name) == entry["sha256"]
+    for name, entry in recorded.items()
+  )
 
 
 def _read_masks(source):
   from jaxprune import checkpoints
 
   path = source.folder / "masks.safetensors"
-  return checkpoints.read_masks(path, source.config)[0] if (
-      path.is_file()) else {}
+  return (
+    checkpoints.read_masks(path, source.config)[0] if (path.is_file()) else {}
+  )
 
 
 def _patterns(source):
@@ -143,13 +154,24 @@ def _patterns(source):
   written = job.get("pattern")
   # Units and thresholds over all layers have no exact count per kernel.
   if not written or job.get("method") in (
-      "neuron", "neuron_root", "flap", "wanda_variant"):
+    "neuron",
+    "neuron_root",
+    "flap",
+    "wanda_variant",
+  ):
     return None
-  many = written if isinstance(written, list) else (
-      [written] * source.config.num_layers)
+  many = (
+    written
+    if isinstance(written, list)
+    else ([written] * source.config.num_layers)
+  )
   made = [
-      NofM(keep=one["keep"], of=one["of"]) if "keep" in one
-      else Unstructured(**one) for one in many if "bits" not in one]
+    NofM(keep=one["keep"], of=one["of"])
+    if "keep" in one
+    else Unstructured(**one)
+    for one in many
+    if "bits" not in one
+  ]
   return None if not made or getattr(made[0], "group", "") == "global" else made
 
 
@@ -172,11 +194,14 @@ def _differences(w_IO, other_IO):
   """What one of two kernels removes alone, and how the rest differs."""
   both = (w_IO != 0) & (other_IO != 0)
   return {
-      "removed_alone": int(((w_IO == 0) & (other_IO != 0)).sum()),
-      "kept_alone": int(((w_IO != 0) & (other_IO == 0)).sum()),
-      "max_weight_difference": float(
-          abs(w_IO[both].astype("float32") - other_IO[both].astype("float32"))
-          .max(initial=0.0))}
+    "removed_alone": int(((w_IO == 0) & (other_IO != 0)).sum()),
+    "kept_alone": int(((w_IO != 0) & (other_IO == 0)).sum()),
+    "max_weight_difference": float(
+      abs(w_IO[both].astype("float32") - other_IO[both].astype("float32")).max(
+        initial=0.0
+      )
+    ),
+  }
 
 
 def _stock_difference(source):
@@ -194,10 +219,12 @@ def _stock_difference(source):
 
   config, params = checkpoints.load_params(source, jnp.float32)
   ids = np.random.default_rng(_SEED.value).integers(
-      config.vocab_size, size=(2, min(64, config.max_positions)))
+    config.vocab_size, size=(2, min(64, config.max_positions))
+  )
   ours = unembed(config, params, forward(config, params, jnp.asarray(ids))[0])
   stock = transformers.AutoModelForCausalLM.from_pretrained(
-      source.folder, dtype=torch.float32)
+    source.folder, dtype=torch.float32
+  )
   with torch.no_grad():
     theirs = stock(torch.tensor(ids)).logits.numpy()
   return float(abs(np.asarray(ours) - theirs).max())

@@ -34,18 +34,18 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
   unknown = set(sizes) - set(AXES)
   if unknown or min(sizes.values(), default=1) < 1:
     raise ValueError(
-        f"mesh {dict(sizes)}: give the axes data and model, each at least 1")
+      f"mesh {dict(sizes)}: give the axes data and model, each at least 1"
+    )
   shape = tuple(sizes.get(axis, 1) for axis in AXES)
   if shape[0] * shape[1] != jax.device_count():
     raise ValueError(
-        f"mesh data:{shape[0]},model:{shape[1]} needs {shape[0] * shape[1]}"
-        f" devices, there are {jax.device_count()}")
+      f"mesh data:{shape[0]},model:{shape[1]} needs {shape[0] * shape[1]}"
+      f" devices, there are {jax.device_count()}"
+    )
   return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2)
 
 
-def place(
-    array: Any, mesh: Mesh | None, spec: P | None = None
-) -> jax.Array:
+def place(array: Any, mesh: Mesh | None, spec: P | None = None) -> jax.Array:
   """Put an array that every process holds whole on the devices.
 
   Args:
@@ -58,8 +58,10 @@ def place(
   if isinstance(array, jax.Array) and not array.is_fully_addressable:
     return array
   return jax.make_array_from_callback(
-      array.shape, NamedSharding(mesh, spec or P()),
-      lambda index: np.asarray(array[index]))
+    array.shape,
+    NamedSharding(mesh, spec or P()),
+    lambda index: np.asarray(array[index]),
+  )
 
 
 def place_batch(x_BTD: Any, mesh: Mesh | None) -> jax.Array:

@@ -60,9 +60,7 @@ def atomic_write_json(path: str | os.PathLike, value: Any) -> None:
   atomic_write_text(path, text + "\n")
 
 
-def publish_folder(
-    work: str | os.PathLike, folder: str | os.PathLike
-) -> None:
+def publish_folder(work: str | os.PathLike, folder: str | os.PathLike) -> None:
   """Give the finished folder `work` the name `folder`.
 
   One rename where `folder` is absent or empty. A non-empty `folder` is first
@@ -94,12 +92,13 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
     raise ValueError(
-        f"{path}: not readable as JSON ({error}); copy or download it again"
+      f"{path}: not readable as JSON ({error}); copy or download it again"
     ) from error
   if not isinstance(value, dict):
     raise ValueError(
-        f"{path}: expected a JSON object, found {type(value).__name__}; copy"
-        " or download it again")
+      f"{path}: expected a JSON object, found {type(value).__name__}; copy"
+      " or download it again"
+    )
   return value
 
 

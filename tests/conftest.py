@@ -7,11 +7,11 @@ network. Warnings are errors (setup.cfg).
 import os
 
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8"
-    # Four fifths of the suite is compilation; this leaves out what makes the
-    # machine code fast, not what XLA makes of the program.
-    + " --xla_backend_optimization_level=0"
+  os.environ.get("XLA_FLAGS", "")
+  + " --xla_force_host_platform_device_count=8"
+  # Four fifths of the suite is compilation; this leaves out what makes the
+  # machine code fast, not what XLA makes of the program.
+  + " --xla_backend_optimization_level=0"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -28,13 +28,17 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 # A busy machine is no failed property, and a failure must come back on rerun.
 hypothesis.settings.register_profile(
-    "jaxprune", deadline=None, derandomize=True,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow])
+  "jaxprune",
+  deadline=None,
+  derandomize=True,
+  suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("jaxprune")
 
 # Measured, not guessed; BUILD.md says how the list is made.
 _SLOW = frozenset(
-    pathlib.Path(__file__).with_name("slow_tests.txt").read_text().split())
+  pathlib.Path(__file__).with_name("slow_tests.txt").read_text().split()
+)
 
 
 # They take longest and hold few tests: begun last, they would run alone.
@@ -47,8 +51,11 @@ def pytest_collection_modifyitems(items):
   Files that start scripts come first (setup.cfg keeps xdist from sorting the
   files by their number of tests).
   """
-  items.sort(key=lambda item: not (
-      item.path.stem in _FIRST or item.path.stem.endswith("_script")))
+  items.sort(
+    key=lambda item: (
+      not (item.path.stem in _FIRST or item.path.stem.endswith("_script"))
+    )
+  )
   for item in items:
     name = item.nodeid.partition("[")[0]
     if name in _SLOW or name.partition("::")[0] in _SLOW:
@@ -95,9 +102,16 @@ def two_layers(tmp_path_factory) -> pathlib.Path:
   from jaxprune.pocket import export, shipped, tokenizer
 
   config, params = checkpoints.load_params(shipped.FOLDER)
-  params = {**params, "layers": jax.tree.map(
-      lambda leaf: leaf[:2], params["layers"])}
+  params = {
+    **params,
+    "layers": jax.tree.map(lambda leaf: leaf[:2], params["layers"]),
+  }
   return export.write_model(
-      tmp_path_factory.mktemp("pocket") / "model", dataclasses.replace(
-          config, num_layers=2, sliding_layers=config.sliding_layers[:2]),
-      params, tokenizer.load_tokenizer(shipped.FOLDER), "Cut, for tests.")
+    tmp_path_factory.mktemp("pocket") / "model",
+    dataclasses.replace(
+      config, num_layers=2, sliding_layers=config.sliding_layers[:2]
+    ),
+    params,
+    tokenizer.load_tokenizer(shipped.FOLDER),
+    "Cut, for tests.",
+  )

@@ -8,12 +8,21 @@ import transformers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
 WORDS = (
-    "[PAD] [UNK] [CLS] [SEP] wing flow heat lift drag shock layer plate jet"
-    " cone body speed gas wave tip span ##s ##ing").split()
+  "[PAD] [UNK] [CLS] [SEP] wing flow heat lift drag shock layer plate jet"
+  " cone body speed gas wave tip span ##s ##ing"
+).split()
 SMALL = dict(
-    vocab_size=61, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
-    intermediate_size=48, max_position_embeddings=40, type_vocab_size=2,
-    hidden_act="gelu", pad_token_id=0, attn_implementation="eager")
+  vocab_size=61,
+  hidden_size=32,
+  num_hidden_layers=3,
+  num_attention_heads=4,
+  intermediate_size=48,
+  max_position_embeddings=40,
+  type_vocab_size=2,
+  hidden_act="gelu",
+  pad_token_id=0,
+  attn_implementation="eager",
+)
 
 
 def build(*, seed=0, pooler=True, **overrides):
@@ -39,26 +48,40 @@ def save(folder, model=None, pooling="mean", normalise=True):
   model.save_pretrained(folder)
   tokenizer().save(str(folder / "tokenizer.json"))
   kinds = ["Transformer", "Pooling", *["Normalize"] * normalise]
-  (folder / "modules.json").write_text(json.dumps([
-      {"idx": i, "type": f"sentence_transformers.models.{kind}"}
-      for i, kind in enumerate(kinds)]))
+  (folder / "modules.json").write_text(
+    json.dumps(
+      [
+        {"idx": i, "type": f"sentence_transformers.models.{kind}"}
+        for i, kind in enumerate(kinds)
+      ]
+    )
+  )
   (folder / "1_Pooling").mkdir()
-  (folder / "1_Pooling" / "config.json").write_text(json.dumps({
-      "word_embedding_dimension": 32,
-      "pooling_mode_cls_token": pooling == "cls",
-      "pooling_mode_mean_tokens": pooling == "mean",
-      "pooling_mode_max_tokens": pooling == "max"}))
+  (folder / "1_Pooling" / "config.json").write_text(
+    json.dumps(
+      {
+        "word_embedding_dimension": 32,
+        "pooling_mode_cls_token": pooling == "cls",
+        "pooling_mode_mean_tokens": pooling == "mean",
+        "pooling_mode_max_tokens": pooling == "max",
+      }
+    )
+  )
   return model
 
 
 def tokenizer():
   """A WordPiece of WORDS that truncates and pads, as shipped ones do."""
-  made = tokenizers.Tokenizer(models.WordPiece(
-      {word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+  made = tokenizers.Tokenizer(
+    models.WordPiece(
+      {word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"
+    )
+  )
   made.normalizer = normalizers.BertNormalizer()
   made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
   made.post_processor = processors.TemplateProcessing(
-      single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+  )
   made.enable_padding(length=12)
   made.enable_truncation(12)
   return made

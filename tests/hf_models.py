@@ -14,10 +14,20 @@ import transformers
 from jaxprune.models import ModelConfig
 
 SMALL = dict(
-    vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-    num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-    max_position_embeddings=64, rms_norm_eps=1e-6, pad_token_id=0,
-    bos_token_id=None, eos_token_id=None, attn_implementation="eager")
+  vocab_size=61,
+  hidden_size=32,
+  intermediate_size=48,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  head_dim=8,
+  max_position_embeddings=64,
+  rms_norm_eps=1e-6,
+  pad_token_id=0,
+  bos_token_id=None,
+  eos_token_id=None,
+  attn_implementation="eager",
+)
 # A head width that hidden_size / num_attention_heads does not give.
 OWN = {"qwen3": dict(head_dim=16)}
 
@@ -51,10 +61,19 @@ def build(family, *, seed=0, **overrides):
 def save_llama(folder, **fields):
   """Write a random Llama of two layers as stock transformers does."""
   torch.manual_seed(0)
-  config = transformers.LlamaConfig(**dict(
-      vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-      num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-      initializer_range=0.2) | fields)
+  config = transformers.LlamaConfig(
+    **dict(
+      vocab_size=96,
+      hidden_size=32,
+      intermediate_size=48,
+      num_hidden_layers=2,
+      num_attention_heads=4,
+      num_key_value_heads=2,
+      max_position_embeddings=64,
+      initializer_range=0.2,
+    )
+    | fields
+  )
   model = transformers.LlamaForCausalLM(config)
   model.save_pretrained(folder)
   return model
@@ -69,9 +88,14 @@ def convert(model, config):
     return np.ascontiguousarray(tensor.T if transpose else tensor)
 
   def stacked(name, transpose=False):
-    return jnp.asarray(np.stack([
-        leaf(f"model.layers.{index}.{name}", transpose)
-        for index in range(config.num_layers)]))
+    return jnp.asarray(
+      np.stack(
+        [
+          leaf(f"model.layers.{index}.{name}", transpose)
+          for index in range(config.num_layers)
+        ]
+      )
+    )
 
   def dense(name):
     found = {"kernel": stacked(f"{name}.weight", True)}
@@ -80,23 +104,23 @@ def convert(model, config):
     return found
 
   attention = {
-      ours: dense(f"self_attn.{theirs}_proj")
-      for ours, theirs in zip(("query", "key", "value", "output"), "qkvo")
+    ours: dense(f"self_attn.{theirs}_proj")
+    for ours, theirs in zip(("query", "key", "value", "output"), "qkvo")
   }
   if config.qk_norm:
     attention["query_norm"] = {"scale": stacked("self_attn.q_norm.weight")}
     attention["key_norm"] = {"scale": stacked("self_attn.k_norm.weight")}
   params = {
-      "embed": {"table": jnp.asarray(leaf("model.embed_tokens.weight", False))},
-      "final_norm": {"scale": jnp.asarray(leaf("model.norm.weight", False))},
-      "layers": {
-          "attention_norm": {"scale": stacked("input_layernorm.weight")},
-          "attention": attention,
-          "mlp_norm": {"scale": stacked("post_attention_layernorm.weight")},
-          "mlp": {
-              name: dense(f"mlp.{name}_proj") for name in ("gate", "up", "down")
-          },
+    "embed": {"table": jnp.asarray(leaf("model.embed_tokens.weight", False))},
+    "final_norm": {"scale": jnp.asarray(leaf("model.norm.weight", False))},
+    "layers": {
+      "attention_norm": {"scale": stacked("input_layernorm.weight")},
+      "attention": attention,
+      "mlp_norm": {"scale": stacked("post_attention_layernorm.weight")},
+      "mlp": {
+        name: dense(f"mlp.{name}_proj") for name in ("gate", "up", "down")
       },
+    },
   }
   if not config.tie_embeddings:
     params["head"] = {"kernel": jnp.asarray(leaf("lm_head.weight", True))}
@@ -109,8 +133,8 @@ def logits(model, tokens, valid=None):
   if valid is not None:
     mask = torch.tensor(np.asarray(valid), dtype=torch.long)
     options = dict(
-        attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+      attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)
+    )
   with torch.no_grad():
     return model(torch.tensor(np.asarray(tokens)), **options).logits.numpy()
 
@@ -118,10 +142,19 @@ def logits(model, tokens, valid=None):
 def greedy(model, tokens, max_new_tokens, valid=None, eos=None):
   """Stock greedy continuation with its cache, new tokens only."""
   tokens = torch.tensor(np.asarray(tokens))
-  mask = torch.ones_like(tokens) if valid is None else torch.tensor(
-      np.asarray(valid), dtype=torch.long)
+  mask = (
+    torch.ones_like(tokens)
+    if valid is None
+    else torch.tensor(np.asarray(valid), dtype=torch.long)
+  )
   with torch.no_grad():
     whole = model.generate(
-        tokens, attention_mask=mask, max_new_tokens=max_new_tokens,
-        do_sample=False, eos_token_id=eos, pad_token_id=0, use_cache=True)
-  return whole[:, tokens.shape[1]:].numpy()
+      tokens,
+      attention_mask=mask,
+      max_new_tokens=max_new_tokens,
+      do_sample=False,
+      eos_token_id=eos,
+      pad_token_id=0,
+      use_cache=True,
+    )
+  return whole[:, tokens.shape[1] :].numpy()

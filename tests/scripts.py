@@ -36,24 +36,34 @@ def start(script: str, *arguments: object):
   """Run `experiments.script` in a process of its own and wait for it."""
   environment = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT))
   return subprocess.run(
-      [sys.executable, "-m", f"experiments.{script}", *map(str, arguments)],
-      capture_output=True, text=True, cwd=ROOT, env=environment, timeout=900,
-      check=False)
+    [sys.executable, "-m", f"experiments.{script}", *map(str, arguments)],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env=environment,
+    timeout=900,
+    check=False,
+  )
 
 
 def call(script: str, *arguments: object) -> Finished:
   """Run `experiments.script` in this process, warnings being errors."""
   out, err, code = io.StringIO(), io.StringIO(), 0
   argv = [script, *map(str, arguments)]
-  with (_fresh_flags(), _same_logging(), mock.patch.object(sys, "argv", argv),
-        contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)):
+  with (
+    _fresh_flags(),
+    _same_logging(),
+    mock.patch.object(sys, "argv", argv),
+    contextlib.redirect_stdout(out),
+    contextlib.redirect_stderr(err),
+  ):
     try:
       runpy.run_module(
-          f"experiments.{script}", run_name="__main__", alter_sys=True)
+        f"experiments.{script}", run_name="__main__", alter_sys=True
+      )
     except SystemExit as end:
       code = end.code or 0
-  return Finished(
-      returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+  return Finished(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 @contextlib.contextmanager
@@ -68,10 +78,13 @@ def _fresh_flags():
     yield
   finally:
     values.unparse_flags()
-    _remove({
+    _remove(
+      {
         module: list(found)
         for module, found in values.flags_by_module_dict().items()
-        if module not in known and module.endswith(".py")})
+        if module not in known and module.endswith(".py")
+      }
+    )
     for module, found in hidden.items():
       for flag in found:
         values[flag.name] = flag

@@ -44,7 +44,8 @@ def variance(z, dz):
 def tiny(tmp_path_factory):
   """A stock model, its folder opened, its config and parameters here."""
   model, config, params = hf_models.build(
-      "llama", num_hidden_layers=L, bos_token_id=1, eos_token_id=2)
+    "llama", num_hidden_layers=L, bos_token_id=1, eos_token_id=2
+  )
   folder = tmp_path_factory.mktemp("tiny")
   model.save_pretrained(folder)
   source = checkpoints.open_checkpoint(folder)
@@ -58,7 +59,8 @@ def stock_logits(model, attention=(), mlp=()):
 
   layers = model.model.layers
   closed = [layers[i].self_attn.o_proj.weight for i in attention] + [
-      layers[i].mlp.down_proj.weight for i in mlp]
+    layers[i].mlp.down_proj.weight for i in mlp
+  ]
   kept = [weight.detach().clone() for weight in closed]
   with torch.no_grad():
     for weight in closed:
@@ -78,7 +80,8 @@ def test_one_position_against_numpy():
   found = ablation.logit_damage(z, z + dz, 2.0)
   np.testing.assert_allclose(found["kl"], kl(z / 2, (z + dz) / 2), rtol=1e-5)
   np.testing.assert_allclose(
-      found["kl_estimate"], variance(z / 2, dz) / 8, rtol=1e-5)
+    found["kl_estimate"], variance(z / 2, dz) / 8, rtol=1e-5
+  )
   slope = ablation.slope_damage(z, dz, 2.0)["kl_first_order"]
   np.testing.assert_allclose(slope, found["kl_estimate"], rtol=1e-5)
   # Softmax does not see a constant.
@@ -107,14 +110,18 @@ CANDIDATES = 1.0 - np.eye(5, 4, -1, dtype=np.float32)  # first drops nothing
 
 def test_any_model_against_numpy():
   found = jax.jit(
-      lambda gates: ablation.damages(toy_hidden, toy_measure, gates, chunk=4))(
-          CANDIDATES)
+    lambda gates: ablation.damages(toy_hidden, toy_measure, gates, chunk=4)
+  )(CANDIDATES)
   z = 3 * np.tanh(np.einsum("CP,PBTD->CBTD", CANDIDATES, PARTS))
   np.testing.assert_allclose(
-      found["kl"], kl(z[:1], z).mean(-1), rtol=1e-4, atol=1e-7)
+    found["kl"], kl(z[:1], z).mean(-1), rtol=1e-4, atol=1e-7
+  )
   np.testing.assert_allclose(
-      found["kl_estimate"], variance(z[:1], z - z[:1]).mean(-1) / 2,
-      rtol=1e-4, atol=1e-7)
+    found["kl_estimate"],
+    variance(z[:1], z - z[:1]).mean(-1) / 2,
+    rtol=1e-4,
+    atol=1e-7,
+  )
   assert found["kl"].shape == (5, 2)
   assert not np.any(found["kl"][0]) and np.all(found["kl"][1:] > 0)
   eager = ablation.damages(toy_hidden, toy_measure, CANDIDATES, chunk=4)
@@ -125,8 +132,12 @@ def test_any_model_against_numpy():
 def test_slopes_against_numpy():
   directions = CANDIDATES[1:] - 1
   found = ablation.slopes(
-      toy_hidden, lambda h_D, dh_D: ablation.slope_damage(3 * h_D, 3 * dh_D),
-      jnp.ones(4), directions, chunk=4)["kl_first_order"]
+    toy_hidden,
+    lambda h_D, dh_D: ablation.slope_damage(3 * h_D, 3 * dh_D),
+    jnp.ones(4),
+    directions,
+    chunk=4,
+  )["kl_first_order"]
   h = np.tanh(PARTS.sum(0, dtype=np.float64))
   dz = 3 * (1 - h**2) * np.einsum("CP,PBTD->CBTD", directions, PARTS)
   expected = variance(np.broadcast_to(3 * h, dz.shape), dz).mean(-1) / 2
@@ -139,23 +150,33 @@ def test_slopes_against_numpy():
 def test_drops_are_those_of_the_stock_model_without_them(tiny):
   model, _, config, params = tiny
   found = decoder_ablation.drop_damages(
-      config, params, TOKENS, memory=Memory(micro_batch=2))
+    config, params, TOKENS, memory=Memory(micro_batch=2)
+  )
   dense = stock_logits(model)
-  closed = {"attention": lambda i: dict(attention=[i]),
-            "mlp": lambda i: dict(mlp=[i]),
-            "block": lambda i: dict(attention=[i], mlp=[i])}
+  closed = {
+    "attention": lambda i: dict(attention=[i]),
+    "mlp": lambda i: dict(mlp=[i]),
+    "block": lambda i: dict(attention=[i], mlp=[i]),
+  }
   for kind, drop in closed.items():
     for i in range(L):
       z = stock_logits(model, **drop(i))
       np.testing.assert_allclose(
-          found[kind]["kl"][i], kl(dense, z).mean(-1), rtol=1e-3)
+        found[kind]["kl"][i], kl(dense, z).mean(-1), rtol=1e-3
+      )
       np.testing.assert_allclose(
-          found[kind]["kl_estimate"][i],
-          variance(dense, z - dense).mean(-1) / 2, rtol=1e-3)
+        found[kind]["kl_estimate"][i],
+        variance(dense, z - dense).mean(-1) / 2,
+        rtol=1e-3,
+      )
   # One more, beside what is gone; the reference stays the dense model.
   more = decoder_ablation.drop_damages(
-      config, params, TOKENS, kinds=("mlp",),
-      gates=make_gates(config, attention=[1], mlp=[0]))["mlp"]["kl"]
+    config,
+    params,
+    TOKENS,
+    kinds=("mlp",),
+    gates=make_gates(config, attention=[1], mlp=[0]),
+  )["mlp"]["kl"]
   for i in range(L):
     z = stock_logits(model, attention=[1], mlp=sorted({0, i}))
     np.testing.assert_allclose(more[i], kl(dense, z).mean(-1), rtol=1e-3)
@@ -175,15 +196,22 @@ def test_an_empty_sublayer_goes_first(tiny, tmp_path):
   layers = jax.tree.map(np.array, params["layers"])
   layers["mlp"]["down"]["kernel"][1] = 0
   found = decoder_ablation.drop_damages(
-      config, {**params, "layers": layers}, TOKENS, kinds=("mlp",))
+    config, {**params, "layers": layers}, TOKENS, kinds=("mlp",)
+  )
   assert not found["mlp"]["kl"][1].any()
   assert found["mlp"]["kl"][[0, 2]].all()
   sublayers.prune_drops(
-      source, tmp_path / "out",
-      sublayers.drops.Drops(num_layers=L, order=(("mlp", 1),)), {})
+    source,
+    tmp_path / "out",
+    sublayers.drops.Drops(num_layers=L, order=(("mlp", 1),)),
+    {},
+  )
   chosen, _ = decoder_ablation.choose_drops(
-      checkpoints.open_checkpoint(tmp_path / "out"), 1, target="joint",
-      tokens=TOKENS)
+    checkpoints.open_checkpoint(tmp_path / "out"),
+    1,
+    target="joint",
+    tokens=TOKENS,
+  )
   assert chosen.order == (("mlp", 1),)
 
 
@@ -191,33 +219,44 @@ def test_small_steps_are_what_the_derivative_says(tiny):
   """KL of closing a gate by e is e^2 times the first-order damage."""
   _, _, config, params = tiny
   slopes = decoder_ablation.drop_slopes(
-      config, params, TOKENS, kinds=("attention", "block"))
+    config, params, TOKENS, kinds=("attention", "block")
+  )
   step = 0.02
   candidates = jax.tree.map(
-      lambda leaf: 1 - step * (1 - leaf),
-      decoder_ablation.drop_candidates(make_gates(config), ("attention", "block")))
-  found = decoder_ablation.gate_damages(config, params, TOKENS, candidates)["kl"]
+    lambda leaf: 1 - step * (1 - leaf),
+    decoder_ablation.drop_candidates(
+      make_gates(config), ("attention", "block")
+    ),
+  )
+  found = decoder_ablation.gate_damages(config, params, TOKENS, candidates)[
+    "kl"
+  ]
   expected = step**2 * np.concatenate([slopes["attention"], slopes["block"]])
-  np.testing.assert_allclose(
-      found[1:].mean(1), expected.mean(1), rtol=4 * step)
+  np.testing.assert_allclose(found[1:].mean(1), expected.mean(1), rtol=4 * step)
 
 
 def test_ranking_is_joint_and_greedy_by_the_whole_damage(tiny):
   _, source, config, params = tiny
   single = decoder_ablation.drop_damages(config, params, TOKENS)
   names = [(kind, i) for kind in ("attention", "mlp") for i in range(L)]
-  order = sorted(
-      names, key=lambda name: single[name[0]]["kl"][name[1]].mean())
+  order = sorted(names, key=lambda name: single[name[0]]["kl"][name[1]].mean())
   decoder_ablation._gate_damages.clear_cache()
   chosen, scores = decoder_ablation.choose_drops(
-      source, 4, target="joint", tokens=TOKENS)
+    source, 4, target="joint", tokens=TOKENS
+  )
   assert list(chosen.order) == order[:4]
   np.testing.assert_allclose(
-      scores["mlp"], single["mlp"]["kl"].mean(1), rtol=1e-5)
+    scores["mlp"], single["mlp"]["kl"].mean(1), rtol=1e-5
+  )
   rounds = []
   greedy, _ = decoder_ablation.choose_drops(
-      source, 4, target="joint", iterative=True, tokens=TOKENS,
-      on_round=rounds.append)
+    source,
+    4,
+    target="joint",
+    iterative=True,
+    tokens=TOKENS,
+    on_round=rounds.append,
+  )
   # All rounds and both choices are one program.
   assert decoder_ablation._gate_damages._cache_size() == 1
   assert rounds == [0, 1, 2, 3]
@@ -225,9 +264,14 @@ def test_ranking_is_joint_and_greedy_by_the_whole_damage(tiny):
   for _ in range(4):  # brute force
     left = [name for name in names if name not in gone]
     sets = [[*gone, name] for name in left]
-    gates = [make_gates(
-        config, attention=[i for k, i in each if k == "attention"],
-        mlp=[i for k, i in each if k == "mlp"]) for each in ([], *sets)]
+    gates = [
+      make_gates(
+        config,
+        attention=[i for k, i in each if k == "attention"],
+        mlp=[i for k, i in each if k == "mlp"],
+      )
+      for each in ([], *sets)
+    ]
     candidates = jax.tree.map(lambda *leaves: np.stack(leaves), *gates)
     total = decoder_ablation.gate_damages(config, params, TOKENS, candidates)
     gone.append(left[int(np.argmin(total["kl"][1:].mean(1)))])
@@ -237,24 +281,31 @@ def test_ranking_is_joint_and_greedy_by_the_whole_damage(tiny):
 def test_blocks_and_none(tiny):
   _, source, config, params = tiny
   single = decoder_ablation.drop_damages(
-      config, params, TOKENS, kinds=("block",))["block"]["kl"].mean(1)
+    config, params, TOKENS, kinds=("block",)
+  )["block"]["kl"].mean(1)
   chosen, scores = decoder_ablation.choose_drops(
-      source, 2, target="block", tokens=TOKENS)
-  assert chosen.layers("mlp") == chosen.layers("attention") == tuple(
-      np.argsort(single)[:2])
+    source, 2, target="block", tokens=TOKENS
+  )
+  assert (
+    chosen.layers("mlp")
+    == chosen.layers("attention")
+    == tuple(np.argsort(single)[:2])
+  )
   assert set(scores) == {"block"}
   none, scores = decoder_ablation.choose_drops(
-      source, 0, target="block", iterative=True, tokens=TOKENS)
+    source, 0, target="block", iterative=True, tokens=TOKENS
+  )
   assert none.order == () and scores["block"].shape == (L,)
 
 
 def test_what_cannot_be_chosen(tiny):
   _, source, config, params = tiny
   for wrong, message in (
-      (dict(count=9, target="attention", tokens=TOKENS), "drop count is 9"),
-      (dict(count=1, target="head", tokens=TOKENS), "target is 'head'"),
-      (dict(count=1, target="mlp"), "needs calibration tokens"),
-      (dict(count=1, target="mlp", tokens=TOKENS + 90), "outside the vocab")):
+    (dict(count=9, target="attention", tokens=TOKENS), "drop count is 9"),
+    (dict(count=1, target="head", tokens=TOKENS), "target is 'head'"),
+    (dict(count=1, target="mlp"), "needs calibration tokens"),
+    (dict(count=1, target="mlp", tokens=TOKENS + 90), "outside the vocab"),
+  ):
     with pytest.raises(ValueError, match=message):
       decoder_ablation.choose_drops(source, wrong.pop("count"), **wrong)
   with pytest.raises(ValueError, match="kinds"):
@@ -266,10 +317,15 @@ def test_devices_and_micro_batches_do_not_matter(tiny):
   tokens = np.concatenate([TOKENS, TOKENS[::-1]])
   mesh = devices.make_mesh({"data": 4, "model": 2})
   one = decoder_ablation.drop_damages(
-      config, params, tokens, kinds=("attention",))["attention"]["kl"]
+    config, params, tokens, kinds=("attention",)
+  )["attention"]["kl"]
   many = decoder_ablation.drop_damages(
-      config, params, tokens, kinds=("attention",),
-      memory=Memory(micro_batch=4, mesh=mesh))["attention"]["kl"]
+    config,
+    params,
+    tokens,
+    kinds=("attention",),
+    memory=Memory(micro_batch=4, mesh=mesh),
+  )["attention"]["kl"]
   np.testing.assert_allclose(one, many, rtol=1e-4)
   np.testing.assert_allclose(one[:, :4], one[:, :3:-1], rtol=1e-4)
 
@@ -283,7 +339,8 @@ def test_layers_pruned_alone(tiny):
 
   model, source, *_ = tiny
   found = decoder_ablation.layer_damages(
-      source, "magnitude", NofM(keep=2, of=4), TOKENS)
+    source, "magnitude", NofM(keep=2, of=4), TOKENS
+  )
   dense = stock_logits(model)
   for i in range(L):
     kept = {}
@@ -301,7 +358,8 @@ def test_layers_pruned_alone(tiny):
         weight.copy_(old)
     np.testing.assert_allclose(found[i], kl(dense, z).mean(-1), rtol=1e-3)
   nothing = decoder_ablation.layer_damages(
-      source, "magnitude", Unstructured(sparsity=0.0), TOKENS)
+    source, "magnitude", Unstructured(sparsity=0.0), TOKENS
+  )
   assert not nothing.any()
 
 
@@ -309,16 +367,20 @@ def test_allocation_by_hand():
   e = np.e
   # Logarithms 0, 1, 2: steps of the spread, the mean kept.
   np.testing.assert_allclose(
-      allocation.by_damage([1, e, e**2], 0.5, spread=0.1), [0.6, 0.5, 0.4])
+    allocation.by_damage([1, e, e**2], 0.5, spread=0.1), [0.6, 0.5, 0.4]
+  )
   # A factor changes nothing; a harmless layer counts like the least harmful.
   np.testing.assert_allclose(
-      allocation.by_damage([0, 7, 7 * e, 7 * e**2], 0.5, spread=0.1),
-      [0.55 + 0.025, 0.55 + 0.025, 0.475, 0.375], atol=1e-9)
+    allocation.by_damage([0, 7, 7 * e, 7 * e**2], 0.5, spread=0.1),
+    [0.55 + 0.025, 0.55 + 0.025, 0.475, 0.375],
+    atol=1e-9,
+  )
   assert allocation.by_damage([3.0, 3.0], 0.6) == (0.6, 0.6)
   assert allocation.by_damage([0.0, 0.0], 0.6) == (0.6, 0.6)
   sizes = [1, 3, 2]
-  clipped = np.array(allocation.by_damage(
-      [1e-9, 1.0, 5.0], 0.9, spread=0.4, sizes=sizes))
+  clipped = np.array(
+    allocation.by_damage([1e-9, 1.0, 5.0], 0.9, spread=0.4, sizes=sizes)
+  )
   np.testing.assert_allclose(clipped @ sizes, 0.9 * 6, rtol=1e-9)
   assert clipped[0] > clipped[1] > clipped[2] and clipped.max() < 1
   for wrong in ([1.0, -1.0], [1.0, np.nan], [np.inf, 1.0]):
@@ -331,28 +393,48 @@ def test_allocation_by_hand():
 
 def test_prune_by_kl(tiny, tmp_path):
   _, source, config, params = tiny
-  flags = [f"--model={source.folder}",
-           f"--calibration={source.folder}/ids.npz"]
-  done = run("prune", *flags, "--method=kl_iterative", "--drop_target=joint",
-             "--drop_count=2", f"--out={tmp_path}/drop")
+  flags = [f"--model={source.folder}", f"--calibration={source.folder}/ids.npz"]
+  done = run(
+    "prune",
+    *flags,
+    "--method=kl_iterative",
+    "--drop_target=joint",
+    "--drop_count=2",
+    f"--out={tmp_path}/drop",
+  )
   assert done.returncode == 0, done.stderr
   greedy, scores = decoder_ablation.choose_drops(
-      source, 2, target="joint", iterative=True, tokens=TOKENS)
+    source, 2, target="joint", iterative=True, tokens=TOKENS
+  )
   summary = json.loads((tmp_path / "drop/summary.json").read_text())
   assert summary["dropped"] == [list(pair) for pair in greedy.order]
-  rows = [json.loads(line) for line in
-          (tmp_path / "drop/records.jsonl").read_text().splitlines()]
+  rows = [
+    json.loads(line)
+    for line in (tmp_path / "drop/records.jsonl").read_text().splitlines()
+  ]
   np.testing.assert_allclose(
-      [row["kl_mlp"] for row in rows], scores["mlp"], rtol=1e-3)
+    [row["kl_mlp"] for row in rows], scores["mlp"], rtol=1e-3
+  )
   assert [row["mlp_kept"] for row in rows] == [
-      i not in greedy.layers("mlp") for i in range(L)]
-  done = run("prune", *flags, "--method=magnitude", "--sparsity=0.5",
-             "--allocation=kl", "--spread=0.2", f"--out={tmp_path}/spread")
+    i not in greedy.layers("mlp") for i in range(L)
+  ]
+  done = run(
+    "prune",
+    *flags,
+    "--method=magnitude",
+    "--sparsity=0.5",
+    "--allocation=kl",
+    "--spread=0.2",
+    f"--out={tmp_path}/spread",
+  )
   assert done.returncode == 0, done.stderr
-  rows = [json.loads(line) for line in
-          (tmp_path / "spread/records.jsonl").read_text().splitlines()]
-  harm, shares = (np.array([row[name] for row in rows])
-                  for name in ("kl_alone", "sparsity"))
+  rows = [
+    json.loads(line)
+    for line in (tmp_path / "spread/records.jsonl").read_text().splitlines()
+  ]
+  harm, shares = (
+    np.array([row[name] for row in rows]) for name in ("kl_alone", "sparsity")
+  )
   assert list(np.argsort(harm)) == list(np.argsort(-shares))
   assert abs(shares.mean() - 0.5) < 0.02 and 0.3 < np.ptp(shares) <= 0.41
 
@@ -361,6 +443,8 @@ def test_gates_of_candidates_by_hand():
   now = Gates(attention=np.array([1.0, 0.0]), mlp=np.array([1.0, 1.0]))
   found = decoder_ablation.drop_candidates(now, ("mlp", "block"))
   np.testing.assert_array_equal(
-      found.attention, [[1, 1], [1, 0], [1, 0], [0, 0], [1, 0]])
+    found.attention, [[1, 1], [1, 0], [1, 0], [0, 0], [1, 0]]
+  )
   np.testing.assert_array_equal(
-      found.mlp, [[1, 1], [0, 1], [1, 0], [0, 1], [1, 0]])
+    found.mlp, [[1, 1], [0, 1], [1, 0], [0, 1], [1, 0]]
+  )

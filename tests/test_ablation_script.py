@@ -15,23 +15,33 @@ from tests.test_scripts import run
 
 
 def cell(name, seed, right, nll=(1.0, 3.0)):
-  return {"cell": name, "seed": seed, "tasks": {
+  return {
+    "cell": name,
+    "seed": seed,
+    "tasks": {
       "choice": {"columns": {"acc": list(right)}, "weights": None},
-      "text": {"columns": {"nll": list(nll)}, "weights": [10.0, 30.0]}}}
+      "text": {"columns": {"nll": list(nll)}, "weights": [10.0, 30.0]},
+    },
+  }
 
 
 CELLS = {
-    "dense": [cell("dense", 0, [1, 1, 1, 1])],
-    "old:2": [cell("old:2", 0, [1, 1, 1, 1]), cell("old:2", 1, [1, 1, 0, 1])],
-    "new:2": [cell("new:2", 0, [0, 1, 1, 1]),
-              cell("new:2", 1, [0, 1, 1, 1], (2.0, 4.0))],
-    "new:4": [cell("new:4", 0, [0, 0, 0, 1])],
-    "old:2:4": [cell("old:2:4", 0, [1, 1, 1, 1])],
+  "dense": [cell("dense", 0, [1, 1, 1, 1])],
+  "old:2": [cell("old:2", 0, [1, 1, 1, 1]), cell("old:2", 1, [1, 1, 0, 1])],
+  "new:2": [
+    cell("new:2", 0, [0, 1, 1, 1]),
+    cell("new:2", 1, [0, 1, 1, 1], (2.0, 4.0)),
+  ],
+  "new:4": [cell("new:4", 0, [0, 0, 0, 1])],
+  "old:2:4": [cell("old:2:4", 0, [1, 1, 1, 1])],
 }
 
 
 def test_differences_by_hand():
-  rows = {(r["cell"], r["metric"]): r for r in compare_methods.compare(CELLS, "old", 0)}
+  rows = {
+    (r["cell"], r["metric"]): r
+    for r in compare_methods.compare(CELLS, "old", 0)
+  }
   assert set(rows) == {("new:2", "acc"), ("new:2", "nll")}
   acc = rows["new:2", "acc"]
   # Items: 0 - 1, 1 - 1, 1 - 0.5, 1 - 1. Seeds: -1/4, and (0 + 0 + 1 - 1) / 4.
@@ -57,22 +67,28 @@ def test_survival_by_hand():
 def test_rank_correlation_by_hand():
   assert page._spearman([1, 2, 30], [0.1, 0.2, 0.3]) == 1
   # Ranks 0 1 2 3 and 1 0 3 2: 1 - 6 * 4 / (4 * 15).
-  np.testing.assert_allclose(
-      page._spearman([1, 2, 3, 4], [5, 4, 9, 7]), 0.6)
+  np.testing.assert_allclose(page._spearman([1, 2, 3, 4], [5, 4, 9, 7]), 0.6)
 
 
 def test_paired_on_a_folder(tmp_path):
   folder = tmp_path / "run"
   (folder / "cells").mkdir(parents=True)
-  (folder / "run.json").write_text(json.dumps({
-      "checkpoint_hash": "x", "calibration": None, "command": "before"}))
+  (folder / "run.json").write_text(
+    json.dumps(
+      {"checkpoint_hash": "x", "calibration": None, "command": "before"}
+    )
+  )
   (folder / "cells/job.json").write_text("{}")
   for name, seeds in CELLS.items():
     for one in seeds:
       path = folder / f"cells/{name.replace(':', '_')}-{one['seed']}.json"
       path.write_text(json.dumps(one))
-  done = run("compare_methods", f"--run={folder}", "--baseline=old",
-             f"--out={tmp_path}/out")
+  done = run(
+    "compare_methods",
+    f"--run={folder}",
+    "--baseline=old",
+    f"--out={tmp_path}/out",
+  )
   assert done.returncode == 0, done.stderr
   rows = report.read_records(tmp_path / "out")
   assert [row["value"] for row in rows] == [-0.125, pytest.approx(1 / 40)]
@@ -88,26 +104,37 @@ def tiny(tmp_path_factory):
   hf_models.save_llama(folder / "dense")
   draw = np.random.default_rng(0)
   for name in ("seen", "unseen"):
-    np.savez(folder / f"{name}.npz",
-             calibration=draw.integers(3, 96, (3, 12)).astype(np.int32))
+    np.savez(
+      folder / f"{name}.npz",
+      calibration=draw.integers(3, 96, (3, 12)).astype(np.int32),
+    )
   return folder
 
 
 def test_damage_of_a_tiny_model(tiny, tmp_path):
-  flags = [f"--model={tiny}/dense", f"--calibration={tiny}/seen.npz",
-           "--max_count=2", "--draws=2", "--targets=mlp,joint",
-           f"--out={tmp_path}/out"]
+  flags = [
+    f"--model={tiny}/dense",
+    f"--calibration={tiny}/seen.npz",
+    "--max_count=2",
+    "--draws=2",
+    "--targets=mlp,joint",
+    f"--out={tmp_path}/out",
+  ]
   done = run("ablation", *flags)
   assert done.returncode == 1 and "give --held_out" in done.stderr
   done = run("ablation", *flags, f"--held_out={tiny}/unseen.npz")
   assert done.returncode == 0, done.stderr
   rows = report.read_records(tmp_path / "out")
   config, params = checkpoints.load_params(tiny / "dense", np.float32)
-  seen, unseen = (np.load(tiny / f"{name}.npz")["calibration"]
-                  for name in ("seen", "unseen"))
+  seen, unseen = (
+    np.load(tiny / f"{name}.npz")["calibration"] for name in ("seen", "unseen")
+  )
   kl = ablation.drop_damages(config, params, seen)["block"]["kl"]
-  found = {(r["layer"], r["document"]): r["kl"] for r in rows
-           if r["protocol"] == "single" and r["sublayer"] == "block"}
+  found = {
+    (r["layer"], r["document"]): r["kl"]
+    for r in rows
+    if r["protocol"] == "single" and r["sublayer"] == "block"
+  }
   for (layer, document), value in found.items():
     np.testing.assert_allclose(value, kl[layer, document], rtol=1e-4)
   assert len(found) == 6
@@ -118,19 +145,26 @@ def test_damage_of_a_tiny_model(tiny, tmp_path):
   for target, by in summary["orders"].items():
     for name, orders in by.items():
       for draw, order in enumerate(orders):
-        gone = {kind: [i for k, i in order if k == kind]
-                for kind in ("attention", "mlp")}
+        gone = {
+          kind: [i for k, i in order if k == kind]
+          for kind in ("attention", "mlp")
+        }
         pair = [make_gates(config), make_gates(config, **gone)]
-        gates = ablation.Gates(**{
+        gates = ablation.Gates(
+          **{
             kind: np.stack([getattr(one, kind) for one in pair])
-            for kind in ("attention", "mlp")})
+            for kind in ("attention", "mlp")
+          }
+        )
         truth = ablation.gate_damages(config, params, unseen, gates)
-        written = [r["kl"] for r in sets if (
-            r["target"], r["selection"], r["draw"], r["drop_count"]) == (
-                target, name, draw, 2)]
+        written = [
+          r["kl"]
+          for r in sets
+          if (r["target"], r["selection"], r["draw"], r["drop_count"])
+          == (target, name, draw, 2)
+        ]
         np.testing.assert_allclose(written, truth["kl"][1], rtol=1e-4)
   # All MLPs of two layers are gone, whatever chose them.
-  last = [e["kl"][1]["mean"] for e in summary["curves"]
-          if e["target"] == "mlp"]
+  last = [e["kl"][1]["mean"] for e in summary["curves"] if e["target"] == "mlp"]
   np.testing.assert_allclose(last, last[0], rtol=1e-4)
   assert "rank correlation" in done.stdout

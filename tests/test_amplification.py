@@ -20,7 +20,8 @@ def test_two_equal_tokens_by_hand():
   moved = amplification.speed(z, jnp.array([1.0, 0.0]), z)
   q = np.exp([1.0, 0]) / (np.e + 1)
   np.testing.assert_allclose(
-      moved.moved_p, np.linalg.norm(q - 0.5) / np.sqrt(0.5), rtol=1e-6)
+    moved.moved_p, np.linalg.norm(q - 0.5) / np.sqrt(0.5), rtol=1e-6
+  )
   assert moved.p == moved.turn == moved.stretch == moved.z == 0
 
 
@@ -43,16 +44,18 @@ def test_equals_finite_differences_and_the_identity(scale, temperature):
   with jax.enable_x64():
     found = amplification.speed(start, z, dz, temperature)
     size = np.linalg.norm(p(0))
-    np.testing.assert_allclose(
-        found.p, np.linalg.norm(speed) / size, rtol=1e-6)
+    np.testing.assert_allclose(found.p, np.linalg.norm(speed) / size, rtol=1e-6)
     np.testing.assert_allclose(found.turn, turn / size, rtol=1e-6)
     np.testing.assert_allclose(found.stretch, stretch / size, rtol=1e-5)
     np.testing.assert_allclose(
-        found.p**2, found.turn**2 + found.stretch**2, rtol=1e-10)
+      found.p**2, found.turn**2 + found.stretch**2, rtol=1e-10
+    )
     np.testing.assert_allclose(
-        found.z, np.linalg.norm(dz) / np.linalg.norm(z), rtol=1e-12)
+      found.z, np.linalg.norm(dz) / np.linalg.norm(z), rtol=1e-12
+    )
     np.testing.assert_allclose(
-        found.moved_z_centred, np.std(z - start) / np.std(start), rtol=1e-12)
+      found.moved_z_centred, np.std(z - start) / np.std(start), rtol=1e-12
+    )
 
 
 def test_the_turns_add_up_to_no_less_than_the_angle():
@@ -62,8 +65,8 @@ def test_the_turns_add_up_to_no_less_than_the_angle():
   places, weights = np.polynomial.legendre.leggauss(40)
   with jax.enable_x64():
     turns = jax.vmap(
-        lambda t: amplification.speed(z, z + t * (end - z), end - z).turn)(
-            jnp.asarray((places + 1) / 2))
+      lambda t: amplification.speed(z, z + t * (end - z), end - z).turn
+    )(jnp.asarray((places + 1) / 2))
   p, q = (np.exp(2 * x) / np.exp(2 * x).sum() for x in (z, end))
   angle = np.arccos(np.sqrt(p * q).sum())  # sqrt of p^2 is p, so r gives cos
   assert angle <= np.asarray(turns) @ weights / 2 <= 2 * angle
@@ -72,9 +75,11 @@ def test_the_turns_add_up_to_no_less_than_the_angle():
 def test_blind_to_a_constant_and_exact_when_confident():
   z, dz = jnp.array([30.0, 1.0, 0.0]), jnp.array([1.0, 2.0, 1.5])
   found, moved = (
-      amplification.speed(z, z, change) for change in (dz, dz + 1024))
+    amplification.speed(z, z, change) for change in (dz, dz + 1024)
+  )
   np.testing.assert_allclose(moved.p, found.p, rtol=1e-6)
   np.testing.assert_allclose(moved.turn, found.turn, rtol=1e-6)
   # dp is p (dz - dz of the top) at the rest: e^-29 and half of e^-30.
   np.testing.assert_allclose(
-      found.turn, np.hypot(np.exp(-29.0), np.exp(-30.0) / 2), rtol=1e-5)
+    found.turn, np.hypot(np.exp(-29.0), np.exp(-30.0) / 2), rtol=1e-5
+  )

@@ -15,9 +15,16 @@ from jaxprune import checkpoints
 
 D, F, V, L, KV = 8, 12, 16, 2, 4
 CONFIG = dict(
-    model_type="llama", hidden_size=D, intermediate_size=F,
-    num_hidden_layers=L, num_attention_heads=2, num_key_value_heads=1,
-    vocab_size=V, max_position_embeddings=8, tie_word_embeddings=False)
+  model_type="llama",
+  hidden_size=D,
+  intermediate_size=F,
+  num_hidden_layers=L,
+  num_attention_heads=2,
+  num_key_value_heads=1,
+  vocab_size=V,
+  max_position_embeddings=8,
+  tie_word_embeddings=False,
+)
 INDEX = "model.safetensors.index.json"
 UP = "model.layers.1.mlp.up_proj.weight"
 
@@ -25,27 +32,26 @@ UP = "model.layers.1.mlp.up_proj.weight"
 def tensors_of(dtype=np.float32) -> dict[str, np.ndarray]:
   """A llama, by hand: no transformers, no table of ours."""
   shapes = {
-      "model.embed_tokens.weight": (V, D),
-      "model.norm.weight": (D,),
-      "lm_head.weight": (V, D),
+    "model.embed_tokens.weight": (V, D),
+    "model.norm.weight": (D,),
+    "lm_head.weight": (V, D),
   }
   for index in range(L):
     prefix = f"model.layers.{index}."
     shapes |= {
-        f"{prefix}input_layernorm.weight": (D,),
-        f"{prefix}post_attention_layernorm.weight": (D,),
-        f"{prefix}self_attn.q_proj.weight": (D, D),
-        f"{prefix}self_attn.k_proj.weight": (KV, D),
-        f"{prefix}self_attn.v_proj.weight": (KV, D),
-        f"{prefix}self_attn.o_proj.weight": (D, D),
-        f"{prefix}mlp.gate_proj.weight": (F, D),
-        f"{prefix}mlp.up_proj.weight": (F, D),
-        f"{prefix}mlp.down_proj.weight": (D, F),
+      f"{prefix}input_layernorm.weight": (D,),
+      f"{prefix}post_attention_layernorm.weight": (D,),
+      f"{prefix}self_attn.q_proj.weight": (D, D),
+      f"{prefix}self_attn.k_proj.weight": (KV, D),
+      f"{prefix}self_attn.v_proj.weight": (KV, D),
+      f"{prefix}self_attn.o_proj.weight": (D, D),
+      f"{prefix}mlp.gate_proj.weight": (F, D),
+      f"{prefix}mlp.up_proj.weight": (F, D),
+      f"{prefix}mlp.down_proj.weight": (D, F),
     }
   rng = np.random.default_rng(0)
   return {
-      name: rng.normal(size=shape).astype(dtype)
-      for name, shape in shapes.items()
+    name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()
   }
 
 
@@ -53,8 +59,8 @@ def single(folder, tensors=None, **config) -> pathlib.Path:
   folder.mkdir(parents=True, exist_ok=True)
   (folder / "config.json").write_text(json.dumps({**CONFIG, **config}))
   safetensors.numpy.save_file(
-      tensors_of() if tensors is None else tensors,
-      folder / "model.safetensors")
+    tensors_of() if tensors is None else tensors, folder / "model.safetensors"
+  )
   return folder
 
 
@@ -66,8 +72,9 @@ def sharded(folder, change_map=None) -> pathlib.Path:
   for shard in (1, 2):
     name = f"model-0000{shard}-of-00002.safetensors"
     part = {
-        key: value for key, value in tensors.items()
-        if (".layers.1." in key) == (shard == 2)
+      key: value
+      for key, value in tensors.items()
+      if (".layers.1." in key) == (shard == 2)
     }
     safetensors.numpy.save_file(part, folder / name)
     weight_map |= dict.fromkeys(part, name)
@@ -134,7 +141,8 @@ def test_no_safetensors(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
+  "name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"]
+)
 def test_pickled_weights_are_never_opened(tmp_path, name):
   folder = single(tmp_path / "m")
   (folder / "model.safetensors").unlink()
@@ -161,27 +169,41 @@ def raw_file(header: bytes, data: bytes = b"") -> bytes:
 
 
 @pytest.mark.parametrize(
-    "content",
-    [
-        raw_file(b"{"),
-        raw_file(b"\xff\xff"),
-        raw_file(b"[]"),
-        (1 << 62).to_bytes(8, "little") + b"{}",
-        raw_file(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}',
-                 b"1234"),
-        raw_file(b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}',
-                 b"1234"),
-        raw_file(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
-                 b"12345678"),
-        raw_file(b'{"a":{"dtype":"F7","shape":[1],"data_offsets":[0,4]}}',
-                 b"1234"),
-        # A name twice: readers differ in which one they take.
-        raw_file(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
-                 b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
-                 b"1234"),
-    ],
-    ids=["brace", "no utf8", "no object", "long header", "size", "negative",
-         "trailing", "dtype", "twice"])
+  "content",
+  [
+    raw_file(b"{"),
+    raw_file(b"\xff\xff"),
+    raw_file(b"[]"),
+    (1 << 62).to_bytes(8, "little") + b"{}",
+    raw_file(
+      b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', b"1234"
+    ),
+    raw_file(
+      b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', b"1234"
+    ),
+    raw_file(
+      b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"12345678"
+    ),
+    raw_file(b'{"a":{"dtype":"F7","shape":[1],"data_offsets":[0,4]}}', b"1234"),
+    # A name twice: readers differ in which one they take.
+    raw_file(
+      b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+      b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+      b"1234",
+    ),
+  ],
+  ids=[
+    "brace",
+    "no utf8",
+    "no object",
+    "long header",
+    "size",
+    "negative",
+    "trailing",
+    "dtype",
+    "twice",
+  ],
+)
 def test_malformed_header(tmp_path, content):
   folder = single(tmp_path / "m")
   (folder / "model.safetensors").write_bytes(content)
@@ -195,23 +217,29 @@ def test_wrong_shape(tmp_path):
   tensors = tensors_of()
   tensors[UP] = np.ascontiguousarray(tensors[UP].T)
   refused(
-      single(tmp_path / "m", tensors), "model.safetensors", repr(UP),
-      f"expected shape [{F}, {D}], found [{D}, {F}]", "config.json")
+    single(tmp_path / "m", tensors),
+    "model.safetensors",
+    repr(UP),
+    f"expected shape [{F}, {D}], found [{D}, {F}]",
+    "config.json",
+  )
 
 
 def test_missing_tensor(tmp_path):
   tensors = tensors_of()
   del tensors[UP]
   refused(
-      single(tmp_path / "m", tensors), f"{UP!r} missing", f"shape [{F}, {D}]")
+    single(tmp_path / "m", tensors), f"{UP!r} missing", f"shape [{F}, {D}]"
+  )
 
 
 def test_extra_tensor(tmp_path):
   tensors = tensors_of()
   tensors["model.layers.2.mlp.up_proj.weight"] = tensors[UP]
   refused(
-      single(tmp_path / "m", tensors),
-      f"'model.layers.2.mlp.up_proj.weight' [{F}, {D}] is extra")
+    single(tmp_path / "m", tensors),
+    f"'model.layers.2.mlp.up_proj.weight' [{F}, {D}] is extra",
+  )
 
 
 def test_a_bias_that_the_config_denies_is_extra(tmp_path):
@@ -220,20 +248,29 @@ def test_a_bias_that_the_config_denies_is_extra(tmp_path):
   tensors[name] = np.zeros(D, np.float32)
   refused(single(tmp_path / "m", tensors), f"{name!r} [{D}] is extra")
   refused(
-      single(tmp_path / "n", tensors, attention_bias=True),
-      "'model.layers.1.self_attn.q_proj.bias' missing")
+    single(tmp_path / "n", tensors, attention_bias=True),
+    "'model.layers.1.self_attn.q_proj.bias' missing",
+  )
 
 
 @pytest.mark.parametrize(
-    "dtype, name",
-    [(np.float64, "F64"), (np.int8, "I8"), (np.uint8, "U8"), (bool, "BOOL"),
-     (np.int64, "I64")])
+  "dtype, name",
+  [
+    (np.float64, "F64"),
+    (np.int8, "I8"),
+    (np.uint8, "U8"),
+    (bool, "BOOL"),
+    (np.int64, "I64"),
+  ],
+)
 def test_dtype_that_is_no_weight(tmp_path, dtype, name):
   tensors = tensors_of()
   tensors[UP] = np.zeros((F, D), dtype)
   refused(
-      single(tmp_path / "m", tensors), repr(UP),
-      f"expected dtype F32, F16, BF16, found {name}")
+    single(tmp_path / "m", tensors),
+    repr(UP),
+    f"expected dtype F32, F16, BF16, found {name}",
+  )
 
 
 def test_everything_wrong_is_said_at_once(tmp_path):
@@ -242,26 +279,36 @@ def test_everything_wrong_is_said_at_once(tmp_path):
   tensors["extra"] = np.zeros(1, np.float32)
   tensors[UP] = np.zeros((1, 2), np.int64)
   message = refused(
-      single(tmp_path / "m", tensors), "'model.norm.weight' missing",
-      "'extra' [1] is extra", "found [1, 2]", "found I64")
+    single(tmp_path / "m", tensors),
+    "'model.norm.weight' missing",
+    "'extra' [1] is extra",
+    "found [1, 2]",
+    "found I64",
+  )
   assert "more" not in message
   message = refused(
-      single(tmp_path / "n", {"extra": np.zeros(1, np.float32)}), "; and ")
+    single(tmp_path / "n", {"extra": np.zeros(1, np.float32)}), "; and "
+  )
   assert f"and {3 + 9 * L + 1 - 5} more" in message and len(message) < 1000
 
 
 def test_config_with_more_layers_than_the_file(tmp_path):
   refused(
-      single(tmp_path / "m", num_hidden_layers=3), "model.layers.2.",
-      "missing")
+    single(tmp_path / "m", num_hidden_layers=3), "model.layers.2.", "missing"
+  )
 
 
-@pytest.mark.parametrize(
-    "dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(
-    "name", [UP, "model.norm.weight", "model.layers.1.input_layernorm.weight",
-             "lm_head.weight"])
+  "name",
+  [
+    UP,
+    "model.norm.weight",
+    "model.layers.1.input_layernorm.weight",
+    "lm_head.weight",
+  ],
+)
 def test_not_finite(tmp_path, dtype, value, name):
   tensors = tensors_of(dtype)
   tensors[name].flat[-1] = value
@@ -287,7 +334,8 @@ def test_a_signalling_nan_is_reported_whatever_the_dtype(tmp_path):
     with pytest.raises(ValueError, match=f"{UP}' has NaN"):
       checkpoints.load_params(source, dtype)
   layer = jax.tree.map(
-      lambda leaf: leaf.astype(np.float32), checkpoints.read_layer(source, 0))
+    lambda leaf: leaf.astype(np.float32), checkpoints.read_layer(source, 0)
+  )
   layer["mlp_norm"]["scale"].view(np.uint32)[0] = 0x7F800001
   export = checkpoints.start_export(tmp_path / "out", source)
   with pytest.raises(ValueError, match="mlp_norm/scale.*NaN"):
@@ -305,15 +353,17 @@ def test_too_large_for_float16_is_not_called_damaged(tmp_path):
 
 def test_a_tied_model_with_another_head(tmp_path):
   source = checkpoints.open_checkpoint(
-      single(tmp_path / "m", tie_word_embeddings=True))
+    single(tmp_path / "m", tie_word_embeddings=True)
+  )
   for read in (checkpoints.read_outer, checkpoints.load_params):
     with pytest.raises(ValueError, match="lm_head.weight.*differs from"):
       read(source)
   tensors = tensors_of()
   tensors["lm_head.weight"] = tensors["lm_head.weight"][:-1]
   refused(
-      single(tmp_path / "n", tensors, tie_word_embeddings=True),
-      f"expected shape [{V}, {D}], found [{V - 1}, {D}]")
+    single(tmp_path / "n", tensors, tie_word_embeddings=True),
+    f"expected shape [{V}, {D}], found [{V - 1}, {D}]",
+  )
 
 
 def test_negative_zero_in_a_tied_head_is_a_difference(tmp_path):
@@ -321,12 +371,18 @@ def test_negative_zero_in_a_tied_head_is_a_difference(tmp_path):
   tensors = tensors_of()
   tensors["model.embed_tokens.weight"][0, 0] = 0.0
   tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
-  checkpoints.read_outer(checkpoints.open_checkpoint(
-      single(tmp_path / "m", tensors, tie_word_embeddings=True)))
+  checkpoints.read_outer(
+    checkpoints.open_checkpoint(
+      single(tmp_path / "m", tensors, tie_word_embeddings=True)
+    )
+  )
   tensors["lm_head.weight"][0, 0] = -0.0
   with pytest.raises(ValueError, match="differs from"):
-    checkpoints.read_outer(checkpoints.open_checkpoint(
-        single(tmp_path / "n", tensors, tie_word_embeddings=True)))
+    checkpoints.read_outer(
+      checkpoints.open_checkpoint(
+        single(tmp_path / "n", tensors, tie_word_embeddings=True)
+      )
+    )
 
 
 @pytest.mark.parametrize("index", [-1, L, 99])
@@ -351,18 +407,18 @@ def test_a_file_that_changes_under_a_reader(tmp_path):
 
 
 ESCAPES = {
-    "parent": "../outside.safetensors",
-    "deep": "a/../../outside.safetensors",
-    "folder": "sub/model.safetensors",
-    "absolute": "{absolute}",
-    "backslash": "..\\outside.safetensors",
-    "dots": "..",
-    "empty": "",
-    "number": 7,
-    "none": None,
-    "list": ["model-00001-of-00002.safetensors"],
-    "pickle": "model.bin",
-    "null byte": "\0.safetensors",
+  "parent": "../outside.safetensors",
+  "deep": "a/../../outside.safetensors",
+  "folder": "sub/model.safetensors",
+  "absolute": "{absolute}",
+  "backslash": "..\\outside.safetensors",
+  "dots": "..",
+  "empty": "",
+  "number": 7,
+  "none": None,
+  "list": ["model-00001-of-00002.safetensors"],
+  "pickle": "model.bin",
+  "null byte": "\0.safetensors",
 }
 
 
@@ -379,7 +435,8 @@ def test_index_may_not_lead_out_of_the_folder(tmp_path, kind):
   (folder / "a").mkdir()
   message = refused(folder)
   assert "not a plain file name" in message or (
-      "not a .safetensors file name" in message)
+    "not a .safetensors file name" in message
+  )
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
@@ -434,19 +491,24 @@ def test_index_names_a_missing_shard(tmp_path):
 def test_tensor_listed_for_a_shard_that_lacks_it(tmp_path):
   shard = "model-00001-of-00002.safetensors"
   refused(
-      sharded(tmp_path / "m", lambda m: m.update({UP: shard})),
-      INDEX, f"{UP!r} listed for {shard} but not in it",
-      f"{UP!r} in model-00002-of-00002.safetensors but not listed for it")
+    sharded(tmp_path / "m", lambda m: m.update({UP: shard})),
+    INDEX,
+    f"{UP!r} listed for {shard} but not in it",
+    f"{UP!r} in model-00002-of-00002.safetensors but not listed for it",
+  )
 
 
 def test_tensor_that_the_index_does_not_list(tmp_path):
   refused(
-      sharded(tmp_path / "m", lambda m: m.pop(UP)),
-      INDEX, f"{UP!r} in model-00002-of-00002.safetensors but not listed")
+    sharded(tmp_path / "m", lambda m: m.pop(UP)),
+    INDEX,
+    f"{UP!r} in model-00002-of-00002.safetensors but not listed",
+  )
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": [1]}'])
+  "text", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": [1]}']
+)
 def test_broken_index(tmp_path, text):
   folder = sharded(tmp_path / "m")
   (folder / INDEX).write_text(text)
@@ -468,8 +530,10 @@ def spoil(params, kind):
     layers["gate"] = {"scale": np.zeros((L, D), np.float32)}
   elif kind == "transposed":
     up_LIO = layers["mlp"]["up"]["kernel"]
-    layers["mlp"] = {**layers["mlp"], "up": {
-        "kernel": np.swapaxes(up_LIO, 1, 2)}}
+    layers["mlp"] = {
+      **layers["mlp"],
+      "up": {"kernel": np.swapaxes(up_LIO, 1, 2)},
+    }
   elif kind == "integers":
     layers["mlp_norm"] = {"scale": np.ones((L, D), np.int32)}
   elif kind == "a layer less":
@@ -480,14 +544,17 @@ def spoil(params, kind):
 
 
 @pytest.mark.parametrize(
-    "kind, message",
-    [("nan in the last layer", "mlp_norm/scale.*layers.1.*NaN or infinite"),
-     ("missing leaf", "mlp_norm/scale.*missing or extra"),
-     ("extra leaf", "gate/scale.*missing or extra"),
-     ("transposed", r"mlp/up/kernel.*expected floats \[8, 12\].*\[12, 8\]"),
-     ("integers", "mlp_norm/scale.*int32"),
-     ("a layer less", "expected 2 layers"),
-     ("bad head", "head/kernel.*NaN or infinite")])
+  "kind, message",
+  [
+    ("nan in the last layer", "mlp_norm/scale.*layers.1.*NaN or infinite"),
+    ("missing leaf", "mlp_norm/scale.*missing or extra"),
+    ("extra leaf", "gate/scale.*missing or extra"),
+    ("transposed", r"mlp/up/kernel.*expected floats \[8, 12\].*\[12, 8\]"),
+    ("integers", "mlp_norm/scale.*int32"),
+    ("a layer less", "expected 2 layers"),
+    ("bad head", "head/kernel.*NaN or infinite"),
+  ],
+)
 def test_a_failed_export_leaves_nothing(tmp_path, kind, message):
   source = checkpoints.open_checkpoint(single(tmp_path / "m"))
   _, params = checkpoints.load_params(source)
@@ -500,7 +567,8 @@ def test_a_failed_export_leaves_nothing(tmp_path, kind, message):
 
 def test_too_large_for_the_dtype_of_the_file_is_not_written(tmp_path):
   source = checkpoints.open_checkpoint(
-      single(tmp_path / "m", tensors_of(np.float16)))
+    single(tmp_path / "m", tensors_of(np.float16))
+  )
   export = checkpoints.start_export(tmp_path / "out", source)
   layer = checkpoints.read_layer(source, 0)
   layer["mlp_norm"] = {"scale": np.full(D, 1e6, np.float32)}
@@ -513,11 +581,14 @@ def test_too_large_for_the_dtype_of_the_file_is_not_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, message",
-    [(dict(drop_attention=[L]), r"drop_attention=\[2\].*layers 0..1"),
-     (dict(drop_mlp=[-1]), r"drop_mlp=\[-1\].*layers 0..1"),
-     (dict(provenance={"a": float("inf")}), "provenance.*JSON"),
-     (dict(provenance={"a": object()}), "provenance.*JSON")])
+  "options, message",
+  [
+    (dict(drop_attention=[L]), r"drop_attention=\[2\].*layers 0..1"),
+    (dict(drop_mlp=[-1]), r"drop_mlp=\[-1\].*layers 0..1"),
+    (dict(provenance={"a": float("inf")}), "provenance.*JSON"),
+    (dict(provenance={"a": object()}), "provenance.*JSON"),
+  ],
+)
 def test_bad_arguments_of_an_export(tmp_path, options, message):
   source = checkpoints.open_checkpoint(single(tmp_path / "m"))
   with pytest.raises(ValueError, match=message):

@@ -32,8 +32,8 @@ def test_an_edge_belongs_to_the_upper_bin_and_the_end_to_the_last():
 
 @hypothesis.settings(max_examples=50)
 @hypothesis.given(
-    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60),
-    st.integers(1, 12))
+  st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), st.integers(1, 12)
+)
 def test_every_row_is_in_one_bin_that_holds_it(values, count):
   edges = report.quantile_edges(values, count)
   place = report.bin_index(values, edges)
@@ -60,7 +60,8 @@ def test_means_by_hand():
 
 def test_bins_without_rows_are_left_out():
   found = report.binned_means(
-      np.ones(2), np.array([0.5, 2.5]), np.arange(2), [0, 1, 2, 3])
+    np.ones(2), np.array([0.5, 2.5]), np.arange(2), [0, 1, 2, 3]
+  )
   assert [one.low for one in found] == [0, 2]
 
 
@@ -69,13 +70,14 @@ def test_a_measure_that_does_not_depend_is_flat():
   rng = np.random.default_rng(0)
   by, prompts = rng.random(2000), rng.integers(0, 100, 2000)
   values = rng.normal(3, 1, 2000)
-  found = report.binned_means(
-      values, by, prompts, report.quantile_edges(by, 5))
+  found = report.binned_means(values, by, prompts, report.quantile_edges(by, 5))
   assert len(found) == 5
   assert sum(one.interval.low < 3 < one.interval.high for one in found) >= 4
 
 
-@pytest.mark.parametrize("call, match", [
+@pytest.mark.parametrize(
+  "call, match",
+  [
     (lambda: report.quantile_edges([], 3), "0 values"),
     (lambda: report.quantile_edges([1.0, np.nan], 3), "finite"),
     (lambda: report.quantile_edges([1.0], 0), "count=0"),
@@ -83,7 +85,8 @@ def test_a_measure_that_does_not_depend_is_flat():
     (lambda: report.bin_index([1.0], [2.0, 1.0]), "ascending"),
     (lambda: report.bin_index([0.5, 3.5], [0.0, 3.0]), "3.5 is outside"),
     (lambda: report.bin_index([np.nan], [0.0, 3.0]), "nan is outside"),
-])
+  ],
+)
 def test_errors(call, match):
   with pytest.raises(ValueError, match=match):
     call()

@@ -40,8 +40,10 @@ def test_width_is_that_of_the_normal_interval():
     got = bootstrap.mean_interval(values, resamples=20000, method=method)
     half = 1.95996 * values.std() / 20
     np.testing.assert_allclose(
-        [got.low, got.high], [values.mean() - half, values.mean() + half],
-        atol=0.02 * half * 2)
+      [got.low, got.high],
+      [values.mean() - half, values.mean() + half],
+      atol=0.02 * half * 2,
+    )
 
 
 def test_bca_matches_scipy():
@@ -49,8 +51,12 @@ def test_bca_matches_scipy():
   values = np.random.default_rng(2).exponential(size=25)
   got = bootstrap.mean_interval(values, resamples=50000)
   other = stats.bootstrap(
-      (values,), np.mean, n_resamples=50000, method="BCa",
-      rng=np.random.default_rng(3)).confidence_interval
+    (values,),
+    np.mean,
+    n_resamples=50000,
+    method="BCa",
+    rng=np.random.default_rng(3),
+  ).confidence_interval
   plain = bootstrap.mean_interval(values, resamples=50000, method="percentile")
   np.testing.assert_allclose([got.low, got.high], other, rtol=0.01)
   # The correction moves a right-skewed mean's interval to the right by more
@@ -64,12 +70,15 @@ def test_ratio_and_statistic_agree_with_the_mean():
   order = rng.permutation(values.size)
   mean = bootstrap.mean_interval(values, prompts)
   for other in (
-      bootstrap.mean_interval(values[order], prompts[order]),
-      bootstrap.ratio_interval(2 * values, np.full(36, 2.0), prompts),
-      bootstrap.statistic_interval(np.mean, values, prompts)):
+    bootstrap.mean_interval(values[order], prompts[order]),
+    bootstrap.ratio_interval(2 * values, np.full(36, 2.0), prompts),
+    bootstrap.statistic_interval(np.mean, values, prompts),
+  ):
     np.testing.assert_allclose(
-        [other.estimate, other.low, other.high],
-        [mean.estimate, mean.low, mean.high], rtol=1e-9)
+      [other.estimate, other.low, other.high],
+      [mean.estimate, mean.low, mean.high],
+      rtol=1e-9,
+    )
     assert (other.prompts, other.rows) == (12, 36)
 
 
@@ -106,7 +115,8 @@ def test_rank_correlation_of_two_columns():
     return np.corrcoef(ranks.T)[0, 1]
 
   got = bootstrap.statistic_interval(
-      correlation, rows, resamples=500, method="percentile")
+    correlation, rows, resamples=500, method="percentile"
+  )
   assert got.low < got.estimate < got.high < 1
   assert got.low > 0.6
 
@@ -131,7 +141,9 @@ def test_seed_and_chunks(monkeypatch):
   assert first == bootstrap.mean_interval(values, seed=1)
 
 
-@pytest.mark.parametrize("call, message", [
+@pytest.mark.parametrize(
+  "call, message",
+  [
     (lambda: bootstrap.mean_interval([1.0, np.nan]), r"not finite at \[1\]"),
     (lambda: bootstrap.mean_interval([]), r"shape \[0\]"),
     (lambda: bootstrap.mean_interval([[1.0]]), r"shape \[1, 1\]"),
@@ -140,9 +152,12 @@ def test_seed_and_chunks(monkeypatch):
     (lambda: bootstrap.mean_interval([1.0], resamples=9), "resamples=9"),
     (lambda: bootstrap.mean_interval([1.0], method="t"), "method='t'"),
     (lambda: bootstrap.ratio_interval([1.0], [0.0]), "1 positive numbers"),
-    (lambda: bootstrap.statistic_interval(
-        lambda rows: math.nan, [1.0, 2.0]), "statistic is nan"),
-])
+    (
+      lambda: bootstrap.statistic_interval(lambda rows: math.nan, [1.0, 2.0]),
+      "statistic is nan",
+    ),
+  ],
+)
 def test_bad_arguments(call, message):
   with pytest.raises(ValueError, match=message):
     call()

@@ -7,24 +7,47 @@ from jaxprune import report
 from jaxprune.studies.comparison import breakdown, decoding
 
 
-def row(prompt, step, kl, *, seed=0, tokens=(1, 1), protocol="free_running",
-        aligned=True, entropy=1.0, position=None):
+def row(
+  prompt,
+  step,
+  kl,
+  *,
+  seed=0,
+  tokens=(1, 1),
+  protocol="free_running",
+  aligned=True,
+  entropy=1.0,
+  position=None,
+):
   return {
-      "protocol": protocol, "prompt": prompt, "seed": seed, "step": step,
-      "position": 5 + step if position is None else position,
-      "kl": kl, "cos_h": 1 - kl, "cos_z": 1 - kl, "cos_z_centred": 1 - kl,
-      "cos_p": 1 - kl, "tv": kl, "flip": tokens[0] != tokens[1],
-      "entropy": entropy, "token_dense": tokens[0],
-      "token_pruned": tokens[1], "aligned": aligned}
+    "protocol": protocol,
+    "prompt": prompt,
+    "seed": seed,
+    "step": step,
+    "position": 5 + step if position is None else position,
+    "kl": kl,
+    "cos_h": 1 - kl,
+    "cos_z": 1 - kl,
+    "cos_z_centred": 1 - kl,
+    "cos_p": 1 - kl,
+    "tv": kl,
+    "flip": tokens[0] != tokens[1],
+    "entropy": entropy,
+    "token_dense": tokens[0],
+    "token_pruned": tokens[1],
+    "aligned": aligned,
+  }
 
 
 # Prompt 0 parts at step 1, prompt 1 never; prompt 0 has a second seed.
 ROWS = [
-    row(0, 0, 0.1), row(0, 1, 0.2, tokens=(1, 2)),
-    row(0, 2, 0.9, aligned=False, tokens=(3, 4)),
-    row(0, 0, 0.3, seed=1, tokens=(1, 2)), row(0, 1, 0.7, seed=1,
-                                               aligned=False),
-    row(1, 0, 0.0, entropy=3.0), row(1, 1, 0.2, entropy=3.0),
+  row(0, 0, 0.1),
+  row(0, 1, 0.2, tokens=(1, 2)),
+  row(0, 2, 0.9, aligned=False, tokens=(3, 4)),
+  row(0, 0, 0.3, seed=1, tokens=(1, 2)),
+  row(0, 1, 0.7, seed=1, aligned=False),
+  row(1, 0, 0.0, entropy=3.0),
+  row(1, 1, 0.2, entropy=3.0),
 ]
 TABLE = report.columns(ROWS)
 RUN = {"made_by": "jaxprune", "flags": {}}
@@ -41,22 +64,24 @@ def test_lengths_and_steps_from_the_divergence():
   assert lengths["text_length"].tolist() == [3, 3, 3, 2, 2, 2, 2]
   np.testing.assert_allclose(lengths["one_minus_cos_p"], TABLE["kl"])
   np.testing.assert_array_equal(
-      breakdown.steps_since_divergence(TABLE),
-      [-1, 0, 1, 0, 1, np.nan, np.nan])
+    breakdown.steps_since_divergence(TABLE), [-1, 0, 1, 0, 1, np.nan, np.nan]
+  )
 
 
 def test_means_of_each_bin():
   found = breakdown.break_down(TABLE, seed=0)
   assert set(found) == set(breakdown.QUANTITIES)
   assert [one["kl"]["mean"] for one in found["step"]] == pytest.approx(
-      [0.4 / 3, 1.1 / 3, 0.9])
+    [0.4 / 3, 1.1 / 3, 0.9]
+  )
   assert [one["prompts"] for one in found["step"]] == [2, 2, 1]
   assert [one["positions"] for one in found["text_length"]] == [4, 3]
   assert found["text_length"][1]["kl"]["mean"] == pytest.approx(0.4)
   assert found["entropy"][1]["kl"]["mean"] == pytest.approx(0.1)
   assert found["entropy"][1]["low"] == 3
   assert [one["flip"]["mean"] for one in found["position"]] == pytest.approx(
-      [1 / 3, 1 / 3, 1])
+    [1 / 3, 1 / 3, 1]
+  )
 
 
 def test_around_the_divergence():
@@ -73,8 +98,11 @@ def test_around_the_divergence():
 def folder(tmp_path_factory):
   """The lane above, and a control that differs by 0.1 at every step."""
   control = [
-      row(r["prompt"], r["step"], r["kl"] + 0.1, seed=r["seed"],
-          protocol="control") for r in ROWS[:-1]]
+    row(
+      r["prompt"], r["step"], r["kl"] + 0.1, seed=r["seed"], protocol="control"
+    )
+    for r in ROWS[:-1]
+  ]
   forced = [row(0, 0, 5.0, protocol="teacher_forced")]
   out = tmp_path_factory.mktemp("run") / "out"
   with report.RunFolder(out, RUN) as run:
@@ -105,8 +133,11 @@ def test_lanes(folder):
 def test_parts_of_the_lanes(folder):
   found = decoding.break_down_lanes(folder, seed=0)
   assert set(found) == {
-      "free_running, aligned", "free_running, parted", "free_running",
-      "control, aligned"}
+    "free_running, aligned",
+    "free_running, parted",
+    "free_running",
+    "control, aligned",
+  }
   # The length is that of the whole text, not of the rows that are left.
   lengths = found["free_running, aligned"]["text_length"]
   assert [(one["low"], one["positions"]) for one in lengths] == [(2, 3), (3, 2)]

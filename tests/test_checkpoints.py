@@ -28,29 +28,63 @@ from jaxprune.models import decoder
 
 D, F, V, L = 24, 40, 48, 3
 COMMON = dict(
-    vocab_size=V, hidden_size=D, intermediate_size=F, num_hidden_layers=L,
-    num_attention_heads=4, max_position_embeddings=64, bos_token_id=1,
-    eos_token_id=2, pad_token_id=0)
+  vocab_size=V,
+  hidden_size=D,
+  intermediate_size=F,
+  num_hidden_layers=L,
+  num_attention_heads=4,
+  max_position_embeddings=64,
+  bos_token_id=1,
+  eos_token_id=2,
+  pad_token_id=0,
+)
 
 
 # Case: (transformers class stem, config, torch dtype, shard size).
 # "square" has F = D = N*H, where a forgotten transpose keeps every shape.
 CASES = {
-    "llama_tied": ("Llama", dict(
-        num_key_value_heads=2, tie_word_embeddings=True), "float32", "1GB"),
-    "llama_bias_untied_sharded": ("Llama", dict(
-        num_key_value_heads=4, head_dim=10, attention_bias=True,
-        mlp_bias=True, tie_word_embeddings=False), "float32", "9KB"),
-    "llama_square": ("Llama", dict(
-        num_key_value_heads=4, intermediate_size=D,
-        tie_word_embeddings=False), "float32", "1GB"),
-    "mistral_f16": ("Mistral", dict(
-        num_key_value_heads=1, sliding_window=None), "float16", "1GB"),
-    "qwen2_bf16_sharded": ("Qwen2", dict(
-        num_key_value_heads=2, tie_word_embeddings=True), "bfloat16", "9KB"),
-    "qwen3_bf16": ("Qwen3", dict(
-        num_key_value_heads=2, head_dim=10,
-        tie_word_embeddings=False), "bfloat16", "1GB"),
+  "llama_tied": (
+    "Llama",
+    dict(num_key_value_heads=2, tie_word_embeddings=True),
+    "float32",
+    "1GB",
+  ),
+  "llama_bias_untied_sharded": (
+    "Llama",
+    dict(
+      num_key_value_heads=4,
+      head_dim=10,
+      attention_bias=True,
+      mlp_bias=True,
+      tie_word_embeddings=False,
+    ),
+    "float32",
+    "9KB",
+  ),
+  "llama_square": (
+    "Llama",
+    dict(num_key_value_heads=4, intermediate_size=D, tie_word_embeddings=False),
+    "float32",
+    "1GB",
+  ),
+  "mistral_f16": (
+    "Mistral",
+    dict(num_key_value_heads=1, sliding_window=None),
+    "float16",
+    "1GB",
+  ),
+  "qwen2_bf16_sharded": (
+    "Qwen2",
+    dict(num_key_value_heads=2, tie_word_embeddings=True),
+    "bfloat16",
+    "9KB",
+  ),
+  "qwen3_bf16": (
+    "Qwen3",
+    dict(num_key_value_heads=2, head_dim=10, tie_word_embeddings=False),
+    "bfloat16",
+    "1GB",
+  ),
 }
 
 
@@ -71,7 +105,8 @@ def hf_folder(tmp_path_factory):
         for name, parameter in model.named_parameters():
           parameter.normal_(float("norm" in name), 0.2)
       model.to(getattr(torch, dtype)).save_pretrained(
-          folders[case], max_shard_size=shard)
+        folders[case], max_shard_size=shard
+      )
       (folders[case] / "tokenizer.json").write_text('{"é": 1}', "utf-8")
       (folders[case] / "chat_template.jinja").write_text("{{ x }}")
     return folders[case]
@@ -92,13 +127,17 @@ def raw_tensors(folder) -> dict[str, tuple[str, tuple, bytes]]:
 
 def tree_bits(tree):
   return jax.tree.map(
-      lambda a: (str(a.dtype), a.shape, np.asarray(a).tobytes()), tree)
+    lambda a: (str(a.dtype), a.shape, np.asarray(a).tobytes()), tree
+  )
 
 
 def hf_logits(folder, tokens_BT) -> np.ndarray:
   model, info = transformers.AutoModelForCausalLM.from_pretrained(
-      folder, output_loading_info=True, dtype=torch.float32,
-      attn_implementation="eager")
+    folder,
+    output_loading_info=True,
+    dtype=torch.float32,
+    attn_implementation="eager",
+  )
   for key in ("missing_keys", "unexpected_keys", "mismatched_keys"):
     assert not info[key], (key, info[key])
   with torch.no_grad():
@@ -127,7 +166,8 @@ def test_every_leaf_is_the_right_tensor(hf_folder, case):
     assert leaf.dtype == expected.dtype
     assert leaf.flags.c_contiguous and leaf.flags.owndata
     np.testing.assert_array_equal(
-        leaf.astype(np.float32), expected.astype(np.float32))
+      leaf.astype(np.float32), expected.astype(np.float32)
+    )
 
   def linear(node, name):
     same(node["kernel"], f"{name}.weight", True)
@@ -136,19 +176,23 @@ def test_every_leaf_is_the_right_tensor(hf_folder, case):
       same(node["bias"], f"{name}.bias")
 
   for index in range(L):
-    layer, prefix = checkpoints.read_layer(source, index), (
-        f"model.layers.{index}")
+    layer, prefix = (
+      checkpoints.read_layer(source, index),
+      (f"model.layers.{index}"),
+    )
     same(layer["attention_norm"]["scale"], f"{prefix}.input_layernorm.weight")
-    same(layer["mlp_norm"]["scale"],
-         f"{prefix}.post_attention_layernorm.weight")
+    same(
+      layer["mlp_norm"]["scale"], f"{prefix}.post_attention_layernorm.weight"
+    )
     attention, mlp = layer["attention"], layer["mlp"]
     for ours, theirs in zip(("query", "key", "value", "output"), "qkvo"):
       linear(attention[ours], f"{prefix}.self_attn.{theirs}_proj")
     for name in ("gate", "up", "down"):
       linear(mlp[name], f"{prefix}.mlp.{name}_proj")
     if case.startswith("qwen3"):
-      same(attention["query_norm"]["scale"],
-           f"{prefix}.self_attn.q_norm.weight")
+      same(
+        attention["query_norm"]["scale"], f"{prefix}.self_attn.q_norm.weight"
+      )
       same(attention["key_norm"]["scale"], f"{prefix}.self_attn.k_norm.weight")
     else:
       assert "query_norm" not in attention
@@ -171,7 +215,8 @@ def test_load_params_stacks_the_tree_of_the_decoder(hf_folder, case):
   assert tree_bits(params) == tree_bits(expected)
   assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
   abstract = jax.eval_shape(
-      lambda: decoder.init(config, jax.random.key(0), jnp.float32))
+    lambda: decoder.init(config, jax.random.key(0), jnp.float32)
+  )
   chex.assert_trees_all_equal_structs(params, abstract)
   chex.assert_trees_all_equal_shapes(params, abstract)
   assert tuple(names.kernel_shapes(config)) == decoder.KERNELS
@@ -185,7 +230,8 @@ def test_load_params_casts_once(hf_folder):
   for dtype in (jnp.bfloat16, "float16", np.float32):
     _, params = checkpoints.load_params(folder, dtype)
     assert tree_bits(params) == tree_bits(
-        jax.tree.map(lambda a, d=dtype: a.astype(d), exact))
+      jax.tree.map(lambda a, d=dtype: a.astype(d), exact)
+    )
   with pytest.raises(ValueError, match="int8.*float32"):
     checkpoints.load_params(folder, np.int8)
 
@@ -213,26 +259,30 @@ def test_load_params_sharded_reads_each_slice_once(hf_folder, monkeypatch):
   mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=axis_types)
   P = jax.sharding.PartitionSpec
   specs = {
-      "layers/mlp/up/kernel": P(None, "a", "b"),
-      "layers/mlp/down/kernel": P(None, "b"),
-      "layers/mlp/up/bias": P(None, "b"),
-      "embed/table": P("a", "b"),
+    "layers/mlp/up/kernel": P(None, "a", "b"),
+    "layers/mlp/down/kernel": P(None, "b"),
+    "layers/mlp/up/bias": P(None, "b"),
+    "embed/table": P("a", "b"),
   }
   seen = {}
 
   def sharding(path, shape):
     seen[path] = shape
     spec = specs.get(path, P())
-    return jax.sharding.NamedSharding(mesh, spec) if "norm" not in path else (
-        None)
+    return (
+      jax.sharding.NamedSharding(mesh, spec) if "norm" not in path else (None)
+    )
 
   reads = []
   fill = huggingface._fill
   monkeypatch.setattr(
-      huggingface, "_fill",
-      lambda out, tensor, row, name, where: (
-          reads.append((name, str(where))),
-          fill(out, tensor, row, name, where)))
+    huggingface,
+    "_fill",
+    lambda out, tensor, row, name, where: (
+      reads.append((name, str(where))),
+      fill(out, tensor, row, name, where),
+    ),
+  )
   _, params = checkpoints.load_params(folder, sharding=sharding)
   assert tree_bits(params) == tree_bits(plain)
   up = params["layers"]["mlp"]["up"]["kernel"]
@@ -240,8 +290,9 @@ def test_load_params_sharded_reads_each_slice_once(hf_folder, monkeypatch):
   assert up.addressable_shards[0].data.shape == (L, D // 4, F // 2)
   assert seen["layers/mlp/up/kernel"] == (L, D, F)
   assert len(reads) == len(set(reads))
-  down = [name for name, _ in reads if name == (
-      "model.layers.0.mlp.down_proj.weight")]
+  down = [
+    name for name, _ in reads if name == ("model.layers.0.mlp.down_proj.weight")
+  ]
   assert len(down) == 2  # eight devices, two different halves
 
 
@@ -264,8 +315,11 @@ def test_unaligned_tensors_are_read(hf_folder, tmp_path):
   data = path.read_bytes()
   length = int.from_bytes(data[:8], "little")
   path.write_bytes(
-      (length + 3).to_bytes(8, "little") + data[8 : 8 + length] + b"   "
-      + data[8 + length :])
+    (length + 3).to_bytes(8, "little")
+    + data[8 : 8 + length]
+    + b"   "
+    + data[8 + length :]
+  )
   _, params = checkpoints.load_params(folder)
   _, expected = checkpoints.load_params(hf_folder("llama_tied"))
   assert tree_bits(params) == tree_bits(expected)
@@ -282,11 +336,13 @@ def test_snapshot_of_the_hub_cache(hf_folder, tmp_path):
   source = checkpoints.open_checkpoint(snapshot)
   plain = checkpoints.open_checkpoint(hf_folder("qwen2_bf16_sharded"))
   assert checkpoints.checkpoint_hash(source) == checkpoints.checkpoint_hash(
-      plain)
+    plain
+  )
   _, params = checkpoints.load_params(source)
   out = checkpoints.save_params(tmp_path / "out", params, source)
   assert (out / "tokenizer.json").read_bytes() == (
-      snapshot / "tokenizer.json").read_bytes()
+    snapshot / "tokenizer.json"
+  ).read_bytes()
   assert not (out / "tokenizer.json").is_symlink()
 
 
@@ -308,12 +364,12 @@ def test_old_buffers_and_a_copied_head_are_ignored(hf_folder, tmp_path):
 
 def test_real_checkpoints(shared, tmp_path):
   for folder in (
-      shared / "weights" / "stories260K",
-      shared / "golden" / "qwen2_random" / "dense"):
+    shared / "weights" / "stories260K",
+    shared / "golden" / "qwen2_random" / "dense",
+  ):
     source = checkpoints.open_checkpoint(folder)
     _, params = checkpoints.load_params(source)
-    out = checkpoints.save_params(
-        tmp_path / folder.name, params, source)
+    out = checkpoints.save_params(tmp_path / folder.name, params, source)
     assert raw_tensors(out) == raw_tensors(folder)
     for path in folder.glob("*.json"):
       if path.name != "config.json":
@@ -326,7 +382,8 @@ def test_real_checkpoints(shared, tmp_path):
 def test_hash_sees_weights_and_not_files(hf_folder, tmp_path):
   folder = hf_folder("qwen2_bf16_sharded")
   one = shutil.copytree(
-      folder, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors*"))
+    folder, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors*")
+  )
   tensors = {}
   for path in folder.glob("*.safetensors"):
     tensors |= safetensors.numpy.load_file(path)
@@ -334,15 +391,15 @@ def test_hash_sees_weights_and_not_files(hf_folder, tmp_path):
   source = checkpoints.open_checkpoint(one)
   value = checkpoints.checkpoint_hash(source)
   assert value == checkpoints.checkpoint_hash(
-      checkpoints.open_checkpoint(folder))
+    checkpoints.open_checkpoint(folder)
+  )
   name = "model.layers.2.mlp.up_proj.weight"
   with open(source.tensors[name].path, "r+b") as file:
     file.seek(source.tensors[name].end - 1)
     byte = file.read(1)
     file.seek(-1, os.SEEK_CUR)
     file.write(bytes([byte[0] ^ 128]))  # the sign of the last weight
-  assert value != checkpoints.checkpoint_hash(
-      checkpoints.open_checkpoint(one))
+  assert value != checkpoints.checkpoint_hash(checkpoints.open_checkpoint(one))
 
 
 def test_hash_is_what_its_docstring_says(hf_folder):
@@ -353,7 +410,8 @@ def test_hash_is_what_its_docstring_says(hf_folder):
   for name, (_, shape, raw) in sorted(raw_tensors(folder).items()):
     text += json.dumps([name, "F32", list(shape)]).encode() + b"\n" + raw
   assert hashlib.sha256(text).hexdigest() == checkpoints.checkpoint_hash(
-      checkpoints.open_checkpoint(folder))
+    checkpoints.open_checkpoint(folder)
+  )
 
 
 # Export
@@ -361,12 +419,14 @@ def test_hash_is_what_its_docstring_says(hf_folder):
 
 @pytest.mark.parametrize("case", CASES)
 def test_round_trip_is_bit_exact_and_loads_in_transformers(
-    hf_folder, tmp_path, case):
+  hf_folder, tmp_path, case
+):
   folder = hf_folder(case)
   source = checkpoints.open_checkpoint(folder)
   config, params = checkpoints.load_params(source)
   out = checkpoints.save_params(
-      tmp_path / "out", params, source, provenance={"method": "none"})
+    tmp_path / "out", params, source, provenance={"method": "none"}
+  )
   assert raw_tensors(out) == raw_tensors(folder)
   again = checkpoints.open_checkpoint(out)
   assert again.config == config
@@ -375,42 +435,47 @@ def test_round_trip_is_bit_exact_and_loads_in_transformers(
   assert not list(tmp_path.glob("*.partial")) and not list(out.glob(".*"))
   index = json.loads((out / "model.safetensors.index.json").read_text())
   assert index["metadata"]["total_size"] == sum(
-      len(raw) for _, _, raw in raw_tensors(folder).values())
+    len(raw) for _, _, raw in raw_tensors(folder).values()
+  )
   expected_BTV = hf_logits(folder, TOKENS_BT)
   np.testing.assert_array_equal(hf_logits(out, TOKENS_BT), expected_BTV)
   _, params = checkpoints.load_params(out, np.float32)
   x_BTD, _ = decoder.forward(config, params, jnp.asarray(TOKENS_BT))
   np.testing.assert_allclose(
-      decoder.unembed(config, params, x_BTD), expected_BTV, atol=1e-5,
-      rtol=1e-5)
+    decoder.unembed(config, params, x_BTD), expected_BTV, atol=1e-5, rtol=1e-5
+  )
 
 
 def test_shards_carry_the_format_and_a_recorded_hash(hf_folder, tmp_path):
   source = checkpoints.open_checkpoint(hf_folder("llama_tied"))
   out = checkpoints.save_params(
-      tmp_path / "out", checkpoints.load_params(source)[1], source)
+    tmp_path / "out", checkpoints.load_params(source)[1], source
+  )
   recorded = json.loads((out / "jaxprune_export.json").read_text())["shards"]
   found = sorted(out.glob("*.safetensors"))
   assert sorted(recorded) == [path.name for path in found]
   assert len(found) == L + 1
   for path in found:
     assert recorded[path.name] == {
-        "size": path.stat().st_size, "sha256": checkpoints.sha256_file(path)}
+      "size": path.stat().st_size,
+      "sha256": checkpoints.sha256_file(path),
+    }
     with safetensors.safe_open(path, "numpy") as file:
       assert file.metadata() == {"format": "pt"}
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (6, 6), (1, 9), (4,), ()])
 @pytest.mark.parametrize(
-    "dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.uint8])
+  "dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.uint8]
+)
 def test_any_memory_layout_is_written_as_its_values(tmp_path, shape, dtype):
   rng = np.random.default_rng(0)
   big = rng.integers(0, 200, [2 * n for n in shape]).astype(dtype)
   layouts = {
-      "plain": np.ascontiguousarray(big[tuple(slice(n) for n in shape)]),
-      "strided": big[(slice(None, None, 2),) * len(shape)],
-      "reversed": big[tuple(slice(n - 1, None, -1) for n in shape)],
-      "transposed": big[tuple(slice(n) for n in shape)].T,
+    "plain": np.ascontiguousarray(big[tuple(slice(n) for n in shape)]),
+    "strided": big[(slice(None, None, 2),) * len(shape)],
+    "reversed": big[tuple(slice(n - 1, None, -1) for n in shape)],
+    "transposed": big[tuple(slice(n) for n in shape)].T,
   }
   path = tmp_path / "a.safetensors"
   sha256 = shards.write_shard(path, layouts, {"a": "b"})
@@ -428,7 +493,8 @@ def test_any_memory_layout_is_written_as_its_values(tmp_path, shape, dtype):
 @pytest.mark.parametrize("fortran", [False, True])
 @pytest.mark.parametrize("case", ["llama_tied", "llama_square"])
 def test_a_layer_of_any_memory_layout_is_written_right(
-    hf_folder, tmp_path, case, fortran):
+  hf_folder, tmp_path, case, fortran
+):
   source = checkpoints.open_checkpoint(hf_folder(case))
   export = checkpoints.start_export(tmp_path / "out", source)
   layer = checkpoints.read_layer(source, 1)
@@ -440,46 +506,56 @@ def test_a_layer_of_any_memory_layout_is_written_right(
 
 
 def test_jax_params_in_float32_go_back_to_the_dtype_of_the_file(
-    hf_folder, tmp_path):
+  hf_folder, tmp_path
+):
   source = checkpoints.open_checkpoint(hf_folder("qwen3_bf16"))
   _, params = checkpoints.load_params(source, np.float32)
   out = checkpoints.save_params(tmp_path / "out", params, source)
   assert raw_tensors(out) == raw_tensors(source.folder)
 
 
-def test_dropped_sublayers_are_an_identity_in_transformers(
-    hf_folder, tmp_path):
+def test_dropped_sublayers_are_an_identity_in_transformers(hf_folder, tmp_path):
   case = "llama_bias_untied_sharded"
   source = checkpoints.open_checkpoint(hf_folder(case))
   config, params = checkpoints.load_params(source)
   out = checkpoints.save_params(
-      tmp_path / "out", params, source, drop_attention=[2, 0], drop_mlp=(1,))
+    tmp_path / "out", params, source, drop_attention=[2, 0], drop_mlp=(1,)
+  )
   hf = json.loads((out / "config.json").read_text())
   assert hf["drop_attn_list"] == [0, 2] and hf["drop_mlp_list"] == [1]
   stored, original = raw_tensors(out), raw_tensors(source.folder)
   changed = {name for name in stored if stored[name] != original[name]}
   assert changed == {
-      f"model.layers.{index}.{name}.{kind}"
-      for index, name in (
-          (0, "self_attn.o_proj"), (2, "self_attn.o_proj"),
-          (1, "mlp.down_proj"))
-      for kind in ("weight", "bias")
+    f"model.layers.{index}.{name}.{kind}"
+    for index, name in (
+      (0, "self_attn.o_proj"),
+      (2, "self_attn.o_proj"),
+      (1, "mlp.down_proj"),
+    )
+    for kind in ("weight", "bias")
   }
   assert not any(any(stored[name][2]) for name in changed)
   gates = decoder.make_gates(config, attention=(0, 2), mlp=(1,))
   x_BTD, _ = decoder.forward(
-      config, params, jnp.asarray(TOKENS_BT), gates=gates)
+    config, params, jnp.asarray(TOKENS_BT), gates=gates
+  )
   np.testing.assert_allclose(
-      hf_logits(out, TOKENS_BT), decoder.unembed(config, params, x_BTD),
-      atol=1e-5, rtol=1e-5)
+    hf_logits(out, TOKENS_BT),
+    decoder.unembed(config, params, x_BTD),
+    atol=1e-5,
+    rtol=1e-5,
+  )
   again = checkpoints.open_checkpoint(out)
   assert checkpoints.read_drops(again) == {"attention": (0, 2), "mlp": (1,)}
   # A second drop adds to the first: layer 0 is still zero in the file.
   _, params = checkpoints.load_params(again)
   twice = checkpoints.save_params(
-      tmp_path / "twice", params, again, drop_attention=[1])
+    tmp_path / "twice", params, again, drop_attention=[1]
+  )
   assert checkpoints.read_drops(checkpoints.open_checkpoint(twice)) == {
-      "attention": (0, 1, 2), "mlp": (1,)}
+    "attention": (0, 1, 2),
+    "mlp": (1,),
+  }
 
 
 def patch_json(path, **values):
@@ -504,15 +580,23 @@ def exported_config(source, tmp_path):
 
 def test_config_gets_the_rope_keys_of_transformers_4(hf_folder, tmp_path):
   folder = copy_of(hf_folder("llama_tied"), tmp_path / "m")
-  yarn = dict(rope_type="yarn", factor=4.0, rope_theta=5e5,
-              original_max_position_embeddings=16)
+  yarn = dict(
+    rope_type="yarn",
+    factor=4.0,
+    rope_theta=5e5,
+    original_max_position_embeddings=16,
+  )
   patch_json(
-      folder / "config.json", rope_parameters=yarn, auto_map=None,
-      unsloth_version="kept")
+    folder / "config.json",
+    rope_parameters=yarn,
+    auto_map=None,
+    unsloth_version="kept",
+  )
   hf = exported_config(checkpoints.open_checkpoint(folder), tmp_path)
   assert hf["rope_parameters"] == yarn and hf["rope_theta"] == 5e5
   assert hf["rope_scaling"] == {
-      key: yarn[key] for key in yarn if key != "rope_theta"}
+    key: yarn[key] for key in yarn if key != "rope_theta"
+  }
   assert "auto_map" not in hf and hf["unsloth_version"] == "kept"
   # And stock transformers 5 still reads what it wrote itself.
   read = transformers.AutoConfig.from_pretrained(tmp_path / "out")
@@ -520,13 +604,19 @@ def test_config_gets_the_rope_keys_of_transformers_4(hf_folder, tmp_path):
   assert read.rope_parameters["factor"] == 4.0
 
 
-def test_config_of_longrope_has_the_original_length_on_top(
-    hf_folder, tmp_path):
+def test_config_of_longrope_has_the_original_length_on_top(hf_folder, tmp_path):
   folder = copy_of(hf_folder("llama_tied"), tmp_path / "m")
   half = [1.0] * (D // 4 // 2)
-  patch_json(folder / "config.json", rope_parameters=dict(
-      rope_type="longrope", short_factor=half, long_factor=half,
-      rope_theta=1e4, original_max_position_embeddings=16))
+  patch_json(
+    folder / "config.json",
+    rope_parameters=dict(
+      rope_type="longrope",
+      short_factor=half,
+      long_factor=half,
+      rope_theta=1e4,
+      original_max_position_embeddings=16,
+    ),
+  )
   hf = exported_config(checkpoints.open_checkpoint(folder), tmp_path)
   assert hf["original_max_position_embeddings"] == 16
 
@@ -534,8 +624,11 @@ def test_config_of_longrope_has_the_original_length_on_top(
 def test_config_of_transformers_4_stays_as_it_is(hf_folder, tmp_path):
   folder = copy_of(hf_folder("llama_tied"), tmp_path / "m")
   patch_json(
-      folder / "config.json", rope_parameters=KeyError, rope_theta=3e4,
-      rope_scaling=dict(type="linear", factor=2.0))
+    folder / "config.json",
+    rope_parameters=KeyError,
+    rope_theta=3e4,
+    rope_scaling=dict(type="linear", factor=2.0),
+  )
   source = checkpoints.open_checkpoint(folder)
   hf = exported_config(source, tmp_path)
   assert hf == {**source.hf, "jaxprune": {}}
@@ -543,15 +636,22 @@ def test_config_of_transformers_4_stays_as_it_is(hf_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value, expected",
-    [([True, False, True], (0, 2)), ([2, 0, 2], (0, 2)), ([], ()),
-     (None, ()), ([False, False, False], ())])
-def test_drop_lists_of_ints_and_of_bools(
-    hf_folder, tmp_path, value, expected):
+  "value, expected",
+  [
+    ([True, False, True], (0, 2)),
+    ([2, 0, 2], (0, 2)),
+    ([], ()),
+    (None, ()),
+    ([False, False, False], ()),
+  ],
+)
+def test_drop_lists_of_ints_and_of_bools(hf_folder, tmp_path, value, expected):
   folder = copy_of(hf_folder("llama_tied"), tmp_path / "m")
   patch_json(folder / "config.json", drop_attn_list=value)
   assert checkpoints.read_drops(checkpoints.open_checkpoint(folder)) == {
-      "attention": expected, "mlp": ()}
+    "attention": expected,
+    "mlp": (),
+  }
 
 
 @pytest.mark.parametrize("value", [[3], [True, False], [True, 1, 0], "0", [-1]])
@@ -571,7 +671,8 @@ def test_streamed_export_resumes(hf_folder, tmp_path):
   export = checkpoints.start_export(tmp_path / "out", source, **options)
   for index in (2, 0):
     checkpoints.write_layer(
-        export, index, checkpoints.read_layer(source, index))
+      export, index, checkpoints.read_layer(source, index)
+    )
   assert not (tmp_path / "out").exists()
   with pytest.raises(ValueError, match=r"layers \[1\] are not finished"):
     checkpoints.finish_export(export)
@@ -583,7 +684,8 @@ def test_streamed_export_resumes(hf_folder, tmp_path):
   export = checkpoints.start_export(tmp_path / "out", source, **options)
   assert checkpoints.finished_layers(export) == (0, 2)
   assert tree_bits(checkpoints.read_finished_layer(export, 2)) == tree_bits(
-      checkpoints.read_layer(source, 2))
+    checkpoints.read_layer(source, 2)
+  )
   checkpoints.write_layer(export, 1, checkpoints.read_layer(source, 1))
   out = checkpoints.finish_export(export)
   assert raw_tensors(out) == raw_tensors(source.folder)
@@ -592,14 +694,15 @@ def test_streamed_export_resumes(hf_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", ["cut", "other_layer", "other_size", "gone", "unrecorded"])
-def test_a_shard_that_is_not_whole_is_not_finished(
-    hf_folder, tmp_path, damage):
+  "damage", ["cut", "other_layer", "other_size", "gone", "unrecorded"]
+)
+def test_a_shard_that_is_not_whole_is_not_finished(hf_folder, tmp_path, damage):
   source = checkpoints.open_checkpoint(hf_folder("llama_tied"))
   export = checkpoints.start_export(tmp_path / "out", source)
   for index in range(L):
     checkpoints.write_layer(
-        export, index, checkpoints.read_layer(source, index))
+      export, index, checkpoints.read_layer(source, index)
+    )
   assert checkpoints.finished_layers(export) == (0, 1, 2)
   path = export.work / "model-00002-of-00004.safetensors"
   if damage == "cut":
@@ -639,14 +742,17 @@ checkpoints.finish_export(export)
 
 
 @pytest.mark.parametrize(
-    "kill_at, finished",
-    [("model-00002-of-00004.safetensors", (0,)), ("config.json", (0, 1, 2))])
+  "kill_at, finished",
+  [("model-00002-of-00004.safetensors", (0,)), ("config.json", (0, 1, 2))],
+)
 def test_resumes_after_kill_9(hf_folder, tmp_path, kill_at, finished):
   folder, out = hf_folder("llama_tied"), tmp_path / "out"
   root = pathlib.Path(checkpoints.__file__).parents[2]
   done = subprocess.run(
-      [sys.executable, "-c", textwrap.dedent(_KILLED), folder, out, kill_at],
-      env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True)
+    [sys.executable, "-c", textwrap.dedent(_KILLED), folder, out, kill_at],
+    env={**os.environ, "PYTHONPATH": str(root)},
+    capture_output=True,
+  )
   assert done.returncode == -signal.SIGKILL, done.stderr
   assert not out.exists()
   assert list(tmp_path.glob("out.partial/.*.tmp"))  # died while writing
@@ -655,7 +761,8 @@ def test_resumes_after_kill_9(hf_folder, tmp_path, kill_at, finished):
   assert checkpoints.finished_layers(export) == finished
   for index in set(range(L)) - set(finished):
     checkpoints.write_layer(
-        export, index, checkpoints.read_layer(source, index))
+      export, index, checkpoints.read_layer(source, index)
+    )
   checkpoints.finish_export(export)
   assert raw_tensors(out) == raw_tensors(folder)
   assert not list(out.glob(".*"))
@@ -671,9 +778,9 @@ def test_work_of_another_job_is_not_taken_up(hf_folder, tmp_path):
   start(source, provenance={"sparsity": 0.5})
   start(source, provenance={"sparsity": 0.5})
   for source_, options, what in (
-      (source, dict(provenance={"sparsity": 0.6}), "sparsity was 0.5, now 0.6"),
-      (source, dict(provenance={"sparsity": 0.5}, drop_mlp=[1]), "drop_mlp"),
-      (other, dict(provenance={"sparsity": 0.5}), "source was"),
+    (source, dict(provenance={"sparsity": 0.6}), "sparsity was 0.5, now 0.6"),
+    (source, dict(provenance={"sparsity": 0.5}, drop_mlp=[1]), "drop_mlp"),
+    (other, dict(provenance={"sparsity": 0.5}), "source was"),
   ):
     with pytest.raises(ValueError, match=f"another job.*{what}"):
       start(source_, **options)
@@ -686,7 +793,8 @@ def test_work_of_another_job_is_not_taken_up(hf_folder, tmp_path):
 
 
 def test_a_second_save_never_reuses_the_layers_of_a_killed_one(
-    hf_folder, tmp_path):
+  hf_folder, tmp_path
+):
   source = checkpoints.open_checkpoint(hf_folder("llama_tied"))
   _, params = checkpoints.load_params(source)
   export = checkpoints.start_export(tmp_path / "out", source)
@@ -698,7 +806,8 @@ def test_a_second_save_never_reuses_the_layers_of_a_killed_one(
 
 def test_output_folder_rules(hf_folder, tmp_path):
   source = checkpoints.open_checkpoint(
-      copy_of(hf_folder("llama_tied"), tmp_path / "deep" / "m"))
+    copy_of(hf_folder("llama_tied"), tmp_path / "deep" / "m")
+  )
   _, params = checkpoints.load_params(source)
   out = tmp_path / "out"
   out.mkdir()
@@ -715,13 +824,16 @@ def test_output_folder_rules(hf_folder, tmp_path):
   (tmp_path / "home").mkdir()
   (tmp_path / "home" / "thesis.tex").write_text("mine")
   with pytest.raises(ValueError, match="not a model folder"):
-    checkpoints.save_params(
-        tmp_path / "home", params, source, overwrite=True)
+    checkpoints.save_params(tmp_path / "home", params, source, overwrite=True)
   with pytest.raises(ValueError, match="is a file"):
     checkpoints.save_params(
-        tmp_path / "home" / "thesis.tex", params, source, overwrite=True)
+      tmp_path / "home" / "thesis.tex", params, source, overwrite=True
+    )
   assert sorted(path.name for path in tmp_path.iterdir()) == [
-      "deep", "home", "out"]
+    "deep",
+    "home",
+    "out",
+  ]
 
 
 # Files, hub, orbax
@@ -741,16 +853,19 @@ def test_atomic_file_keeps_the_old_content_on_failure(tmp_path):
   files.atomic_write_bytes(path, b"new")
   assert path.read_bytes() == b"new"
   assert files.sha256_file(path) == (
-      "11507a0e2f5e69d5dfa40a62a1bd7b6ee57e6bcd85c67c9b8431b36fff21c437")
+    "11507a0e2f5e69d5dfa40a62a1bd7b6ee57e6bcd85c67c9b8431b36fff21c437"
+  )
 
 
-@pytest.mark.parametrize(
-    "dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @given(data=st.data())
 def test_all_finite_is_isfinite(dtype, data):
   dtype = np.dtype(dtype)
-  bits = data.draw(st.lists(
-      st.integers(0, 2 ** (8 * dtype.itemsize) - 1), min_size=1, max_size=9))
+  bits = data.draw(
+    st.lists(
+      st.integers(0, 2 ** (8 * dtype.itemsize) - 1), min_size=1, max_size=9
+    )
+  )
   array = np.array(bits, f"u{dtype.itemsize}").view(dtype)
   with np.errstate(invalid="ignore"):  # casting a signalling NaN
     expected = np.isfinite(array.astype(np.float64)).all()
@@ -780,10 +895,11 @@ def test_resolve_model(hf_folder, tmp_path, monkeypatch):
   assert checkpoints.resolve_model(folder) == folder
   assert not calls
   assert checkpoints.resolve_model("org/name-1.5B") == tmp_path
-  (name, patterns), = calls
+  ((name, patterns),) = calls
   assert name == "org/name-1.5B"
   assert not any(
-      pattern.endswith((".py", ".bin", ".pt", "*")) for pattern in patterns)
+    pattern.endswith((".py", ".bin", ".pt", "*")) for pattern in patterns
+  )
   for wrong in ("nope", "./a/b", "/a/b", "../a", "a/b/c", "a\\b", "", "a/"):
     with pytest.raises(ValueError, match="no such folder"):
       checkpoints.resolve_model(wrong)
@@ -794,7 +910,8 @@ def test_resolve_model(hf_folder, tmp_path, monkeypatch):
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
   with pytest.raises(
-      ValueError, match="'org/name': no such folder.*no route to host"):
+    ValueError, match="'org/name': no such folder.*no route to host"
+  ):
     checkpoints.resolve_model("org/name")
 
 
@@ -805,14 +922,16 @@ def test_resolve_model_without_a_network():
 
 
 def test_orbax_round_trip(tmp_path):
-  mesh = jax.make_mesh(
-      (8,), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
+  mesh = jax.make_mesh((8,), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
   rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("a"))
   tree = {
-      "layers": {"w": jax.device_put(
-          jnp.arange(32, dtype=jnp.bfloat16).reshape(8, 4), rows)},
-      "mask": np.array([True, False]),
-      "list": [jnp.float32(2.5), None, 3],
+    "layers": {
+      "w": jax.device_put(
+        jnp.arange(32, dtype=jnp.bfloat16).reshape(8, 4), rows
+      )
+    },
+    "mask": np.array([True, False]),
+    "list": [jnp.float32(2.5), None, 3],
   }
   orbax.save_tree(tmp_path / "t", tree, {"method": "wanda", "sparsity": 0.5})
   plain, metadata = orbax.load_tree(tmp_path / "t")
@@ -832,9 +951,9 @@ def test_orbax_refuses_another_tree(tmp_path):
   tree = {"a": jnp.zeros((4, 2)), "b": {"c": jnp.ones(3)}}
   orbax.save_tree(tmp_path / "t", tree, {})
   for like, what in (
-      ({"a": tree["a"]}, r"leaves \['b/c'\]"),
-      ({**tree, "d": tree["a"]}, r"leaves \['d'\]"),
-      ({**tree, "a": jnp.zeros((2, 2))}, r"'a' was saved with shape \(4, 2\)"),
+    ({"a": tree["a"]}, r"leaves \['b/c'\]"),
+    ({**tree, "d": tree["a"]}, r"leaves \['d'\]"),
+    ({**tree, "a": jnp.zeros((2, 2))}, r"'a' was saved with shape \(4, 2\)"),
   ):
     with pytest.raises(ValueError, match=what):
       orbax.load_tree(tmp_path / "t", like)

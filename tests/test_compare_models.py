@@ -4,26 +4,35 @@ import math
 
 import pytest
 import scripts
-from tests.guidance_sweeps_made import write_grid
 
 from jaxprune import report
 from jaxprune.studies.sweep import compare_models as across
+from tests.guidance_sweeps_made import write_grid
 
 
 def cell(name, right, nats, seed=0):
-  return {"cell": name, "seed": seed, "tasks": {
+  return {
+    "cell": name,
+    "seed": seed,
+    "tasks": {
       "choice": {"columns": {"acc": list(right)}, "weights": None},
-      "text": {"columns": {"nll": [nats, 3 * nats]}, "weights": [1.0, 3.0]}}}
+      "text": {"columns": {"nll": [nats, 3 * nats]}, "weights": [1.0, 3.0]},
+    },
+  }
 
 
 RUNS = [
-    {"dense": [cell("dense", [1, 1, 1, 1], 1.0)],
-     "a:1": [cell("a:1", [1, 1, 1, 1], 1.0), cell("a:1", [1, 1, 0, 0], 3.0, 1)],
-     "b:1": [cell("b:1", [1, 1, 0, 0], 2.0)],
-     "only here": [cell("only here", [1, 1, 1, 1], 1.0)]},
-    {"dense": [cell("dense", [1, 1, 1, 0], 1.0)],
-     "a:1": [cell("a:1", [1, 1, 1, 0], 1.0)],
-     "b:1": [cell("b:1", [0, 0, 0, 1], 1.5)]},
+  {
+    "dense": [cell("dense", [1, 1, 1, 1], 1.0)],
+    "a:1": [cell("a:1", [1, 1, 1, 1], 1.0), cell("a:1", [1, 1, 0, 0], 3.0, 1)],
+    "b:1": [cell("b:1", [1, 1, 0, 0], 2.0)],
+    "only here": [cell("only here", [1, 1, 1, 1], 1.0)],
+  },
+  {
+    "dense": [cell("dense", [1, 1, 1, 0], 1.0)],
+    "a:1": [cell("a:1", [1, 1, 1, 0], 1.0)],
+    "b:1": [cell("b:1", [0, 0, 0, 1], 1.5)],
+  },
 ]
 
 
@@ -45,18 +54,29 @@ def test_rows_by_hand():
 
 def test_a_dense_model_that_knows_nothing_keeps_no_share():
   runs = [{"dense": [cell("dense", [0], 1.0)], "a:1": [cell("a:1", [0], 1.0)]}]
-  row, = (r for r in across.compare(2 * runs, 0.9)
-          if (r["cell"], r["metric"]) == ("a:1", "acc"))
+  (row,) = (
+    r
+    for r in across.compare(2 * runs, 0.9)
+    if (r["cell"], r["metric"]) == ("a:1", "acc")
+  )
   assert math.isnan(row["kept"]) and row["survives"] == 0
   assert not across.orders(across.compare(2 * runs, 0.9))
 
 
 def test_order_by_hand():
   kept = {"a": [0.9, 0.8], "b": [0.5, 0.3], "c": [0.7, 0.95], "dense": [1, 1]}
-  rows = [{"cell": name, "task": "t", "metric": "acc", "kept_each": each,
-           "survives": sum(k >= 0.9 for k in each), "models": 2}
-          for name, each in kept.items()]
-  entry, = across.orders(rows)
+  rows = [
+    {
+      "cell": name,
+      "task": "t",
+      "metric": "acc",
+      "kept_each": each,
+      "survives": sum(k >= 0.9 for k in each),
+      "models": 2,
+    }
+    for name, each in kept.items()
+  ]
+  (entry,) = across.orders(rows)
   # Ranks 2 0 1 and 1 0 2: 1 - 6 * 2 / (3 * 8).
   assert entry["low"] == entry["high"] == pytest.approx(0.5)
   assert (entry["pairs"], entry["cells"], entry["agree"]) == (1, 3, 1)
@@ -64,26 +84,34 @@ def test_order_by_hand():
 
 def test_the_script(tmp_path):
   one, other = (
-      write_grid(tmp_path / name, dense=name, shift=shift)
-      for name, shift in (("one", 0.0), ("other", 0.1)))
+    write_grid(tmp_path / name, dense=name, shift=shift)
+    for name, shift in (("one", 0.0), ("other", 0.1))
+  )
   done = scripts.call(
-      "compare_models", f"--runs={one},{other}", f"--out={tmp_path}/out")
+    "compare_models", f"--runs={one},{other}", f"--out={tmp_path}/out"
+  )
   assert done.returncode == 0, done.stderr
   rows = report.read_records(tmp_path / "out")
   assert len(rows) == 2 * (1 + 18) * 3  # a length is no score
   # Damage 0.22 and 0.32, seeds a little more: all right, and half.
-  assert [(r["run"], r["value"], r["kept"]) for r in rows
-          if (r["cell"], r["metric"]) == ("sparsegpt:0.5", "acc")] == [
-              (0, 1, 1), (1, 0.5, 0.5)]
+  assert [
+    (r["run"], r["value"], r["kept"])
+    for r in rows
+    if (r["cell"], r["metric"]) == ("sparsegpt:0.5", "acc")
+  ] == [(0, 1, 1), (1, 0.5, 0.5)]
   assert "1 of 2" in (tmp_path / "out" / "report.html").read_text()
   assert "Spearman" in done.stdout
 
 
 def test_refusals(tmp_path):
   one = write_grid(tmp_path / "one")
-  for runs, said in ((f"{one}", "give two or more"),
-                     (f"{one},{one}", "same dense model"),
-                     (f"{one},{tmp_path}", "no cells/job.json")):
-    done = scripts.call("compare_models", f"--runs={runs}", f"--out={tmp_path}/out")
+  for runs, said in (
+    (f"{one}", "give two or more"),
+    (f"{one},{one}", "same dense model"),
+    (f"{one},{tmp_path}", "no cells/job.json"),
+  ):
+    done = scripts.call(
+      "compare_models", f"--runs={runs}", f"--out={tmp_path}/out"
+    )
     assert done.returncode == 1 and said in done.stderr, done.stderr
   assert not (tmp_path / "out").exists()

@@ -13,26 +13,38 @@ from jaxprune.models import ModelConfig, rope
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 TINY = dict(
-    hidden_size=32, num_attention_heads=4, num_key_value_heads=2,
-    num_hidden_layers=3, intermediate_size=48, vocab_size=61)
+  hidden_size=32,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  num_hidden_layers=3,
+  intermediate_size=48,
+  vocab_size=61,
+)
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
 LONG = dict(
-    rope_type="longrope", short_factor=[1.0, 1.1, 1.3, 1.7],
-    long_factor=[1.0, 2.0, 3.5, 9.0], original_max_position_embeddings=64)
+  rope_type="longrope",
+  short_factor=[1.0, 1.1, 1.3, 1.7],
+  long_factor=[1.0, 2.0, 3.5, 9.0],
+  original_max_position_embeddings=64,
+)
 LLAMA3 = dict(
-    rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-    original_max_position_embeddings=64)
+  rope_type="llama3",
+  factor=8.0,
+  low_freq_factor=1.0,
+  high_freq_factor=4.0,
+  original_max_position_embeddings=64,
+)
 SCALINGS = {
-    "linear": dict(rope_type="linear", factor=2.5),
-    "dynamic": dict(rope_type="dynamic", factor=3.0),
-    "yarn": YARN,
-    "yarn_untruncated": dict(YARN, truncate=False, beta_fast=8, beta_slow=0.5),
-    "yarn_mscale": dict(YARN, mscale=0.7, mscale_all_dim=1.2),
-    "yarn_attention_factor": dict(YARN, attention_factor=1.75),
-    "longrope": LONG,
-    "longrope_factor": dict(LONG, factor=7.0),
-    "longrope_attention_factor": dict(LONG, attention_factor=1.25),
-    "llama3": LLAMA3,
+  "linear": dict(rope_type="linear", factor=2.5),
+  "dynamic": dict(rope_type="dynamic", factor=3.0),
+  "yarn": YARN,
+  "yarn_untruncated": dict(YARN, truncate=False, beta_fast=8, beta_slow=0.5),
+  "yarn_mscale": dict(YARN, mscale=0.7, mscale_all_dim=1.2),
+  "yarn_attention_factor": dict(YARN, attention_factor=1.75),
+  "longrope": LONG,
+  "longrope_factor": dict(LONG, factor=7.0),
+  "longrope_attention_factor": dict(LONG, attention_factor=1.25),
+  "llama3": LLAMA3,
 }
 
 
@@ -49,20 +61,41 @@ def test_defaults_are_those_of_the_class(family):
   theirs = stock(family, {})
   ours = ModelConfig.from_hf({"model_type": family})
   head_dim = getattr(theirs, "head_dim", None) or (
-      theirs.hidden_size // theirs.num_attention_heads)
+    theirs.hidden_size // theirs.num_attention_heads
+  )
   assert (
-      ours.vocab_size, ours.embed_dim, ours.mlp_dim, ours.num_layers,
-      ours.num_heads, ours.num_kv_heads, ours.head_dim, ours.max_positions,
-      ours.norm_eps, ours.tie_embeddings, ours.rope.theta, ours.rope.kind,
-      ours.bos_id, ours.pad_id, ours.sliding_window,
+    ours.vocab_size,
+    ours.embed_dim,
+    ours.mlp_dim,
+    ours.num_layers,
+    ours.num_heads,
+    ours.num_kv_heads,
+    ours.head_dim,
+    ours.max_positions,
+    ours.norm_eps,
+    ours.tie_embeddings,
+    ours.rope.theta,
+    ours.rope.kind,
+    ours.bos_id,
+    ours.pad_id,
+    ours.sliding_window,
   ) == (
-      theirs.vocab_size, theirs.hidden_size, theirs.intermediate_size,
-      theirs.num_hidden_layers, theirs.num_attention_heads,
-      theirs.num_key_value_heads, head_dim, theirs.max_position_embeddings,
-      theirs.rms_norm_eps, theirs.tie_word_embeddings,
-      theirs.rope_parameters["rope_theta"],
-      theirs.rope_parameters["rope_type"], theirs.bos_token_id,
-      theirs.pad_token_id, getattr(theirs, "sliding_window", None))
+    theirs.vocab_size,
+    theirs.hidden_size,
+    theirs.intermediate_size,
+    theirs.num_hidden_layers,
+    theirs.num_attention_heads,
+    theirs.num_key_value_heads,
+    head_dim,
+    theirs.max_position_embeddings,
+    theirs.rms_norm_eps,
+    theirs.tie_word_embeddings,
+    theirs.rope_parameters["rope_theta"],
+    theirs.rope_parameters["rope_type"],
+    theirs.bos_token_id,
+    theirs.pad_token_id,
+    getattr(theirs, "sliding_window", None),
+  )
   eos = theirs.eos_token_id
   assert ours.eos_ids == (() if eos is None else (eos,))
   assert hash(ours) == hash(ModelConfig.from_hf({"model_type": family}))
@@ -78,13 +111,18 @@ def test_what_stock_writes_is_read(family, tmp_path):
   assert ours.eos_ids == (5, 7) and ours.pad_id == 3
   assert ours == ModelConfig.from_hf(str(tmp_path))
   assert ours == ModelConfig.from_hf(
-      json.loads((tmp_path / "config.json").read_text()))
+    json.loads((tmp_path / "config.json").read_text())
+  )
 
 
 def test_biases_and_norms_per_family():
   def parts(config):
-    return (config.qkv_bias, config.output_bias, config.mlp_bias,
-            config.qk_norm)
+    return (
+      config.qkv_bias,
+      config.output_bias,
+      config.mlp_bias,
+      config.qk_norm,
+    )
 
   assert parts(read("llama")) == (False, False, False, False)
   assert parts(read("llama", attention_bias=True)) == (True, True, False, False)
@@ -118,19 +156,22 @@ def test_sliding_window():
   qwen = dict(use_sliding_window=True, sliding_window=7)
   assert window("qwen2", **qwen) == (None, none)  # max_window_layers is 28
   assert window("qwen2", **qwen, max_window_layers=1) == (
-      7, (False, True, True))
+    7,
+    (False, True, True),
+  )
   kinds = ["sliding_attention", "full_attention", "full_attention"]
-  assert window("qwen3", **qwen, layer_types=kinds) == (
-      7, (True, False, False))
+  assert window("qwen3", **qwen, layer_types=kinds) == (7, (True, False, False))
   assert window("llama", layer_types=["full_attention"] * 3) == (None, none)
 
 
 def test_generation_config_names_the_ends(tmp_path):
   (tmp_path / "config.json").write_text(
-      json.dumps({"model_type": "llama", **TINY, "eos_token_id": 2}))
+    json.dumps({"model_type": "llama", **TINY, "eos_token_id": 2})
+  )
   assert ModelConfig.from_hf(tmp_path).eos_ids == (2,)
   (tmp_path / "generation_config.json").write_text(
-      json.dumps({"eos_token_id": [4, 2], "pad_token_id": 9}))
+    json.dumps({"eos_token_id": [4, 2], "pad_token_id": 9})
+  )
   config = ModelConfig.from_hf(tmp_path)
   assert config.eos_ids == (4, 2) and config.pad_id == 9
 
@@ -141,53 +182,67 @@ def test_absent_ids():
 
 
 @pytest.mark.parametrize(
-    "family, fields, words",
-    [
-        ("gpt2", {}, "model_type='gpt2'"),
-        (None, {}, "model_type=None"),
-        ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
-        ("llama", {"logit_softcap": 30.0}, "logit_softcap=30.0"),
-        ("llama", {"quantization_config": {"bits": 4}}, "dequantize"),
-        ("llama", {"auto_map": {"AutoModel": "x.Y"}}, "runs code"),
-        ("llama", {"is_encoder_decoder": True}, "is_encoder_decoder=True"),
-        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ("llama", {"per_layer_config": {"1": {}}}, "per_layer_config"),
-        ("llama", {"sliding_window": 8}, "sliding_window=8"),
-        ("mistral", {"attention_bias": True}, "attention_bias=True"),
-        ("mistral", {"mlp_bias": True}, "mlp_bias=True"),
-        ("mistral", {"sliding_window": 0}, "sliding_window=0"),
-        ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types"),
-        ("llama", {"layer_types": ["sliding_attention"] * 3}, "layer_types"),
-        ("qwen2", {"layer_types": ["full_attention"] * 2}, "must be 3 of"),
-        ("qwen2", {"layer_types": ["sliding_attention"] * 3}, "active"),
-        ("qwen2", {"use_sliding_window": 1}, "use_sliding_window=1"),
-        ("llama", {"num_key_value_heads": 3}, "must divide"),
-        ("llama", {"hidden_size": 33}, "hidden_size=33"),
-        ("llama", {"head_dim": 7}, "even"),
-        ("llama", {"num_hidden_layers": 0}, "num_hidden_layers=0"),
-        ("llama", {"vocab_size": 61.0}, "vocab_size=61.0"),
-        ("llama", {"vocab_size": True}, "vocab_size=True"),
-        ("llama", {"rms_norm_eps": 0}, "rms_norm_eps=0"),
-        ("llama", {"tie_word_embeddings": None}, "tie_word_embeddings=None"),
-        ("llama", {"eos_token_id": "2"}, "eos_token_id='2'"),
-        ("llama", {"rope_theta": -1.0}, "rope_theta=-1.0"),
-        ("llama", {"rope_scaling": {"type": "ntk", "factor": 2.0}}, "'ntk'"),
-        ("llama", {"rope_scaling": {"type": "linear"}}, "factor=None"),
-        ("llama", {"rope_scaling": {"type": "linear", "factor": "2"}},
-         "factor='2'"),
-        ("llama", {"rope_scaling": [2.0]}, "must be an object"),
-        ("llama", {"rope_scaling": {
-            "type": "linear", "rope_type": "yarn", "factor": 2.0}},
-         "contradicts"),
-        ("llama", {"rope_scaling": {
-            "type": "linear", "factor": 2.0, "mrope_section": [1]}},
-         "rope_scaling.mrope_section"),
-        ("llama", {"rope_parameters": {"full_attention": {}}}, "per layer"),
-        ("llama", {"rope_parameters": dict(LONG, short_factor=[1.0])},
-         "short_factor"),
-        ("llama", {"rope_parameters": dict(LLAMA3, high_freq_factor=1.0)},
-         "must exceed"),
-    ])
+  "family, fields, words",
+  [
+    ("gpt2", {}, "model_type='gpt2'"),
+    (None, {}, "model_type=None"),
+    ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
+    ("llama", {"logit_softcap": 30.0}, "logit_softcap=30.0"),
+    ("llama", {"quantization_config": {"bits": 4}}, "dequantize"),
+    ("llama", {"auto_map": {"AutoModel": "x.Y"}}, "runs code"),
+    ("llama", {"is_encoder_decoder": True}, "is_encoder_decoder=True"),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ("llama", {"per_layer_config": {"1": {}}}, "per_layer_config"),
+    ("llama", {"sliding_window": 8}, "sliding_window=8"),
+    ("mistral", {"attention_bias": True}, "attention_bias=True"),
+    ("mistral", {"mlp_bias": True}, "mlp_bias=True"),
+    ("mistral", {"sliding_window": 0}, "sliding_window=0"),
+    ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types"),
+    ("llama", {"layer_types": ["sliding_attention"] * 3}, "layer_types"),
+    ("qwen2", {"layer_types": ["full_attention"] * 2}, "must be 3 of"),
+    ("qwen2", {"layer_types": ["sliding_attention"] * 3}, "active"),
+    ("qwen2", {"use_sliding_window": 1}, "use_sliding_window=1"),
+    ("llama", {"num_key_value_heads": 3}, "must divide"),
+    ("llama", {"hidden_size": 33}, "hidden_size=33"),
+    ("llama", {"head_dim": 7}, "even"),
+    ("llama", {"num_hidden_layers": 0}, "num_hidden_layers=0"),
+    ("llama", {"vocab_size": 61.0}, "vocab_size=61.0"),
+    ("llama", {"vocab_size": True}, "vocab_size=True"),
+    ("llama", {"rms_norm_eps": 0}, "rms_norm_eps=0"),
+    ("llama", {"tie_word_embeddings": None}, "tie_word_embeddings=None"),
+    ("llama", {"eos_token_id": "2"}, "eos_token_id='2'"),
+    ("llama", {"rope_theta": -1.0}, "rope_theta=-1.0"),
+    ("llama", {"rope_scaling": {"type": "ntk", "factor": 2.0}}, "'ntk'"),
+    ("llama", {"rope_scaling": {"type": "linear"}}, "factor=None"),
+    (
+      "llama",
+      {"rope_scaling": {"type": "linear", "factor": "2"}},
+      "factor='2'",
+    ),
+    ("llama", {"rope_scaling": [2.0]}, "must be an object"),
+    (
+      "llama",
+      {"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 2.0}},
+      "contradicts",
+    ),
+    (
+      "llama",
+      {"rope_scaling": {"type": "linear", "factor": 2.0, "mrope_section": [1]}},
+      "rope_scaling.mrope_section",
+    ),
+    ("llama", {"rope_parameters": {"full_attention": {}}}, "per layer"),
+    (
+      "llama",
+      {"rope_parameters": dict(LONG, short_factor=[1.0])},
+      "short_factor",
+    ),
+    (
+      "llama",
+      {"rope_parameters": dict(LLAMA3, high_freq_factor=1.0)},
+      "must exceed",
+    ),
+  ],
+)
 def test_refuses(family, fields, words):
   with pytest.raises(ValueError, match="^config: ") as caught:
     read(family, **fields)
@@ -223,17 +278,20 @@ def test_frequencies_are_those_of_transformers(name, length):
   """Relative error of frequencies and of the attention scale below 3e-7."""
   scaling = SCALINGS[name]
   fields = dict(
-      TINY, max_position_embeddings=256,
-      rope_parameters=dict(scaling, rope_theta=5e4))
+    TINY,
+    max_position_embeddings=256,
+    rope_parameters=dict(scaling, rope_theta=5e4),
+  )
   theirs = stock("llama", fields)
   expected, scale = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](
-      theirs, torch.device("cpu"), seq_len=length)
+    theirs, torch.device("cpu"), seq_len=length
+  )
   ours = read(**fields)
   for function in (rope.inv_freq, jax.jit(rope.inv_freq, static_argnums=0)):
     np.testing.assert_allclose(
-        function(ours, length), expected.numpy(), rtol=1e-6, atol=0)
-  np.testing.assert_allclose(
-      rope.attention_scale(ours.rope), scale, rtol=3e-7)
+      function(ours, length), expected.numpy(), rtol=1e-6, atol=0
+    )
+  np.testing.assert_allclose(rope.attention_scale(ours.rope), scale, rtol=3e-7)
 
 
 def test_long_context_changes_what_it_should():
@@ -249,25 +307,30 @@ def test_long_context_changes_what_it_should():
 def test_layouts_of_transformers_4_and_5_agree(name):
   scaling = dict(SCALINGS[name])
   new = read(
-      max_position_embeddings=256,
-      rope_parameters=dict(scaling, rope_theta=5e4))
-  old = read(
-      max_position_embeddings=256, rope_theta=5e4, rope_scaling=scaling)
+    max_position_embeddings=256, rope_parameters=dict(scaling, rope_theta=5e4)
+  )
+  old = read(max_position_embeddings=256, rope_theta=5e4, rope_scaling=scaling)
   oldest = dict(scaling, type=scaling["rope_type"])
   del oldest["rope_type"]
   if oldest["type"] == "longrope":
     oldest["type"] = "su"
-  assert new == old == read(
-      max_position_embeddings=256, rope_theta=5e4, rope_scaling=oldest)
+  assert (
+    new
+    == old
+    == read(max_position_embeddings=256, rope_theta=5e4, rope_scaling=oldest)
+  )
 
 
 def test_plain_rope_in_every_spelling():
   expected = read().rope
   assert expected.kind == "default" and expected.theta == 10000.0
   for fields in (
-      {"rope_theta": 10000}, {"rope_scaling": None}, {"rope_parameters": None},
-      {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
-      {"rope_scaling": {"type": "default", "rope_type": "default"}}):
+    {"rope_theta": 10000},
+    {"rope_scaling": None},
+    {"rope_parameters": None},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    {"rope_scaling": {"type": "default", "rope_type": "default"}},
+  ):
     assert read(**fields).rope == expected
 
 
@@ -275,6 +338,8 @@ def test_original_length_of_the_outer_level_wins():
   """As in the reference, which old Phi-3 files rely on."""
   scaling = dict(LONG, original_max_position_embeddings=64)
   config = read(
-      rope_scaling=scaling, original_max_position_embeddings=32,
-      max_position_embeddings=256)
+    rope_scaling=scaling,
+    original_max_position_embeddings=32,
+    max_position_embeddings=256,
+  )
   assert dict(config.rope.scaling)["original_max_position_embeddings"] == 32

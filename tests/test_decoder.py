@@ -14,16 +14,25 @@ from jaxprune import models
 from jaxprune.models import attention, decoder
 
 ROPES = {
-    "linear": dict(rope_type="linear", factor=2.0),
-    "dynamic": dict(rope_type="dynamic", factor=2.0),
-    "yarn": dict(
-        rope_type="yarn", factor=4.0, original_max_position_embeddings=16),
-    "longrope": dict(
-        rope_type="longrope", factor=4.0, short_factor=[1.0, 1.1, 1.3, 1.7],
-        long_factor=[1.0, 2.0, 3.5, 9.0], original_max_position_embeddings=16),
-    "llama3": dict(
-        rope_type="llama3", factor=8.0, low_freq_factor=1.0,
-        high_freq_factor=4.0, original_max_position_embeddings=16),
+  "linear": dict(rope_type="linear", factor=2.0),
+  "dynamic": dict(rope_type="dynamic", factor=2.0),
+  "yarn": dict(
+    rope_type="yarn", factor=4.0, original_max_position_embeddings=16
+  ),
+  "longrope": dict(
+    rope_type="longrope",
+    factor=4.0,
+    short_factor=[1.0, 1.1, 1.3, 1.7],
+    long_factor=[1.0, 2.0, 3.5, 9.0],
+    original_max_position_embeddings=16,
+  ),
+  "llama3": dict(
+    rope_type="llama3",
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=16,
+  ),
 }
 
 
@@ -31,15 +40,20 @@ def logits(config, params, tokens_BT, valid_BT=None, gates=None):
   """Logits; tied and untied models share one compiled residual."""
   layers = {name: params[name] for name in ("embed", "layers")}
   x_BTD = _residual(
-      dataclasses.replace(config, tie_embeddings=True), layers, tokens_BT,
-      valid_BT, gates)
+    dataclasses.replace(config, tie_embeddings=True),
+    layers,
+    tokens_BT,
+    valid_BT,
+    gates,
+  )
   return models.unembed(config, params, x_BTD)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _residual(config, params, tokens_BT, valid_BT, gates):
   return models.forward(
-      config, params, tokens_BT, valid_BT=valid_BT, gates=gates)[0]
+    config, params, tokens_BT, valid_BT=valid_BT, gates=gates
+  )[0]
 
 
 def random_tokens(*shape, seed=0):
@@ -48,7 +62,8 @@ def random_tokens(*shape, seed=0):
 
 def left_padded(*lengths):
   return np.arange(max(lengths))[None] >= (
-      max(lengths) - np.asarray(lengths)[:, None])
+    max(lengths) - np.asarray(lengths)[:, None]
+  )
 
 
 @pytest.fixture(scope="module")
@@ -61,24 +76,30 @@ def small():
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_equals_stock(family, kv_heads, tied):
   model, config, params = hf_models.build(
-      family, num_key_value_heads=kv_heads, tie_word_embeddings=tied)
+    family, num_key_value_heads=kv_heads, tie_word_embeddings=tied
+  )
   assert config.num_kv_heads == kv_heads and ("head" in params) != tied
   tokens = random_tokens(2, 9)
   expected = hf_models.logits(model, tokens)
   assert expected.std() > 0.5  # or an absolute tolerance says nothing
   np.testing.assert_allclose(
-      logits(config, params, tokens), expected, rtol=1e-5, atol=1e-5)
+    logits(config, params, tokens), expected, rtol=1e-5, atol=1e-5
+  )
 
 
 def test_biases_equal_stock():
   model, config, params = hf_models.build(
-      "llama", attention_bias=True, mlp_bias=True)
+    "llama", attention_bias=True, mlp_bias=True
+  )
   assert "bias" in params["layers"]["attention"]["output"]
   assert "bias" in params["layers"]["mlp"]["down"]
   tokens = random_tokens(2, 9)
   np.testing.assert_allclose(
-      logits(config, params, tokens), hf_models.logits(model, tokens),
-      rtol=1e-5, atol=1e-5)
+    logits(config, params, tokens),
+    hf_models.logits(model, tokens),
+    rtol=1e-5,
+    atol=1e-5,
+  )
 
 
 @pytest.mark.parametrize("length", [12, 40])
@@ -86,25 +107,38 @@ def test_biases_equal_stock():
 def test_ropes_equal_stock(kind, length):
   """40 tokens are beyond every original context, 12 are within."""
   model, config, params = hf_models.build(
-      "llama", max_position_embeddings=16 if kind == "dynamic" else 64,
-      rope_parameters=dict(ROPES[kind], rope_theta=100.0))
+    "llama",
+    max_position_embeddings=16 if kind == "dynamic" else 64,
+    rope_parameters=dict(ROPES[kind], rope_theta=100.0),
+  )
   tokens = random_tokens(2, length)
   np.testing.assert_allclose(
-      logits(config, params, tokens), hf_models.logits(model, tokens),
-      rtol=1e-5, atol=1e-5)
+    logits(config, params, tokens),
+    hf_models.logits(model, tokens),
+    rtol=1e-5,
+    atol=1e-5,
+  )
 
 
 @pytest.mark.parametrize(
-    "family, fields",
-    [
-        ("mistral", dict(sliding_window=4)),
-        ("qwen2", dict(
-            use_sliding_window=True, sliding_window=4, max_window_layers=1)),
-        ("qwen3", dict(
-            use_sliding_window=True, sliding_window=4,
-            layer_types=["sliding_attention", "full_attention"])),
-        ("llama", {}),
-    ])
+  "family, fields",
+  [
+    ("mistral", dict(sliding_window=4)),
+    (
+      "qwen2",
+      dict(use_sliding_window=True, sliding_window=4, max_window_layers=1),
+    ),
+    (
+      "qwen3",
+      dict(
+        use_sliding_window=True,
+        sliding_window=4,
+        layer_types=["sliding_attention", "full_attention"],
+      ),
+    ),
+    ("llama", {}),
+  ],
+)
 def test_windows_and_padding_equal_stock(family, fields):
   model, config, params = hf_models.build(family, **fields)
   tokens, valid = random_tokens(3, 13), left_padded(13, 9, 1)
@@ -121,14 +155,15 @@ def test_stories_equal_stock(shared):
 
   folder = shared / "weights" / "stories260K"
   model = transformers.AutoModelForCausalLM.from_pretrained(
-      folder, attn_implementation="eager")
+    folder, attn_implementation="eager"
+  )
   config = models.ModelConfig.from_hf(folder)
   params = hf_models.convert(model, config)
   tokens = np.random.default_rng(0).integers(3, 512, (2, 150))
   expected = hf_models.logits(model, tokens)
   np.testing.assert_allclose(
-      logits(config, params, tokens), expected,
-      atol=3e-6 * np.abs(expected).max())
+    logits(config, params, tokens), expected, atol=3e-6 * np.abs(expected).max()
+  )
 
 
 def test_parameter_tree_is_the_one_of_the_checkpoint(small):
@@ -136,9 +171,11 @@ def test_parameter_tree_is_the_one_of_the_checkpoint(small):
   for kv_heads in (1, 4):
     for fields in (dict(), dict(attention_bias=True)):
       _, config, params = hf_models.build(
-          "qwen3", num_key_value_heads=kv_heads, **fields)
+        "qwen3", num_key_value_heads=kv_heads, **fields
+      )
       declared = jax.eval_shape(
-          functools.partial(models.init, config), jax.random.key(0))
+        functools.partial(models.init, config), jax.random.key(0)
+      )
       chex.assert_trees_all_equal_shapes_and_dtypes(declared, params)
 
 
@@ -160,9 +197,11 @@ def test_eager_is_jit(small):
   _, config, params = small
   tokens, valid = random_tokens(2, 6), left_padded(6, 4)
   eager = models.unembed(
-      config, params, models.forward(config, params, tokens, valid_BT=valid)[0])
+    config, params, models.forward(config, params, tokens, valid_BT=valid)[0]
+  )
   np.testing.assert_allclose(
-      eager, logits(config, params, tokens, valid), atol=2e-6)
+    eager, logits(config, params, tokens, valid), atol=2e-6
+  )
 
 
 def test_block_by_block_is_forward(small):
@@ -187,8 +226,11 @@ def test_stacked_and_separate_layers_agree(small):
   tokens = random_tokens(2, 6)
   observe = lambda tape: tape["residual_mid"][:, -1]
   gates = models.make_gates(config, mlp=[0])
-  run = jax.jit(lambda params: models.forward(
-      config, params, tokens, gates=gates, observe=observe))
+  run = jax.jit(
+    lambda params: models.forward(
+      config, params, tokens, gates=gates, observe=observe
+    )
+  )
   stacked, separate = run(params), run(models.unstack(params))
   chex.assert_shape(stacked[1], (2, 2, 32))
   chex.assert_trees_all_close(stacked, separate, atol=2e-6)
@@ -199,7 +241,8 @@ def test_tape_holds_the_inputs_of_the_kernels(small):
   _, config, params = small
   tokens = random_tokens(2, 6)
   x_BTD, tapes = models.forward(
-      config, params, tokens, observe=lambda tape: tape)
+    config, params, tokens, observe=lambda tape: tape
+  )
   layers = jax.tree.map(np.asarray, params["layers"])
   tapes = jax.tree.map(np.asarray, tapes)
   silu = lambda x: x / (1 + np.exp(-x))
@@ -208,8 +251,10 @@ def test_tape_holds_the_inputs_of_the_kernels(small):
 
     def apply(kernel, index=index, tape=tape):
       group, name = kernel
-      return tape[decoder.KERNEL_INPUTS[kernel]] @ (
-          layers[group][name]["kernel"][index])
+      return (
+        tape[decoder.KERNEL_INPUTS[kernel]]
+        @ (layers[group][name]["kernel"][index])
+      )
 
     residual_mid = tape["residual_in"] + apply(("attention", "output"))
     np.testing.assert_allclose(tape["residual_mid"], residual_mid, atol=2e-6)
@@ -218,30 +263,37 @@ def test_tape_holds_the_inputs_of_the_kernels(small):
     residual_out = residual_mid + apply(("mlp", "down"))
     np.testing.assert_allclose(tape["residual_out"], residual_out, atol=1e-5)
     np.testing.assert_allclose(
-        tape["value"].reshape(2, 6, -1), apply(("attention", "value")),
-        atol=2e-6)
+      tape["value"].reshape(2, 6, -1), apply(("attention", "value")), atol=2e-6
+    )
     if index:
       np.testing.assert_array_equal(
-          tape["residual_in"], tapes["residual_out"][index - 1])
+        tape["residual_in"], tapes["residual_out"][index - 1]
+      )
   np.testing.assert_array_equal(x_BTD, tapes["residual_out"][-1])
   np.testing.assert_array_equal(
-      tapes["residual_in"][0], params["embed"]["table"][tokens])
+    tapes["residual_in"][0], params["embed"]["table"][tokens]
+  )
   assert set(decoder.KERNELS) == set(decoder.KERNEL_INPUTS)
 
 
 def test_lenses(small):
   _, config, params = small
   x_BD = np.random.default_rng(0).normal(size=(4, 32)).astype(np.float32)
-  norm_BD = x_BD / np.sqrt(
-      (x_BD**2).mean(-1, keepdims=True) + config.norm_eps) * np.asarray(
-          params["final_norm"]["scale"])
+  norm_BD = (
+    x_BD
+    / np.sqrt((x_BD**2).mean(-1, keepdims=True) + config.norm_eps)
+    * np.asarray(params["final_norm"]["scale"])
+  )
   kernel_DV = np.asarray(params["head"]["kernel"])
   np.testing.assert_allclose(
-      models.final_norm(config, params, x_BD), norm_BD, atol=2e-6)
+    models.final_norm(config, params, x_BD), norm_BD, atol=2e-6
+  )
   np.testing.assert_allclose(
-      models.unembed(config, params, x_BD), norm_BD @ kernel_DV, atol=1e-5)
+    models.unembed(config, params, x_BD), norm_BD @ kernel_DV, atol=1e-5
+  )
   np.testing.assert_allclose(
-      models.unembed(config, params, x_BD, "raw"), x_BD @ kernel_DV, atol=1e-5)
+    models.unembed(config, params, x_BD, "raw"), x_BD @ kernel_DV, atol=1e-5
+  )
   with pytest.raises(ValueError, match="lens='both'"):
     models.unembed(config, params, x_BD, "both")
 
@@ -251,17 +303,21 @@ def test_causality_by_gradient(name):
   """What position 5 says depends on 0..5, or on the window, and no more."""
   fields = dict(sliding_window=3, num_hidden_layers=1)
   _, config, params = (
-      hf_models.build("llama") if name == "llama"
-      else hf_models.build("mistral", **fields))
+    hf_models.build("llama")
+    if name == "llama"
+    else hf_models.build("mistral", **fields)
+  )
   x_BTD = jnp.asarray(
-      np.random.default_rng(0).normal(size=(1, 8, 32)), jnp.float32)
+    np.random.default_rng(0).normal(size=(1, 8, 32)), jnp.float32
+  )
   context = models.make_context(config, 8)
 
   def at_five(x_BTD):
     for index in range(config.num_layers):
       layer = jax.tree.map(lambda leaf: leaf[index], params["layers"])
       x_BTD, _ = models.block(
-          config, layer, x_BTD, context, sliding=config.sliding_layers[index])
+        config, layer, x_BTD, context, sliding=config.sliding_layers[index]
+      )
     return x_BTD[0, 5].sum()
 
   reach_T = np.abs(jax.jit(jax.grad(at_five))(x_BTD)).sum((0, 2)) > 0
@@ -279,7 +335,8 @@ def test_padding_is_not_read(small):
 
 
 @pytest.mark.parametrize(
-    "drop", [dict(attention=[0]), dict(mlp=[1]), dict(attention=[1], mlp=[1])])
+  "drop", [dict(attention=[0]), dict(mlp=[1]), dict(attention=[1], mlp=[1])]
+)
 def test_a_closed_gate_is_a_zeroed_projection(small, drop):
   _, config, params = small
   tokens = random_tokens(2, 6)
@@ -311,7 +368,8 @@ def test_candidates_are_vmapped_in_one_trace(small):
   @chex.assert_max_traces(n=1)
   def scores(gates, tokens):
     return jax.vmap(
-        lambda g: models.forward(config, params, tokens, gates=g)[0])(gates)
+      lambda g: models.forward(config, params, tokens, gates=g)[0]
+    )(gates)
 
   got = scores(gates, tokens)
   scores(jax.tree.map(lambda g: 1 - g, gates), tokens + 0)
@@ -329,12 +387,17 @@ def test_gates_and_weights_are_differentiable(small, sublayer):
 
   def loss(gate_L, kernel_IO):
     layers = jax.tree.map(lambda leaf: leaf, params["layers"])
-    layers["mlp"]["up"]["kernel"] = layers["mlp"]["up"]["kernel"].at[1].add(
-        kernel_IO)
+    layers["mlp"]["up"]["kernel"] = (
+      layers["mlp"]["up"]["kernel"].at[1].add(kernel_IO)
+    )
     out, _ = models.forward(
-        config, {**params, "layers": layers}, tokens,
-        gates=models.Gates(**{
-            "attention": gates.attention, "mlp": gates.mlp, sublayer: gate_L}))
+      config,
+      {**params, "layers": layers},
+      tokens,
+      gates=models.Gates(
+        **{"attention": gates.attention, "mlp": gates.mlp, sublayer: gate_L}
+      ),
+    )
     return jnp.mean(jnp.square(out))
 
   at = (jnp.ones(2), jnp.zeros((32, 48)))
@@ -345,11 +408,13 @@ def test_gates_and_weights_are_differentiable(small, sublayer):
   reverse_mode = sum(jnp.vdot(g, a) for g, a in zip(gradient, along))
   step = 1e-2
   plus, minus = (
-      jax.jit(loss)(*(a + s * d for a, d in zip(at, along)))
-      for s in (step, -step))
+    jax.jit(loss)(*(a + s * d for a, d in zip(at, along)))
+    for s in (step, -step)
+  )
   np.testing.assert_allclose(forward_mode, reverse_mode, rtol=1e-4)
   np.testing.assert_allclose(
-      forward_mode, (plus - minus) / (2 * step), rtol=2e-2)
+    forward_mode, (plus - minus) / (2 * step), rtol=2e-2
+  )
   assert np.abs(gradient[0]).min() > 0 and np.abs(gradient[1]).max() > 0
 
 
@@ -382,21 +447,30 @@ def numpy_attention(query, key, value, mask):
 
 
 @pytest.mark.parametrize(
-    "length, kv_heads", [(1, 2), (64, 2), (130, 4), (130, 2), (130, 1)])
+  "length, kv_heads", [(1, 2), (64, 2), (130, 4), (130, 2), (130, 1)]
+)
 def test_forms_of_attention_agree(length, kv_heads):
   """Plain, chunked over two chunks and a rest, and NumPy."""
   rng = np.random.default_rng(0)
   query, key, value = (
-      rng.normal(size=(2, length, heads, 8)).astype(np.float32)
-      for heads in (4, kv_heads, kv_heads))
+    rng.normal(size=(2, length, heads, 8)).astype(np.float32)
+    for heads in (4, kv_heads, kv_heads)
+  )
   slots = jnp.arange(length)
   mask = attention.allowed(
-      slots, slots, slots[None], slots[None],
-      jnp.asarray(left_padded(length, max(1, length - 3))), 40, True)
+    slots,
+    slots,
+    slots[None],
+    slots[None],
+    jnp.asarray(left_padded(length, max(1, length - 3))),
+    40,
+    True,
+  )
   expected = numpy_attention(query, key, value, np.asarray(mask))
   for form in (attention.plain, attention.chunked):
     np.testing.assert_allclose(
-        jax.jit(form)(query, key, value, mask), expected, atol=2e-6)
+      jax.jit(form)(query, key, value, mask), expected, atol=2e-6
+    )
   last = jax.jit(attention.single)(query[:, -1:], key, value, mask[:, -1:])
   np.testing.assert_allclose(last, expected[:, -1:], atol=2e-6)
 
@@ -408,7 +482,8 @@ def test_allowed_by_hand():
 
   def table(valid, window, sliding):
     mask = attention.allowed(
-        slots, slots, positions, positions, valid, window, sliding)
+      slots, slots, positions, positions, valid, window, sliding
+    )
     return np.asarray(mask[0], int).tolist()
 
   every = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
@@ -432,8 +507,13 @@ def test_long_batches_are_cut_by_rows(small, padded, monkeypatch):
   results = []
   for rows in (1, 20, 40):
     monkeypatch.setattr(decoder, "_ROWS", rows)
-    results.append(jax.jit(lambda t: models.forward(
-        config, params, t, valid_BT=valid, observe=observe))(tokens))
+    results.append(
+      jax.jit(
+        lambda t: models.forward(
+          config, params, t, valid_BT=valid, observe=observe
+        )
+      )(tokens)
+    )
   chex.assert_shape(results[0][1][0], (2, 4, 10, 48))
   chex.assert_trees_all_close(*results, atol=2e-6)
 
@@ -443,8 +523,9 @@ def test_off_the_cpu_the_same_comes_out(small, monkeypatch):
   _, config, params = small
   tokens, valid = random_tokens(2, 70), left_padded(70, 66)
   monkeypatch.setattr(decoder, "_ROWS", 70)
-  run = lambda: jax.jit(lambda t: models.forward(
-      config, params, t, valid_BT=valid)[0])(tokens)
+  run = lambda: jax.jit(
+    lambda t: models.forward(config, params, t, valid_BT=valid)[0]
+  )(tokens)
   here = run()
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   np.testing.assert_allclose(here, run(), atol=1e-5)
@@ -456,8 +537,11 @@ def test_a_tied_head_reads_few_rows_as_it_reads_many(small, rows):
   _, config, params = small
   config = dataclasses.replace(config, tie_embeddings=True)
   table_VD = params["embed"]["table"]
-  h = np.random.default_rng(0).standard_normal(
-      (*rows, table_VD.shape[1])).astype("f")
+  h = (
+    np.random.default_rng(0)
+    .standard_normal((*rows, table_VD.shape[1]))
+    .astype("f")
+  )
 
   def read(h):
     return decoder.unembed(config, params, h, "raw")

@@ -16,10 +16,21 @@ from jaxprune.probes.decoder import logit_interventions
 
 LAYERS, LENGTH, STEPS = 3, 4, 5
 CONFIG = ModelConfig(
-    family="llama", num_layers=LAYERS, embed_dim=8, mlp_dim=12, num_heads=2,
-    num_kv_heads=1, head_dim=4, vocab_size=20, norm_eps=1e-5,
-    rope=RopeConfig(kind="default", theta=10000.0), max_positions=64,
-    tie_embeddings=True, sliding_layers=(False,) * LAYERS, eos_ids=(3,))
+  family="llama",
+  num_layers=LAYERS,
+  embed_dim=8,
+  mlp_dim=12,
+  num_heads=2,
+  num_kv_heads=1,
+  head_dim=4,
+  vocab_size=20,
+  norm_eps=1e-5,
+  rope=RopeConfig(kind="default", theta=10000.0),
+  max_positions=64,
+  tie_embeddings=True,
+  sliding_layers=(False,) * LAYERS,
+  eos_ids=(3,),
+)
 PROMPTS = jnp.asarray(np.random.default_rng(1).integers(4, 20, (3, LENGTH)))
 VALID = jnp.ones(PROMPTS.shape, bool).at[1, 0].set(False)
 MASKS = interventions.first_layers(LAYERS)
@@ -31,12 +42,15 @@ def make_models():
   rng = np.random.default_rng(0)
   shapes = jax.eval_shape(lambda: decoder.init(CONFIG, jax.random.key(0)))
   dense = jax.tree.map(
-      lambda w: jnp.asarray(rng.normal(0, 0.5, w.shape), jnp.float32), shapes)
+    lambda w: jnp.asarray(rng.normal(0, 0.5, w.shape), jnp.float32), shapes
+  )
   layers = jax.tree.map(
-      lambda w: w * (rng.random(w.shape) < 0.8) if w.ndim == 3 else w,
-      dense["layers"])
+    lambda w: w * (rng.random(w.shape) < 0.8) if w.ndim == 3 else w,
+    dense["layers"],
+  )
   layers["attention"]["output"]["kernel"] = (
-      layers["attention"]["output"]["kernel"].at[1].set(0))
+    layers["attention"]["output"]["kernel"].at[1].set(0)
+  )
   return dense, {**dense, "layers": layers}
 
 
@@ -48,8 +62,7 @@ def pair():
 
 @pytest.fixture(scope="module")
 def text(pair):
-  return driver.dense_text(
-      CONFIG, pair.params, PROMPTS, VALID, num_steps=STEPS)
+  return driver.dense_text(CONFIG, pair.params, PROMPTS, VALID, num_steps=STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -71,24 +84,32 @@ def read(pair, layers, text):
 
 def test_frozen_layers_are_those_of_the_other_model(pair, text, frozen):
   for k in range(LAYERS + 1):
-    for index, use in ((k, np.arange(LAYERS) < k),
-                       (LAYERS + 1 + k, np.arange(LAYERS) >= k)):
+    for index, use in (
+      (k, np.arange(LAYERS) < k),
+      (LAYERS + 1 + k, np.arange(LAYERS) >= k),
+    ):
       # Built layer by layer, without `mix_layers`.
       mixed = jax.tree.map(
-          lambda a, b, use=use: jnp.stack([
-              a[n] if use[n] else b[n] for n in range(LAYERS)]),
-          pair.params["layers"], pair.pruned)
+        lambda a, b, use=use: jnp.stack(
+          [a[n] if use[n] else b[n] for n in range(LAYERS)]
+        ),
+        pair.params["layers"],
+        pair.pruned,
+      )
       np.testing.assert_allclose(
-          frozen[index], read(pair, mixed, text), rtol=1e-4, atol=1e-5)
+        frozen[index], read(pair, mixed, text), rtol=1e-4, atol=1e-5
+      )
 
 
 def measure(pair, text, reference, h_KBRD, **options):
-  return jax.tree.map(np.asarray, driver.measure_states(
-      CONFIG, pair, text, reference, h_KBRD, **options))
+  return jax.tree.map(
+    np.asarray,
+    driver.measure_states(CONFIG, pair, text, reference, h_KBRD, **options),
+  )
 
 
 def test_all_frozen_is_dense_and_none_is_pruned(pair, text, frozen):
-  first, back = frozen[:LAYERS + 1], frozen[LAYERS + 1:]
+  first, back = frozen[: LAYERS + 1], frozen[LAYERS + 1 :]
   np.testing.assert_array_equal(first[LAYERS], back[0])
   np.testing.assert_array_equal(first[0], back[LAYERS])
   found = measure(pair, text, first[LAYERS], frozen)
@@ -103,7 +124,8 @@ def test_all_frozen_is_dense_and_none_is_pruned(pair, text, frozen):
   # The dense model's text is the dense model's likeliest.
   assert found["hits"][LAYERS][alive].all()
   np.testing.assert_array_equal(
-      found["flips"][:, alive], 1 - found["hits"][:, alive])
+    found["flips"][:, alive], 1 - found["hits"][:, alive]
+  )
 
 
 def test_measured_against_numpy(pair, text, frozen):
@@ -122,8 +144,8 @@ def test_measured_against_numpy(pair, text, frozen):
 
   def check(name, truth):
     np.testing.assert_allclose(
-        found[name][0][alive], truth[alive], rtol=2e-4, atol=2e-6,
-        err_msg=name)
+      found[name][0][alive], truth[alive], rtol=2e-4, atol=2e-6, err_msg=name
+    )
 
   kl = (np.exp(p) * (p - q)).sum(-1)
   flips = z.argmax(-1) != y.argmax(-1)
@@ -134,38 +156,55 @@ def test_measured_against_numpy(pair, text, frozen):
   check("rms_dz", np.sqrt(np.mean((y - z) ** 2, -1)))
   top = z.argmax(-1)[..., None]
   lead_z, lead_y = (
-      np.take_along_axis(x, top, -1)[..., 0] - np.where(
-          np.arange(20) == top, -np.inf, x).max(-1) for x in (z, y))
+    np.take_along_axis(x, top, -1)[..., 0]
+    - np.where(np.arange(20) == top, -np.inf, x).max(-1)
+    for x in (z, y)
+  )
   check("margin_lost", lead_z - lead_y)
-  check("log_prob", np.take_along_axis(
-      q, np.asarray(text.target)[..., None], -1)[..., 0])
-  check("one_minus_cos_h", 1 - (h * g).sum(-1) / (
-      np.linalg.norm(h, axis=-1) * np.linalg.norm(g, axis=-1)))
-  some = measure(pair, text, frozen[LAYERS], frozen[:1], temperature=T,
-                 metrics=("kl",))
+  check(
+    "log_prob",
+    np.take_along_axis(q, np.asarray(text.target)[..., None], -1)[..., 0],
+  )
+  check(
+    "one_minus_cos_h",
+    1
+    - (h * g).sum(-1)
+    / (np.linalg.norm(h, axis=-1) * np.linalg.norm(g, axis=-1)),
+  )
+  some = measure(
+    pair, text, frozen[LAYERS], frozen[:1], temperature=T, metrics=("kl",)
+  )
   # Another program: a compiler may sum in another order.
   np.testing.assert_allclose(some["kl"], found["kl"], rtol=1e-5, atol=1e-9)
   assert set(some) == {"kl"}
 
 
 def test_patched_ends_are_the_two_models(pair, text, frozen, patched):
-  for name, ends in (("patch_pruned", ("pruned", "dense")),
-                     ("patch_dense", ("dense", "pruned"))):
+  for name, ends in (
+    ("patch_pruned", ("pruned", "dense")),
+    ("patch_dense", ("dense", "pruned")),
+  ):
     for k, end in zip((0, LAYERS), ends):
       np.testing.assert_array_equal(patched[name][k], patched[end][0])
   # The same two models as by `forward`, in another order of sums.
   np.testing.assert_allclose(
-      patched["dense"][0], frozen[LAYERS], rtol=1e-4, atol=1e-5)
+    patched["dense"][0], frozen[LAYERS], rtol=1e-4, atol=1e-5
+  )
   np.testing.assert_allclose(
-      patched["pruned"][0], frozen[0], rtol=1e-4, atol=1e-5)
+    patched["pruned"][0], frozen[0], rtol=1e-4, atol=1e-5
+  )
   # Nothing is different at k = 0, so no direction is added either.
   np.testing.assert_array_equal(
-      patched["patch_dense_random"][0], patched["dense"][0])
+    patched["patch_dense_random"][0], patched["dense"][0]
+  )
   np.testing.assert_array_equal(
-      patched["patch_pruned_random"][0], patched["pruned"][0])
+    patched["patch_pruned_random"][0], patched["pruned"][0]
+  )
   for k in range(1, LAYERS + 1):
-    assert np.abs(patched["patch_dense_random"][k]
-                  - patched["dense"][0]).max() > 1e-2
+    assert (
+      np.abs(patched["patch_dense_random"][k] - patched["dense"][0]).max()
+      > 1e-2
+    )
 
 
 def test_a_patch_reaches_its_position_and_no_other(pair, text, patched):
@@ -185,19 +224,31 @@ def test_a_patch_reaches_its_position_and_no_other(pair, text, patched):
   for n in range(k, LAYERS):
     own_BTD, _ = run(layer(pair.pruned, n), own_BTD)
   np.testing.assert_allclose(
-      decoder.final_norm(CONFIG, pair.params, own_BTD)[:, position],
-      patched["patch_pruned"][k][:, step], rtol=1e-4, atol=1e-5)
+    decoder.final_norm(CONFIG, pair.params, own_BTD)[:, position],
+    patched["patch_pruned"][k][:, step],
+    rtol=1e-4,
+    atol=1e-5,
+  )
   # Freezing changes the keys and values too, and gives something else.
-  frozen = driver.frozen(CONFIG, pair, text, MASKS[k:k + 1])
+  frozen = driver.frozen(CONFIG, pair, text, MASKS[k : k + 1])
   assert np.abs(frozen[0] - patched["patch_pruned"][k]).max() > 1e-3
 
 
 @pytest.fixture(scope="module")
 def changes(pair, text, patched):
   return logit_interventions.measure_changes(
-      CONFIG, pair, text, patched["dense"][0], patched["pruned"][0],
-      jax.random.key(4), 1.0, top=3, temperatures=(0.5,), top_k=(2,),
-      top_p=(0.8,))
+    CONFIG,
+    pair,
+    text,
+    patched["dense"][0],
+    patched["pruned"][0],
+    jax.random.key(4),
+    1.0,
+    top=3,
+    temperatures=(0.5,),
+    top_k=(2,),
+    top_p=(0.8,),
+  )
 
 
 def test_changes_that_softmax_or_greedy_do_not_see(text, changes):
@@ -210,12 +261,23 @@ def test_changes_that_softmax_or_greedy_do_not_see(text, changes):
   for name in ("keep_centred", "centred_by_p", "centred_logits"):
     for metric in ("kl", "tv", "log_prob"):
       np.testing.assert_allclose(
-          changes[name][metric], changes["pruned"][metric], rtol=1e-3,
-          atol=1e-6, err_msg=name)
-  for name in ("centred_by_p", "centred_logits", "temperature_0.5",
-               "variance_of_z", "top_k_2", "top_p_0.8"):
+        changes[name][metric],
+        changes["pruned"][metric],
+        rtol=1e-3,
+        atol=1e-6,
+        err_msg=name,
+      )
+  for name in (
+    "centred_by_p",
+    "centred_logits",
+    "temperature_0.5",
+    "variance_of_z",
+    "top_k_2",
+    "top_p_0.8",
+  ):
     np.testing.assert_array_equal(
-        changes[name]["flips"], changes["pruned"]["flips"], err_msg=name)
+      changes[name]["flips"], changes["pruned"]["flips"], err_msg=name
+    )
   assert np.isinf(changes["top_k_2"]["kl"]).all()
   assert (changes["half"]["kl"] < changes["pruned"]["kl"]).mean() > 0.9
 
@@ -224,28 +286,48 @@ def test_changes_are_those_of_the_whole_run(pair, text, changes, patched):
   found = measure(pair, text, patched["dense"][0], patched["pruned"])
   for name in driver.METRICS[1:]:
     np.testing.assert_allclose(
-        changes["pruned"][name], found[name][0], rtol=1e-5, atol=1e-7,
-        err_msg=name)
+      changes["pruned"][name],
+      found[name][0],
+      rtol=1e-5,
+      atol=1e-7,
+      err_msg=name,
+    )
 
 
 @pytest.fixture(scope="module")
 def continued(pair):
   return logit_interventions.continue_changed(
-      CONFIG, pair, PROMPTS, VALID, jax.random.key(5), 1.0, names=NAMES,
-      num_steps=STEPS, top=3)
+    CONFIG,
+    pair,
+    PROMPTS,
+    VALID,
+    jax.random.key(5),
+    1.0,
+    names=NAMES,
+    num_steps=STEPS,
+    top=3,
+  )
 
 
 def test_texts_of_both_ends_are_those_of_the_models(pair, continued):
   tokens, values = continued
-  for name, layers in (("dense", pair.params["layers"]),
-                       ("pruned", pair.pruned)):
+  for name, layers in (
+    ("dense", pair.params["layers"]),
+    ("pruned", pair.pruned),
+  ):
     text = generation.generate(
-        CONFIG, {**pair.params, "layers": layers}, PROMPTS, valid_BT=VALID,
-        max_new_tokens=STEPS, eos_ids=())
+      CONFIG,
+      {**pair.params, "layers": layers},
+      PROMPTS,
+      valid_BT=VALID,
+      max_new_tokens=STEPS,
+      eos_ids=(),
+    )
     np.testing.assert_array_equal(tokens[NAMES.index(name)], text.tokens)
   for name, same in (("keep_offset", "dense"), ("keep_centred", "pruned")):
     np.testing.assert_array_equal(
-        tokens[NAMES.index(name)], tokens[NAMES.index(same)])
+      tokens[NAMES.index(name)], tokens[NAMES.index(same)]
+    )
   assert not np.asarray(values["kl"][0]).any()
   assert not np.asarray(values["flips"][0]).any()
 
@@ -268,10 +350,11 @@ def test_dense_against_dense_is_zero(pair, text):
   same = dataclasses.replace(pair, pruned=pair.params["layers"])
   states = driver.patched(CONFIG, same, text, jax.random.key(0))
   h_KBRD = driver.frozen(CONFIG, same, text, jnp.concatenate([MASKS, ~MASKS]))
-  for reference, each in ((h_KBRD[LAYERS], h_KBRD), *(
-      (states["dense"][0], state) for state in states.values())):
-    np.testing.assert_array_equal(
-        each, jnp.broadcast_to(reference, each.shape))
+  for reference, each in (
+    (h_KBRD[LAYERS], h_KBRD),
+    *((states["dense"][0], state) for state in states.values()),
+  ):
+    np.testing.assert_array_equal(each, jnp.broadcast_to(reference, each.shape))
 
 
 def test_one_program_for_all_masks(pair, text):
@@ -296,9 +379,13 @@ def test_a_bias_of_one_side_is_zero_on_the_other():
   down = {**pruned["layers"]["mlp"]["down"], "bias": jnp.ones((LAYERS, 8))}
   mlp = {**pruned["layers"]["mlp"], "down": down}
   pair = driver.make_pair(
-      CONFIG, dense, CONFIG,
-      {**pruned, "layers": {**pruned["layers"], "mlp": mlp}})
+    CONFIG,
+    dense,
+    CONFIG,
+    {**pruned, "layers": {**pruned["layers"], "mlp": mlp}},
+  )
   np.testing.assert_array_equal(
-      pair.params["layers"]["mlp"]["down"]["bias"], np.zeros((LAYERS, 8)))
+    pair.params["layers"]["mlp"]["down"]["bias"], np.zeros((LAYERS, 8))
+  )
   np.testing.assert_array_equal(pair.pruned["mlp"]["down"]["bias"], 1)
   assert "bias" not in dense["layers"]["mlp"]["down"]

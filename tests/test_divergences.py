@@ -15,7 +15,7 @@ from jaxprune.probes import log_ratio as log_ratio_lib
 RTOL = {"float32": 3e-5, "float64": 1e-9}
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 quick = hypothesis.settings(
-    max_examples=40, deadline=None, derandomize=True, database=None
+  max_examples=40, deadline=None, derandomize=True, database=None
 )
 NAMES = ("cos_p", "one_minus_cos_p", "kl", "kl_reverse", "jeffreys", "js", "tv")
 # Jitted for speed: op by op, each new shape compiles a hundred small programs.
@@ -62,11 +62,11 @@ def quadrature(z, zq, temperature, order=60):
     var_r = [variance(2 * (z / temperature + t * x), 2 * x) for t in ts]
     fall += weights / 2 @ (np.minimum(ts, 1 - ts) * var_r) / 2
   return dict(
-      kl=kl,
-      kl_reverse=kl_reverse,
-      jeffreys=weights @ var_p,
-      one_minus_cos_p=-np.expm1(-fall),
-      cos_p=np.exp(-fall),
+    kl=kl,
+    kl_reverse=kl_reverse,
+    jeffreys=weights @ var_p,
+    one_minus_cos_p=-np.expm1(-fall),
+    cos_p=np.exp(-fall),
   )
 
 
@@ -80,13 +80,13 @@ def direct(z, zq, temperature):
   cos = np.exp(lse(log_p + log_q) - lse(2 * log_p) / 2 - lse(2 * log_q) / 2)
   kl, kl_reverse = p @ (log_p - log_q), q @ (log_q - log_p)
   return dict(
-      cos_p=cos,
-      one_minus_cos_p=1 - cos,
-      kl=kl,
-      kl_reverse=kl_reverse,
-      jeffreys=kl + kl_reverse,
-      js=p @ (log_p - log_m) / 2 + q @ (log_q - log_m) / 2,
-      tv=abs(p - q).sum() / 2,
+    cos_p=cos,
+    one_minus_cos_p=1 - cos,
+    kl=kl,
+    kl_reverse=kl_reverse,
+    jeffreys=kl + kl_reverse,
+    js=p @ (log_p - log_m) / 2 + q @ (log_q - log_m) / 2,
+    tv=abs(p - q).sum() / 2,
   )
 
 
@@ -94,24 +94,24 @@ def test_table():
   """p = (1/2, 1/4, 1/4), q = (1/4, 1/2, 1/4), by hand."""
   got = run(np.log([2.0, 1, 1]).astype("f"), np.log([1.0, 2, 1]).astype("f"))
   expected = dict(
-      cos_p=5 / 6,
-      one_minus_cos_p=1 / 6,
-      kl=math.log(2) / 4,
-      kl_reverse=math.log(2) / 4,
-      jeffreys=math.log(2) / 2,
-      js=math.log(4 / 3) / 2 + math.log(2 / 3) / 4,
-      tv=1 / 4,
+    cos_p=5 / 6,
+    one_minus_cos_p=1 / 6,
+    kl=math.log(2) / 4,
+    kl_reverse=math.log(2) / 4,
+    jeffreys=math.log(2) / 2,
+    js=math.log(4 / 3) / 2 + math.log(2 / 3) / 4,
+    tv=1 / 4,
   )
   for name in NAMES:
     np.testing.assert_allclose(got[name], expected[name], rtol=1e-6)
 
 
 logits = dict(
-    seed=st.integers(0, 2**32 - 1),
-    size=st.sampled_from([2, 33]),
-    # No subnormal logits: here they are equal, for the oracle they differ.
-    spread=st.floats(0, 8).map(lambda s: s if s > 1e-30 else 0.0),
-    temperature=st.floats(0.2, 5),
+  seed=st.integers(0, 2**32 - 1),
+  size=st.sampled_from([2, 33]),
+  # No subnormal logits: here they are equal, for the oracle they differ.
+  spread=st.floats(0, 8).map(lambda s: s if s > 1e-30 else 0.0),
+  temperature=st.floats(0.2, 5),
 )
 
 
@@ -125,14 +125,14 @@ def draw(seed, size, spread, change, dtype):
 @quick
 @hypothesis.given(**logits, change=st.floats(0.3, 6))
 def test_far_matches_definitions(
-    dtype, seed, size, spread, temperature, change
+  dtype, seed, size, spread, temperature, change
 ):
   z, zq = draw(seed, size, spread, change, dtype)
   got, expected = run(z, zq, temperature), direct(z, zq, temperature)
   # The definitions cancel: right to 1e-16, not to 1e-16 of the result.
   for name in NAMES:
     np.testing.assert_allclose(
-        got[name], expected[name], rtol=RTOL[dtype], atol=1e-14, err_msg=name
+      got[name], expected[name], rtol=RTOL[dtype], atol=1e-14, err_msg=name
     )
 
 
@@ -140,23 +140,23 @@ def test_far_matches_definitions(
 @quick
 @hypothesis.given(**logits, change=st.floats(-6, -0.5).map(lambda e: 10**e))
 def test_near_matches_quadrature(
-    dtype, seed, size, spread, temperature, change
+  dtype, seed, size, spread, temperature, change
 ):
   z, zq = draw(seed, size, spread, change, dtype)
   got, expected = run(z, zq, temperature), quadrature(z, zq, temperature)
   for name, value in expected.items():
     np.testing.assert_allclose(
-        got[name], value, rtol=RTOL[dtype], atol=1e-30, err_msg=name
+      got[name], value, rtol=RTOL[dtype], atol=1e-30, err_msg=name
     )
   # To second order, JS is an eighth of Jeffreys, and TV half of E|X - E X|.
   if change < 1e-3:
     np.testing.assert_allclose(
-        got["js"], expected["jeffreys"] / 8, rtol=1e-2, atol=1e-30
+      got["js"], expected["jeffreys"] / 8, rtol=1e-2, atol=1e-30
     )
     x = (zq.astype(float) - z) / temperature
     p = np.exp(log_softmax(z.astype(float) / temperature))
     np.testing.assert_allclose(
-        got["tv"], p @ abs(x - p @ x) / 2, rtol=3e-2, atol=1e-15
+      got["tv"], p @ abs(x - p @ x) / 2, rtol=3e-2, atol=1e-15
     )
 
 
@@ -175,17 +175,17 @@ def test_bounds_and_symmetry(dtype, seed, size, spread, temperature, change):
   twin = {"kl": "kl_reverse", "kl_reverse": "kl"}
   for name in NAMES:
     np.testing.assert_allclose(
-        back[twin.get(name, name)], got[name], rtol=RTOL[dtype], atol=1e-30
+      back[twin.get(name, name)], got[name], rtol=RTOL[dtype], atol=1e-30
     )
 
 
 @DTYPES
 @quick
 @hypothesis.given(
-    seed=st.integers(0, 2**32 - 1),
-    offset=st.integers(-300, 300),
-    offset_change=st.integers(-300, 300),
-    power=st.integers(-6, 6),
+  seed=st.integers(0, 2**32 - 1),
+  offset=st.integers(-300, 300),
+  offset_change=st.integers(-300, 300),
+  power=st.integers(-6, 6),
 )
 def test_invariances(dtype, seed, offset, offset_change, power):
   """z + c, dz + c' and (c z, c dz, c T) are invisible to softmax."""
@@ -199,7 +199,7 @@ def test_invariances(dtype, seed, offset, offset_change, power):
   scaled = run(z * factor, zq * factor, 0.5 * factor)
   for name in NAMES:
     np.testing.assert_allclose(
-        shifted[name], reference[name], rtol=RTOL[dtype], atol=1e-12
+      shifted[name], reference[name], rtol=RTOL[dtype], atol=1e-12
     )
     assert scaled[name] == reference[name], name
 
@@ -228,7 +228,7 @@ def test_cosine_identities(seed, size, spread, temperature, change):
   p = np.exp(log_softmax(z / temperature))
   r = p**2 / (p**2).sum()
   np.testing.assert_allclose(
-      r, np.exp(log_softmax(2 * z / temperature)), rtol=1e-10, atol=1e-300
+    r, np.exp(log_softmax(2 * z / temperature)), rtol=1e-10, atol=1e-300
   )
   # Shifted by its largest, as the cosine does not see it.
   x = (zq - z) / temperature
@@ -239,10 +239,10 @@ def test_cosine_identities(seed, size, spread, temperature, change):
   np.testing.assert_allclose(got["cos_p"], moment / square**0.5, rtol=1e-9)
   cv_square = r @ (np.exp(x) - moment) ** 2 / moment**2
   np.testing.assert_allclose(
-      got["one_minus_cos_p"],
-      1 - 1 / math.sqrt(1 + cv_square),
-      rtol=1e-7,
-      atol=1e-15,
+    got["one_minus_cos_p"],
+    1 - 1 / math.sqrt(1 + cv_square),
+    rtol=1e-7,
+    atol=1e-15,
   )
 
 
@@ -264,16 +264,16 @@ def test_log_ratio(dtype, seed, size, spread, temperature, change):
   # and the oracle's own exponents like the logits.
   rounding = 16 * np.finfo(np.float64).eps * (1 + abs(z / temperature).max())
   np.testing.assert_allclose(
-      got.log_ratio, log_ratio, rtol=rtol, atol=rtol * size + rounding
+    got.log_ratio, log_ratio, rtol=rtol, atol=rtol * size + rounding
   )
   reference = x - x[z.argmax()]
   shift = reference.max()
   log_mean = np.log(np.exp(log_p) @ np.exp(reference - shift)) + shift
   np.testing.assert_allclose(
-      got.log_mean, log_mean, rtol=rtol, atol=rtol * size + rounding
+    got.log_mean, log_mean, rtol=rtol, atol=rtol * size + rounding
   )
   np.testing.assert_allclose(
-      got.log_p, log_p, rtol=rtol, atol=rtol * abs(z / temperature).max()
+    got.log_p, log_p, rtol=rtol, atol=rtol * abs(z / temperature).max()
   )
   # q - p, of each token by the smaller factor, to the error of D.
   p, q = np.exp(log_p), np.exp(log_softmax(zq / temperature))
@@ -290,11 +290,11 @@ def test_confident_dense_side():
   # 5.6 / 0.3 is no float32: a compiler that fuses the division with the
   # difference to the largest logit must not leave its rounding there.
   for gap, change, temperature in (
-      (30.0, 0.5, 1.0),
-      (25.0, -0.25, 1.0),
-      (80.0, 1.0, 1.0),
-      (5.6, 0.1, 0.3),
-      (7.7, -0.1, 0.3125),
+    (30.0, 0.5, 1.0),
+    (25.0, -0.25, 1.0),
+    (80.0, 1.0, 1.0),
+    (5.6, 0.1, 0.3),
+    (7.7, -0.1, 0.3125),
   ):
     z = np.array([gap, 0], np.float32)
     zq = np.array([gap, change], np.float32)
@@ -368,10 +368,10 @@ def test_masked_on_one_side(token):
   keep = q > 0
   m = (p + q) / 2
   expected = dict(
-      kl_reverse=q[keep] @ np.log(q[keep] / p[keep]),
-      tv=abs(p - q).sum() / 2,
-      js=p @ np.log(p / m) / 2 + q[keep] @ np.log(q[keep] / m[keep]) / 2,
-      cos_p=p @ q / np.linalg.norm(p) / np.linalg.norm(q),
+    kl_reverse=q[keep] @ np.log(q[keep] / p[keep]),
+    tv=abs(p - q).sum() / 2,
+    js=p @ np.log(p / m) / 2 + q[keep] @ np.log(q[keep] / m[keep]) / 2,
+    cos_p=p @ q / np.linalg.norm(p) / np.linalg.norm(q),
   )
   for name, value in expected.items():
     np.testing.assert_allclose(got[name], value, rtol=1e-5)
@@ -413,7 +413,7 @@ def test_gradient_is_finite_and_right(seed):
 
 
 kl_slope = jax.jit(
-    jax.grad(lambda z, zq, t: probes.compare_distributions(z, zq, t).kl, 1)
+  jax.grad(lambda z, zq, t: probes.compare_distributions(z, zq, t).kl, 1)
 )
 
 
@@ -454,8 +454,8 @@ def test_eager_is_jit_is_vmap():
   for name in NAMES:
     expected = getattr(eager, name)
     for got in (
-        getattr(batch, name)[1],
-        getattr(compare(z_BV[1], zq_BV[1], 1.0), name),
+      getattr(batch, name)[1],
+      getattr(compare(z_BV[1], zq_BV[1], 1.0), name),
     ):
       np.testing.assert_allclose(got, expected, rtol=3e-6, atol=1e-7)
 

@@ -21,8 +21,9 @@ from jaxprune.pruning.layerwise import drops, similarities
 def cosine(x, y):
   """Mean-free textbook cosine over the last axis, float64."""
   x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-  return (x * y).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(
-      y, axis=-1)
+  return (
+    (x * y).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(y, axis=-1)
+  )
 
 
 def hidden_states(seed, layers=4, batch=3, length=5, width=7):
@@ -48,20 +49,22 @@ def test_padding_is_left_out_even_when_it_is_nan():
   x, y = h[0].copy(), h[1].copy()
   x[~valid], y[~valid] = np.nan, np.inf
   found = similarities.observe_similarity(
-      jnp.asarray(x), jnp.asarray(y), jnp.asarray(valid))
+    jnp.asarray(x), jnp.asarray(y), jnp.asarray(valid)
+  )
   np.testing.assert_allclose(
-      found.mean, cosine(x[valid], y[valid]).mean(), rtol=1e-6)
+    found.mean, cosine(x[valid], y[valid]).mean(), rtol=1e-6
+  )
   assert int(found.count) == valid.sum()
   h[:, ~valid] = np.nan
   found = similarities.observe_consecutive(jnp.asarray(h), jnp.asarray(valid))
   np.testing.assert_allclose(
-      found.mean[0, 1], cosine(h[0][valid], h[2][valid]).mean(), rtol=1e-6)
+    found.mean[0, 1], cosine(h[0][valid], h[2][valid]).mean(), rtol=1e-6
+  )
 
 
 def test_no_tokens_have_no_mean():
   empty = jnp.zeros((1, 2, 3))
-  found = similarities.observe_similarity(
-      empty, empty, jnp.zeros((1, 2), bool))
+  found = similarities.observe_similarity(empty, empty, jnp.zeros((1, 2), bool))
   assert np.isnan(float(found.mean)) and int(found.count) == 0
 
 
@@ -73,8 +76,10 @@ def test_cosine_is_float32_whatever_comes_in(dtype):
   found = similarities.observe_similarity(x, y)
   assert found.sum.dtype == jnp.float32
   np.testing.assert_allclose(
-      found.mean, cosine(x.astype(jnp.float32), y.astype(jnp.float32)).mean(),
-      rtol=1e-6)
+    found.mean,
+    cosine(x.astype(jnp.float32), y.astype(jnp.float32)).mean(),
+    rtol=1e-6,
+  )
 
 
 @pytest.mark.parametrize("first, second", [(1, 2), (0, 2), (3, 3)])
@@ -97,21 +102,35 @@ def test_merging_is_a_monoid(first, second):
 def test_sublayers_of_a_tape():
   rng = np.random.default_rng(3)
   shape = (2, 3, 5)
-  tape = {k: rng.normal(size=shape).astype(np.float32) for k in (
-      "residual_in", "residual_mid", "residual_out", "attention_in", "mlp_in")}
+  tape = {
+    k: rng.normal(size=shape).astype(np.float32)
+    for k in (
+      "residual_in",
+      "residual_mid",
+      "residual_out",
+      "attention_in",
+      "mlp_in",
+    )
+  }
   start, mid, end = (tape[f"residual_{k}"] for k in ("in", "mid", "out"))
   with_residual = {
-      "attention": (start, mid), "mlp": (mid, end), "block": (start, end)}
+    "attention": (start, mid),
+    "mlp": (mid, end),
+    "block": (start, end),
+  }
   without = {
-      "attention": (tape["attention_in"], mid - start),
-      "mlp": (tape["mlp_in"], end - mid), "block": (start, end)}
+    "attention": (tape["attention_in"], mid - start),
+    "mlp": (tape["mlp_in"], end - mid),
+    "block": (start, end),
+  }
   tape = jax.tree.map(jnp.asarray, tape)
   for residual, pairs in ((True, with_residual), (False, without)):
     found = similarities.observe_sublayers(tape, residual=residual)
     assert set(found) == set(pairs)
     for name, (x, y) in pairs.items():
       np.testing.assert_allclose(
-          found[name].mean, cosine(x, y).mean(), rtol=1e-5, atol=1e-6)
+        found[name].mean, cosine(x, y).mean(), rtol=1e-5, atol=1e-6
+      )
 
 
 def test_consecutive_is_the_gap_exactly():
@@ -126,12 +145,18 @@ def test_consecutive_is_the_gap_exactly():
         assert int(found.count[i, gap - 1]) == 0
       else:
         np.testing.assert_allclose(
-            mean[i, gap - 1], cosine(h[i], h[i + gap]).mean(),
-            rtol=1e-5, atol=1e-6)
-  halves = [similarities.observe_consecutive(jnp.asarray(h[:, s]))
-            for s in (slice(0, 1), slice(1, None))]
+          mean[i, gap - 1],
+          cosine(h[i], h[i + gap]).mean(),
+          rtol=1e-5,
+          atol=1e-6,
+        )
+  halves = [
+    similarities.observe_consecutive(jnp.asarray(h[:, s]))
+    for s in (slice(0, 1), slice(1, None))
+  ]
   np.testing.assert_allclose(
-      similarities.merge(*halves).mean, mean, rtol=1e-5, atol=1e-6)
+    similarities.merge(*halves).mean, mean, rtol=1e-5, atol=1e-6
+  )
   compiled = jax.jit(similarities.observe_consecutive)(jnp.asarray(h))
   np.testing.assert_allclose(compiled.mean, mean, rtol=1e-6)
 
@@ -139,28 +164,28 @@ def test_consecutive_is_the_gap_exactly():
 # --- selection --------------------------------------------------------------
 
 SCORES = {  # ties inside attention, inside MLP, and between the two
-    "attention": np.float32([0.5, 0.9, 0.9, 0.1]),
-    "mlp": np.float32([0.7, 0.9, 0.2, 0.7]),
-    "block": np.float32([0.3, 0.3, 0.8, 0.3]),
+  "attention": np.float32([0.5, 0.9, 0.9, 0.1]),
+  "mlp": np.float32([0.7, 0.9, 0.2, 0.7]),
+  "block": np.float32([0.3, 0.3, 0.8, 0.3]),
 }
 
 
 @pytest.mark.parametrize(
-    "target, count, reverse, order",
-    [
-        ("attention", 0, False, []),
-        ("attention", 1, False, ["a1"]),
-        ("attention", 3, False, ["a1", "a2", "a0"]),
-        ("attention", 4, True, ["a3", "a0", "a1", "a2"]),
-        ("mlp", 3, False, ["m1", "m0", "m3"]),
-        ("mlp", 2, True, ["m2", "m0"]),
-        ("joint", 5, False, ["a1", "a2", "m1", "m0", "m3"]),
-        ("joint", 3, True, ["a3", "m2", "a0"]),
-        ("joint", 8, False,
-         ["a1", "a2", "m1", "m0", "m3", "a0", "m2", "a3"]),
-        ("block", 2, False, ["a2", "m2", "a0", "m0"]),
-        ("block", 2, True, ["a0", "m0", "a1", "m1"]),
-    ])
+  "target, count, reverse, order",
+  [
+    ("attention", 0, False, []),
+    ("attention", 1, False, ["a1"]),
+    ("attention", 3, False, ["a1", "a2", "a0"]),
+    ("attention", 4, True, ["a3", "a0", "a1", "a2"]),
+    ("mlp", 3, False, ["m1", "m0", "m3"]),
+    ("mlp", 2, True, ["m2", "m0"]),
+    ("joint", 5, False, ["a1", "a2", "m1", "m0", "m3"]),
+    ("joint", 3, True, ["a3", "m2", "a0"]),
+    ("joint", 8, False, ["a1", "a2", "m1", "m0", "m3", "a0", "m2", "a3"]),
+    ("block", 2, False, ["a2", "m2", "a0", "m0"]),
+    ("block", 2, True, ["a0", "m0", "a1", "m1"]),
+  ],
+)
 def test_selection_by_hand(target, count, reverse, order):
   chosen = drops.select(SCORES, count, target, reverse=reverse)
   names = {"a": "attention", "m": "mlp"}
@@ -182,14 +207,15 @@ def scores_of(order, num_layers):
 
 
 @pytest.mark.parametrize(
-    "target, num_layers, released",
-    [  # LLM-Drop's released lists: Mistral-7B-v0.1 and Llama-2-13B
-        ("attention", 32, [25, 26, 24, 22]),
-        ("mlp", 32, [26, 27, 25, 24, 23, 22, 29, 28]),
-        ("block", 32, [26, 25, 24, 27]),
-        ("attention", 40, [33, 32, 35, 30]),
-        ("block", 40, [33, 32, 31, 34, 30, 35, 29, 28]),
-    ])
+  "target, num_layers, released",
+  [  # LLM-Drop's released lists: Mistral-7B-v0.1 and Llama-2-13B
+    ("attention", 32, [25, 26, 24, 22]),
+    ("mlp", 32, [26, 27, 25, 24, 23, 22, 29, 28]),
+    ("block", 32, [26, 25, 24, 27]),
+    ("attention", 40, [33, 32, 35, 30]),
+    ("block", 40, [33, 32, 31, 34, 30, 35, 29, 28]),
+  ],
+)
 def test_released_lists_keep_their_order(target, num_layers, released):
   scores = {target: scores_of(released, num_layers)}
   for count in range(len(released) + 1):
@@ -208,21 +234,26 @@ def test_joint_is_the_top_of_both_lists(data, num_layers):
   draw = st.lists(levels, min_size=num_layers, max_size=num_layers)
   scores = {k: np.float32(data.draw(draw)) for k in ("attention", "mlp")}
   count = data.draw(st.integers(0, 2 * num_layers))
-  joint = [(-s, i) for i, s in enumerate(
-      [*scores["attention"], *scores["mlp"]])]
+  joint = [
+    (-s, i) for i, s in enumerate([*scores["attention"], *scores["mlp"]])
+  ]
   expected = [
-      ("mlp", i - num_layers) if i >= num_layers else ("attention", i)
-      for _, i in sorted(joint)[:count]]
+    ("mlp", i - num_layers) if i >= num_layers else ("attention", i)
+    for _, i in sorted(joint)[:count]
+  ]
   assert drops.select(scores, count, "joint").order == tuple(expected)
 
 
 def test_consecutive_selection():
   nan = np.nan
-  similarity = np.float32([
+  similarity = np.float32(
+    [
       [0.90, 0.50, 0.40, 0.1],
       [0.80, 0.70, 0.45, nan],
       [0.90, 0.75, nan, nan],
-      [0.85, nan, nan, nan]])
+      [0.85, nan, nan, nan],
+    ]
+  )
   starts = {}
   for count in range(1, 5):
     chosen = drops.select_consecutive(similarity, count)
@@ -237,33 +268,39 @@ def test_consecutive_selection():
 
 
 def test_random_is_a_control_with_a_key():
-  counts = [drops.select_random(jax.random.key(7), 5, n, "joint").order
-            for n in range(11)]
+  counts = [
+    drops.select_random(jax.random.key(7), 5, n, "joint").order
+    for n in range(11)
+  ]
   for shorter, longer in zip(counts, counts[1:]):
-    assert longer[:len(shorter)] == shorter  # nested
+    assert longer[: len(shorter)] == shorter  # nested
     assert len(set(longer)) == len(shorter) + 1  # without replacement
   again = drops.select_random(jax.random.key(7), 5, 10, "joint").order
   assert again == counts[-1]
-  others = {drops.select_random(jax.random.key(s), 5, 3, "attention").order
-            for s in range(20)}
+  others = {
+    drops.select_random(jax.random.key(s), 5, 3, "attention").order
+    for s in range(20)
+  }
   assert len(others) > 5
   assert {kind for order in others for kind, _ in order} == {"attention"}
   block = drops.select_random(jax.random.key(1), 5, 2, "block")
   assert block.layers("attention") == block.layers("mlp")
 
 
-@pytest.mark.parametrize("target, most", [
-    ("attention", 4), ("mlp", 4), ("block", 4), ("joint", 8)])
+@pytest.mark.parametrize(
+  "target, most", [("attention", 4), ("mlp", 4), ("block", 4), ("joint", 8)]
+)
 def test_counts_out_of_range_name_the_numbers(target, most):
   choices = [
-      lambda n: drops.select(SCORES, n, target),
-      lambda n: drops.select_random(jax.random.key(0), 4, n, target),
-      lambda n: drops.select_iterative(lambda gates: SCORES, 4, n, target),
+    lambda n: drops.select(SCORES, n, target),
+    lambda n: drops.select_random(jax.random.key(0), 4, n, target),
+    lambda n: drops.select_iterative(lambda gates: SCORES, 4, n, target),
   ]
   if target == "block":
     choices += [
-        lambda n: drops.select_consecutive(np.ones((4, 4)), n),
-        lambda n: drops.select_window(np.ones(3), 4, n)]
+      lambda n: drops.select_consecutive(np.ones((4, 4)), n),
+      lambda n: drops.select_window(np.ones(3), 4, n),
+    ]
   for choose in choices:
     for count in (-1, most + 1):
       with pytest.raises(ValueError, match=rf"{count}.*{most}"):
@@ -298,8 +335,9 @@ def toy_sublayers(seed):
     a = rng.normal(size=(WIDTH, WIDTH)) * rng.uniform(0.1, 1.5)
     return lambda x: np.tanh(x @ a)
 
-  return [(kind, i, sublayer()) for i in range(L)
-          for kind in ("attention", "mlp")]
+  return [
+    (kind, i, sublayer()) for i in range(L) for kind in ("attention", "mlp")
+  ]
 
 
 def toy_scores(sublayers, x, dead_blocks=()):
@@ -322,8 +360,9 @@ def brute_force(sublayers, x, count, kinds, skip_partial=False):
     dead = {i for _, i in order} if skip_partial else ()
     scores = toy_scores(live, x, dead)
     best = max(
-        ((kind, i) for kind, i, _ in live if kind in kinds),
-        key=lambda k: (scores[k[0]][k[1]], k[0] == "attention", -k[1]))
+      ((kind, i) for kind, i, _ in live if kind in kinds),
+      key=lambda k: (scores[k[0]][k[1]], k[0] == "attention", -k[1]),
+    )
     order.append(best)
     live = [s for s in live if s[:2] != best]
   return tuple(order)
@@ -344,12 +383,12 @@ def test_iterative_runs_the_live_half_of_a_layer():
     sublayers = toy_sublayers(seed)
     x = np.random.default_rng(100 + seed).normal(size=(40, WIDTH))
     score = functools.partial(gated_scores, sublayers, x)
-    for target, kinds in (
-        ("joint", ("attention", "mlp")), ("mlp", ("mlp",))):
+    for target, kinds in (("joint", ("attention", "mlp")), ("mlp", ("mlp",))):
       chosen = drops.select_iterative(score, L, 4, target)
       assert chosen.order == brute_force(sublayers, x, 4, kinds)
       differs += chosen.order != brute_force(
-          sublayers, x, 4, kinds, skip_partial=True)
+        sublayers, x, 4, kinds, skip_partial=True
+      )
     once = drops.select(score(drops.Drops(num_layers=L).gates), 4, "joint")
     together = drops.select_iterative(score, L, 4, "joint", per_round=4)
     assert together.order == once.order
@@ -368,7 +407,8 @@ def test_iterative_sees_the_gates_of_each_round():
   assert [g["attention"] for g in seen] == [[1, 1, 1, 1], [0, 1, 0, 1]]
   assert all(g["attention"] == g["mlp"] for g in seen)
   worst = drops.select_iterative(
-      lambda gates: SCORES, 4, 3, "attention", reverse=True)
+    lambda gates: SCORES, 4, 3, "attention", reverse=True
+  )
   assert worst.layers("attention") == (3, 0, 1)
 
 
@@ -397,27 +437,35 @@ def test_golden_similarities(shared, name):
       return with_residual, without, tape["residual_in"]
 
     x, (with_residual, without, h) = forward(
-        config, params, tokens_BT, observe=look)
+      config, params, tokens_BT, observe=look
+    )
     consecutive = similarities.observe_consecutive(
-        jnp.concatenate([h, x[None]]))
+      jnp.concatenate([h, x[None]])
+    )
     return with_residual, without, consecutive
 
   half = len(tokens) // 2
   parts = [observe(tokens[:half]), observe(tokens[half:])]
   with_residual, without, consecutive = jax.tree.map(
-      similarities.merge, *parts,
-      is_leaf=lambda s: isinstance(s, similarities.Similarity))
+    similarities.merge,
+    *parts,
+    is_leaf=lambda s: isinstance(s, similarities.Similarity),
+  )
   for short, kind in (("attn", "attention"), ("mlp", "mlp")):
     np.testing.assert_allclose(
-        with_residual[kind].mean, expected[f"{short}_residual"], atol=1e-5)
+      with_residual[kind].mean, expected[f"{short}_residual"], atol=1e-5
+    )
     np.testing.assert_allclose(
-        without[kind].mean, expected[f"{short}_no_residual"], atol=1e-5)
+      without[kind].mean, expected[f"{short}_no_residual"], atol=1e-5
+    )
   np.testing.assert_allclose(
-      with_residual["block"].mean, expected["block"], atol=1e-5)
+    with_residual["block"].mean, expected["block"], atol=1e-5
+  )
   windows = np.array(expected["consecutive"], np.float64)  # null is nan
   np.testing.assert_allclose(consecutive.mean, windows, atol=1e-5)
   np.testing.assert_allclose(
-      consecutive.mean[:, 0], with_residual["block"].mean, atol=1e-6)
+    consecutive.mean[:, 0], with_residual["block"].mean, atol=1e-6
+  )
 
 
 def test_similarity_is_the_effect_of_dropping_that_sublayer_alone(shared):
@@ -427,8 +475,12 @@ def test_similarity_is_the_effect_of_dropping_that_sublayer_alone(shared):
   @jax.jit
   def run(gates):
     return forward(
-        config, params, tokens, gates=gates, observe=lambda tape: (
-            tape, similarities.observe_sublayers(tape)))
+      config,
+      params,
+      tokens,
+      gates=gates,
+      observe=lambda tape: (tape, similarities.observe_sublayers(tape)),
+    )
 
   ones = jnp.ones(config.num_layers)
   _, (dense, scores) = run(Gates(attention=ones, mlp=ones))
@@ -436,12 +488,13 @@ def test_similarity_is_the_effect_of_dropping_that_sublayer_alone(shared):
   for kind, end in ends.items():
     for i in range(config.num_layers):
       gates = Gates(attention=ones, mlp=ones)
-      gates = dataclasses.replace(
-          gates, **{kind: ones.at[i].set(0.0)})
+      gates = dataclasses.replace(gates, **{kind: ones.at[i].set(0.0)})
       _, (tape, seen) = run(gates)
       np.testing.assert_allclose(
-          scores[kind].mean[i], cosine(dense[end][i], tape[end][i]).mean(),
-          atol=1e-5)
+        scores[kind].mean[i],
+        cosine(dense[end][i], tape[end][i]).mean(),
+        atol=1e-5,
+      )
       np.testing.assert_allclose(seen[kind].mean[i], 1.0, atol=1e-6)
 
 
@@ -452,12 +505,17 @@ def test_iterative_on_the_decoder_prefers_what_is_left(shared):
   @jax.jit
   def observed(gates):
     _, seen = forward(
-        config, params, tokens, gates=Gates(**gates),
-        observe=similarities.observe_sublayers)
+      config,
+      params,
+      tokens,
+      gates=Gates(**gates),
+      observe=similarities.observe_sublayers,
+    )
     return {k: v.mean for k, v in seen.items()}
 
   chosen = drops.select_iterative(observed, config.num_layers, 4, "joint")
   first = drops.select(
-      observed(drops.Drops(num_layers=config.num_layers).gates), 1, "joint")
+    observed(drops.Drops(num_layers=config.num_layers).gates), 1, "joint"
+  )
   assert chosen.order[:1] == first.order
   assert len(set(chosen.order)) == 4

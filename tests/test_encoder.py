@@ -32,7 +32,8 @@ def tiny(tmp_path_factory):
 def test_equals_stock(tiny):
   model, config, params = tiny
   got, _ = jax.jit(encoder.forward, static_argnums=0)(
-      config, params, TOKENS, valid_BT=VALID, token_types_BT=TYPES)
+    config, params, TOKENS, valid_BT=VALID, token_types_BT=TYPES
+  )
   want = hf_encoders.hidden(model, TOKENS, VALID, TYPES)
   np.testing.assert_allclose(got[VALID], want[VALID], atol=1e-5)
 
@@ -40,13 +41,13 @@ def test_equals_stock(tiny):
 @pytest.mark.parametrize("activation", ["gelu_new", "relu"])
 def test_other_activations_equal_stock(activation, tmp_path):
   model = hf_encoders.build(
-      hidden_act=activation, num_hidden_layers=1, layer_norm_eps=1e-3)
+    hidden_act=activation, num_hidden_layers=1, layer_norm_eps=1e-3
+  )
   hf_encoders.save(tmp_path, model)
   source = checkpoints.open_checkpoint(tmp_path, EncoderConfig)
   config, params = checkpoints.load_params(source)
   got, _ = encoder.forward(config, params, jnp.asarray(TOKENS))
-  np.testing.assert_allclose(
-      got, hf_encoders.hidden(model, TOKENS), atol=1e-5)
+  np.testing.assert_allclose(got, hf_encoders.hidden(model, TOKENS), atol=1e-5)
 
 
 def test_minilm_equals_stock(shared):
@@ -54,13 +55,16 @@ def test_minilm_equals_stock(shared):
 
   folder = shared / "weights" / "minilm"
   config, params = checkpoints.load_params(
-      checkpoints.open_checkpoint(folder, EncoderConfig), jnp.float32)
+    checkpoints.open_checkpoint(folder, EncoderConfig), jnp.float32
+  )
   model = transformers.BertModel.from_pretrained(
-      folder, dtype=torch.float32, attn_implementation="eager").eval()
+    folder, dtype=torch.float32, attn_implementation="eager"
+  ).eval()
   tokens = np.random.default_rng(1).integers(1000, 20000, (2, 24))
   valid = np.arange(24)[None] < np.array([24, 9])[:, None]
   got, _ = encoder.forward(
-      config, params, jnp.asarray(tokens), valid_BT=jnp.asarray(valid))
+    config, params, jnp.asarray(tokens), valid_BT=jnp.asarray(valid)
+  )
   want = hf_encoders.hidden(model, tokens, valid)
   np.testing.assert_allclose(np.asarray(got)[valid], want[valid], atol=1e-5)
 
@@ -91,17 +95,20 @@ def test_tape_holds_the_inputs_of_the_kernels(tiny):
     x_BTD = x_BTD - x_BTD.mean(-1, keepdims=True)
     x_BTD = x_BTD / np.sqrt((x_BTD**2).mean(-1, keepdims=True) + 1e-12)
     return x_BTD * np.asarray(layer[name]["scale"]) + np.asarray(
-        layer[name]["bias"])
+      layer[name]["bias"]
+    )
 
   for group, kernel, start, end in (
-      ("attention", "output", "residual_in", "residual_mid"),
-      ("mlp", "down", "residual_mid", "residual_out")):
+    ("attention", "output", "residual_in", "residual_mid"),
+    ("mlp", "down", "residual_mid", "residual_out"),
+  ):
     dense = layer[group][kernel]
     added = np.einsum(
-        "BTI,IO->BTO", tape[encoder.KERNEL_INPUTS[group, kernel]],
-        dense["kernel"]) + np.asarray(dense["bias"])
+      "BTI,IO->BTO", tape[encoder.KERNEL_INPUTS[group, kernel]], dense["kernel"]
+    ) + np.asarray(dense["bias"])
     np.testing.assert_allclose(
-        tape[end], norm(f"{group}_norm", tape[start] + added), atol=1e-5)
+      tape[end], norm(f"{group}_norm", tape[start] + added), atol=1e-5
+    )
   np.testing.assert_array_equal(tape["residual_out"], y_BTD)
 
 
@@ -109,8 +116,11 @@ def test_a_closed_gate_is_the_norm_of_the_residual(tiny):
   _, config, params = tiny
   open_, closed = jnp.ones(3), jnp.zeros(3)
   got, _ = encoder.forward(
-      config, params, jnp.asarray(TOKENS),
-      gates=Gates(attention=closed, mlp=closed))
+    config,
+    params,
+    jnp.asarray(TOKENS),
+    gates=Gates(attention=closed, mlp=closed),
+  )
   x_BTD = encoder.embed(config, params, jnp.asarray(TOKENS))
   for index in range(3):
     for name in ("attention_norm", "mlp_norm"):
@@ -118,8 +128,8 @@ def test_a_closed_gate_is_the_norm_of_the_residual(tiny):
       x_BTD = encoder._norm(config, own, x_BTD)
   np.testing.assert_allclose(got, x_BTD, atol=5e-6)
   same, _ = encoder.forward(
-      config, params, jnp.asarray(TOKENS),
-      gates=Gates(attention=open_, mlp=open_))
+    config, params, jnp.asarray(TOKENS), gates=Gates(attention=open_, mlp=open_)
+  )
   plain, _ = encoder.forward(config, params, jnp.asarray(TOKENS))
   np.testing.assert_array_equal(same, plain)
 
@@ -127,8 +137,11 @@ def test_a_closed_gate_is_the_norm_of_the_residual(tiny):
 def test_observe_is_stacked_on_layers(tiny):
   _, config, params = tiny
   out, seen = encoder.forward(
-      config, params, jnp.asarray(TOKENS),
-      observe=lambda tape: tape["residual_out"].sum(axis=(0, 1)))
+    config,
+    params,
+    jnp.asarray(TOKENS),
+    observe=lambda tape: tape["residual_out"].sum(axis=(0, 1)),
+  )
   chex.assert_shape(seen, (3, 32))
   np.testing.assert_allclose(seen[-1], out.sum(axis=(0, 1)), rtol=1e-5)
 
@@ -138,13 +151,16 @@ def test_init_has_the_shapes_of_the_table(tiny):
   for pooler in (True, False):
     config = dataclasses.replace(config, pooler=pooler)
     tree = jax.eval_shape(
-        lambda: encoder.init_encoder(config, jax.random.key(0)))
+      lambda: encoder.init_encoder(config, jax.random.key(0))
+    )
     leaves = names.flatten(tree)
     wanted = {
-        row.path: names.leaf_shape(config, row)
-        for row in names.outer_rows(config)} | {
-        f"layers/{row.path}": (3, *names.leaf_shape(config, row))
-        for row in names.layer_rows(config)}
+      row.path: names.leaf_shape(config, row)
+      for row in names.outer_rows(config)
+    } | {
+      f"layers/{row.path}": (3, *names.leaf_shape(config, row))
+      for row in names.layer_rows(config)
+    }
     assert {path: leaf.shape for path, leaf in leaves.items()} == wanted
   assert set(names.kernel_shapes(config)) == set(encoder.KERNELS)
 
@@ -154,8 +170,11 @@ def test_init_has_the_shapes_of_the_table(tiny):
 def test_pool(pooling, normalise):
   x_BTD = np.random.default_rng(2).normal(size=(3, 11, 5))
   got = encoder.pool(
-      jnp.asarray(x_BTD, jnp.float32), jnp.asarray(VALID), pooling=pooling,
-      normalise=normalise)
+    jnp.asarray(x_BTD, jnp.float32),
+    jnp.asarray(VALID),
+    pooling=pooling,
+    normalise=normalise,
+  )
   for b, length in enumerate((11, 7, 1)):
     want = x_BTD[b, :length].mean(0) if pooling == "mean" else x_BTD[b, 0]
     if normalise:
@@ -177,16 +196,30 @@ def test_unknown_pooling_and_too_many_tokens(tiny):
 
 
 HF = dict(
-    model_type="bert", hidden_size=32, num_attention_heads=4,
-    num_hidden_layers=3, intermediate_size=48, vocab_size=61)
+  model_type="bert",
+  hidden_size=32,
+  num_attention_heads=4,
+  num_hidden_layers=3,
+  intermediate_size=48,
+  vocab_size=61,
+)
 
 
 def test_config_reads_its_numbers_and_defaults():
   config = EncoderConfig.from_hf(HF)
   assert config == EncoderConfig(
-      family="bert", num_layers=3, embed_dim=32, mlp_dim=48, num_heads=4,
-      vocab_size=61, num_token_types=2, max_positions=512, norm_eps=1e-12,
-      activation="gelu", pad_id=0)
+    family="bert",
+    num_layers=3,
+    embed_dim=32,
+    mlp_dim=48,
+    num_heads=4,
+    vocab_size=61,
+    num_token_types=2,
+    max_positions=512,
+    norm_eps=1e-12,
+    activation="gelu",
+    pad_id=0,
+  )
   assert config.head_dim == 8
   assert hash(config) == hash(EncoderConfig.from_hf(HF))
 
@@ -197,7 +230,9 @@ def test_config_defaults_are_those_of_stock():
   assert config == EncoderConfig.from_hf(stock.to_dict())
 
 
-@pytest.mark.parametrize("change, words", [
+@pytest.mark.parametrize(
+  "change, words",
+  [
     ({"model_type": "roberta"}, "model_type='roberta'"),
     ({"model_type": None}, "model_type=None"),
     ({"hidden_act": "silu"}, "hidden_act='silu'"),
@@ -210,7 +245,8 @@ def test_config_defaults_are_those_of_stock():
     ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
     ({"rope_theta": 10000.0}, "rope_theta=10000.0"),
     ({"new_field": 1}, "new_field=1.*not known"),
-])
+  ],
+)
 def test_config_refuses(change, words):
   with pytest.raises(ValueError, match=words):
     EncoderConfig.from_hf({**HF, **change})

@@ -40,14 +40,16 @@ def copy(folder, tmp_path):
     tensors = tensors_of(place)
     edit(tensors)
     safetensors.torch.save_file(
-        tensors, place / "model.safetensors", {"format": "pt"})
+      tensors, place / "model.safetensors", {"format": "pt"}
+    )
     return place
 
   return change
 
 
-@pytest.mark.parametrize("dtype, pooler", [
-    ("float32", True), ("float16", False), ("bfloat16", True)])
+@pytest.mark.parametrize(
+  "dtype, pooler", [("float32", True), ("float16", False), ("bfloat16", True)]
+)
 def test_there_and_back_bit_for_bit(tmp_path, dtype, pooler):
   model = hf_encoders.build(pooler=pooler, intermediate_size=32)
   hf_encoders.save(tmp_path / "in", model.to(getattr(torch, dtype)))
@@ -55,17 +57,21 @@ def test_there_and_back_bit_for_bit(tmp_path, dtype, pooler):
   assert source.config.pooler is pooler
   _, params = checkpoints.load_params(source)
   out = checkpoints.save_params(
-      tmp_path / "out", params, source, provenance={"a": 1})
+    tmp_path / "out", params, source, provenance={"a": 1}
+  )
   before, after = tensors_of(tmp_path / "in"), tensors_of(out)
   assert before.keys() == after.keys()
   assert all(torch.equal(before[name], after[name]) for name in before)
   again = checkpoints.open_checkpoint(out, EncoderConfig)
   assert checkpoints.checkpoint_hash(again) == checkpoints.checkpoint_hash(
-      source)
+    source
+  )
   _, said = transformers.BertModel.from_pretrained(
-      out, output_loading_info=True, add_pooling_layer=pooler)
-  assert not any(said[key] for key in (
-      "missing_keys", "unexpected_keys", "mismatched_keys"))
+    out, output_loading_info=True, add_pooling_layer=pooler
+  )
+  assert not any(
+    said[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
+  )
   config = json.loads((out / "config.json").read_text())
   assert config.pop("jaxprune") == {"a": 1}
   assert config == json.loads((tmp_path / "in" / "config.json").read_text())
@@ -73,7 +79,8 @@ def test_there_and_back_bit_for_bit(tmp_path, dtype, pooler):
 
 def test_minilm_there_and_back(shared, tmp_path):
   source = checkpoints.open_checkpoint(
-      shared / "weights" / "minilm", EncoderConfig)
+    shared / "weights" / "minilm", EncoderConfig
+  )
   _, params = checkpoints.load_params(source)
   out = checkpoints.save_params(tmp_path / "out", params, source)
   before, after = tensors_of(source.folder), tensors_of(out)
@@ -81,14 +88,16 @@ def test_minilm_there_and_back(shared, tmp_path):
   assert before.keys() - after.keys() == {"embeddings.position_ids"}
   assert all(torch.equal(before[name], after[name]) for name in after)
   assert checkpoints.read_pooling(out) == checkpoints.Pooling(
-      kind="mean", normalise=True)
+    kind="mean", normalise=True
+  )
   assert checkpoints.read_pooling(source.folder).normalise
 
 
 def test_every_tensor_has_its_place(folder):
   source = checkpoints.open_checkpoint(folder, EncoderConfig)
   assert names.file_shapes(source.config) == {
-      name: tuple(t.shape) for name, t in tensors_of(folder).items()}
+    name: tuple(t.shape) for name, t in tensors_of(folder).items()
+  }
 
 
 WEIGHT = "encoder.layer.1.output.dense.weight"
@@ -117,7 +126,8 @@ def test_half_a_pooler(copy):
 def test_a_misshapen_tensor(copy):
   place = copy(lambda t: t.update({WEIGHT: t[WEIGHT].T.contiguous()}))
   with pytest.raises(
-      ValueError, match=rf"{WEIGHT}.*expected shape \[32, 48\], found"):
+    ValueError, match=rf"{WEIGHT}.*expected shape \[32, 48\], found"
+  ):
     checkpoints.open_checkpoint(place, EncoderConfig)
 
 
@@ -133,8 +143,9 @@ def test_a_nan(copy):
 
 
 def test_index_buffers_of_older_files_are_ignored(copy):
-  place = copy(lambda t: t.update(
-      {"embeddings.position_ids": torch.arange(40)[None]}))
+  place = copy(
+    lambda t: t.update({"embeddings.position_ids": torch.arange(40)[None]})
+  )
   checkpoints.open_checkpoint(place, EncoderConfig)
 
 
@@ -143,7 +154,8 @@ def test_an_encoder_is_no_decoder_and_the_reverse(folder, shared):
     checkpoints.open_checkpoint(folder)
   with pytest.raises(ValueError, match="model_type='llama'.*'bert'"):
     checkpoints.open_checkpoint(
-        shared / "weights" / "stories260K", EncoderConfig)
+      shared / "weights" / "stories260K", EncoderConfig
+    )
 
 
 def test_masks_of_an_encoder(folder, tmp_path):
@@ -153,13 +165,15 @@ def test_masks_of_an_encoder(folder, tmp_path):
   got, _ = checkpoints.read_masks(tmp_path / "m", config)
   np.testing.assert_array_equal(got["mlp"]["down"], masks["mlp"]["down"])
   checkpoints.write_masks(
-      tmp_path / "n", {"mlp": {"gate": np.ones((3, 32, 48), bool)}}, {})
+    tmp_path / "n", {"mlp": {"gate": np.ones((3, 32, 48), bool)}}, {}
+  )
   with pytest.raises(ValueError, match="no such kernel"):
     checkpoints.read_masks(tmp_path / "n", config)
 
 
-@pytest.mark.parametrize("pooling, normalise", [
-    ("mean", True), ("mean", False), ("cls", True)])
+@pytest.mark.parametrize(
+  "pooling, normalise", [("mean", True), ("mean", False), ("cls", True)]
+)
 def test_pooling_is_read_and_travels(tmp_path, pooling, normalise):
   hf_encoders.save(tmp_path / "in", pooling=pooling, normalise=normalise)
   wanted = checkpoints.Pooling(kind=pooling, normalise=normalise)

@@ -21,8 +21,13 @@ from jaxprune.studies.retrieval import measure
 from jaxprune.studies.tasks import retrieval_data
 
 TEXTS = [
-    "wing flow", "heat", "shock layer plate jet cone body speed gas wave tip",
-    "the drag of a wing", "lift lift lift", "cone bodys flowing"]
+  "wing flow",
+  "heat",
+  "shock layer plate jet cone body speed gas wave tip",
+  "the drag of a wing",
+  "lift lift lift",
+  "cone bodys flowing",
+]
 
 
 # Rank correlation
@@ -30,20 +35,27 @@ TEXTS = [
 
 def test_ranks_share_their_mean():
   np.testing.assert_array_equal(
-      rank_correlation.average_ranks([3.0, 1.0, 3.0, -2.0, 3.0, 1.0]),
-      [5, 2.5, 5, 1, 5, 2.5])
+    rank_correlation.average_ranks([3.0, 1.0, 3.0, -2.0, 3.0, 1.0]),
+    [5, 2.5, 5, 1, 5, 2.5],
+  )
 
 
 def test_spearman_by_hand():
-  assert rank_correlation.spearman([1, 2, 3], [10, 200, 3000]) == pytest.approx(1)
+  assert rank_correlation.spearman([1, 2, 3], [10, 200, 3000]) == pytest.approx(
+    1
+  )
   assert rank_correlation.spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
   # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: 4.5 / sqrt(4.5 * 5).
   assert rank_correlation.spearman([0, 7, 7, 9], [1, 2, 3, 4]) == pytest.approx(
-      0.9 ** 0.5)
+    0.9**0.5
+  )
 
 
-@given(st.lists(
-    st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=3, max_size=30))
+@given(
+  st.lists(
+    st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=3, max_size=30
+  )
+)
 def test_spearman_is_scipys_with_ties(pairs):
   x, y = np.array(pairs).T
   if len(set(x)) == 1 or len(set(y)) == 1:
@@ -51,12 +63,18 @@ def test_spearman_is_scipys_with_ties(pairs):
       rank_correlation.spearman(x, y)
     return
   assert rank_correlation.spearman(x, y) == pytest.approx(
-      scipy.stats.spearmanr(x, y).statistic, abs=1e-12)
+    scipy.stats.spearmanr(x, y).statistic, abs=1e-12
+  )
 
 
-@pytest.mark.parametrize("x, y, words", [
-    ([1], [1], "at least 2"), ([1, 2], [1, 2, 3], "one length"),
-    ([1, np.nan], [1, 2], "not finite")])
+@pytest.mark.parametrize(
+  "x, y, words",
+  [
+    ([1], [1], "at least 2"),
+    ([1, 2], [1, 2, 3], "one length"),
+    ([1, np.nan], [1, 2], "not finite"),
+  ],
+)
 def test_spearman_refuses(x, y, words):
   with pytest.raises(ValueError, match=words):
     rank_correlation.spearman(x, y)
@@ -109,15 +127,20 @@ def test_minilm_ranks_sentences_like_people(shared):
   """The first 60 pairs, whole text to score; all 864 give .868."""
   folder = shared / "weights" / "minilm"
   config, params = checkpoints.load_params(
-      checkpoints.open_checkpoint(folder, EncoderConfig), jnp.float32)
+    checkpoints.open_checkpoint(folder, EncoderConfig), jnp.float32
+  )
   pairs = retrieval_data.read_pairs(shared / "data" / "stsb" / "sts-test.tsv")
   tokenizer, pooling = load_tokenizer(folder), checkpoints.read_pooling(folder)
   first, second = (
-      sentences.embed_texts(
-          config, params, sentences.tokenise(tokenizer, own[:60], 128), pooling)
-      for own in (pairs.first, pairs.second))
+    sentences.embed_texts(
+      config, params, sentences.tokenise(tokenizer, own[:60], 128), pooling
+    )
+    for own in (pairs.first, pairs.second)
+  )
   assert len(pairs.scores) == 864
-  assert rank_correlation.spearman((first * second).sum(1), pairs.scores[:60]) > 0.9
+  assert (
+    rank_correlation.spearman((first * second).sum(1), pairs.scores[:60]) > 0.9
+  )
 
 
 # Collections
@@ -126,15 +149,22 @@ def test_minilm_ranks_sentences_like_people(shared):
 def write_collection(folder):
   """Documents, queries and judgements in the layout of BEIR."""
   (folder / "qrels").mkdir(parents=True)
-  (folder / "corpus.jsonl").write_text("\n".join(
+  (folder / "corpus.jsonl").write_text(
+    "\n".join(
       json.dumps({"_id": f"d{i}", "title": "wing", "text": text})
-      for i, text in enumerate(TEXTS)))
-  (folder / "queries.jsonl").write_text("\n".join(
+      for i, text in enumerate(TEXTS)
+    )
+  )
+  (folder / "queries.jsonl").write_text(
+    "\n".join(
       json.dumps({"_id": f"q{i}", "text": text})
-      for i, text in enumerate(TEXTS[:4])))
+      for i, text in enumerate(TEXTS[:4])
+    )
+  )
   (folder / "qrels" / "test.tsv").write_text(
-      "query-id\tcorpus-id\tscore\nq0\td0\t2\nq0\td5\t1\nq2\td2\t1\nq3\td3\t0"
-      "\nq3\td1\t1\n")
+    "query-id\tcorpus-id\tscore\nq0\td0\t2\nq0\td5\t1\nq2\td2\t1\nq3\td3\t0"
+    "\nq3\td1\t1\n"
+  )
   return folder
 
 
@@ -146,10 +176,10 @@ def test_beir_layout(tmp_path):
 
 
 CRANFIELD = {
-    "cran.all.1400": ".I 1\n.T\na wing\n.A\nx\n.B\ny\n.W\na wing\nin flow .\n"
-                     ".I 3\n.T\nheat\n.A\n.B\n.W\n",
-    "cran.qry": ".I 001\n.W\nwhat wing\n.I 007\n.W\nwhat\nheat\n",
-    "cranqrel": "1 1 2 \n1 3 -1\n\n2 3 4\n",
+  "cran.all.1400": ".I 1\n.T\na wing\n.A\nx\n.B\ny\n.W\na wing\nin flow .\n"
+  ".I 3\n.T\nheat\n.A\n.B\n.W\n",
+  "cran.qry": ".I 001\n.W\nwhat wing\n.I 007\n.W\nwhat\nheat\n",
+  "cranqrel": "1 1 2 \n1 3 -1\n\n2 3 4\n",
 }
 
 
@@ -204,9 +234,15 @@ def test_bad_pairs(tmp_path):
 
 def test_variants():
   found = measure.variants(
-      ["wanda", "sparsegpt"], [0.25], [], [1], [2], ["/a/own"])
+    ["wanda", "sparsegpt"], [0.25], [], [1], [2], ["/a/own"]
+  )
   assert [variant.name for variant in found] == [
-      "wanda-0.25", "sparsegpt-0.25", "drop_attention-1", "drop_mlp-2", "own"]
+    "wanda-0.25",
+    "sparsegpt-0.25",
+    "drop_attention-1",
+    "drop_mlp-2",
+    "own",
+  ]
   assert [v.pattern.group for v in found[:2]] == ["output", "matrix"]
   with pytest.raises(ValueError, match="at least one"):
     measure.variants([], [0.5], [], [], [], [])
@@ -220,32 +256,52 @@ def test_calibration_is_a_draw_of_beginnings(tiny):
   _, folder, config, _ = tiny
   options = dict(num_samples=3, max_tokens=6, seed=1)
   found = measure.calibrate(
-      load_tokenizer(folder), "x", ["", *TEXTS], config, **options)
+    load_tokenizer(folder), "x", ["", *TEXTS], config, **options
+  )
   again = measure.calibrate(
-      load_tokenizer(folder), "x", ["", *TEXTS], config, **options)
+    load_tokenizer(folder), "x", ["", *TEXTS], config, **options
+  )
   assert found.description == again.description
   assert found.tokens.shape == (3, found.valid.sum(axis=1).max())
   ends = found.tokens[np.arange(3), found.valid.sum(axis=1) - 1]
   assert (found.tokens[:, 0] == 2).all() and (ends == 3).all()
   with pytest.raises(ValueError, match="6 documents.*--num_samples=7"):
     measure.calibrate(
-        load_tokenizer(folder), "x", ["", *TEXTS], config,
-        **{**options, "num_samples": 7})
+      load_tokenizer(folder),
+      "x",
+      ["", *TEXTS],
+      config,
+      **{**options, "num_samples": 7},
+    )
 
 
 @pytest.mark.slow
 def test_the_script(tiny, tmp_path):
   collection = write_collection(tmp_path / "c")
   sts = tmp_path / "sts.tsv"
-  sts.write_text("score\tsent1\tsent2\n" + "".join(
-      f"{i % 5}\t{a}\t{b}\n" for i, (a, b) in enumerate(
-          itertools.combinations(TEXTS, 2))))
+  sts.write_text(
+    "score\tsent1\tsent2\n"
+    + "".join(
+      f"{i % 5}\t{a}\t{b}\n"
+      for i, (a, b) in enumerate(itertools.combinations(TEXTS, 2))
+    )
+  )
   arguments = [
-      f"--model={tiny[1]}", f"--collection={collection}", f"--sts={sts}",
-      "--num_samples=4", "--max_tokens=16", "--keep_models"]
+    f"--model={tiny[1]}",
+    f"--collection={collection}",
+    f"--sts={sts}",
+    "--num_samples=4",
+    "--max_tokens=16",
+    "--keep_models",
+  ]
   done = scripts.start(
-      "retrieval", *arguments, "--method=magnitude", "--sparsity=0.5",
-      "--drop_mlp=1", f"--out={tmp_path / 'out'}")
+    "retrieval",
+    *arguments,
+    "--method=magnitude",
+    "--sparsity=0.5",
+    "--drop_mlp=1",
+    f"--out={tmp_path / 'out'}",
+  )
   assert done.returncode == 0, done.stderr
   summary = json.loads((tmp_path / "out" / "summary.json").read_text())
   assert set(summary["models"]) == {"magnitude-0.5", "drop_mlp-1"}
@@ -255,13 +311,17 @@ def test_the_script(tiny, tmp_path):
   assert dense["cos_h_documents"]["value"] == 1
   assert -1 < half["cos_h_documents"]["value"] < 1
   assert half["spearman"]["difference"] == pytest.approx(
-      half["spearman"]["value"] - dense["spearman"]["value"])
+    half["spearman"]["value"] - dense["spearman"]["value"]
+  )
   rows = [
-      json.loads(line) for line in (
-          tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    json.loads(line)
+    for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()
+  ]
   mine = [
-      row["value"] for row in rows
-      if row["model"] == "magnitude-0.5" and row.get("metric") == "ndcg@10"]
+    row["value"]
+    for row in rows
+    if row["model"] == "magnitude-0.5" and row.get("metric") == "ndcg@10"
+  ]
   assert np.mean(mine) == pytest.approx(half["ndcg@10"]["value"])
   page = (tmp_path / "out" / "report.html").read_text()
   assert "magnitude-0.5" in page
@@ -270,8 +330,12 @@ def test_the_script(tiny, tmp_path):
   assert len(summary["models"]["drop_mlp-1"]["dropped"]["mlp"]) == 1
   # A kept model measured as a given one gives the same numbers.
   done = scripts.call(
-      "retrieval", *arguments, "--method=", f"--out={tmp_path / 'two'}",
-      f"--pruned={tmp_path / 'out' / 'models' / 'magnitude-0.5'}")
+    "retrieval",
+    *arguments,
+    "--method=",
+    f"--out={tmp_path / 'two'}",
+    f"--pruned={tmp_path / 'out' / 'models' / 'magnitude-0.5'}",
+  )
   assert done.returncode == 0, done.stderr
   again = json.loads((tmp_path / "two" / "summary.json").read_text())
   given = again["models"]["magnitude-0.5"]
@@ -280,17 +344,26 @@ def test_the_script(tiny, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flag, words", [
+@pytest.mark.parametrize(
+  "flag, words",
+  [
     ("--method=awq", "--method=awq"),
     ("--sparsity=half", "--sparsity=half: give numbers"),
     ("--drop_mlp=4", "4 sublayers of 3 layers"),
     ("--max_tokens=41", "40 positions"),
-    ("--num_samples=9", "--num_samples=9")])
+    ("--num_samples=9", "--num_samples=9"),
+  ],
+)
 def test_the_script_refuses(tiny, tmp_path, flag, words):
   done = scripts.call(
-      "retrieval", f"--model={tiny[1]}", "--num_samples=4", "--max_tokens=16",
-      f"--collection={write_collection(tmp_path / 'c')}",
-      f"--out={tmp_path / 'out'}", flag)
+    "retrieval",
+    f"--model={tiny[1]}",
+    "--num_samples=4",
+    "--max_tokens=16",
+    f"--collection={write_collection(tmp_path / 'c')}",
+    f"--out={tmp_path / 'out'}",
+    flag,
+  )
   assert done.returncode == 1
   assert done.stderr.startswith("error: ") and words in done.stderr
   assert done.stderr.count("\n") == 1

@@ -13,15 +13,25 @@ from jaxprune.pocket import shipped
 def files(tmp_path_factory):
   folder = tmp_path_factory.mktemp("files")
   items = shipped._tasks().choose[:6]
-  (folder / "facts.jsonl").write_text("\n".join(
-      json.dumps({
+  (folder / "facts.jsonl").write_text(
+    "\n".join(
+      json.dumps(
+        {
           "context": item.prompt,
           "options": [option.strip() for option in item.options],
-          "answer": item.label}) for item in items))
+          "answer": item.label,
+        }
+      )
+      for item in items
+    )
+  )
   written = shipped._tasks().generate[:4]
-  (folder / "sums.jsonl").write_text("\n".join(
+  (folder / "sums.jsonl").write_text(
+    "\n".join(
       json.dumps({"prompt": item.prompt, "answer": item.answer})
-      for item in written))
+      for item in written
+    )
+  )
   (folder / "text.txt").write_text(items[0].prompt * 40)
   return folder
 
@@ -30,43 +40,60 @@ def files(tmp_path_factory):
 def test_two_models(files, tmp_path):
   out = tmp_path / "out"
   done = scripts.start(
-      "evaluate", "--dense=pocket", "--pruned=pocket",
-      f"--choice={files}/facts.jsonl", f"--generation={files}/sums.jsonl",
-      "--extract=final_number", f"--perplexity={files}/text.txt",
-      "--seq_len=32", "--max_new_tokens=80", f"--out={out}")
+    "evaluate",
+    "--dense=pocket",
+    "--pruned=pocket",
+    f"--choice={files}/facts.jsonl",
+    f"--generation={files}/sums.jsonl",
+    "--extract=final_number",
+    f"--perplexity={files}/text.txt",
+    "--seq_len=32",
+    "--max_new_tokens=80",
+    f"--out={out}",
+  )
   assert done.returncode == 0, done.stderr
   tasks = json.loads((out / "summary.json").read_text())["tasks"]
   acc = tasks["choice facts"]["acc"]
   # It knows its world, and is the same as itself.
   assert acc["dense"]["mean"] == acc["pruned"]["mean"] == 1
-  assert acc["change"]["mean"] == tasks["choice facts"]["flip changed"][
-      "change"]["mean"] == 0
+  assert (
+    acc["change"]["mean"]
+    == tasks["choice facts"]["flip changed"]["change"]["mean"]
+    == 0
+  )
   assert tasks["generation sums"]["exact"]["dense"]["mean"] >= 0.75
   assert tasks["generation sums"]["same"]["pruned"]["mean"] == 1
-  rows = [json.loads(line)
-          for line in (out / "records.jsonl").read_text().splitlines()]
-  own = [row for row in rows
-         if row["model"] == "dense" and row["metric"] == "margin"]
+  rows = [
+    json.loads(line)
+    for line in (out / "records.jsonl").read_text().splitlines()
+  ]
+  own = [
+    row for row in rows if row["model"] == "dense" and row["metric"] == "margin"
+  ]
   assert len(own) == 6 and np.isclose(
-      np.mean([row["value"] for row in own]),
-      tasks["choice facts"]["margin"]["dense"]["mean"])
-  nll = [row for row in rows
-         if row["model"] == "dense" and row["metric"] == "nll"]
+    np.mean([row["value"] for row in own]),
+    tasks["choice facts"]["margin"]["dense"]["mean"],
+  )
+  nll = [
+    row for row in rows if row["model"] == "dense" and row["metric"] == "nll"
+  ]
   assert np.isclose(
-      np.exp(sum(row["value"] for row in nll)
-             / sum(row["tokens"] for row in nll)),
-      tasks["perplexity text"]["perplexity"]["dense"]["mean"])
+    np.exp(
+      sum(row["value"] for row in nll) / sum(row["tokens"] for row in nll)
+    ),
+    tasks["perplexity text"]["perplexity"]["dense"]["mean"],
+  )
   assert "choice facts" in (out / "report.html").read_text()
 
 
 BAD = {
-    "--model=pocket": "no task",
-    "--pocket": "give either --model",
-    "--model=pocket --dense=pocket --pocket": "give either --model",
-    "--dense=pocket --pocket": "give either --model",
-    "--model=/no/such/folder --pocket": "no such folder",
-    "--model=pocket --choice=/no/such.jsonl": "/no/such.jsonl: no such file",
-    "--model=pocket --retrieval=/no/such": "/no/such",
+  "--model=pocket": "no task",
+  "--pocket": "give either --model",
+  "--model=pocket --dense=pocket --pocket": "give either --model",
+  "--dense=pocket --pocket": "give either --model",
+  "--model=/no/such/folder --pocket": "no such folder",
+  "--model=pocket --choice=/no/such.jsonl": "/no/such.jsonl: no such file",
+  "--model=pocket --retrieval=/no/such": "/no/such",
 }
 
 

@@ -15,9 +15,13 @@ from jaxprune import models
 from jaxprune.models import generation
 
 LONG = dict(
-    rope_type="longrope", factor=4.0, short_factor=[1.0, 1.1, 1.3, 1.7],
-    long_factor=[1.0, 2.0, 3.5, 9.0], original_max_position_embeddings=12,
-    rope_theta=100.0)
+  rope_type="longrope",
+  factor=4.0,
+  short_factor=[1.0, 1.1, 1.3, 1.7],
+  long_factor=[1.0, 2.0, 3.5, 9.0],
+  original_max_position_embeddings=12,
+  rope_theta=100.0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,33 +37,47 @@ def uncached_greedy(config, params, tokens, steps, valid=None, gates=None):
   shape = (batch, steps)
   # Padding on the right of a causal model changes nothing before it.
   valid = np.concatenate(
-      [np.ones_like(tokens, bool) if valid is None else valid,
-       np.ones(shape, bool)], axis=1)
-  z_of = jax.jit(lambda t: models.unembed(config, params, models.forward(
-      config, params, t, valid_BT=valid, gates=gates)[0]))
+    [
+      np.ones_like(tokens, bool) if valid is None else valid,
+      np.ones(shape, bool),
+    ],
+    axis=1,
+  )
+  z_of = jax.jit(
+    lambda t: models.unembed(
+      config,
+      params,
+      models.forward(config, params, t, valid_BT=valid, gates=gates)[0],
+    )
+  )
   for step in range(tokens.shape[1], whole.shape[1]):
     whole[:, step] = np.asarray(z_of(whole)[:, step - 1]).argmax(-1)
-  return whole[:, tokens.shape[1]:]
+  return whole[:, tokens.shape[1] :]
 
 
 @pytest.mark.parametrize(
-    "family, fields",
-    [
-        ("llama", dict(num_key_value_heads=4)),
-        ("llama", dict(rope_parameters=LONG)),
-        ("mistral", dict(sliding_window=4, tie_word_embeddings=True)),
-        ("qwen2", dict(
-            use_sliding_window=True, sliding_window=5, max_window_layers=1)),
-        ("qwen3", dict(num_key_value_heads=1)),
-    ])
+  "family, fields",
+  [
+    ("llama", dict(num_key_value_heads=4)),
+    ("llama", dict(rope_parameters=LONG)),
+    ("mistral", dict(sliding_window=4, tie_word_embeddings=True)),
+    (
+      "qwen2",
+      dict(use_sliding_window=True, sliding_window=5, max_window_layers=1),
+    ),
+    ("qwen3", dict(num_key_value_heads=1)),
+  ],
+)
 def test_greedy_is_that_of_stock(family, fields):
   """Left-padded batch; windows and the original context are outgrown."""
   model, config, params = hf_models.build(family, **fields)
   tokens, valid = random_tokens(3, 8), left_padded(8, 5, 1)
   ours = models.generate(
-      config, params, tokens, valid_BT=valid, max_new_tokens=12)
+    config, params, tokens, valid_BT=valid, max_new_tokens=12
+  )
   np.testing.assert_array_equal(
-      ours.tokens, hf_models.greedy(model, tokens, 12, valid))
+    ours.tokens, hf_models.greedy(model, tokens, 12, valid)
+  )
   np.testing.assert_array_equal(ours.lengths, [12] * 3)
 
 
@@ -67,16 +85,19 @@ def test_ends_are_those_of_stock(small):
   """Rows that end at different steps, and one that does not."""
   model, config, params = small
   tokens = random_tokens(4, 6)
-  free = np.asarray(models.generate(
-      config, params, tokens, max_new_tokens=10).tokens)
+  free = np.asarray(
+    models.generate(config, params, tokens, max_new_tokens=10).tokens
+  )
   ends = (int(free[0, 3]), int(free[1, 6]))
   expected = hf_models.greedy(model, tokens, 10, eos=list(ends))
   ours = models.generate(
-      config, params, tokens, max_new_tokens=10, eos_ids=ends)
+    config, params, tokens, max_new_tokens=10, eos_ids=ends
+  )
   width = expected.shape[1]
   np.testing.assert_array_equal(ours.tokens[:, :width], expected)
-  for row, (tokens_M, length) in enumerate(zip(
-      np.asarray(ours.tokens), np.asarray(ours.lengths))):
+  for row, (tokens_M, length) in enumerate(
+    zip(np.asarray(ours.tokens), np.asarray(ours.lengths))
+  ):
     first = [m for m in range(10) if free[row, m] in ends]
     assert length == (first[0] + 1 if first else 10)
     np.testing.assert_array_equal(tokens_M[:length], free[row, :length])
@@ -94,8 +115,7 @@ def test_the_configs_end_is_the_default(small):
   assert ours.lengths[0] <= 3
   # Without a pad id the rest is the end itself.
   assert (np.asarray(ours.tokens[0])[int(ours.lengths[0]) - 1 :] == end).all()
-  never = models.generate(
-      ending, params, tokens, max_new_tokens=6, eos_ids=())
+  never = models.generate(ending, params, tokens, max_new_tokens=6, eos_ids=())
   np.testing.assert_array_equal(never.tokens, free.tokens)
 
 
@@ -113,8 +133,12 @@ def test_the_loop_stops_when_all_have_ended(small):
   generation.choose = counting
   try:
     models.generate(
-        config, params, tokens, max_new_tokens=9,
-        eos_ids=tuple(range(config.vocab_size)))
+      config,
+      params,
+      tokens,
+      max_new_tokens=9,
+      eos_ids=tuple(range(config.vocab_size)),
+    )
     jax.effects_barrier()
   finally:
     generation.choose = original
@@ -122,42 +146,62 @@ def test_the_loop_stops_when_all_have_ended(small):
 
 
 @pytest.mark.parametrize(
-    "drop", [{}, dict(attention=[0]), dict(attention=[0, 1]),
-             dict(attention=[0], mlp=[0]), dict(mlp=[1])])
+  "drop",
+  [
+    {},
+    dict(attention=[0]),
+    dict(attention=[0, 1]),
+    dict(attention=[0], mlp=[0]),
+    dict(mlp=[1]),
+  ],
+)
 def test_cache_is_right_for_every_drop_list(small, drop):
   _, config, params = small
   gates = models.make_gates(config, **drop)
   tokens, valid = random_tokens(2, 6), left_padded(6, 3)
   ours = models.generate(
-      config, params, tokens, valid_BT=valid, max_new_tokens=6, gates=gates)
+    config, params, tokens, valid_BT=valid, max_new_tokens=6, gates=gates
+  )
   np.testing.assert_array_equal(
-      ours.tokens,
-      uncached_greedy(config, params, tokens, 6, valid, gates))
+    ours.tokens, uncached_greedy(config, params, tokens, 6, valid, gates)
+  )
 
 
 @pytest.mark.parametrize("separate", [False, True])
-@pytest.mark.parametrize("family, fields", [
-    ("qwen2", dict(
-        use_sliding_window=True, sliding_window=3, max_window_layers=1)),
+@pytest.mark.parametrize(
+  "family, fields",
+  [
+    (
+      "qwen2",
+      dict(use_sliding_window=True, sliding_window=3, max_window_layers=1),
+    ),
     ("qwen3", {}),
-])
+  ],
+)
 def test_steps_give_the_residuals_of_forward(family, fields, separate):
   """Prefill 4, then 1, then 3 at once, in both forms of the layers."""
   _, config, params = hf_models.build(family, **fields)
   tokens, valid = random_tokens(2, 8), left_padded(8, 6)
   observe = lambda tape: tape["down_in"]
   expected, observed = models.forward(
-      config, params, tokens, valid_BT=valid, observe=observe)
+    config, params, tokens, valid_BT=valid, observe=observe
+  )
   form = models.unstack(params) if separate else params
 
   def run(tokens, valid):
     x_BTD, seen, cache = models.prefill(
-        config, form, tokens[:, :4], capacity=9, valid_BT=valid[:, :4],
-        observe=observe)
+      config,
+      form,
+      tokens[:, :4],
+      capacity=9,
+      valid_BT=valid[:, :4],
+      observe=observe,
+    )
     parts = [(x_BTD, seen)]
     for start, end in ((4, 5), (5, 8)):
       x_BTD, seen, cache = models.decode_step(
-          config, form, cache, tokens[:, start:end], observe=observe)
+        config, form, cache, tokens[:, start:end], observe=observe
+      )
       parts.append((x_BTD, seen))
     return parts, cache
 
@@ -169,8 +213,7 @@ def test_steps_give_the_residuals_of_forward(family, fields, separate):
   assert int(cache.length) == 8
   np.testing.assert_array_equal(cache.valid[:, :8], valid)
   assert not cache.valid[:, 8:].any()
-  np.testing.assert_array_equal(
-      cache.positions[1], [0, 0, 0, 1, 2, 3, 4, 5, 0])
+  np.testing.assert_array_equal(cache.positions[1], [0, 0, 0, 1, 2, 3, 4, 5, 0])
 
 
 def test_both_forms_generate_the_same(small, monkeypatch):
@@ -178,7 +221,8 @@ def test_both_forms_generate_the_same(small, monkeypatch):
   _, config, params = small
   tokens = random_tokens(2, 6)
   run = functools.partial(
-      models.generate, config, tokens_BT=tokens, max_new_tokens=5)
+    models.generate, config, tokens_BT=tokens, max_new_tokens=5
+  )
   expected = run(params)
   chex.assert_trees_all_equal(run(models.unstack(params)), expected)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -192,11 +236,13 @@ def test_unstacked_layers_are_views():
   assert models.unstack(separate) is separate
   for index, layer in enumerate(separate["layers"]):
     chex.assert_trees_all_equal(
-        layer, jax.tree.map(lambda leaf: leaf[index], params["layers"]))
+      layer, jax.tree.map(lambda leaf: leaf[index], params["layers"])
+    )
     whole = params["layers"]["mlp"]["up"]["kernel"]
     part = layer["mlp"]["up"]["kernel"]
     assert part.unsafe_buffer_pointer() == (
-        whole.unsafe_buffer_pointer() + index * part.nbytes)
+      whole.unsafe_buffer_pointer() + index * part.nbytes
+    )
 
 
 def test_one_trace_for_one_shape(small):
@@ -208,7 +254,8 @@ def test_one_trace_for_one_shape(small):
   models.generate(config, params, tokens + 1, max_new_tokens=4)
   assert traced() == before
   run = functools.partial(
-      models.generate, config, params, tokens, max_new_tokens=4)
+    models.generate, config, params, tokens, max_new_tokens=4
+  )
   run(temperature=0.5, key=jax.random.key(0), top_k=3)
   assert traced() == before + 1
   run(temperature=0.9, key=jax.random.key(1), top_p=0.5)
@@ -223,16 +270,29 @@ def test_one_trace_for_one_shape(small):
 def test_sampling_is_repeatable_and_follows_the_key(small):
   _, config, params = small
   tokens = random_tokens(2, 6)
-  sample = lambda seed: np.asarray(models.generate(
-      config, params, tokens, max_new_tokens=8, temperature=1.5,
-      key=jax.random.key(seed)).tokens)
+  sample = lambda seed: np.asarray(
+    models.generate(
+      config,
+      params,
+      tokens,
+      max_new_tokens=8,
+      temperature=1.5,
+      key=jax.random.key(seed),
+    ).tokens
+  )
   np.testing.assert_array_equal(sample(0), sample(0))
   assert (sample(0) != sample(1)).any()
   greedy = models.generate(config, params, tokens, max_new_tokens=8)
   for limits in (dict(top_k=1), dict(top_p=1e-6)):
     narrow = models.generate(
-        config, params, tokens, max_new_tokens=8, temperature=1.5,
-        key=jax.random.key(0), **limits)
+      config,
+      params,
+      tokens,
+      max_new_tokens=8,
+      temperature=1.5,
+      key=jax.random.key(0),
+      **limits,
+    )
     np.testing.assert_array_equal(narrow.tokens, greedy.tokens)
 
 
@@ -242,24 +302,26 @@ def test_choose_takes_the_first_of_equals():
 
 
 @pytest.mark.parametrize(
-    "limits, kept",
-    [
-        (dict(), [0, 1, 2, 3]),
-        (dict(top_k=2), [0, 1]),
-        (dict(top_k=3), [0, 1, 2, 3]),  # 2 and 3 tie
-        (dict(top_k=9), [0, 1, 2, 3]),
-        (dict(top_p=0.39), [0]),
-        (dict(top_p=0.41), [0, 1]),
-        (dict(top_p=0.71), [0, 1, 2, 3]),
-        (dict(top_k=2, top_p=0.56), [0]),  # 0.4 / 0.7 reaches it
-        (dict(top_k=2, top_p=0.58), [0, 1]),
-    ])
+  "limits, kept",
+  [
+    (dict(), [0, 1, 2, 3]),
+    (dict(top_k=2), [0, 1]),
+    (dict(top_k=3), [0, 1, 2, 3]),  # 2 and 3 tie
+    (dict(top_k=9), [0, 1, 2, 3]),
+    (dict(top_p=0.39), [0]),
+    (dict(top_p=0.41), [0, 1]),
+    (dict(top_p=0.71), [0, 1, 2, 3]),
+    (dict(top_k=2, top_p=0.56), [0]),  # 0.4 / 0.7 reaches it
+    (dict(top_k=2, top_p=0.58), [0, 1]),
+  ],
+)
 def test_choose_draws_from_what_is_kept(limits, kept):
   """Frequencies over p = .4 .3 .15 .15, renormalised, within 4 deviations."""
   p_V = np.array([0.4, 0.3, 0.15, 0.15])
   z_BV = jnp.broadcast_to(2.0 * jnp.log(jnp.asarray(p_V)), (20000, 4))
   tokens = models.choose(
-      z_BV.astype(jnp.float32), jax.random.key(0), temperature=2.0, **limits)
+    z_BV.astype(jnp.float32), jax.random.key(0), temperature=2.0, **limits
+  )
   expected = np.where(np.isin(np.arange(4), kept), p_V, 0)
   expected = expected / expected.sum()
   counts = np.bincount(np.asarray(tokens), minlength=4) / 20000
@@ -273,31 +335,32 @@ def test_bfloat16_generates(small):
   tokens = random_tokens(2, 6)
   ours = models.generate(config, rounded, tokens, max_new_tokens=3)
   np.testing.assert_array_equal(
-      ours.tokens, uncached_greedy(config, rounded, tokens, 3))
+    ours.tokens, uncached_greedy(config, rounded, tokens, 3)
+  )
 
 
 @pytest.mark.parametrize(
-    "fields, words",
-    [
-        (dict(max_new_tokens=59), "exceed the model's 64 positions"),
-        (dict(max_new_tokens=0), "max_new_tokens=0"),
-        (dict(tokens_BT=[[61]]), "vocabulary has 61"),
-        (dict(tokens_BT=[[-1]]), "vocabulary has 61"),
-        (dict(tokens_BT=[1, 2]), "shape"),
-        (dict(tokens_BT=np.zeros((1, 0), int)), "shape"),
-        (dict(valid_BT=np.ones((2, 5), bool)), "valid of shape"),
-        (dict(valid_BT=np.arange(6)[None] < [[6], [3]]), "pad on the left"),
-        (dict(valid_BT=np.zeros((2, 6), bool)), "pad on the left"),
-        (dict(temperature=-1.0), "temperature=-1.0"),
-        (dict(temperature=1.0), "key=jax.random.key"),
-        (dict(top_k=-1), "top_k=-1"),
-        (dict(top_p=0.0), "top_p=0.0"),
-        (dict(top_p=1.5), "top_p=1.5"),
-    ])
+  "fields, words",
+  [
+    (dict(max_new_tokens=59), "exceed the model's 64 positions"),
+    (dict(max_new_tokens=0), "max_new_tokens=0"),
+    (dict(tokens_BT=[[61]]), "vocabulary has 61"),
+    (dict(tokens_BT=[[-1]]), "vocabulary has 61"),
+    (dict(tokens_BT=[1, 2]), "shape"),
+    (dict(tokens_BT=np.zeros((1, 0), int)), "shape"),
+    (dict(valid_BT=np.ones((2, 5), bool)), "valid of shape"),
+    (dict(valid_BT=np.arange(6)[None] < [[6], [3]]), "pad on the left"),
+    (dict(valid_BT=np.zeros((2, 6), bool)), "pad on the left"),
+    (dict(temperature=-1.0), "temperature=-1.0"),
+    (dict(temperature=1.0), "key=jax.random.key"),
+    (dict(top_k=-1), "top_k=-1"),
+    (dict(top_p=0.0), "top_p=0.0"),
+    (dict(top_p=1.5), "top_p=1.5"),
+  ],
+)
 def test_generate_refuses(small, fields, words):
   _, config, params = small
-  fields = {
-      "tokens_BT": random_tokens(2, 6), "max_new_tokens": 4, **fields}
+  fields = {"tokens_BT": random_tokens(2, 6), "max_new_tokens": 4, **fields}
   with pytest.raises(ValueError) as caught:
     models.generate(config, params, **fields)
   assert words in str(caught.value) and "\n" not in str(caught.value)
@@ -308,13 +371,19 @@ def test_padding_does_not_count_as_positions(small):
   _, config, params = small
   with pytest.raises(ValueError, match="exceed"):
     models.generate(
-        config, params, random_tokens(1, 6), max_new_tokens=59,
-        valid_BT=left_padded(6))
+      config,
+      params,
+      random_tokens(1, 6),
+      max_new_tokens=59,
+      valid_BT=left_padded(6),
+    )
   generation._checked_prompts(
-      config, random_tokens(1, 6), np.arange(6)[None] >= 3, 61)
+    config, random_tokens(1, 6), np.arange(6)[None] >= 3, 61
+  )
   with pytest.raises(ValueError, match="prompt of 3 tokens"):
     generation._checked_prompts(
-        config, random_tokens(1, 6), np.arange(6)[None] >= 3, 62)
+      config, random_tokens(1, 6), np.arange(6)[None] >= 3, 62
+    )
 
 
 def test_a_prompt_longer_than_the_cache_is_refused(small):
@@ -330,11 +399,13 @@ def test_golden_text(shared):
   folder = shared / "weights" / "stories260K"
   config = models.ModelConfig.from_hf(folder)
   params = hf_models.convert(
-      transformers.AutoModelForCausalLM.from_pretrained(folder), config)
+    transformers.AutoModelForCausalLM.from_pretrained(folder), config
+  )
   tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
   prompt = tokenizer.encode("Once upon a time").ids
   ours = models.generate(config, params, [prompt], max_new_tokens=60)
   text = tokenizer.decode(ours.tokens[0].tolist())
   assert text.strip().startswith(
-      ", there was a little girl named Lily. She loved to play outside in the"
-      " park. One day, she saw a big, red ball.")
+    ", there was a little girl named Lily. She loved to play outside in the"
+    " park. One day, she saw a big, red ball."
+  )

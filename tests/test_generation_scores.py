@@ -20,8 +20,9 @@ def reader():
   """Every letter a token: a is 3."""
   vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2}
   vocabulary |= {letter: 3 + place for place, letter in enumerate(WORDS)}
-  made = tokenizers.Tokenizer(tokenizers.models.WordLevel(
-      vocabulary, unk_token="<pad>"))
+  made = tokenizers.Tokenizer(
+    tokenizers.models.WordLevel(vocabulary, unk_token="<pad>")
+  )
   made.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
   made.decoder = tokenizers.decoders.Fuse()
   made.add_special_tokens(["<pad>", "<s>", "</s>"])
@@ -30,15 +31,26 @@ def reader():
 
 @pytest.fixture(scope="module")
 def model():
-  config = ModelConfig.from_hf(dict(
-      model_type="llama", vocab_size=30, hidden_size=16, intermediate_size=24,
-      num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-      max_position_embeddings=64, bos_token_id=1, eos_token_id=2,
-      pad_token_id=0))
+  config = ModelConfig.from_hf(
+    dict(
+      model_type="llama",
+      vocab_size=30,
+      hidden_size=16,
+      intermediate_size=24,
+      num_hidden_layers=2,
+      num_attention_heads=4,
+      num_key_value_heads=2,
+      max_position_embeddings=64,
+      bos_token_id=1,
+      eos_token_id=2,
+      pad_token_id=0,
+    )
+  )
   rng = np.random.default_rng(2)
   shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
   return config, jax.tree.map(
-      lambda w: jnp.asarray(rng.normal(size=w.shape), w.dtype), shapes)
+    lambda w: jnp.asarray(rng.normal(size=w.shape), w.dtype), shapes
+  )
 
 
 # Two lengths, and one that needs a longer program.
@@ -48,16 +60,20 @@ PROMPTS = [[1, 5], [1, 9, 9, 4, 20], [1] + [7] * 40, [1, 3], [1, 28]]
 @pytest.fixture(scope="module")
 def alone(model):
   """Each prompt continued by itself, without padding."""
-  found = [generate(*model, np.array([prompt]), max_new_tokens=12)
-           for prompt in PROMPTS]
-  return [np.asarray(one.tokens)[0, : int(one.lengths[0])].tolist()
-          for one in found]
+  found = [
+    generate(*model, np.array([prompt]), max_new_tokens=12)
+    for prompt in PROMPTS
+  ]
+  return [
+    np.asarray(one.tokens)[0, : int(one.lengths[0])].tolist() for one in found
+  ]
 
 
 def test_batches_write_what_each_prompt_gives_alone(model, reader, alone):
   for batch_size in (3, 16):
     got = generation.continue_prompts(
-        *model, reader, PROMPTS, max_new_tokens=12, batch_size=batch_size)
+      *model, reader, PROMPTS, max_new_tokens=12, batch_size=batch_size
+    )
     for written, expected in zip(got, alone):
       ended = expected[-1] == 2
       assert list(written.tokens) == (expected[:-1] if ended else expected)
@@ -69,7 +85,8 @@ def test_stop_strings_end_the_text(model, reader, alone):
   whole = reader.decode(alone[1])
   stop = whole[3:5]
   got = generation.continue_prompts(
-      *model, reader, PROMPTS[1:2], max_new_tokens=12, stop=(stop, "!"))[0]
+    *model, reader, PROMPTS[1:2], max_new_tokens=12, stop=(stop, "!")
+  )[0]
   place = whole.index(stop)
   assert 0 < place and got.text == whole[:place] and got.ended == "stop"
   assert list(got.tokens) == alone[1][:place]
@@ -77,28 +94,42 @@ def test_stop_strings_end_the_text(model, reader, alone):
 
 def test_sampling_follows_the_seed(model, reader):
   def write(seed):
-    return [one.tokens for one in generation.continue_prompts(
-        *model, reader, PROMPTS[:2], max_new_tokens=12, temperature=2.0,
-        seed=seed)]
+    return [
+      one.tokens
+      for one in generation.continue_prompts(
+        *model,
+        reader,
+        PROMPTS[:2],
+        max_new_tokens=12,
+        temperature=2.0,
+        seed=seed,
+      )
+    ]
 
   assert write(0) == write(0) != write(1)
 
 
-@pytest.mark.parametrize("prompts, options, message", [
+@pytest.mark.parametrize(
+  "prompts, options, message",
+  [
     ([], {}, "at least one"),
     ([[1], []], {}, "each with a token"),
     ([[1]], {"batch_size": 0}, "batch_size=0"),
     ([[1]], {"stop": ("",)}, "no empty text"),
     ([[1] * 60], {}, "exceed the model's 64 positions"),
     ([[30]], {}, "ids from 0 to 30"),
-])
+  ],
+)
 def test_bad_prompts(model, reader, prompts, options, message):
   with pytest.raises(ValueError, match=message):
     generation.continue_prompts(
-        *model, reader, prompts, max_new_tokens=12, **options)
+      *model, reader, prompts, max_new_tokens=12, **options
+    )
 
 
-@pytest.mark.parametrize("text, expected", [
+@pytest.mark.parametrize(
+  "text, expected",
+  [
     ("so 3 + 4 = 7.\n#### 7", "7"),
     ("#### 1,234,567", "1234567"),
     ("It costs $1200.00.", "1200"),
@@ -107,22 +138,33 @@ def test_bad_prompts(model, reader, prompts, options, message):
     ("first 3, then .50", "0.5"),
     ("#### none, 12", "12"),
     ("the answer is 8 #### ", "8"),
-    ("007", "7"), ("0.0", "0"), ("12.", "12"), ("-0", "0"),
-    ("no number", None), ("", None),
+    ("007", "7"),
+    ("0.0", "0"),
+    ("12.", "12"),
+    ("-0", "0"),
+    ("no number", None),
+    ("", None),
     ("x #### 3 apples of 9", "3"),
-    ("3.25", "3.25"), ("100", "100"), ("1,2,3", "3"), ("1,0000", "0"),
-])
+    ("3.25", "3.25"),
+    ("100", "100"),
+    ("1,2,3", "3"),
+    ("1,0000", "0"),
+  ],
+)
 def test_final_number(text, expected):
   assert generation.final_number(text) == expected
 
 
 def test_exact_match():
   match = generation.exact_match(
-      ["is 7", "7.0", "", "8"], ["#### 7"] * 4, generation.final_number)
+    ["is 7", "7.0", "", "8"], ["#### 7"] * 4, generation.final_number
+  )
   assert match.tolist() == [True, True, False, False]
   match = generation.exact_match(
-      ["The  Cat!", "a dog", "another"], ["cat", "dogs", "other"],
-      generation.normalised)
+    ["The  Cat!", "a dog", "another"],
+    ["cat", "dogs", "other"],
+    generation.normalised,
+  )
   assert match.tolist() == [True, False, False]
   with pytest.raises(ValueError, match="1 texts for 2"):
     generation.exact_match(["a"], ["a", "b"], generation.normalised)
@@ -130,10 +172,18 @@ def test_exact_match():
     generation.exact_match(["a"], ["b"], generation.final_number)
 
 
-@pytest.mark.parametrize("tokens, reference, expected", [
-    ([1, 2, 3], [1, 2, 3], None), ([1, 2, 3], [1, 5, 3], 1),
-    ([4], [5], 0), ([1, 2], [1, 2, 3], 2), ([1, 2, 3], [1], 1),
-    ([], [1], 0), ([], [], None)])
+@pytest.mark.parametrize(
+  "tokens, reference, expected",
+  [
+    ([1, 2, 3], [1, 2, 3], None),
+    ([1, 2, 3], [1, 5, 3], 1),
+    ([4], [5], 0),
+    ([1, 2], [1, 2, 3], 2),
+    ([1, 2, 3], [1], 1),
+    ([], [1], 0),
+    ([], [], None),
+  ],
+)
 def test_first_divergence(tokens, reference, expected):
   assert generation.first_divergence(tokens, reference) == expected
   assert generation.first_divergence(reference, tokens) == expected
@@ -153,11 +203,20 @@ def test_repetition_by_hand():
     generation.repetition(tokens, 0)
 
 
-@pytest.mark.parametrize("tokens, expected", [
-    ([5, 1, 1, 1], 1), ([5, 1, 1], 0), ([1, 2, 3] * 3, 3),
-    ([9, 1, 2, 1, 2, 1, 2], 2), ([1, 2, 1, 2, 1, 2, 9], 0), ([], 0),
+@pytest.mark.parametrize(
+  "tokens, expected",
+  [
+    ([5, 1, 1, 1], 1),
+    ([5, 1, 1], 0),
+    ([1, 2, 3] * 3, 3),
+    ([9, 1, 2, 1, 2, 1, 2], 2),
+    ([1, 2, 1, 2, 1, 2, 9], 0),
+    ([], 0),
     # The shortest period counts, and a loop cut in the middle is one too.
-    ([4] * 9, 1), ([8, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1], 3)])
+    ([4] * 9, 1),
+    ([8, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1], 3),
+  ],
+)
 def test_loops_by_hand(tokens, expected):
   assert generation.loop_period(tokens) == expected
 
@@ -167,7 +226,8 @@ def test_repetition_is_one_less_distinct(tokens, n):
   grams = len(tokens) - n + 1
   if grams > 0:
     assert generation.repetition(tokens, n) == pytest.approx(
-        1 - generation.distinct([tokens], n))
+      1 - generation.distinct([tokens], n)
+    )
   period = generation.loop_period(tokens)
   if period:
     assert len(tokens) >= 3 * period
@@ -179,11 +239,22 @@ def test_rows():
     return Continuation(tokens=tokens, text="", ended=ended)
 
   rows = generation.item_rows(
-      [made(1, 1, 1), made(1, 2, ended="eos")],
-      right=np.array([True, False]), reference=[made(1, 1, 1), made(1, 3)])
+    [made(1, 1, 1), made(1, 2, ended="eos")],
+    right=np.array([True, False]),
+    reference=[made(1, 1, 1), made(1, 3)],
+  )
   assert rows[0] == {
-      "prompt": 0, "length": 3, "ended_eos": 0, "repetition@1": 1 - 1 / 3,
-      "repetition@2": 0.5, "repetition@3": 0, "repetition@4": 0, "loop": 1,
-      "exact": 1, "same": 1, "first_divergence": 3}
+    "prompt": 0,
+    "length": 3,
+    "ended_eos": 0,
+    "repetition@1": 1 - 1 / 3,
+    "repetition@2": 0.5,
+    "repetition@3": 0,
+    "repetition@4": 0,
+    "loop": 1,
+    "exact": 1,
+    "same": 1,
+    "first_divergence": 3,
+  }
   assert rows[1]["first_divergence"] == 1 and rows[1]["same"] == 0
   assert rows[1]["ended_eos"] == 1 and rows[1]["exact"] == 0

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import scripts
+
 from tests.guidance_sweeps_made import write_grid
 
 
@@ -11,8 +12,8 @@ from tests.guidance_sweeps_made import write_grid
 def test_learn_and_apply(two_layers, tmp_path):
   grid = write_grid(tmp_path / "grid")
   done = scripts.start(
-      "guidance", f"--grids={grid}", f"--out={tmp_path}/learnt",
-      "--resamples=100")
+    "guidance", f"--grids={grid}", f"--out={tmp_path}/learnt", "--resamples=100"
+  )
   assert done.returncode == 0, done.stderr
   rule = json.loads((tmp_path / "learnt/rule.json").read_text())
   summary = json.loads((tmp_path / "learnt/summary.json").read_text())
@@ -20,20 +21,29 @@ def test_learn_and_apply(two_layers, tmp_path):
   assert rule["sources"][0]["checkpoint_hash"] == "aaaa"
   assert summary["models"] == 30 and len(summary["settings"]) == 3 * 7
   assert sorted(p.name for p in (tmp_path / "learnt/figures").iterdir()) == [
-      "score_choose.png", "score_easy.png", "score_text.png"]
+    "score_choose.png",
+    "score_easy.png",
+    "score_text.png",
+  ]
   assert "Prune this way" in (tmp_path / "learnt/report.html").read_text()
-  rows = [json.loads(line) for line in
-          (tmp_path / "learnt/records.jsonl").read_text().splitlines()]
+  rows = [
+    json.loads(line)
+    for line in (tmp_path / "learnt/records.jsonl").read_text().splitlines()
+  ]
   assert len([r for r in rows if r["protocol"] == "features"]) == 30
   assert len([r for r in rows if r["protocol"] == "task"]) == 3 * 30
   # 32 features, sparsity, and perplexity but for its own task.
   assert len([r for r in rows if r["protocol"] == "feature"]) == 3 * 34 - 1
 
   done = scripts.call(
-      "guidance", f"--rule={tmp_path}/learnt/rule.json",
-      f"--dense={two_layers}", f"--pruned={two_layers}",
-      "--num_prompts=2", "--max_new_tokens=3",
-      f"--out={tmp_path}/judged")
+    "guidance",
+    f"--rule={tmp_path}/learnt/rule.json",
+    f"--dense={two_layers}",
+    f"--pruned={two_layers}",
+    "--num_prompts=2",
+    "--max_new_tokens=3",
+    f"--out={tmp_path}/judged",
+  )
   assert done.returncode == 0, done.stderr
   judged = json.loads((tmp_path / "judged/summary.json").read_text())
   assert not judged["tested"] and "warning: UNTESTED" in done.stdout
@@ -42,13 +52,19 @@ def test_learn_and_apply(two_layers, tmp_path):
   assert judged["positions"] == 6
 
   done = scripts.call(
-      "guidance", f"--rule={tmp_path}/learnt/rule.json",
-      f"--grids={grid}", f"--out={tmp_path}/checked")
+    "guidance",
+    f"--rule={tmp_path}/learnt/rule.json",
+    f"--grids={grid}",
+    f"--out={tmp_path}/checked",
+  )
   assert done.returncode == 1 and "no task has a rule" in done.stderr
   other = write_grid(tmp_path / "other", dense="bbbb", shift=0.06)
   done = scripts.call(
-      "guidance", f"--rule={tmp_path}/learnt/rule.json",
-      f"--grids={other}", f"--out={tmp_path}/checked")
+    "guidance",
+    f"--rule={tmp_path}/learnt/rule.json",
+    f"--grids={other}",
+    f"--out={tmp_path}/checked",
+  )
   assert done.returncode == 0, done.stderr
   checked = json.loads((tmp_path / "checked/summary.json").read_text())
   assert not checked["same_dense_model"] and checked["no_rule"] == ["easy"]
@@ -57,10 +73,11 @@ def test_learn_and_apply(two_layers, tmp_path):
 
 def test_bad_flags_are_one_line(tmp_path):
   for flags, words in (
-      ([], "give --grids"),
-      (["--rule=x", "--grids=y", "--pruned=z"], "one or the other"),
-      (["--grids=y", "--features=mean_kl,x"], "--features=x: unknown"),
-      ([f"--grids={tmp_path}"], "no finished dense cell")):
+    ([], "give --grids"),
+    (["--rule=x", "--grids=y", "--pruned=z"], "one or the other"),
+    (["--grids=y", "--features=mean_kl,x"], "--features=x: unknown"),
+    ([f"--grids={tmp_path}"], "no finished dense cell"),
+  ):
     done = scripts.call("guidance", *flags, f"--out={tmp_path}/out")
     lines = [ln for ln in done.stderr.splitlines() if ln.startswith("error: ")]
     assert done.returncode == 1 and len(lines) == 1, done.stderr

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from tests.guidance_sweeps_made import measurements, write_cell, write_grid
 
 from jaxprune.studies.guidance import (
   apply,
@@ -16,6 +15,7 @@ from jaxprune.studies.guidance import (
   sweeps,
 )
 from jaxprune.studies.guidance import rules as rules_lib
+from tests.guidance_sweeps_made import measurements, write_cell, write_grid
 
 SETTINGS = fit.Settings(resamples=200, shuffles=40)
 
@@ -38,9 +38,15 @@ def rules(grids):
 def test_columns(grids):
   assert len(grids.models) == 4 * 3 * 2 + 2 * 3 and not grids.left_out
   assert {name: task.metric for name, task in grids.tasks.items()} == {
-      "choose": "acc", "text": "nll", "easy": "ndcg@10"}
-  place = next(i for i, model in enumerate(grids.models)
-               if (model.cell, model.seed) == ("wanda:2:4", 1))
+    "choose": "acc",
+    "text": "nll",
+    "easy": "ndcg@10",
+  }
+  place = next(
+    i
+    for i, model in enumerate(grids.models)
+    if (model.cell, model.seed) == ("wanda:2:4", 1)
+  )
   damage = 0.5 + 0.01 + 0.002
   assert grids.models[place].method == "wanda"
   assert grids.models[place].kind == "weights"
@@ -55,8 +61,7 @@ def test_a_data_free_model_counts_once(tmp_path, folder):
   (tmp_path / "cells/job.json").write_text('{"checkpoint_hash": "aaaa"}')
   for cell in ("rtn:4", "awq:4"):
     write_cell(tmp_path, f"{cell[:3]}-seed7", cell, 7, 0.1, 20)
-  both = sweeps.read_grids(
-      [folder, tmp_path], keep=0.9, resamples=100)
+  both = sweeps.read_grids([folder, tmp_path], keep=0.9, resamples=100)
   # rtn:4 with another seed is the same model.
   assert [model.cell for model in both.models[30:]] == ["awq:4"]
   assert both.models[-1].seed == 7
@@ -80,34 +85,42 @@ def test_twins_are_on_one_side_only(tmp_path, folder, grids):
 
 
 def test_fewer_prompts(folder, grids):
-  few = sweeps.read_grids(
-      [folder], keep=0.9, num_prompts=1, resamples=100)
+  few = sweeps.read_grids([folder], keep=0.9, num_prompts=1, resamples=100)
   assert few.sources[0]["positions"] == 5
   assert grids.sources[0]["num_prompts"] == 4
   # Flips are at the first positions: all of them are in the first prompt.
   flips = np.round(20 * grids.features["flip_rate"])
   np.testing.assert_allclose(
-      few.features["flip_rate"], np.minimum(flips, 5) / 5)
+    few.features["flip_rate"], np.minimum(flips, 5) / 5
+  )
 
 
 def test_nothing_is_on_both_sides(grids):
   every = {split.name: split for split in splits.splits(grids)}
-  assert list(every) == ["half", "swapped", "leave one method out",
-                         "leave one kind out"]
+  assert list(every) == [
+    "half",
+    "swapped",
+    "leave one method out",
+    "leave one kind out",
+  ]
   runs = np.array([model.seed for model in grids.models])
   for name in ("half", "swapped"):
-    (learn, ask), = every[name].folds
+    ((learn, ask),) = every[name].folds
     assert not set(grids.methods[learn]) & set(grids.methods[ask])
     # One run only, whatever the seed.
     free = np.isin(grids.methods, ["magnitude", "rtn"])
     assert set(runs[learn & ~free]) == {0} and set(runs[ask & ~free]) == {1}
   (learn, ask), (other, asked) = (
-      every[name].folds[0] for name in ("half", "swapped"))
+    every[name].folds[0] for name in ("half", "swapped")
+  )
   assert set(grids.methods[learn]) == set(grids.methods[asked])
   assert set(grids.methods[ask]) == set(grids.methods[other])
   # Both halves have single weights and drops.
-  assert set(grids.methods[learn]) == {"magnitude", "sparsegpt",
-                                       "drop_attention"}
+  assert set(grids.methods[learn]) == {
+    "magnitude",
+    "sparsegpt",
+    "drop_attention",
+  }
   for name in ("leave one method out", "leave one kind out"):
     asked = np.sum([ask for _, ask in every[name].folds], axis=0)
     assert (asked == 1).all()
@@ -119,13 +132,14 @@ def test_a_second_dense_model_is_held_out(tmp_path, folder):
   both = sweeps.read_grids([folder, other], keep=0.9, resamples=100)
   every = {split.name: split for split in splits.splits(both)}
   dense = np.array([model.dense for model in both.models])
-  (learn, ask), = every["half"].folds
+  ((learn, ask),) = every["half"].folds
   assert set(dense[learn]) == {"aaaa"} and set(dense[ask]) == {"bbbb"}
   folds = every["leave one dense model out"].folds
   assert [set(dense[ask]) for _, ask in folds] == [{"aaaa"}, {"bbbb"}]
   found = fit.fit(both, SETTINGS)
-  assert found["choose"]["splits"]["leave one dense model out"]["rule"][
-      "error"] == 0
+  assert (
+    found["choose"]["splits"]["leave one dense model out"]["rule"]["error"] == 0
+  )
 
 
 def test_a_clean_grid_is_learnt(rules):
@@ -142,7 +156,9 @@ def test_a_clean_grid_is_learnt(rules):
     assert split["rule"]["error"] == 0
   # All cells say 0.5 removed, so sparsity cannot tell and falls back.
   baselines = entry["splits"]["half"]["baselines"]
-  assert baselines["removed"]["error"] == baselines["majority"]["error"] == 1/3
+  assert (
+    baselines["removed"]["error"] == baselines["majority"]["error"] == 1 / 3
+  )
   assert baselines["removed"]["rule_less_this"][0] == pytest.approx(-1 / 3)
   assert baselines["perplexity"]["error"] == 0
   assert entry["shuffled"]["true"] == 0
@@ -150,8 +166,7 @@ def test_a_clean_grid_is_learnt(rules):
 
 
 def test_one_feature_is_not_chosen(grids):
-  only = fit.Settings(
-      features=("p90_kl",), resamples=100, shuffles=5)
+  only = fit.Settings(features=("p90_kl",), resamples=100, shuffles=5)
   entry = fit.fit(grids, only)["choose"]
   assert (entry["feature"], entry["tried"]) == ("p90_kl", 1)
   # Damages 0.2 + 0.04 and 0.5 of sparsegpt, magnitude and drop_attention.
@@ -178,8 +193,13 @@ def test_luck_does_not_transfer(tmp_path):
   for method in ("magnitude", "wanda", "sparsegpt", "ria", "drop_mlp", "awq"):
     for level in range(20):
       write_cell(
-          tmp_path, f"{method}{level}", f"{method}:{level + 2}", 0,
-          draw.uniform(), 20 if draw.uniform() < 0.5 else 10)
+        tmp_path,
+        f"{method}{level}",
+        f"{method}:{level + 2}",
+        0,
+        draw.uniform(),
+        20 if draw.uniform() < 0.5 else 10,
+      )
   grids = sweeps.read_grids([tmp_path], keep=0.9, resamples=100)
   entry = fit.fit(grids, SETTINGS)["choose"]
   assert entry["balanced_error"] < 0.5
@@ -192,14 +212,19 @@ def test_strength():
   assert order("awq:3", "awq:8", "awq:4") == ["awq:8", "awq:4", "awq:3"]
   assert order("wanda:0.7", "wanda:0.5") == ["wanda:0.5", "wanda:0.7"]
   assert order("wanda:2:4", "wanda:1:4", "wanda:4:8") == [
-      "wanda:4:8", "wanda:2:4", "wanda:1:4"]
+    "wanda:4:8",
+    "wanda:2:4",
+    "wanda:1:4",
+  ]
   assert order("drop_mlp:10", "drop_mlp:9") == ["drop_mlp:9", "drop_mlp:10"]
   assert recommend.family("wanda:2:4") == "wanda n:m"
 
 
 def test_advice(grids):
-  found = {(entry["task"], entry["family"]): entry
-           for entry in recommend.recommend(grids)}
+  found = {
+    (entry["task"], entry["family"]): entry
+    for entry in recommend.recommend(grids)
+  }
   rtn = found["choose", "rtn"]
   assert (rtn["cell"], rtn["next"]["cell"]) == ("rtn:4", "rtn:3")
   assert (rtn["evidence"]["score"], rtn["next"]["score"]) == (1, 0.5)
@@ -220,18 +245,22 @@ def test_all_runs_must_survive(tmp_path, folder):
   write_grid(tmp_path)
   write_cell(tmp_path, "wanda_0.2-seed1", "wanda:0.2", 1, 0.05, 17)
   grids = sweeps.read_grids([tmp_path], keep=0.9, resamples=100)
-  found = {entry["family"]: entry
-           for entry in recommend.recommend(grids)
-           if entry["task"] == "choose"}
+  found = {
+    entry["family"]: entry
+    for entry in recommend.recommend(grids)
+    if entry["task"] == "choose"
+  }
   assert found["wanda"]["cell"] is None
   assert found["wanda"]["next"]["cell"] == "wanda:0.2"
   assert found["wanda"]["beyond"] == "wanda:0.5"
   assert found["rtn"]["beyond"] is None
   write_cell(tmp_path, "wanda_0.5-seed1", "wanda:0.5", 1, 0.2, 17)
   grids = sweeps.read_grids([tmp_path], keep=0.9, resamples=100)
-  found = {entry["family"]: entry
-           for entry in recommend.recommend(grids)
-           if entry["task"] == "choose"}
+  found = {
+    entry["family"]: entry
+    for entry in recommend.recommend(grids)
+    if entry["task"] == "choose"
+  }
   assert found["wanda"]["cell"] is None and found["wanda"]["beyond"] is None
   assert found["wanda"]["next"]["survived"] == 1
 
@@ -250,8 +279,9 @@ def test_what_cannot_be_used(tmp_path, folder):
   assert len(grids.models) == 29
   assert "rtn:3 seed 0: measurements: kl is not finite" in grids.left_out[0]
   for path in (tmp_path / "cells").glob("*-seed*.json"):
-    path.write_text(json.dumps(json.loads(path.read_text()) | {
-        "measurements": {}}))
+    path.write_text(
+      json.dumps(json.loads(path.read_text()) | {"measurements": {}})
+    )
   with pytest.raises(ValueError, match="discrepancy with --prompts"):
     sweeps.read_grids([tmp_path], keep=0.9, resamples=100)
 
@@ -263,10 +293,16 @@ def test_the_rule_says_where_it_is_untested(grids, rules):
   known = apply.judge(rule, "aaaa", None, 5, measurements(0.02, 0))
   assert known["tested"] and not known["doubts"]
   assert [answer["answer"] for answer in known["answers"]] == [
-      "yes", "yes", "unknown"]
+    "yes",
+    "yes",
+    "unknown",
+  ]
   bad = apply.judge(rule, "aaaa", None, 5, measurements(0.9, 9))
   assert [answer["answer"] for answer in bad["answers"]] == [
-      "no", "no", "unknown"]
+    "no",
+    "no",
+    "unknown",
+  ]
   other = apply.judge(rule, "cccc", "x", 4, measurements(0.02, 0))
   assert not other["tested"] and len(other["doubts"]) == 3
   said = apply.lines(other)
@@ -281,24 +317,28 @@ def test_a_rule_is_checked_on_another_grid(tmp_path, rules):
   grids = sweeps.read_grids([other], keep=0.9, resamples=100)
   found = check.summarise(rule, grids, resamples=100)
   assert not found["same_dense_model"] and found["no_rule"] == ["easy"]
-  assert (found["tasks"]["choose"]["error"], found["tasks"]["text"]["error"]) \
-      == (0, 0)
+  assert (
+    found["tasks"]["choose"]["error"],
+    found["tasks"]["text"]["error"],
+  ) == (0, 0)
   for path in other.glob("cells/*-seed*.json"):
     cell = json.loads(path.read_text())
     right = sum(cell["tasks"]["choose"]["columns"]["acc"])
     cell["tasks"]["choose"]["columns"]["acc"] = (
-        [1.0] * 20 if right < 20 else [0.0] * 20)
+      [1.0] * 20 if right < 20 else [0.0] * 20
+    )
     path.write_text(json.dumps(cell))
   grids = sweeps.read_grids([other], keep=0.9, resamples=100)
   turned = check.summarise(rule, grids, resamples=100)["tasks"]
   assert (turned["choose"]["error"], turned["text"]["error"]) == (1, 0)
   # What died survives now, and the rule says no; and the reverse.
   assert (turned["choose"]["false_no"], turned["choose"]["false_yes"]) == (
-      10, 20)
+    10,
+    20,
+  )
   assert len(list(check.rows(rule, grids))) == 2 * 30
   with pytest.raises(ValueError, match="no task has a rule"):
-    check.summarise(
-        {"sources": [], "tasks": {"easy": rules["easy"]}}, grids)
+    check.summarise({"sources": [], "tasks": {"easy": rules["easy"]}}, grids)
 
 
 def test_a_rule_file_is_recognised(tmp_path):

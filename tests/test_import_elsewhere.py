@@ -45,7 +45,8 @@ def toy():
   tokens_BT = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (2, 6)))
   dense = Toy().init(jax.random.key(0), tokens_BT)
   pruned = jax.tree.map(
-      lambda w: jnp.where(jnp.abs(w) < 0.1, 0, w) if w.ndim == 2 else w, dense)
+    lambda w: jnp.where(jnp.abs(w) < 0.1, 0, w) if w.ndim == 2 else w, dense
+  )
   return tokens_BT, dense, pruned
 
 
@@ -57,7 +58,8 @@ def test_a_flax_model_as_a_whole(toy):
   assert found.kl.shape == tokens_BT.shape
   p, q = (np.asarray(jax.nn.softmax(x), np.float64) for x in (z, y))
   np.testing.assert_allclose(
-      found.kl, (p * np.log(p / q)).sum(-1), rtol=1e-3, atol=1e-6)
+    found.kl, (p * np.log(p / q)).sum(-1), rtol=1e-3, atol=1e-6
+  )
   np.testing.assert_array_equal(found.flip, z.argmax(-1) != y.argmax(-1))
 
 
@@ -66,9 +68,12 @@ def test_one_sublayer_of_a_flax_model_at_a_time(toy):
   x_BTD = dense["params"]["embed"]["embedding"][tokens_BT]
   # The library scans over layers, so the blocks are stacked.
   layers = tuple(
-      jax.tree.map(lambda *leaves: jnp.stack(leaves), *(
-          model["params"][f"block_{index}"] for index in range(DEPTH)))
-      for model in (dense, pruned))
+    jax.tree.map(
+      lambda *leaves: jnp.stack(leaves),
+      *(model["params"][f"block_{index}"] for index in range(DEPTH)),
+    )
+    for model in (dense, pruned)
+  )
 
   def points(layer, x_BTD):
     return Mixer().apply({"params": layer}, x_BTD)
@@ -76,8 +81,11 @@ def test_one_sublayer_of_a_flax_model_at_a_time(toy):
   def sublayers(pair, x_BTD):
     whole, cut = pair
     mid_BTD, out_BTD = points(whole, x_BTD)
-    return out_BTD, (mid_BTD, out_BTD), (
-        points(cut, x_BTD)[0], points(whole | {"feed": cut["feed"]}, x_BTD)[1])
+    return (
+      out_BTD,
+      (mid_BTD, out_BTD),
+      (points(cut, x_BTD)[0], points(whole | {"feed": cut["feed"]}, x_BTD)[1]),
+    )
 
   def read(h_RD):
     return h_RD @ dense["params"]["head"]["kernel"]
@@ -86,16 +94,19 @@ def test_one_sublayer_of_a_flax_model_at_a_time(toy):
     return probes.compare_vectors(h_D, g_D), probes.compare_logits(z_V, y_V)
 
   last_BTD, (in_h, (in_z, _)) = probes.compare_sublayers(
-      sublayers, read, measure, x_BTD, layers)
+    sublayers, read, measure, x_BTD, layers
+  )
   assert in_h.rho.shape == in_z.rho.shape == (DEPTH, 2, 2, 6)
   assert (np.asarray(in_h.rho) > 0).all()
   # The stream is the dense model's own.
   scale = dense["params"]["norm"]
   h_BTD = nn.LayerNorm().apply({"params": scale}, last_BTD)
   np.testing.assert_allclose(
-      h_BTD, Toy().apply(dense, tokens_BT)[0], rtol=1e-4, atol=1e-5)
+    h_BTD, Toy().apply(dense, tokens_BT)[0], rtol=1e-4, atol=1e-5
+  )
   _, (same, _) = probes.compare_sublayers(
-      sublayers, read, measure, x_BTD, (layers[0], layers[0]))
+    sublayers, read, measure, x_BTD, (layers[0], layers[0])
+  )
   np.testing.assert_array_equal(same.cos, 1)
 
 
@@ -107,15 +118,18 @@ def test_plain_callables():
     return h_TD, h_TD @ params["head"]
 
   keys = jax.random.split(jax.random.key(1), 2)
-  params = {"table": jax.random.normal(keys[0], (VOCAB, WIDTH)),
-            "head": jax.random.normal(keys[1], (WIDTH, VOCAB))}
+  params = {
+    "table": jax.random.normal(keys[0], (VOCAB, WIDTH)),
+    "head": jax.random.normal(keys[1], (WIDTH, VOCAB)),
+  }
   cut = params | {"table": params["table"].at[:, 6:].set(0)}
   tokens_T = jnp.asarray([3, 1, 4, 1, 5])
   h, z = forward(params, tokens_T)
   g, y = forward(cut, tokens_T)
   for temperature in (0.5, 2.0):
     exact = jax.vmap(lambda z, y, t=temperature: probes.theorem_3(z, y, t))(
-        z, y)
+      z, y
+    )
     assert (np.asarray(exact.exact) <= np.asarray(exact.bound)).all()
   # Half of the coordinates are gone: what is left lies along h as far as the
   # rest of h was long.
@@ -127,10 +141,13 @@ def test_plain_callables():
 
 def test_the_example_of_the_docstring_runs():
   text = probes.__doc__
-  lines = text[text.index("  import jax"):].split("\n\nReference")[0]
+  lines = text[text.index("  import jax") :].split("\n\nReference")[0]
   done = subprocess.run(
-      [sys.executable, "-c", textwrap.dedent(lines)], capture_output=True,
-      text=True, check=False)
+    [sys.executable, "-c", textwrap.dedent(lines)],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert done.returncode == 0, done.stderr
   kl, loaded = done.stdout.split("\n")[:2]
   assert len(kl.split()) == 7 and loaded == "False"

@@ -7,55 +7,60 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 ORDER = (
-    "shapes",
-    "files",
-    "models",
-    "devices",
-    "checkpoints",
-    "calibration",
-    "statistics",
-    "pruning",
-    "probes",
-    "recovery",
-    "evaluation",
-    "report",
-    "pocket",
-    "studies",
-    "experiments",
+  "shapes",
+  "files",
+  "models",
+  "devices",
+  "checkpoints",
+  "calibration",
+  "statistics",
+  "pruning",
+  "probes",
+  "recovery",
+  "evaluation",
+  "report",
+  "pocket",
+  "studies",
+  "experiments",
 )
 # What a room may load besides the standard library and its left neighbours: the
 # row of the file itself, else of the innermost folder that has one.
 ALLOWED = {
-    "files": set(),
-    "devices": {"jax", "numpy"},
-    "models": {"jax", "numpy", "einops"},
-    "models/decoder.py": {"jax", "numpy", "einops", "flax"},
-    "models/encoder.py": {"jax", "numpy", "einops", "flax"},
-    "checkpoints": {"jax", "numpy", "ml_dtypes", "safetensors"},
-    "checkpoints/orbax.py": {"jax", "numpy", "orbax"},
-    "checkpoints/huggingface.py": {
-        "jax", "numpy", "ml_dtypes", "safetensors", "huggingface_hub"},
-    "calibration": {"jax", "numpy"},
-    "calibration/documents.py": {"numpy", "datasets", "pyarrow"},
-    "calibration/prompts.py": {"numpy", "tokenizers"},
-    "calibration/tokenizer.py": {"tokenizers"},
-    "calibration/tokens.py": {"numpy", "tokenizers"},
-    "statistics": {"numpy", "scipy"},
-    "pruning": {"jax", "numpy"},
-    "probes": {"jax", "numpy"},
-    "recovery": {"jax", "numpy"},
-    "recovery/finetune.py": {"jax", "numpy", "optax"},
-    "report": {"jax", "numpy"},
-    "report/figures.py": {"matplotlib", "numpy"},
-    "report/intervention_figures.py": {"matplotlib", "numpy"},
-    "studies": {"jax", "numpy", "tokenizers"},
-    "studies/tasks/harness.py": {"lm_eval"},
+  "files": set(),
+  "devices": {"jax", "numpy"},
+  "models": {"jax", "numpy", "einops"},
+  "models/decoder.py": {"jax", "numpy", "einops", "flax"},
+  "models/encoder.py": {"jax", "numpy", "einops", "flax"},
+  "checkpoints": {"jax", "numpy", "ml_dtypes", "safetensors"},
+  "checkpoints/orbax.py": {"jax", "numpy", "orbax"},
+  "checkpoints/huggingface.py": {
+    "jax",
+    "numpy",
+    "ml_dtypes",
+    "safetensors",
+    "huggingface_hub",
+  },
+  "calibration": {"jax", "numpy"},
+  "calibration/documents.py": {"numpy", "datasets", "pyarrow"},
+  "calibration/prompts.py": {"numpy", "tokenizers"},
+  "calibration/tokenizer.py": {"tokenizers"},
+  "calibration/tokens.py": {"numpy", "tokenizers"},
+  "statistics": {"numpy", "scipy"},
+  "pruning": {"jax", "numpy"},
+  "probes": {"jax", "numpy"},
+  "recovery": {"jax", "numpy"},
+  "recovery/finetune.py": {"jax", "numpy", "optax"},
+  "report": {"jax", "numpy"},
+  "report/figures.py": {"matplotlib", "numpy"},
+  "report/intervention_figures.py": {"matplotlib", "numpy"},
+  "studies": {"jax", "numpy", "tokenizers"},
+  "studies/tasks/harness.py": {"lm_eval"},
 }
 # The array rooms: arrays, pytrees and callables in, so that any JAX project
 # can import them. They see no model and no disk; what does is a folder in them.
 ARRAY_ROOMS = {
-    "pruning": "jaxprune.pruning.checkpoint",
-    "probes": "jaxprune.probes.decoder",
+  "pruning": "jaxprune.pruning.checkpoint",
+  "probes": "jaxprune.probes.decoder",
 }
 
 
@@ -86,7 +91,8 @@ def imported(path):
 
 
 @pytest.mark.parametrize(
-    "path", list(modules()), ids=lambda p: str(p.relative_to(ROOT)))
+  "path", list(modules()), ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_arrows(path):
   here = room(path)
   if here is None:
@@ -97,12 +103,14 @@ def test_arrows(path):
     parts = name.split(".")
     if parts[0] == "jaxprune" and len(parts) > 1 and parts[1] in ORDER:
       assert ORDER.index(parts[1]) <= ORDER.index(here), (
-          f"{path.relative_to(ROOT)} imports {name}, to its right")
+        f"{path.relative_to(ROOT)} imports {name}, to its right"
+      )
     assert parts[0] != "experiments" or here == "experiments"
 
 
 @pytest.mark.parametrize(
-    "path", list(modules()), ids=lambda p: str(p.relative_to(ROOT)))
+  "path", list(modules()), ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_outside_packages(path):
   import sys
 
@@ -119,9 +127,10 @@ def test_outside_packages(path):
 
 
 @pytest.mark.parametrize(
-    "path",
-    [p for p in modules() if room(p) in ARRAY_ROOMS],
-    ids=lambda p: str(p.relative_to(ROOT)))
+  "path",
+  [p for p in modules() if room(p) in ARRAY_ROOMS],
+  ids=lambda p: str(p.relative_to(ROOT)),
+)
 def test_array_rooms_know_no_model(path):
   aware = ARRAY_ROOMS[room(path)]
   here = ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -129,4 +138,5 @@ def test_array_rooms_know_no_model(path):
     return
   for name in imported(path):
     assert not name.startswith(
-        ("jaxprune.models", "jaxprune.checkpoints", aware)), name
+      ("jaxprune.models", "jaxprune.checkpoints", aware)
+    ), name

@@ -28,10 +28,13 @@ def softmax(z):
 
 # Compiled whole: one by one, the operations take ten times as long.
 split_change = jax.jit(interventions.split_change, static_argnames="top")
-_replace = jax.jit(functools.partial(
-    interventions.replace_change, top=4), static_argnames="temperature")
+_replace = jax.jit(
+  functools.partial(interventions.replace_change, top=4),
+  static_argnames="temperature",
+)
 _rescue = jax.jit(
-    interventions.rescue, static_argnames=("temperature", "temperatures"))
+  interventions.rescue, static_argnames=("temperature", "temperatures")
+)
 _divergences = jax.jit(divergences.compare_distributions)
 random_control = jax.jit(controls.random_control)
 
@@ -45,8 +48,7 @@ def test_parts_by_hand():
   parts = split_change(z, y, top=1)
   # <z, dz> / |z|^2 = 8 / 25.
   np.testing.assert_allclose(parts["parallel"], [1.28, 0, 0.96], rtol=1e-6)
-  np.testing.assert_allclose(
-      parts["orthogonal"], [0.72, 1, -0.96], rtol=1e-6)
+  np.testing.assert_allclose(parts["orthogonal"], [0.72, 1, -0.96], rtol=1e-6)
   np.testing.assert_allclose(parts["offset"], [1, 1, 1], rtol=1e-6)
   np.testing.assert_allclose(parts["centred"], [1, 0, -1], atol=1e-7)
   np.testing.assert_array_equal(parts["top"], [2, 0, 0])
@@ -62,7 +64,8 @@ def test_each_pair_adds_up(seed, top):
     assert set(parts) == set(interventions.PARTS) == set(interventions.OTHER)
     for one, other in interventions.PAIRS:
       np.testing.assert_allclose(
-          parts[one] + parts[other], y - z, rtol=1e-12, atol=1e-12)
+        parts[one] + parts[other], y - z, rtol=1e-12, atol=1e-12
+      )
       assert interventions.OTHER[one] == other
     assert abs(float(parts["orthogonal"] @ z)) < 1e-10
     assert abs(float(parts["centred"].sum())) < 1e-12
@@ -72,8 +75,9 @@ def test_each_pair_adds_up(seed, top):
   assert not np.asarray(parts["top"])[order[top:]].any()
   assert not np.asarray(parts["tail"])[order[:top]].any()
   np.testing.assert_array_equal(
-      parts["top"] + parts["tail"],
-      np.asarray(y, np.float32) - np.asarray(z, np.float32))
+    parts["top"] + parts["tail"],
+    np.asarray(y, np.float32) - np.asarray(z, np.float32),
+  )
 
 
 def test_zero_logits_have_no_direction():
@@ -81,7 +85,8 @@ def test_zero_logits_have_no_direction():
   assert not np.asarray(parts["parallel"]).any()
   np.testing.assert_array_equal(parts["orthogonal"], [0, 1, 2])
   np.testing.assert_array_equal(  # the lowest id among equals
-      interventions.top_tokens(np.zeros(3), 2), [True, True, False])
+    interventions.top_tokens(np.zeros(3), 2), [True, True, False]
+  )
 
 
 @pytest.mark.parametrize("top", [0, 13])
@@ -91,8 +96,10 @@ def test_top_out_of_range(top):
 
 
 def replaced(z, y, **options):
-  return {name: np.asarray(value) for name, value in
-          _replace(z, y, KEY, **options).items()}
+  return {
+    name: np.asarray(value)
+    for name, value in _replace(z, y, KEY, **options).items()
+  }
 
 
 @given(seed=st.integers(0, 10**6))
@@ -103,12 +110,14 @@ def test_softmax_is_blind_to_the_offset(seed):
     found = replaced(z, y)
     assert kl(z, found["keep_offset"]) < 1e-14
     np.testing.assert_allclose(
-        softmax(found["keep_centred"]), softmax(y), rtol=1e-12)
+      softmax(found["keep_centred"]), softmax(y), rtol=1e-12
+    )
     # Removing a part is keeping the other one.
     for one, other in interventions.PAIRS:
       parts = split_change(z, y, top=4)
       np.testing.assert_allclose(
-          found[f"keep_{other}"], y - parts[one], rtol=1e-12, atol=1e-12)
+        found[f"keep_{other}"], y - parts[one], rtol=1e-12, atol=1e-12
+      )
 
 
 def test_both_ends_are_exact():
@@ -131,8 +140,10 @@ def test_what_is_parallel_is_a_temperature():
     share = z @ (y - z) / (z @ z)
     assert share > -1
     np.testing.assert_allclose(
-        softmax(replaced(z, y)["keep_parallel"]), softmax(z * (1 + share)),
-        rtol=1e-10)
+      softmax(replaced(z, y)["keep_parallel"]),
+      softmax(z * (1 + share)),
+      rtol=1e-10,
+    )
 
 
 def test_controls_have_the_size_of_their_part():
@@ -144,16 +155,19 @@ def test_controls_have_the_size_of_their_part():
     for name, part in {"all": y - z, **parts}.items():
       added = found[f"add_random_{name}"] - z
       np.testing.assert_allclose(
-          np.linalg.norm(added), np.linalg.norm(part), rtol=1e-12)
+        np.linalg.norm(added), np.linalg.norm(part), rtol=1e-12
+      )
       np.testing.assert_allclose(
-          found[f"remove_random_{name}"], y - added, rtol=1e-12)
+        found[f"remove_random_{name}"], y - added, rtol=1e-12
+      )
       directions.append(added / np.linalg.norm(added))
       if name in ("top", "tail"):
         assert not added[parts[interventions.OTHER[name]] != 0].any()
     cosines = np.abs(np.array(directions) @ np.array(directions).T)
     assert (cosines[np.triu_indices(len(cosines), 1)] < 0.95).all()
     np.testing.assert_allclose(
-        np.sort(found["shuffled"] - z), np.sort(y - z), atol=1e-12)
+      np.sort(found["shuffled"] - z), np.sort(y - z), atol=1e-12
+    )
 
 
 def variance(weight, x):
@@ -165,21 +179,25 @@ def test_direction_and_variance_are_crossed():
     z, y = logits(5)
     found, p = replaced(z, y), softmax(z)
     random = found["add_random_all"] - z
-    kept, other = (found[name] - z for name in (
-        "direction_kept", "variance_kept"))
+    kept, other = (
+      found[name] - z for name in ("direction_kept", "variance_kept")
+    )
     np.testing.assert_allclose(variance(p, kept), variance(p, random))
     np.testing.assert_allclose(variance(p, other), variance(p, y - z))
     for a, b in ((kept, y - z), (other, random)):
       np.testing.assert_allclose(
-          a @ b, np.linalg.norm(a) * np.linalg.norm(b), rtol=1e-12)
+        a @ b, np.linalg.norm(a) * np.linalg.norm(b), rtol=1e-12
+      )
 
 
 def test_rescues_by_numpy():
   with jax.enable_x64():
     z, y = logits(6)
     for T in (1.0, 0.6):
-      p, found = softmax(z / T), _rescue(
-          z, y, temperature=T, temperatures=(0.5, 2.0))
+      p, found = (
+        softmax(z / T),
+        _rescue(z, y, temperature=T, temperatures=(0.5, 2.0)),
+      )
       np.testing.assert_allclose(found["half"], (z + y) / 2)
       stretched = np.asarray(found["variance_of_z"])
       np.testing.assert_allclose(variance(p, stretched), variance(p, z))
@@ -188,17 +206,22 @@ def test_rescues_by_numpy():
       assert abs(np.mean(found["centred_logits"])) < 1e-12
       for other in (0.5, 2.0):
         np.testing.assert_allclose(
-            softmax(np.asarray(found[f"temperature_{other:g}"]) / T),
-            softmax(y / other))
-      for name in ("variance_of_z", "centred_by_p", "centred_logits",
-                   "temperature_0.5", "temperature_2"):
+          softmax(np.asarray(found[f"temperature_{other:g}"]) / T),
+          softmax(y / other),
+        )
+      for name in (
+        "variance_of_z",
+        "centred_by_p",
+        "centred_logits",
+        "temperature_0.5",
+        "temperature_2",
+      ):
         assert np.argmax(found[name]) == np.argmax(y), name
 
 
 def test_logits_without_variance_stay():
   z, flat = np.arange(4.0), np.full(4, 2.0)
-  np.testing.assert_array_equal(
-      _rescue(z, flat)["variance_of_z"], flat)
+  np.testing.assert_array_equal(_rescue(z, flat)["variance_of_z"], flat)
 
 
 def test_layers_are_mixed_one_by_one():
@@ -219,14 +242,17 @@ def control_layers():
     return {"kernel": jnp.asarray(rng.normal(size=(3, inputs, outputs)))}
 
   dense = {
-      "attention": {"query": leaf(6, 4), "output": leaf(4, 6)},
-      "mlp": {"down": leaf(8, 6), "up": leaf(6, 8)},
-      "mlp_norm": {"scale": jnp.ones((3, 6))}}
+    "attention": {"query": leaf(6, 4), "output": leaf(4, 6)},
+    "mlp": {"down": leaf(8, 6), "up": leaf(6, 8)},
+    "mlp_norm": {"scale": jnp.ones((3, 6))},
+  }
   pruned = jax.tree.map(
-      lambda w: w * (rng.random(w.shape) < 0.6) if w.ndim == 3 else w, dense)
+    lambda w: w * (rng.random(w.shape) < 0.6) if w.ndim == 3 else w, dense
+  )
   pruned["attention"] = {
-      **dense["attention"],
-      "output": {"kernel": dense["attention"]["output"]["kernel"].at[1].set(0)}}
+    **dense["attention"],
+    "output": {"kernel": dense["attention"]["output"]["kernel"].at[1].set(0)},
+  }
   return dense, pruned
 
 
@@ -236,8 +262,10 @@ def test_control_is_as_large_and_elsewhere():
   for seed in range(6):
     found = random_control(jax.random.key(seed), dense, pruned)
     for name in ("down", "up"):
-      w, v, r = (np.asarray(tree["mlp"][name]["kernel"])
-                 for tree in (dense, pruned, found))
+      w, v, r = (
+        np.asarray(tree["mlp"][name]["kernel"])
+        for tree in (dense, pruned, found)
+      )
       np.testing.assert_array_equal((r == 0).sum(1), (v == 0).sum(1))
       assert ((r == 0) != (v == 0)).any()
       np.testing.assert_array_equal(r[r != 0], w[r != 0])
@@ -246,8 +274,9 @@ def test_control_is_as_large_and_elsewhere():
     assert gone.sum() == 1 and (out[~gone] != 0).all()
     seen.add(int(np.flatnonzero(gone)[0]))
     np.testing.assert_array_equal(
-        found["attention"]["query"]["kernel"],
-        dense["attention"]["query"]["kernel"])
+      found["attention"]["query"]["kernel"],
+      dense["attention"]["query"]["kernel"],
+    )
   assert len(seen) > 1
   same = random_control(KEY, dense, dense)
   jax.tree.map(np.testing.assert_array_equal, same, dense)

@@ -10,17 +10,19 @@ from jaxprune import probes
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 quick = hypothesis.settings(
-    max_examples=30, deadline=None, derandomize=True, database=None
+  max_examples=30, deadline=None, derandomize=True, database=None
 )
 # Jitted for speed: op by op, each new shape compiles a hundred small programs.
 products = [
-    jax.jit(function)
-    for function in (
-        probes.apply_jacobian, probes.jacobian_vector, probes.vector_jacobian
-    )
+  jax.jit(function)
+  for function in (
+    probes.apply_jacobian,
+    probes.jacobian_vector,
+    probes.vector_jacobian,
+  )
 ]
 top_singular = jax.jit(
-    probes.top_singular, static_argnames=("max_iterations", "tolerance")
+  probes.top_singular, static_argnames=("max_iterations", "tolerance")
 )
 softmax_gain = jax.jit(probes.softmax_gain)
 
@@ -50,9 +52,9 @@ def draw(seed, spread, dtype=np.float64, size=33):
 @DTYPES
 @quick
 @hypothesis.given(
-    seed=st.integers(0, 2**32 - 1),
-    spread=st.floats(0, 8),
-    temperature=st.floats(0.3, 3),
+  seed=st.integers(0, 2**32 - 1),
+  spread=st.floats(0, 8),
+  temperature=st.floats(0.3, 3),
 )
 def test_products_agree(dtype, seed, spread, temperature):
   z, v = draw(seed, spread, dtype)
@@ -61,7 +63,7 @@ def test_products_agree(dtype, seed, spread, temperature):
   for function in products:
     got = run(function, z, v, temperature)
     np.testing.assert_allclose(
-        got, matrix @ v, rtol=1e-5, atol=atol / temperature
+      got, matrix @ v, rtol=1e-5, atol=atol / temperature
     )
 
 
@@ -79,12 +81,12 @@ def test_closed_form_keeps_digits_of_a_confident_softmax():
 @DTYPES
 @quick
 @hypothesis.given(
-    seed=st.integers(0, 2**32 - 1),
-    spread=st.floats(0, 8),
-    temperature=st.floats(0.3, 3),
+  seed=st.integers(0, 2**32 - 1),
+  spread=st.floats(0, 8),
+  temperature=st.floats(0.3, 3),
 )
 def test_worst_direction_is_the_top_eigenvector(
-    dtype, seed, spread, temperature
+  dtype, seed, spread, temperature
 ):
   z, _ = draw(seed, spread, dtype)
   p, matrix = jacobian(z, temperature)
@@ -139,7 +141,7 @@ def test_iterations_are_reported():
   # The residual is the one of the vector that is returned.
   miss = matrix @ few.vector - few.value * few.vector
   np.testing.assert_allclose(
-      np.linalg.norm(miss) / few.value, few.residual, rtol=1e-9
+    np.linalg.norm(miss) / few.value, few.residual, rtol=1e-9
   )
   many = run(top_singular, z, 1.0, max_iterations=10_000, tolerance=1e-10)
   assert many.converged and many.iterations > 3 and many.residual <= 1e-10
@@ -153,7 +155,7 @@ def test_gain_along_the_worst_direction():
   np.testing.assert_allclose(got.worst_share, 1, rtol=1e-4)
   np.testing.assert_allclose(got.linear_ratio, 1, rtol=1e-4)
   np.testing.assert_allclose(
-      got.amplification_centred, got.worst_amplification, rtol=1e-4
+    got.amplification_centred, got.worst_amplification, rtol=1e-4
   )
 
 
@@ -168,20 +170,20 @@ def test_gain_in_random_directions():
   weight = (centred**2).sum(1)
   mean = weight @ got.amplification_centred**2 / weight.sum()
   np.testing.assert_allclose(
-      np.sqrt(mean), got.random_amplification[0], rtol=0.03
+    np.sqrt(mean), got.random_amplification[0], rtol=0.03
   )
   assert np.all(got.worst_share <= 1 + 1e-9)
   assert np.all(
-      got.amplification_centred <= got.worst_amplification * (1 + 1e-4)
+    got.amplification_centred <= got.worst_amplification * (1 + 1e-4)
   )
 
 
 @DTYPES
 @quick
 @hypothesis.given(
-    seed=st.integers(0, 2**32 - 1),
-    spread=st.floats(0.1, 5),
-    change=st.floats(-5, 0.5).map(lambda e: 10**e),
+  seed=st.integers(0, 2**32 - 1),
+  spread=st.floats(0.1, 5),
+  change=st.floats(-5, 0.5).map(lambda e: 10**e),
 )
 def test_gain_against_equations(dtype, seed, spread, change):
   z, v = draw(seed, spread, dtype)
@@ -197,20 +199,20 @@ def test_gain_against_equations(dtype, seed, spread, change):
   centred = lambda a: a - a.mean()  # noqa: E731
   rtol = 1e-4 if dtype == "float32" else 1e-8
   expected = dict(
-      relative_z=norm(dz) / norm(z64),
-      relative_z_centred=norm(centred(dz)) / norm(centred(z64)),
-      relative_p=norm(dp) / norm(p),
-      linear_ratio=norm(matrix @ dz) / norm(dp),
-      random_amplification=(
-          norm(matrix) / 32**0.5 * norm(centred(z64)) / norm(p)
-      ),
-      entropy=-p @ np.log(p),
-      participation=1 / (p @ p),
+    relative_z=norm(dz) / norm(z64),
+    relative_z_centred=norm(centred(dz)) / norm(centred(z64)),
+    relative_p=norm(dp) / norm(p),
+    linear_ratio=norm(matrix @ dz) / norm(dp),
+    random_amplification=(
+      norm(matrix) / 32**0.5 * norm(centred(z64)) / norm(p)
+    ),
+    entropy=-p @ np.log(p),
+    participation=1 / (p @ p),
   )
   expected["amplification"] = expected["relative_p"] / expected["relative_z"]
   for name, value in expected.items():
     np.testing.assert_allclose(
-        getattr(got, name), value, rtol=rtol, err_msg=name
+      getattr(got, name), value, rtol=rtol, err_msg=name
     )
 
 
@@ -240,15 +242,12 @@ def test_masked_tokens_are_not_there():
   z, v = draw(7, 2.0, np.float32)
   zq, keep = z + 0.1 * v, np.arange(33) != 5
   got = run(
-      softmax_gain,
-      np.where(keep, z, -np.inf),
-      np.where(keep, zq, -np.inf),
-      1.0,
+    softmax_gain, np.where(keep, z, -np.inf), np.where(keep, zq, -np.inf), 1.0
   )
   alone = run(softmax_gain, z[keep], zq[keep], 1.0)
   for name in set(vars(got)) - {"worst"}:
     np.testing.assert_allclose(
-        getattr(got, name), getattr(alone, name), rtol=1e-4, err_msg=name
+      getattr(got, name), getattr(alone, name), rtol=1e-4, err_msg=name
     )
   assert got.worst.vector[5] == 0
 

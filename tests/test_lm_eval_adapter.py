@@ -11,20 +11,27 @@ pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("default")
 
 PROMPTS = (
-    "Once upon a time, there was a little dog. ", "Lily and Ben went to the",
-    "<s>One day", "word " * 700)
+  "Once upon a time, there was a little dog. ",
+  "Lily and Ben went to the",
+  "<s>One day",
+  "word " * 700,
+)
 
 
 def instances(kind, arguments):
   from lm_eval.api.instance import Instance
 
-  return [Instance(request_type=kind, doc={}, arguments=argument, idx=index)
-          for index, argument in enumerate(arguments)]
+  return [
+    Instance(request_type=kind, doc={}, arguments=argument, idx=index)
+    for index, argument in enumerate(arguments)
+  ]
 
 
 def test_evaluation_does_not_import_the_harness():
-  code = ("import sys, jaxprune.evaluation;"
-          "assert not {'lm_eval', 'torch', 'transformers'} & set(sys.modules)")
+  code = (
+    "import sys, jaxprune.evaluation;"
+    "assert not {'lm_eval', 'torch', 'transformers'} & set(sys.modules)"
+  )
   subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -49,23 +56,37 @@ def theirs(folder):
   # Its cache of logits takes "Once upon a| time" and "|Once upon a time", which
   # are the same tokens, for the same request, and scores one of them wrongly.
   return HFLM(
-      pretrained=str(folder), dtype="float32", device="cpu", batch_size=1,
-      logits_cache=False)
+    pretrained=str(folder),
+    dtype="float32",
+    device="cpu",
+    batch_size=1,
+    logits_cache=False,
+  )
 
 
 @pytest.mark.slow
 def test_loglikelihoods(shared, ours, theirs):
   path = shared / "data/tinystories_mcq/word-choice-balanced.jsonl"
   items = [json.loads(line) for line in path.read_text().splitlines()[:3]]
-  pairs = [(item["context"], f" {option}")
-           for item in items for option in item["options"]]
-  pairs += [("", "Once upon a time"), ("A cat ", " sat"), ("<s>One", " day"),
-            ("Once upon a", " time"), ("x " * 900, "and y")]
+  pairs = [
+    (item["context"], f" {option}")
+    for item in items
+    for option in item["options"]
+  ]
+  pairs += [
+    ("", "Once upon a time"),
+    ("A cat ", " sat"),
+    ("<s>One", " day"),
+    ("Once upon a", " time"),
+    ("x " * 900, "and y"),
+  ]
   got, expected = (
-      model.loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True)
-      for model in (ours, theirs))
+    model.loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True)
+    for model in (ours, theirs)
+  )
   np.testing.assert_allclose(
-      [nats for nats, _ in got], [nats for nats, _ in expected], atol=1e-4)
+    [nats for nats, _ in got], [nats for nats, _ in expected], atol=1e-4
+  )
   greedy = [flag for _, flag in got]
   assert greedy == [flag for _, flag in expected]
   assert any(greedy) and not all(greedy)
@@ -81,9 +102,11 @@ def test_whole_texts(shared, ours, theirs):
   texts = [(line,) for line in lines[:2]] + [(lines[0] * 4,)]
   assert len(ours.tok_encode(texts[-1][0])) > ours.max_length
   got, expected = (
-      model.loglikelihood_rolling(
-          instances("loglikelihood_rolling", texts), disable_tqdm=True)
-      for model in (ours, theirs))
+    model.loglikelihood_rolling(
+      instances("loglikelihood_rolling", texts), disable_tqdm=True
+    )
+    for model in (ours, theirs)
+  )
   np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-3)
 
 
@@ -91,12 +114,15 @@ def test_whole_texts(shared, ours, theirs):
 def test_written_texts(ours, theirs):
   options = {"max_gen_toks": 40, "do_sample": False}
   requests = [(prompt, options | {"until": []}) for prompt in PROMPTS]
-  requests += [(prompt, options | {"until": ["little", "She"]})
-               for prompt in PROMPTS[:2]]
+  requests += [
+    (prompt, options | {"until": ["little", "She"]}) for prompt in PROMPTS[:2]
+  ]
   got, expected = (
-      model.generate_until(
-          instances("generate_until", requests), disable_tqdm=True)
-      for model in (ours, theirs))
+    model.generate_until(
+      instances("generate_until", requests), disable_tqdm=True
+    )
+    for model in (ours, theirs)
+  )
   assert got == expected
   assert len(got[0]) > 40 and got[4] != got[0]
 
@@ -110,14 +136,19 @@ def test_special_tokens(folder, add_bos):
   from jaxprune.evaluation.lm_eval_adapter import JaxpruneLM
 
   models = (
-      JaxpruneLM(folder, add_bos_token=add_bos),
-      HFLM(pretrained=str(folder), dtype="float32", device="cpu",
-           add_bos_token=add_bos))
+    JaxpruneLM(folder, add_bos_token=add_bos),
+    HFLM(
+      pretrained=str(folder),
+      dtype="float32",
+      device="cpu",
+      add_bos_token=add_bos,
+    ),
+  )
   for text in ("Once upon", "<s>Once upon", "a"):
     for special in (None, True, False):
       got, expected = (
-          model.tok_encode(text, add_special_tokens=special)
-          for model in models)
+        model.tok_encode(text, add_special_tokens=special) for model in models
+      )
       assert got == expected, (text, special)
   assert [model.prefix_token_id for model in models] == [1, 1]
   assert [model.eot_token_id for model in models] == [2, 2]
@@ -134,17 +165,23 @@ def test_chat_template(folder, tmp_path):
   for path in folder.iterdir():
     (tmp_path / path.name).write_bytes(path.read_bytes())
   (tmp_path / "chat_template.jinja").write_text(
-      "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] "
-      "{{ message['content'] }} {% endfor %}"
-      "{% if add_generation_prompt %}[assistant]{% endif %}")
-  models = JaxpruneLM(tmp_path), HFLM(
-      pretrained=str(tmp_path), dtype="float32", device="cpu")
-  talk = [{"role": "user", "content": "One day"},
-          {"role": "assistant", "content": "a dog"}]
+    "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] "
+    "{{ message['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+  )
+  models = (
+    JaxpruneLM(tmp_path),
+    HFLM(pretrained=str(tmp_path), dtype="float32", device="cpu"),
+  )
+  talk = [
+    {"role": "user", "content": "One day"},
+    {"role": "assistant", "content": "a dog"},
+  ]
   for history, prompted in ((talk[:1], True), (talk, False)):
     got, expected = (
-        model.apply_chat_template(history, add_generation_prompt=prompted)
-        for model in models)
+      model.apply_chat_template(history, add_generation_prompt=prompted)
+      for model in models
+    )
     assert got == expected and got.startswith("<s>[user] One day")
     ids = models[0].tok_encode(got)
     assert ids == models[1].tok_encode(got) and ids.count(1) == 1
@@ -165,35 +202,59 @@ def test_local_task_has_the_same_scores(shared, folder, tmp_path, monkeypatch):
   task = "tinystories_choice"
   options = {"dtype": "float32", "batch_size": 8}
   paths, names = harness_lib.find_tasks(
-      [task], harness._TEMPLATES, str(shared / "data"))
+    [task], harness._TEMPLATES, str(shared / "data")
+  )
   got = harness_lib.evaluate(
-      folder, names, paths, str(shared / "data"), options, num_fewshot=None,
-      limit=6, chat=False, seed=0)
+    folder,
+    names,
+    paths,
+    str(shared / "data"),
+    options,
+    num_fewshot=None,
+    limit=6,
+    chat=False,
+    seed=0,
+  )
   with harness_lib.filled_in(paths, str(shared / "data")) as filled:
     expected = lm_eval.simple_evaluate(
-        model="hf", model_args=f"pretrained={folder},dtype=float32",
-        device="cpu", tasks=names, limit=6, log_samples=True,
-        bootstrap_iters=0, task_manager=TaskManager(
-            include_path=str(filled), include_defaults=False))
-  assert got["results"][task]["acc,none"] == (
-      expected["results"][task]["acc,none"])
+      model="hf",
+      model_args=f"pretrained={folder},dtype=float32",
+      device="cpu",
+      tasks=names,
+      limit=6,
+      log_samples=True,
+      bootstrap_iters=0,
+      task_manager=TaskManager(
+        include_path=str(filled), include_defaults=False
+      ),
+    )
+  assert (
+    got["results"][task]["acc,none"] == (expected["results"][task]["acc,none"])
+  )
   for mine, own in zip(got["samples"][task], expected["samples"][task]):
     assert mine["arguments"] == own["arguments"]
     np.testing.assert_allclose(
-        [float(answer[0][0]) for answer in mine["resps"]],
-        [float(answer[0][0]) for answer in own["resps"]], atol=1e-4)
+      [float(answer[0][0]) for answer in mine["resps"]],
+      [float(answer[0][0]) for answer in own["resps"]],
+      atol=1e-4,
+    )
   rows = list(harness_lib.rows(got))
   assert len(rows) == 12 and {row["metric"] for row in rows} == {
-      "acc,none", "acc_norm,none"}
+    "acc,none",
+    "acc_norm,none",
+  }
   summary = harness_lib.summarise(got, rows, 0)["tasks"][task]
   assert summary["acc,none"]["low"] <= summary["acc,none"]["value"]
 
 
-@pytest.mark.parametrize("options, message", [
+@pytest.mark.parametrize(
+  "options, message",
+  [
     ({"device": "cuda"}, "device=cuda"),
     ({"batch_size": "auto"}, "batch_size=auto"),
     ({"max_length": 513}, "max_length=513"),
-])
+  ],
+)
 def test_bad_options(folder, options, message):
   from jaxprune.evaluation.lm_eval_adapter import JaxpruneLM
 
@@ -203,8 +264,9 @@ def test_bad_options(folder, options, message):
 
 def test_bad_requests(ours):
   for options, message in (
-      ({"until": [], "num_beams": 4}, "num_beams"),
-      ({"until": [], "max_gen_toks": 512}, "max_gen_toks=512")):
+    ({"until": [], "num_beams": 4}, "num_beams"),
+    ({"until": [], "max_gen_toks": 512}, "max_gen_toks=512"),
+  ):
     with pytest.raises(ValueError, match=message):
       ours.generate_until(instances("generate_until", [("a", options)]))
   with pytest.raises(ValueError, match="no chat template"):

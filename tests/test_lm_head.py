@@ -9,8 +9,8 @@ from jaxprune import probes
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 spectrum = jax.jit(
-    probes.spectrum,
-    static_argnames=("num_directions", "oversampling", "num_iterations"),
+  probes.spectrum,
+  static_argnames=("num_directions", "oversampling", "num_iterations"),
 )
 head_gain = jax.jit(probes.head_gain)
 
@@ -31,13 +31,13 @@ def run(kernel, *arguments, **options):
 
 @DTYPES
 @pytest.mark.parametrize(
-    "values",
-    [
-        2.0 ** -np.arange(24),  # fast
-        1 / (1 + np.arange(24)),  # slow
-        np.where(np.arange(24) < 3, 100, 1.0),  # massive directions
-    ],
-    ids=["geometric", "harmonic", "steps"],
+  "values",
+  [
+    2.0 ** -np.arange(24),  # fast
+    1 / (1 + np.arange(24)),  # slow
+    np.where(np.arange(24) < 3, 100, 1.0),  # massive directions
+  ],
+  ids=["geometric", "harmonic", "steps"],
 )
 def test_known_spectrum(dtype, values):
   kernel, left = matrix_with(values, 80)
@@ -45,13 +45,13 @@ def test_known_spectrum(dtype, values):
   rtol = 2e-5 if dtype == "float32" else 1e-6
   atol = 3e-7 if dtype == "float32" else 0
   np.testing.assert_allclose(
-      got.values, values[:6], rtol=rtol, atol=atol * values[0]
+    got.values, values[:6], rtol=rtol, atol=atol * values[0]
   )
   np.testing.assert_allclose(
-      got.directions.T @ got.directions, np.eye(6), atol=3e-6
+    got.directions.T @ got.directions, np.eye(6), atol=3e-6
   )
   np.testing.assert_allclose(
-      got.frobenius, np.sqrt((values**2).sum()), rtol=1e-6
+    got.frobenius, np.sqrt((values**2).sum()), rtol=1e-6
   )
   # The first three directions span what the first three left vectors span.
   cosines = np.linalg.svd(left[:, :3].T @ got.directions[:, :3])[1]
@@ -86,8 +86,7 @@ def test_every_direction_and_low_rank():
 def test_key_decides():
   kernel = matrix_with(np.linspace(1, 0.5, 40), 90, seed=1)[0]
   one, same, other = (
-      run(kernel, jax.random.key(seed), 5, num_iterations=0)
-      for seed in (0, 0, 1)
+    run(kernel, jax.random.key(seed), 5, num_iterations=0) for seed in (0, 0, 1)
   )
   assert np.array_equal(one.directions, same.directions)
   assert not np.allclose(one.directions, other.directions, atol=1e-3)
@@ -124,24 +123,24 @@ def test_gains_against_equations():
   left = np.linalg.svd(kernel)[0]
   centred = lambda a: a - a.mean()  # noqa: E731
   expected = dict(
-      gain_h=norm(z) / norm(h),
-      gain_dh=norm(dz) / norm(dh),
-      gain_random=norm(kernel) / 20**0.5,
-      attenuation=norm(dz) / norm(dh) / norm(z) * norm(h),
-      gain_h_centred=norm(centred(z)) / norm(h),
-      gain_dh_centred=norm(centred(dz)) / norm(dh),
-      energy_h=np.cumsum((left[:, :8].T @ h) ** 2) / (h @ h),
-      energy_dh=np.cumsum((left[:, :8].T @ dh) ** 2) / (dh @ dh),
-      offset_z=50 * z.mean() ** 2 / (z @ z),
-      offset_dz=50 * dz.mean() ** 2 / (dz @ dz),
+    gain_h=norm(z) / norm(h),
+    gain_dh=norm(dz) / norm(dh),
+    gain_random=norm(kernel) / 20**0.5,
+    attenuation=norm(dz) / norm(dh) / norm(z) * norm(h),
+    gain_h_centred=norm(centred(z)) / norm(h),
+    gain_dh_centred=norm(centred(dz)) / norm(dh),
+    energy_h=np.cumsum((left[:, :8].T @ h) ** 2) / (h @ h),
+    energy_dh=np.cumsum((left[:, :8].T @ dh) ** 2) / (dh @ dh),
+    offset_z=50 * z.mean() ** 2 / (z @ z),
+    offset_dz=50 * dz.mean() ** 2 / (dz @ dz),
   )
   for name, value in expected.items():
     np.testing.assert_allclose(
-        getattr(got, name), value, rtol=1e-6, atol=1e-9, err_msg=name
+      getattr(got, name), value, rtol=1e-6, atol=1e-9, err_msg=name
     )
   # A constant and its rest share the square of z.
   np.testing.assert_allclose(
-      got.gain_dh_centred**2 / got.gain_dh**2 + got.offset_dz, 1, rtol=1e-5
+    got.gain_dh_centred**2 / got.gain_dh**2 + got.offset_dz, 1, rtol=1e-5
   )
 
 
@@ -154,10 +153,10 @@ def test_random_direction_statistics():
   gains = jax.jit(jax.vmap(probes.head_gain, (None, 0, None, None)))
   got = jax.device_get(gains(zero, dh_PD, kernel, head))
   np.testing.assert_allclose(
-      got.energy_dh.mean(0), got.energy_random[0], rtol=0.05
+    got.energy_dh.mean(0), got.energy_random[0], rtol=0.05
   )
   np.testing.assert_allclose(
-      got.energy_dh.std(0), got.energy_random_std[0], rtol=0.05
+    got.energy_dh.std(0), got.energy_random_std[0], rtol=0.05
   )
   weight = (dh_PD**2).sum(1)
   mean = weight @ got.gain_dh**2 / weight.sum()
@@ -173,7 +172,7 @@ def test_centred_head_is_what_softmax_sees():
   h = rng.standard_normal(8).astype("f")
   centred = probes.centre_head(kernel)
   np.testing.assert_allclose(
-      jax.nn.softmax(h @ kernel), jax.nn.softmax(h @ centred), rtol=1e-4
+    jax.nn.softmax(h @ kernel), jax.nn.softmax(h @ centred), rtol=1e-4
   )
   np.testing.assert_allclose(np.sum(centred, axis=1), 0, atol=1e-4)
   head = run(np.asarray(centred), jax.random.key(0), 4)

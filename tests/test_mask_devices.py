@@ -13,11 +13,11 @@ from jaxprune.pruning.methods.wanda import wanda
 from jaxprune.pruning.patterns import NofM, Unstructured, keep_mask
 
 PATTERNS = [
-    Unstructured(sparsity=0.5, group="output"),
-    Unstructured(sparsity=0.3, group="matrix"),
-    NofM(keep=1, of=4),
-    NofM(keep=2, of=4),
-    NofM(keep=5, of=8),
+  Unstructured(sparsity=0.5, group="output"),
+  Unstructured(sparsity=0.3, group="matrix"),
+  NofM(keep=1, of=4),
+  NofM(keep=2, of=4),
+  NofM(keep=5, of=8),
 ]
 METHODS = {"magnitude": magnitude, "wanda": wanda}
 
@@ -28,7 +28,8 @@ def stack(seed=0):
   w_LIO = draw.integers(-3, 4, (8, 16, 6)).astype(np.float32)
   x_LBTI = draw.integers(-2, 3, (8, 3, 5, 16)).astype(np.float32)
   return jnp.asarray(w_LIO), jax.vmap(statistics.observe_squares)(
-      jnp.asarray(x_LBTI))
+    jnp.asarray(x_LBTI)
+  )
 
 
 def oracle(score_IO, pattern):
@@ -55,33 +56,40 @@ def test_all_ways_agree_with_the_oracle(name, pattern):
   w_LIO, stats = stack()
   method = functools.partial(METHODS[name], pattern=pattern)
   scale = np.sqrt(np.asarray(stats.sum_squares) / 3)
-  expected = np.stack([
+  expected = np.stack(
+    [
       oracle(np.abs(w) * (s[:, None] if name == "wanda" else 1), pattern)
-      for w, s in zip(np.asarray(w_LIO), scale.astype(np.float32))])
+      for w, s in zip(np.asarray(w_LIO), scale.astype(np.float32))
+    ]
+  )
   first = jax.tree.map(lambda leaf: leaf[0], stats)
   ways = {
-      "eager": [m[None] for m in method(w_LIO[0], first)],
-      "jit": [m[None] for m in jax.jit(method)(w_LIO[0], first)],
-      "vmap": jax.vmap(method)(w_LIO, stats),
-      "jit vmap": jax.jit(jax.vmap(method))(w_LIO, stats),
-      "pmap": jax.pmap(method)(w_LIO, stats),
+    "eager": [m[None] for m in method(w_LIO[0], first)],
+    "jit": [m[None] for m in jax.jit(method)(w_LIO[0], first)],
+    "vmap": jax.vmap(method)(w_LIO, stats),
+    "jit vmap": jax.jit(jax.vmap(method))(w_LIO, stats),
+    "pmap": jax.pmap(method)(w_LIO, stats),
   }
   assert jax.device_count() == 8
   for way, (pruned, mask) in ways.items():
     count = len(mask)
     np.testing.assert_array_equal(mask, expected[:count], err_msg=way)
     np.testing.assert_array_equal(
-        pruned, np.where(expected[:count], w_LIO[:count], 0), err_msg=way)
+      pruned, np.where(expected[:count], w_LIO[:count], 0), err_msg=way
+    )
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_sharded_over_outputs(pattern):
   scores_IO = jnp.asarray(
-      np.random.default_rng(1).integers(0, 9, (16, 24)).astype(np.float32))
-  mesh = jax.make_mesh((8,), ("model",), axis_types=(
-      jax.sharding.AxisType.Auto,))
+    np.random.default_rng(1).integers(0, 9, (16, 24)).astype(np.float32)
+  )
+  mesh = jax.make_mesh(
+    (8,), ("model",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
   placed = jax.device_put(
-      scores_IO, jax.NamedSharding(mesh, jax.P(None, "model")))
+    scores_IO, jax.NamedSharding(mesh, jax.P(None, "model"))
+  )
   mask = jax.jit(functools.partial(keep_mask, pattern=pattern))(placed)
   np.testing.assert_array_equal(mask, oracle(np.asarray(scores_IO), pattern))
 
@@ -90,21 +98,24 @@ def test_hand_tables():
   """Ties leave from the lowest index; 1:4 keeps one and zeroes three."""
   equal = jnp.ones((4, 2))
   np.testing.assert_array_equal(
-      keep_mask(equal, NofM(keep=1, of=4)),
-      [[0, 0], [0, 0], [0, 0], [1, 1]])
+    keep_mask(equal, NofM(keep=1, of=4)), [[0, 0], [0, 0], [0, 0], [1, 1]]
+  )
   np.testing.assert_array_equal(
-      keep_mask(equal, Unstructured(sparsity=0.5, group="output")),
-      [[0, 0], [0, 0], [1, 1], [1, 1]])
+    keep_mask(equal, Unstructured(sparsity=0.5, group="output")),
+    [[0, 0], [0, 0], [1, 1], [1, 1]],
+  )
   np.testing.assert_array_equal(
-      keep_mask(equal, Unstructured(sparsity=0.4, group="matrix")),
-      [[0, 0], [0, 1], [1, 1], [1, 1]])
+    keep_mask(equal, Unstructured(sparsity=0.4, group="matrix")),
+    [[0, 0], [0, 1], [1, 1], [1, 1]],
+  )
   scores = jnp.asarray([[3.0, 1], [2, 1], [2, 5], [9, 0]])
   np.testing.assert_array_equal(
-      keep_mask(scores, NofM(keep=3, of=4)),
-      [[1, 1], [0, 1], [1, 1], [1, 0]])
+    keep_mask(scores, NofM(keep=3, of=4)), [[1, 1], [0, 1], [1, 1], [1, 0]]
+  )
   np.testing.assert_array_equal(
-      keep_mask(scores, Unstructured(sparsity=0.75, group="output")),
-      [[0, 0], [0, 0], [0, 1], [1, 0]])
+    keep_mask(scores, Unstructured(sparsity=0.75, group="output")),
+    [[0, 0], [0, 0], [0, 1], [1, 0]],
+  )
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)

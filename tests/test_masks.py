@@ -21,7 +21,8 @@ def test_table():
   """|A| = 3, |B| = 3, both 2, either 4, differing 2 of 6."""
   np.testing.assert_array_equal(masks_lib.union(A, B), [[1, 1, 0], [1, 1, 0]])
   np.testing.assert_array_equal(
-      masks_lib.intersection(A, B), [[1, 0, 0], [1, 0, 0]])
+    masks_lib.intersection(A, B), [[1, 0, 0], [1, 0, 0]]
+  )
   assert masks_lib.density(A) == 0.5
   assert masks_lib.overlap(A, B) == 0.5
   np.testing.assert_allclose(masks_lib.distance(A, B), 2 / 6, rtol=1e-6)
@@ -42,7 +43,8 @@ def test_trees_and_stacks():
   # Both keep 3 + 2 + 0, either keeps 3 + 4 + 6 + 2.
   np.testing.assert_allclose(masks_lib.overlap(a, b, per="all"), 5 / 15)
   np.testing.assert_allclose(
-      masks_lib.distance(a, b, per="all"), (0 + 2 + 6 + 2) / 20)
+    masks_lib.distance(a, b, per="all"), (0 + 2 + 6 + 2) / 20
+  )
 
 
 @settings
@@ -53,13 +55,17 @@ def test_laws(masks):
   np.testing.assert_array_equal(union(a, b), union(b, a))
   np.testing.assert_array_equal(both(a, union(a, b)), a)  # Absorption.
   np.testing.assert_array_equal(  # De Morgan.
-      ~np.asarray(union(a, b)), both(~a, ~b))
+    ~np.asarray(union(a, b)), both(~a, ~b)
+  )
   np.testing.assert_array_equal(
-      both(a, union(b, c)), union(both(a, b), both(a, c)))
+    both(a, union(b, c)), union(both(a, b), both(a, c))
+  )
   # |a| + |b| = |a or b| + |a and b|.
   np.testing.assert_allclose(
-      masks_lib.density(a) + masks_lib.density(b),
-      masks_lib.density(union(a, b)) + masks_lib.density(both(a, b)), atol=1e-6)
+    masks_lib.density(a) + masks_lib.density(b),
+    masks_lib.density(union(a, b)) + masks_lib.density(both(a, b)),
+    atol=1e-6,
+  )
 
 
 @settings
@@ -82,7 +88,9 @@ def test_distances(masks):
 
 def test_nothing_kept():
   none = np.zeros((2, 3), bool)
-  assert masks_lib.overlap(none, none) == 1 and masks_lib.distance(none, none) == 0
+  assert (
+    masks_lib.overlap(none, none) == 1 and masks_lib.distance(none, none) == 0
+  )
   assert masks_lib.density(none) == 0
   assert masks_lib.overlap(none, A) == 0
   assert masks_lib.density({}, per="all") == 1
@@ -100,9 +108,10 @@ def test_counts_are_exact_where_float32_is_not():
 def test_verify_nm():
   scores_LIO = np.random.default_rng(0).normal(size=(3, 8, 5))
   pattern = NofM(keep=1, of=4)
-  masks_LIO = np.array(
-      jax.vmap(lambda s: keep_mask(s, pattern))(scores_LIO))
-  verify = jax.jit(masks_lib.verify_nm, static_argnums=1, static_argnames="exact")
+  masks_LIO = np.array(jax.vmap(lambda s: keep_mask(s, pattern))(scores_LIO))
+  verify = jax.jit(
+    masks_lib.verify_nm, static_argnums=1, static_argnames="exact"
+  )
   assert verify({"w": masks_LIO}, pattern)["w"].shape == (3,)
   assert verify(masks_LIO, pattern).all()
   # 1:4 is within 2:4 and 4:8 but does not fill them; 3:4 keeps too many.
@@ -117,11 +126,19 @@ def test_verify_nm():
   assert verify(masks_LIO, pattern, exact=False).all()
   masks_LIO[1, 0:2, 2] = True
   np.testing.assert_array_equal(
-      verify(masks_LIO, pattern, exact=False), [1, 0, 1])
+    verify(masks_LIO, pattern, exact=False), [1, 0, 1]
+  )
 
 
-@pytest.mark.parametrize("f", (
-    masks_lib.union, masks_lib.intersection, masks_lib.overlap, masks_lib.distance))
+@pytest.mark.parametrize(
+  "f",
+  (
+    masks_lib.union,
+    masks_lib.intersection,
+    masks_lib.overlap,
+    masks_lib.distance,
+  ),
+)
 def test_refused(f):
   with pytest.raises(ValueError, match=r"\['w'\] have shapes \[2, 3\]"):
     f({"w": A}, {"w": A[:1]})

@@ -14,27 +14,36 @@ from jaxprune import checkpoints
 from jaxprune.checkpoints import masks as masks_file
 from jaxprune.models.config import ModelConfig
 
-CONFIG = ModelConfig.from_hf(dict(
-    model_type="llama", hidden_size=8, intermediate_size=6,
-    num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-    vocab_size=16, max_position_embeddings=8))
+CONFIG = ModelConfig.from_hf(
+  dict(
+    model_type="llama",
+    hidden_size=8,
+    intermediate_size=6,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    vocab_size=16,
+    max_position_embeddings=8,
+  )
+)
 SHAPES = {
-    "attention": {"query": (2, 8, 8), "key": (2, 8, 4)},
-    "mlp": {"up": (2, 8, 6), "down": (2, 6, 8)},
+  "attention": {"query": (2, 8, 8), "key": (2, 8, 4)},
+  "mlp": {"up": (2, 8, 6), "down": (2, 6, 8)},
 }
 
 
 def random_masks(shapes=SHAPES, seed=0):
   rng = np.random.default_rng(seed)
   return {
-      group: {name: rng.random(shape) < 0.5 for name, shape in kernels.items()}
-      for group, kernels in shapes.items()
+    group: {name: rng.random(shape) < 0.5 for name, shape in kernels.items()}
+    for group, kernels in shapes.items()
   }
 
 
 def assert_same(found, expected):
   assert {g: list(k) for g, k in found.items()} == {
-      g: list(k) for g, k in expected.items()}
+    g: list(k) for g, k in expected.items()
+  }
   for group in expected:
     for name, mask in expected[group].items():
       assert found[group][name].dtype == bool
@@ -43,8 +52,10 @@ def assert_same(found, expected):
 
 @settings(deadline=None, max_examples=25)
 @given(
-    shape=st.tuples(*[st.integers(1, 9)] * 3),
-    density=st.sampled_from([0.0, 0.3, 1.0]), seed=st.integers(0, 99))
+  shape=st.tuples(*[st.integers(1, 9)] * 3),
+  density=st.sampled_from([0.0, 0.3, 1.0]),
+  seed=st.integers(0, 99),
+)
 def test_any_shape_comes_back(tmp_path_factory, shape, density, seed):
   path = tmp_path_factory.mktemp("m") / "masks.safetensors"
   mask = np.random.default_rng(seed).random(shape) < density
@@ -62,7 +73,8 @@ def test_the_packing_by_hand(tmp_path):
   checkpoints.write_masks(path, {"mlp": {"down": mask_LIO}}, {"a": [1, "é"]})
   stored = safetensors.numpy.load_file(path)
   np.testing.assert_array_equal(
-      stored["mlp.down"], np.array([[128, 64], [1, 0]], np.uint8))
+    stored["mlp.down"], np.array([[128, 64], [1, 0]], np.uint8)
+  )
   with safetensors.safe_open(path, "numpy") as file:
     header = file.metadata()
   assert json.loads(header["shapes"]) == {"mlp.down": [2, 2, 5]}
@@ -79,9 +91,14 @@ def test_masks_of_the_model_are_accepted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "group, name, shape",
-    [("mlp", "up", (2, 6, 8)), ("mlp", "up", (3, 8, 6)),
-     ("mlp", "gait", (2, 8, 6)), ("head", "kernel", (2, 8, 16))])
+  "group, name, shape",
+  [
+    ("mlp", "up", (2, 6, 8)),
+    ("mlp", "up", (3, 8, 6)),
+    ("mlp", "gait", (2, 8, 6)),
+    ("head", "kernel", (2, 8, 16)),
+  ],
+)
 def test_masks_of_another_model_are_refused(tmp_path, group, name, shape):
   path = tmp_path / "masks.safetensors"
   checkpoints.write_masks(path, {group: {name: np.ones(shape, bool)}}, {})
@@ -91,14 +108,17 @@ def test_masks_of_another_model_are_refused(tmp_path, group, name, shape):
 
 
 @pytest.mark.parametrize(
-    "masks",
-    [{"mlp": {"up": np.ones((2, 8, 6))}},
-     {"mlp": {"up": np.ones((2, 8, 6), np.uint8)}},
-     {"mlp": {"up": np.ones((8, 6), bool)}},
-     {"mlp": {"up": np.ones((2, 0, 6), bool)}},
-     {"mlp": np.ones((2, 8, 6), bool)},
-     {"mlp.up": {"kernel": np.ones((2, 8, 6), bool)}},
-     {"mlp": {"up": {"kernel": np.ones((2, 8, 6), bool)}}}])
+  "masks",
+  [
+    {"mlp": {"up": np.ones((2, 8, 6))}},
+    {"mlp": {"up": np.ones((2, 8, 6), np.uint8)}},
+    {"mlp": {"up": np.ones((8, 6), bool)}},
+    {"mlp": {"up": np.ones((2, 0, 6), bool)}},
+    {"mlp": np.ones((2, 8, 6), bool)},
+    {"mlp.up": {"kernel": np.ones((2, 8, 6), bool)}},
+    {"mlp": {"up": {"kernel": np.ones((2, 8, 6), bool)}}},
+  ],
+)
 def test_what_is_not_a_mask_is_not_written(tmp_path, masks):
   with pytest.raises(ValueError, match="mlp"):
     checkpoints.write_masks(tmp_path / "masks.safetensors", masks, {})
@@ -109,7 +129,8 @@ def test_what_is_not_a_mask_is_not_written(tmp_path, masks):
 def test_metadata_must_be_json(tmp_path, metadata):
   with pytest.raises(ValueError, match="metadata cannot be written"):
     checkpoints.write_masks(
-        tmp_path / "masks.safetensors", random_masks(), metadata)
+      tmp_path / "masks.safetensors", random_masks(), metadata
+    )
   assert not list(tmp_path.iterdir())
 
 
@@ -124,22 +145,27 @@ def rewritten(path, change) -> pathlib.Path:
 
 
 DAMAGE = {
-    "another format": (lambda t, h: h.update(format="x"), "format"),
-    "no shapes": (lambda t, h: h.pop("shapes"), "damaged"),
-    "shapes no JSON": (lambda t, h: h.update(shapes="{"), "damaged"),
-    "shapes no object": (lambda t, h: h.update(shapes="[1]"), "damaged"),
-    "a mask less": (lambda t, h: t.pop("mlp.up"), "mlp.up.*not in both"),
-    "a mask more": (
-        lambda t, h: t.update({"mlp.x": t["mlp.up"]}), "mlp.x.*not in both"),
-    "bytes cut": (
-        lambda t, h: t.update({"mlp.up": t["mlp.up"][:, 1:].copy()}),
-        r"mlp.up.*expected U8 \[2, 6\].*found U8 \[2, 5\]"),
-    "other dtype": (
-        lambda t, h: t.update({"mlp.up": t["mlp.up"].astype(np.float32)}),
-        "expected U8.*found F32"),
-    "negative shape": (
-        lambda t, h: h.update(shapes=h["shapes"].replace("[2,", "[-2,")),
-        "is not GROUP.KERNEL"),
+  "another format": (lambda t, h: h.update(format="x"), "format"),
+  "no shapes": (lambda t, h: h.pop("shapes"), "damaged"),
+  "shapes no JSON": (lambda t, h: h.update(shapes="{"), "damaged"),
+  "shapes no object": (lambda t, h: h.update(shapes="[1]"), "damaged"),
+  "a mask less": (lambda t, h: t.pop("mlp.up"), "mlp.up.*not in both"),
+  "a mask more": (
+    lambda t, h: t.update({"mlp.x": t["mlp.up"]}),
+    "mlp.x.*not in both",
+  ),
+  "bytes cut": (
+    lambda t, h: t.update({"mlp.up": t["mlp.up"][:, 1:].copy()}),
+    r"mlp.up.*expected U8 \[2, 6\].*found U8 \[2, 5\]",
+  ),
+  "other dtype": (
+    lambda t, h: t.update({"mlp.up": t["mlp.up"].astype(np.float32)}),
+    "expected U8.*found F32",
+  ),
+  "negative shape": (
+    lambda t, h: h.update(shapes=h["shapes"].replace("[2,", "[-2,")),
+    "is not GROUP.KERNEL",
+  ),
 }
 
 

@@ -13,9 +13,16 @@ from jaxprune.probes import monitoring
 from jaxprune.probes.decoder import monitoring as decoder_monitoring
 
 CONFIG = dataclasses.replace(
-    training.model_config(40), num_layers=2, embed_dim=16, mlp_dim=24,
-    num_heads=2, num_kv_heads=1, head_dim=8, sliding_layers=(False,) * 2,
-    max_positions=32)
+  training.model_config(40),
+  num_layers=2,
+  embed_dim=16,
+  mlp_dim=24,
+  num_heads=2,
+  num_kv_heads=1,
+  head_dim=8,
+  sliding_layers=(False,) * 2,
+  max_positions=32,
+)
 STEPS = 7
 PROMPTS = [(3, 14, 15), (9, 26, 5, 35, 8), (7,), (2, 3, 8, 4), (6, 2, 6), (4,)]
 
@@ -25,36 +32,52 @@ def models():
   dense = training.initial_params(CONFIG, jax.random.key(0))
   rng = np.random.default_rng(1)
   return dense, jax.tree.map(
-      lambda a: a + 0.1 * rng.normal(size=a.shape).astype(np.float32), dense)
+    lambda a: a + 0.1 * rng.normal(size=a.shape).astype(np.float32), dense
+  )
 
 
 def write(models, signal, threshold, *, cache="own", eos_ids=()):
   """Monitored texts of PROMPTS, leaves as NumPy arrays."""
   length = max(map(len, PROMPTS))
   tokens = np.array([(0,) * (length - len(p)) + p for p in PROMPTS], np.int32)
-  valid = np.array([[i >= length - len(p) for i in range(length)]
-                    for p in PROMPTS])
+  valid = np.array(
+    [[i >= length - len(p) for i in range(length)] for p in PROMPTS]
+  )
   index = monitoring.SIGNALS.index(signal)
   policy = monitoring.Policy(
-      signal=jnp.full(len(PROMPTS), index, jnp.int32),
-      threshold=jnp.broadcast_to(
-          jnp.asarray(threshold, jnp.float32), (len(PROMPTS),)))
-  return jax.tree.map(np.asarray, decoder_monitoring.write(
-      CONFIG, *models, jnp.asarray(tokens), jnp.asarray(valid), policy,
-      num_steps=STEPS, key=jax.random.key(5), cache=cache, eos_ids=eos_ids))
+    signal=jnp.full(len(PROMPTS), index, jnp.int32),
+    threshold=jnp.broadcast_to(
+      jnp.asarray(threshold, jnp.float32), (len(PROMPTS),)
+    ),
+  )
+  return jax.tree.map(
+    np.asarray,
+    decoder_monitoring.write(
+      CONFIG,
+      *models,
+      jnp.asarray(tokens),
+      jnp.asarray(valid),
+      policy,
+      num_steps=STEPS,
+      key=jax.random.key(5),
+      cache=cache,
+      eos_ids=eos_ids,
+    ),
+  )
 
 
 def logits_after(params, text):
   """Logits after every token of a text, by the plain forward pass."""
   padded = np.zeros((1, 16), np.int32)
-  padded[0, :len(text)] = text
-  return np.asarray(_forward(params, jnp.asarray(padded)))[0, :len(text)]
+  padded[0, : len(text)] = text
+  return np.asarray(_forward(params, jnp.asarray(padded)))[0, : len(text)]
 
 
 @jax.jit
 def _forward(params, tokens_BT):
   return decoder.unembed(
-      CONFIG, params, decoder.forward(CONFIG, params, tokens_BT)[0])
+    CONFIG, params, decoder.forward(CONFIG, params, tokens_BT)[0]
+  )
 
 
 def test_risks_of_one_step():
@@ -63,17 +86,19 @@ def test_risks_of_one_step():
   T = 1.4
   p_V, q_V = (np.exp(each / T) / np.exp(each / T).sum() for each in (z_V, zq_V))
   found = monitoring.step_risks(
-      jnp.asarray(z_V, jnp.float32), jnp.asarray(zq_V, jnp.float32), 0.25, T)
+    jnp.asarray(z_V, jnp.float32), jnp.asarray(zq_V, jnp.float32), 0.25, T
+  )
   top = np.sort(zq_V)
   dz_V = (zq_V - z_V) / T
   expected = {
-      "margin": top[-2] - top[-1],
-      "entropy": -(q_V * np.log(q_V)).sum(),
-      "variance": (q_V * (zq_V / T - q_V @ zq_V / T) ** 2).sum(),
-      "random": 0.25,
-      "var_p": (p_V * (dz_V - p_V @ dz_V) ** 2).sum(),
-      "kl": (p_V * np.log(p_V / q_V)).sum(),
-      "flip": float(z_V.argmax() != zq_V.argmax())}
+    "margin": top[-2] - top[-1],
+    "entropy": -(q_V * np.log(q_V)).sum(),
+    "variance": (q_V * (zq_V / T - q_V @ zq_V / T) ** 2).sum(),
+    "random": 0.25,
+    "var_p": (p_V * (dz_V - p_V @ dz_V) ** 2).sum(),
+    "kl": (p_V * np.log(p_V / q_V)).sum(),
+    "flip": float(z_V.argmax() != zq_V.argmax()),
+  }
   assert tuple(expected) == monitoring.SIGNALS
   for name, value in expected.items():
     assert getattr(found, name) == pytest.approx(value, rel=1e-4), name
@@ -87,7 +112,8 @@ def test_the_ends_of_every_sweep_are_the_two_models(models):
       text = [*prompt, *found.tokens[:, row].tolist()]
       chosen = logits_after(params, text[:-1]).argmax(-1)
       np.testing.assert_array_equal(
-          text[len(prompt):], chosen[len(prompt) - 1:])
+        text[len(prompt) :], chosen[len(prompt) - 1 :]
+      )
 
 
 def test_a_hand_back_at_every_flip_gives_the_dense_text(models):
@@ -109,17 +135,20 @@ def test_each_token_is_of_the_model_that_decided(models, signal):
   assert 0.2 < found.handed.mean() < 0.8
   for row, prompt in enumerate(PROMPTS):
     text = [*prompt, *found.tokens[:, row].tolist()]
-    z_TV, zq_TV = (logits_after(params, text[:-1])[len(prompt) - 1:]
-                   for params in models)
+    z_TV, zq_TV = (
+      logits_after(params, text[:-1])[len(prompt) - 1 :] for params in models
+    )
     handed_T = found.handed[:, row]
     expected_T = np.where(handed_T, z_TV.argmax(-1), zq_TV.argmax(-1))
-    np.testing.assert_array_equal(text[len(prompt):], expected_T)
+    np.testing.assert_array_equal(text[len(prompt) :], expected_T)
     if signal == "random":
       continue
     again = jax.vmap(lambda z_V, zq_V: monitoring.step_risks(z_V, zq_V, 0.0))(
-        jnp.asarray(z_TV), jnp.asarray(zq_TV))
+      jnp.asarray(z_TV), jnp.asarray(zq_TV)
+    )
     np.testing.assert_allclose(
-        risk_TB[:, row], getattr(again, signal), rtol=1e-3, atol=1e-4)
+      risk_TB[:, row], getattr(again, signal), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_random_hands_back_at_the_rate_asked_for(models):
@@ -127,7 +156,8 @@ def test_random_hands_back_at_the_rate_asked_for(models):
   assert ((0 <= found.risks.random) & (found.risks.random < 1)).all()
   assert abs(found.handed.mean() - 0.3) < 0.2  # 42 draws
   np.testing.assert_array_equal(
-      found.handed, write(models, "random", 0.7).handed)
+    found.handed, write(models, "random", 0.7).handed
+  )
 
 
 def test_shared_cache_of_two_equal_models_is_one_model(models):
@@ -148,21 +178,28 @@ def test_shared_cache_holds_what_the_deciding_model_wrote(models, row):
   tokens_BT = jnp.asarray([(0, *prompt)])
   valid_BT = jnp.asarray([[False] + [True] * len(prompt)])
   _, _, cache = generation.prefill(
-      CONFIG, models[1], tokens_BT[:, :-1], capacity=16,
-      valid_BT=valid_BT[:, :-1])
-  token, step = prompt[-1], jax.jit(
+    CONFIG, models[1], tokens_BT[:, :-1], capacity=16, valid_BT=valid_BT[:, :-1]
+  )
+  token, step = (
+    prompt[-1],
+    jax.jit(
       lambda params, cache, token_BT: generation.decode_step(
-          CONFIG, params, cache, token_BT))
+        CONFIG, params, cache, token_BT
+      )
+    ),
+  )
   for t in range(STEPS):
     read = [step(params, cache, jnp.asarray([[token]])) for params in models]
     z_V, zq_V = (
-        decoder.unembed(CONFIG, params, x_BTD[:, 0])[0]
-        for params, (x_BTD, _, _) in zip(models, read, strict=True))
+      decoder.unembed(CONFIG, params, x_BTD[:, 0])[0]
+      for params, (x_BTD, _, _) in zip(models, read, strict=True)
+    )
     # Numbers, and not only tokens, see what is in the cache.
     again = monitoring.step_risks(z_V, zq_V, 0.0)
     for name in ("entropy", "kl"):
       assert getattr(found.risks, name)[t, row] == pytest.approx(
-          float(getattr(again, name)), rel=1e-4)
+        float(getattr(again, name)), rel=1e-4
+      )
     cache = read[0 if handed_T[t] else 1][2]
     token = int((z_V if handed_T[t] else zq_V).argmax())
     assert token == found.tokens[t, row]
@@ -184,17 +221,22 @@ def test_cost_of_hand_backs():
   alive = np.array([[1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 1, 0]], bool)
   lengths = np.array([5, 3, 9])
   # To decide step 2 the dense model has read 3 + 2 tokens.
+  assert monitoring.dense_forwards(handed, alive, lengths, "own").tolist() == [
+    0,
+    5,
+    0,
+  ]
   assert monitoring.dense_forwards(
-      handed, alive, lengths, "own").tolist() == [0, 5, 0]
-  assert monitoring.dense_forwards(
-      handed, alive, lengths, "shared").tolist() == [0, 2, 0]
+    handed, alive, lengths, "shared"
+  ).tolist() == [0, 2, 0]
   with pytest.raises(ValueError, match="cache='both'"):
     monitoring.dense_forwards(handed, alive, lengths, "both")
 
 
 def test_risk_and_coverage_by_hand():
   coverage, accuracy = monitoring.risk_coverage(
-      [0.3, 0.1, 0.9, 0.5], [1, 1, 0, 0])
+    [0.3, 0.1, 0.9, 0.5], [1, 1, 0, 0]
+  )
   assert coverage.tolist() == [0.25, 0.5, 0.75, 1]
   np.testing.assert_allclose(accuracy, [1, 1, 2 / 3, 1 / 2])
   # The two in the middle tie: each place counts half an answer.
@@ -208,8 +250,9 @@ def test_area_of_nothing_known_and_of_all_known():
   best = (1 + 1 + 1 + 3 / 4 + 3 / 5) / 5
   assert monitoring.coverage_area(1 - correct, correct) == pytest.approx(best)
   rng = np.random.default_rng(0)
-  areas = [monitoring.coverage_area(rng.random(5), correct)
-           for _ in range(4000)]
+  areas = [
+    monitoring.coverage_area(rng.random(5), correct) for _ in range(4000)
+  ]
   assert np.mean(areas) == pytest.approx(0.6, abs=0.01)
   assert max(areas) <= best + 1e-12
 

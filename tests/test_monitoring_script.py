@@ -15,31 +15,50 @@ from jaxprune.probes import monitoring
 from jaxprune.studies.monitoring import measure, page
 
 CONFIG = dataclasses.replace(
-    training.model_config(40), num_layers=1, embed_dim=16, mlp_dim=24,
-    num_heads=2, num_kv_heads=1, head_dim=8, sliding_layers=(False,),
-    max_positions=32, eos_ids=(39,))
+  training.model_config(40),
+  num_layers=1,
+  embed_dim=16,
+  mlp_dim=24,
+  num_heads=2,
+  num_kv_heads=1,
+  head_dim=8,
+  sliding_layers=(False,),
+  max_positions=32,
+  eos_ids=(39,),
+)
 SETTINGS = measure.Settings(
-    signals=("margin", "random"), fractions=(0.25,), max_new_tokens=5)
+  signals=("margin", "random"), fractions=(0.25,), max_new_tokens=5
+)
 
 
 def texts_of(tokens_TN, handed_TN, alive_TN, **risks):
   """One policy, [1, T, N]; risks that are not given are 0."""
   zero = np.zeros(np.shape(tokens_TN))
-  return jax.tree.map(lambda a: np.asarray(a)[None], monitoring.Monitored(
-      tokens=tokens_TN, handed=handed_TN, alive=alive_TN,
-      risks=monitoring.Risks(**{
-          name: risks.get(name, zero) for name in monitoring.SIGNALS})))
+  return jax.tree.map(
+    lambda a: np.asarray(a)[None],
+    monitoring.Monitored(
+      tokens=tokens_TN,
+      handed=handed_TN,
+      alive=alive_TN,
+      risks=monitoring.Risks(
+        **{name: risks.get(name, zero) for name in monitoring.SIGNALS}
+      ),
+    ),
+  )
 
 
 def test_thresholds_hand_back_the_fraction_asked_for():
   """Of steps that belong to a text: the dead ones have a risk of 100."""
   alive = np.array([[True] * 4, [True] * 4, [True, True, False, False]])
   risk = np.where(alive, np.arange(12).reshape(3, 4), 100.0)
-  policies = measure.sweep(
-      texts_of(alive, alive, alive, margin=risk), SETTINGS)
+  policies = measure.sweep(texts_of(alive, alive, alive, margin=risk), SETTINGS)
   assert [policy[2:] for policy in policies] == [
-      ("none", 0.0), ("dense", 1.0), ("flip", None), ("margin", 0.25),
-      ("random", 0.25)]
+    ("none", 0.0),
+    ("dense", 1.0),
+    ("flip", None),
+    ("margin", 0.25),
+    ("random", 0.25),
+  ]
   by_name = {name: threshold for _, threshold, name, _ in policies}
   assert by_name["none"] == np.inf and by_name["dense"] == -np.inf
   assert by_name["random"] == 0.75
@@ -53,17 +72,35 @@ def test_rows_of_a_policy_by_hand():
   alive = np.ones((3, 2), bool)
   handed = np.array([[1, 0], [0, 0], [1, 0]], bool)
   texts = measure.Texts(
-      prompts=[[7, 7], [7, 7, 7]], answers=[[1, 3, 9], [4, 9]],
-      validation=[], source="here")
-  found = texts_of(tokens, handed, alive, kl=np.array(
-      [[0.1, 0.2], [0.5, 0.3], [0.2, 0.9]]))
+    prompts=[[7, 7], [7, 7, 7]],
+    answers=[[1, 3, 9], [4, 9]],
+    validation=[],
+    source="here",
+  )
+  found = texts_of(
+    tokens, handed, alive, kl=np.array([[0.1, 0.2], [0.5, 0.3], [0.2, 0.9]])
+  )
   rows = list(measure._rows(found, 0, texts, [[1, 2, 9], [4, 9]], "own"))
   assert rows[0] == {
-      "question": 0, "steps": 3, "handed": 2, "dense_forwards": 4,
-      "dense_alone": 4, "same": False, "agreement": 1 / 3, "correct": True}
+    "question": 0,
+    "steps": 3,
+    "handed": 2,
+    "dense_forwards": 4,
+    "dense_alone": 4,
+    "same": False,
+    "agreement": 1 / 3,
+    "correct": True,
+  }
   assert rows[1] == {
-      "question": 1, "steps": 3, "handed": 0, "dense_forwards": 0,
-      "dense_alone": 4, "same": False, "agreement": 0.5, "correct": False}
+    "question": 1,
+    "steps": 3,
+    "handed": 0,
+    "dense_forwards": 0,
+    "dense_alone": 4,
+    "same": False,
+    "agreement": 0.5,
+    "correct": False,
+  }
   stop = list(measure._stop_rows(found, texts, [[1, 2, 9], [4, 9]]))
   largest = {(row["signal"], row["question"]): row["value"] for row in stop}
   assert largest["kl", 0] == 0.5 and largest["kl", 1] == 0.9
@@ -78,8 +115,11 @@ def test_texts_do_not_depend_on_what_is_written_together(monkeypatch):
   found = []
   for rows in (4, 9):
     monkeypatch.setattr(measure, "_ROWS", rows)
-    found.append(measure.write(
-        CONFIG, dense, pruned, prompts, policies, settings=SETTINGS, width=4))
+    found.append(
+      measure.write(
+        CONFIG, dense, pruned, prompts, policies, settings=SETTINGS, width=4
+      )
+    )
   for name in ("tokens", "handed", "alive"):
     one, other = (getattr(each, name) for each in found)
     assert one.shape == (3, 5, 3)
@@ -90,21 +130,39 @@ def test_texts_do_not_depend_on_what_is_written_together(monkeypatch):
 def curve_rows():
   """Two items, one seed; random rises slowly and margin at once."""
   measured = [
-      ("none", 0.0, 0, [0, 0]), ("dense", 1.0, 20, [1, 1]),
-      ("flip", None, 1, [1, 1]), ("random", 0.1, 2, [0, 0]),
-      ("margin", 0.1, 2, [1, 0])]
+    ("none", 0.0, 0, [0, 0]),
+    ("dense", 1.0, 20, [1, 1]),
+    ("flip", None, 1, [1, 1]),
+    ("random", 0.1, 2, [0, 0]),
+    ("margin", 0.1, 2, [1, 0]),
+  ]
   for signal, fraction, handed, correct in measured:
     for question, right in enumerate(correct):
-      row = {"cell": "c", "seed": 0, "signal": signal, "question": question,
-             "steps": 10, "handed": handed // 2, "dense_forwards": handed,
-             "dense_alone": 20, "same": bool(right), "agreement": float(right),
-             "correct": bool(right)}
+      row = {
+        "cell": "c",
+        "seed": 0,
+        "signal": signal,
+        "question": question,
+        "steps": 10,
+        "handed": handed // 2,
+        "dense_forwards": handed,
+        "dense_alone": 20,
+        "same": bool(right),
+        "agreement": float(right),
+        "correct": bool(right),
+      }
       yield row | ({} if fraction is None else {"fraction": fraction})
   for signal in ("margin", "random", "length"):
     for question in range(2):
-      yield {"cell": "c", "seed": 0, "signal": signal, "metric": "stop",
-             "question": question, "value": float(question),
-             "correct": question == 0}
+      yield {
+        "cell": "c",
+        "seed": 0,
+        "signal": signal,
+        "metric": "stop",
+        "question": question,
+        "value": float(question),
+        "correct": question == 0,
+      }
 
 
 def test_summary_by_hand():
@@ -112,10 +170,14 @@ def test_summary_by_hand():
   cell = summary["cells"]["c"]
   assert summary["score"] == "correct"
   assert [point["fraction"] for point in cell["curves"]["margin"]] == [
-      0, 0.1, 1]
+    0,
+    0.1,
+    1,
+  ]
   assert cell["curves"]["flip"][0]["fraction"] == 0  # 1 // 2 of ten
-  margin, random = (cell["compared"]["correct"][name]
-                    for name in ("margin", "random"))
+  margin, random = (
+    cell["compared"]["correct"][name] for name in ("margin", "random")
+  )
   # From (0, 0) to (0.1, 1/2) to (1, 1); random from (0.1, 0) to (1, 1).
   assert margin["at 0.1"]["mean"] == pytest.approx(0.5)
   assert margin["at 0.05"]["mean"] == pytest.approx(0.25)
@@ -131,11 +193,14 @@ def test_summary_by_hand():
   assert "margin 50 %" in page.verdict(summary)
 
 
-@pytest.mark.parametrize("change,word", [
+@pytest.mark.parametrize(
+  "change,word",
+  [
     ({"signals": ("margin", "hope")}, "--signals=hope"),
     ({"signals": ("margin",)}, "keep random"),
     ({"fractions": (0.1, 1.0)}, "between 0 and 1"),
-])
+  ],
+)
 def test_bad_settings_are_named(change, word):
   with pytest.raises(ValueError, match=word):
     measure.check(dataclasses.replace(SETTINGS, **change))
@@ -144,18 +209,33 @@ def test_bad_settings_are_named(change, word):
 def test_script_on_a_model_against_itself(tmp_path):
   """Without answers; nothing to hand back for, so nothing changes."""
   hf_models.save_llama(
-      tmp_path / "dense", hidden_size=16, intermediate_size=24,
-      num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
-  np.savez(tmp_path / "ids.npz", prompt=np.random.default_rng(0).integers(
-      3, 96, (8, 7)).astype(np.int32))
+    tmp_path / "dense",
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+  )
+  np.savez(
+    tmp_path / "ids.npz",
+    prompt=np.random.default_rng(0).integers(3, 96, (8, 7)).astype(np.int32),
+  )
   done = scripts.start(
-      "monitoring", f"--dense={tmp_path}/dense", f"--pruned={tmp_path}/dense",
-      f"--prompts={tmp_path}/ids.npz", "--max_new_tokens=4",
-      "--signals=margin,random", "--fractions=0.5", "--cache=shared",
-      f"--out={tmp_path}/out")
+    "monitoring",
+    f"--dense={tmp_path}/dense",
+    f"--pruned={tmp_path}/dense",
+    f"--prompts={tmp_path}/ids.npz",
+    "--max_new_tokens=4",
+    "--signals=margin,random",
+    "--fractions=0.5",
+    "--cache=shared",
+    f"--out={tmp_path}/out",
+  )
   assert done.returncode == 0, done.stderr
-  rows = [json.loads(line) for line in
-          (tmp_path / "out/records.jsonl").read_text().splitlines()]
+  rows = [
+    json.loads(line)
+    for line in (tmp_path / "out/records.jsonl").read_text().splitlines()
+  ]
   back = [row for row in rows if "metric" not in row]
   assert len(back) == 5 * 6 and all(row["same"] for row in back)
   assert all(row["handed"] == 0 for row in back if row["signal"] == "flip")

@@ -18,14 +18,25 @@ from jaxprune.models import ModelConfig, forward, init, make_gates, unembed
 
 @pytest.fixture(scope="module")
 def model():
-  config = ModelConfig.from_hf(dict(
-      model_type="llama", vocab_size=40, hidden_size=16, intermediate_size=24,
-      num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-      max_position_embeddings=64, bos_token_id=1, eos_token_id=2))
+  config = ModelConfig.from_hf(
+    dict(
+      model_type="llama",
+      vocab_size=40,
+      hidden_size=16,
+      intermediate_size=24,
+      num_hidden_layers=2,
+      num_attention_heads=4,
+      num_key_value_heads=2,
+      max_position_embeddings=64,
+      bos_token_id=1,
+      eos_token_id=2,
+    )
+  )
   rng = np.random.default_rng(0)
   shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
   return config, jax.tree.map(
-      lambda w: jnp.asarray(rng.normal(size=w.shape), w.dtype), shapes)
+    lambda w: jnp.asarray(rng.normal(size=w.shape), w.dtype), shapes
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -42,8 +53,10 @@ def direct(model, head, tail, gates=None):
   z_TV = z_TV[len(row) - 1 - len(tail) : len(row) - 1]
   shifted_TV = z_TV - z_TV.max(-1, keepdims=True)
   log_p_TV = shifted_TV - np.log(np.exp(shifted_TV).sum(-1, keepdims=True))
-  return (log_p_TV[np.arange(len(tail)), tail].sum(),
-          bool((z_TV.argmax(-1) == tail).all()))
+  return (
+    log_p_TV[np.arange(len(tail)), tail].sum(),
+    bool((z_TV.argmax(-1) == tail).all()),
+  )
 
 
 def request(seed, context, continuation):
@@ -51,13 +64,24 @@ def request(seed, context, continuation):
   return ids[:context].tolist(), ids[context:].tolist()
 
 
-SIZES = [(1, 1), (3, 2), (31, 1), (31, 2), (32, 2), (5, 9), (4, 29), (2, 64),
-         (61, 5), (90, 40)]
+SIZES = [
+  (1, 1),
+  (3, 2),
+  (31, 1),
+  (31, 2),
+  (32, 2),
+  (5, 9),
+  (4, 29),
+  (2, 64),
+  (61, 5),
+  (90, 40),
+]
 
 
 @pytest.mark.parametrize("batch_size, budget", [(2, 1), (16, 1 << 24)])
 def test_loglikelihoods_are_the_definition(
-    model, monkeypatch, batch_size, budget):
+  model, monkeypatch, batch_size, budget
+):
   monkeypatch.setattr(scoring, "_LOGITS", budget * 80)
   scoring._continuation_scores.clear_cache()
   requests = [request(index, *size) for index, size in enumerate(SIZES)]
@@ -77,23 +101,31 @@ def test_loglikelihoods_are_the_definition(
   assert got.tokens.tolist() == [len(tail) for _, tail in requests]
   # 64 tokens are read at most; the last token of a row is never read.
   assert got.cut.tolist() == [
-      len(head) + len(tail) > 65 for head, tail in requests]
+    len(head) + len(tail) > 65 for head, tail in requests
+  ]
 
 
 def test_gates_and_shards_reach_the_model(model):
   requests = [request(index, 5, 3) for index in range(11)]
   gates = make_gates(model[0], attention=[0], mlp=[1])
   mesh = jax.make_mesh(
-      (8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    (8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
   got = scoring.loglikelihoods(
-      *model, requests, gates=gates, batch_size=8,
-      sharding=jax.sharding.NamedSharding(mesh, jax.P("data")))
+    *model,
+    requests,
+    gates=gates,
+    batch_size=8,
+    sharding=jax.sharding.NamedSharding(mesh, jax.P("data")),
+  )
   expected = [direct(model, *pair, gates)[0] for pair in requests]
   np.testing.assert_allclose(got.nats, expected, rtol=2e-5)
   assert abs(got.nats[0] - direct(model, *requests[0])[0]) > 0.1
 
 
-@pytest.mark.parametrize("requests, options, message", [
+@pytest.mark.parametrize(
+  "requests, options, message",
+  [
     ([], {}, "no requests"),
     ([([1], [])], {}, "request 0: context of 1 and continuation of 0"),
     ([([], [1])], {}, "request 0: context of 0"),
@@ -101,7 +133,8 @@ def test_gates_and_shards_reach_the_model(model):
     ([([1], [-1])], {}, "ids from -1"),
     ([([1], [2] * 65)], {}, "65 tokens exceeds"),
     ([([1], [2])], {"batch_size": 0}, "batch_size=0"),
-])
+  ],
+)
 def test_bad_requests(model, requests, options, message):
   with pytest.raises(ValueError, match=message):
     scoring.loglikelihoods(*model, requests, **options)
@@ -116,11 +149,15 @@ def letters():
     vocabulary[letter] = len(vocabulary)
     vocabulary[f"▁{letter}"] = len(vocabulary)
   vocabulary["▁"] = len(vocabulary)
-  reader = tokenizers.Tokenizer(tokenizers.models.BPE(
-      vocab=vocabulary, merges=[("▁", letter) for letter in alphabet]))
+  reader = tokenizers.Tokenizer(
+    tokenizers.models.BPE(
+      vocab=vocabulary, merges=[("▁", letter) for letter in alphabet]
+    )
+  )
   reader.normalizer = tokenizers.normalizers.Replace(" ", "▁")
   reader.post_processor = tokenizers.processors.TemplateProcessing(
-      single="<s> $A", special_tokens=[("<s>", 1)])
+    single="<s> $A", special_tokens=[("<s>", 1)]
+  )
   return reader
 
 
@@ -141,18 +178,19 @@ def test_pairs_are_encoded_together_and_divided(letters):
 
 def test_questions_of_different_sizes(model, letters):
   questions = [
-      Question(context="ab", options=("c", "de", "fgh"), answer=1),
-      Question(context="i", options=("j", "k"), answer=0)]
+    Question(context="ab", options=("c", "de", "fgh"), answer=1),
+    Question(context="i", options=("j", "k"), answer=0),
+  ]
   got = multiple_choice.score_questions(*model, letters, questions)
   assert got.bytes.tolist() == [[1, 2, 3], [1, 1, 1]]
   assert got.tokens.tolist() == [[1, 2, 3], [1, 1, 1]]
   assert got.nats[1, 2] == -np.inf and not got.cut.any()
   for index, question in enumerate(questions):
     for place, option in enumerate(question.options):
-      head, tail = scoring.encode_pair(
-          letters, question.context, f" {option}")
+      head, tail = scoring.encode_pair(letters, question.context, f" {option}")
       np.testing.assert_allclose(
-          got.nats[index, place], direct(model, head, tail)[0], rtol=2e-5)
+        got.nats[index, place], direct(model, head, tail)[0], rtol=2e-5
+      )
   rows = multiple_choice.item_rows(got)
   assert [row["question"] for row in rows] == [0, 1]
   assert all(np.isfinite(list(row.values())).all() for row in rows)
@@ -162,27 +200,41 @@ def table(nats, answers, lengths=None):
   nats = np.asarray(nats, float)
   ones = np.ones(nats.shape, int)
   return Choices(
-      nats=nats, greedy=ones > 1, tokens=ones, answers=np.asarray(answers),
-      bytes=ones if lengths is None else np.asarray(lengths),
-      cut=np.zeros(len(nats), bool))
+    nats=nats,
+    greedy=ones > 1,
+    tokens=ones,
+    answers=np.asarray(answers),
+    bytes=ones if lengths is None else np.asarray(lengths),
+    cut=np.zeros(len(nats), bool),
+  )
 
 
 def test_measures_by_hand():
   choices = table(
-      [[-2, -3, -4], [-5, -5, -9], [-4, -6, -np.inf], [-8, -2, -1]],
-      [0, 1, 1, 0],
-      [[1, 3, 1], [1, 1, 1], [1, 3, 1], [8, 1, 1]])
+    [[-2, -3, -4], [-5, -5, -9], [-4, -6, -np.inf], [-8, -2, -1]],
+    [0, 1, 1, 0],
+    [[1, 3, 1], [1, 1, 1], [1, 3, 1], [8, 1, 1]],
+  )
   # The first of equals; -4 and -6 per byte are -4 and -2.
   assert multiple_choice.predictions(choices).tolist() == [0, 0, 0, 2]
   assert multiple_choice.correct(choices).tolist() == [True] + [False] * 3
   assert multiple_choice.predictions(choices, True).tolist() == [1, 0, 1, 0]
   assert multiple_choice.correct(choices, True).tolist() == [
-      False, False, True, True]
+    False,
+    False,
+    True,
+    True,
+  ]
   assert multiple_choice.margins(choices).tolist() == [1, 0, -2, -7]
   np.testing.assert_allclose(
-      multiple_choice.confidences(choices),
-      [1 / (1 + np.exp(-1) + np.exp(-2)), 1 / (2 + np.exp(-4)),
-       1 / (1 + np.exp(-2)), 1 / (1 + np.exp(-1) + np.exp(-7))])
+    multiple_choice.confidences(choices),
+    [
+      1 / (1 + np.exp(-1) + np.exp(-2)),
+      1 / (2 + np.exp(-4)),
+      1 / (1 + np.exp(-2)),
+      1 / (1 + np.exp(-1) + np.exp(-7)),
+    ],
+  )
   row = multiple_choice.item_rows(choices)[2]
   assert row["acc"] == 0 and row["acc_norm"] == 1 and row["margin"] == -2
 
@@ -193,8 +245,12 @@ def test_calibration_error_by_hand():
   right = np.array([True, True, False, True])
   error = multiple_choice.calibration_error(confidence, right, bins=2)
   assert error == pytest.approx((2 * abs(1 - 0.45) + 2 * abs(0.5 - 0.85)) / 4)
-  assert multiple_choice.calibration_error(
-      np.array([0.0, 1.0]), np.array([False, True])) == 0
+  assert (
+    multiple_choice.calibration_error(
+      np.array([0.0, 1.0]), np.array([False, True])
+    )
+    == 0
+  )
   with pytest.raises(ValueError, match="bins=0"):
     multiple_choice.calibration_error(confidence, right, bins=0)
 
@@ -207,28 +263,33 @@ def test_flips_by_hand():
   assert found["lost"].tolist() == [False, True, False, False]
   assert found["gained"].tolist() == [False, False, True, False]
   with pytest.raises(ValueError, match="different questions"):
-    multiple_choice.flips(dense, dataclasses.replace(
-        pruned, answers=np.ones(4, int)))
+    multiple_choice.flips(
+      dense, dataclasses.replace(pruned, answers=np.ones(4, int))
+    )
 
 
 GOOD = {"context": "a", "options": ["b", "c"], "answer": 1}
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(
+  "change, message",
+  [
     ({"answer": 2}, "2 options and answer 2"),
     ({"answer": True}, "answer True"),
     ({"answer": "b"}, "answer 'b'"),
     ({"options": ["b"], "answer": 0}, "1 options"),
     ({"options": ["b", ""]}, "an option is empty"),
     ({"options": None}, "TypeError"),
-])
+  ],
+)
 def test_bad_question_files(tmp_path, change, message):
   path = tmp_path / "x.jsonl"
   path.write_text("\n".join(map(json.dumps, (GOOD, GOOD | change))))
   with pytest.raises(ValueError, match=f"x.jsonl: line 2: .*{message}"):
     multiple_choice.read_questions(path)
   assert multiple_choice.read_questions(path, 1) == [
-      Question(context="a", options=("b", "c"), answer=1)]
+    Question(context="a", options=("b", "c"), answer=1)
+  ]
   path.write_text("")
   with pytest.raises(ValueError, match="no question"):
     multiple_choice.read_questions(path)
@@ -242,7 +303,9 @@ def test_word_choice_of_stories(shared):
 
   folder = shared / "weights" / "stories260K"
   questions = multiple_choice.read_questions(
-      shared / "data/tinystories_mcq/word-choice-balanced.jsonl", 80)
+    shared / "data/tinystories_mcq/word-choice-balanced.jsonl", 80
+  )
   choices = multiple_choice.score_questions(
-      *checkpoints.load_params(folder), load_tokenizer(folder), questions)
+    *checkpoints.load_params(folder), load_tokenizer(folder), questions
+  )
   assert 0.55 < multiple_choice.correct(choices).mean() < 0.85

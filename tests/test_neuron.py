@@ -17,10 +17,11 @@ def make(seed=0, gated=True, bias=True):
   if not gated:
     del shapes["gate"]
   return {
-      name: {"kernel": jnp.asarray(draw.normal(size=s), jnp.float32)}
-      | ({"bias": jnp.asarray(draw.normal(size=s[1]), jnp.float32)}
-         if bias else {})
-      for name, s in shapes.items()
+    name: {"kernel": jnp.asarray(draw.normal(size=s), jnp.float32)}
+    | (
+      {"bias": jnp.asarray(draw.normal(size=s[1]), jnp.float32)} if bias else {}
+    )
+    for name, s in shapes.items()
   }
 
 
@@ -36,8 +37,10 @@ def run(mlp, x_BTD, act=jax.nn.silu):
 
 def norms(values):
   return SquaredNorm(
-      sum_squares=jnp.asarray(values, jnp.float32) * 2,
-      sequences=jnp.int32(2), tokens=jnp.int32(9))
+    sum_squares=jnp.asarray(values, jnp.float32) * 2,
+    sequences=jnp.int32(2),
+    tokens=jnp.int32(9),
+  )
 
 
 def test_table():
@@ -46,16 +49,18 @@ def test_table():
   s = norms([4, 1, 1, 0.5])
   np.testing.assert_allclose(neuron.neuron_scores(down_FO, s), [4, 2, 3, 2])
   np.testing.assert_allclose(
-      neuron.neuron_scores(down_FO, s, root=True), [2, 2, 3, 4 * 0.5**0.5])
+    neuron.neuron_scores(down_FO, s, root=True), [2, 2, 3, 4 * 0.5**0.5]
+  )
   for sparsity, root, want in (
-      (0.25, False, [1, 0, 1, 1]),  # Of the tie the first goes.
-      (0.5, False, [1, 0, 1, 0]),
-      (0.5, True, [0, 0, 1, 1]),
-      (0.0, False, [1, 1, 1, 1]),
-      (0.74, False, [1, 0, 1, 0]),  # floor(2.96)
+    (0.25, False, [1, 0, 1, 1]),  # Of the tie the first goes.
+    (0.5, False, [1, 0, 1, 0]),
+    (0.5, True, [0, 0, 1, 1]),
+    (0.0, False, [1, 1, 1, 1]),
+    (0.74, False, [1, 0, 1, 0]),  # floor(2.96)
   ):
     np.testing.assert_array_equal(
-        neuron.keep_neurons(down_FO, s, sparsity, root=root), want)
+      neuron.keep_neurons(down_FO, s, sparsity, root=root), want
+    )
 
 
 def test_scores_of_the_equation():
@@ -64,7 +69,8 @@ def test_scores_of_the_equation():
   s_F = np.square(x_BTF).sum(axis=1).mean(axis=0)
   want_F = np.abs(down_FO).mean(axis=1) * s_F
   got_F = neuron.neuron_scores(
-      jnp.asarray(down_FO), observe_squares(jnp.asarray(x_BTF)))
+    jnp.asarray(down_FO), observe_squares(jnp.asarray(x_BTF))
+  )
   np.testing.assert_allclose(got_F, want_F, rtol=1e-5)
 
 
@@ -76,8 +82,9 @@ def test_masked_is_narrow(gated, bias):
   A plain MLP needs act(0) = 0 to be masked; silu and gelu have it.
   """
   mlp = make(gated=gated, bias=bias)
-  x_BTD = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, D)),
-                      jnp.float32)
+  x_BTD = jnp.asarray(
+    np.random.default_rng(1).normal(size=(2, 3, D)), jnp.float32
+  )
   keep_F = np.array([1, 0, 1, 1, 0, 0, 1, 1], bool)
   masked, masks = neuron.mask_neurons(mlp, keep_F)
   small = jax.jit(neuron.narrow, static_argnums=2)(mlp, keep_F, 5)
@@ -87,15 +94,18 @@ def test_masked_is_narrow(gated, bias):
   assert not np.allclose(run(masked, x_BTD), run(mlp, x_BTD), atol=1e-2)
   for name, leaves in mlp.items():
     np.testing.assert_array_equal(
-        masked[name]["kernel"], np.where(masks[name], leaves["kernel"], 0))
+      masked[name]["kernel"], np.where(masks[name], leaves["kernel"], 0)
+    )
     axis = 0 if name == "down" else 1
     np.testing.assert_array_equal(
-        small[name]["kernel"], np.compress(keep_F, leaves["kernel"], axis))
+      small[name]["kernel"], np.compress(keep_F, leaves["kernel"], axis)
+    )
     if bias and name == "down":  # Belongs to the outputs.
       np.testing.assert_array_equal(masked[name]["bias"], leaves["bias"])
     elif bias:
       np.testing.assert_array_equal(
-          masked[name]["bias"], np.where(keep_F, leaves["bias"], 0))
+        masked[name]["bias"], np.where(keep_F, leaves["bias"], 0)
+      )
 
 
 def test_counts_dtypes_and_layers():
@@ -116,7 +126,8 @@ def test_counts_dtypes_and_layers():
   both, _ = jax.vmap(f)(stacked)
   np.testing.assert_array_equal(both["up"]["kernel"][0], new["up"]["kernel"])
   np.testing.assert_array_equal(
-      both["up"]["kernel"][1], 2 * new["up"]["kernel"])
+    both["up"]["kernel"][1], 2 * new["up"]["kernel"]
+  )
   keep_LF = jnp.stack([masks["down"][:, 0]] * 2)
   small = jax.vmap(lambda m, k: neuron.narrow(m, k, 6))(stacked, keep_LF)
   assert small["down"]["kernel"].shape == (2, 6, D)
@@ -130,7 +141,8 @@ def test_official_oracle():
   for sparsity in (0.3, 0.5):
     for root in (False, True):
       score_F = np.abs(np.asarray(mlp["down"]["kernel"])).mean(1) * (
-          np.sqrt(s_F) if root else s_F)
+        np.sqrt(s_F) if root else s_F
+      )
       gone = np.argsort(score_F)[: int(F * sparsity)]
       new, _ = neuron.neuron(mlp, observe_squares(x_BTF), sparsity, root=root)
       want = jax.tree.map(np.array, mlp)

@@ -45,8 +45,10 @@ def same_compiled_mapped(method, *stacked, eager=True):
 
   def same(found, expected):
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        found, expected)
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+      found,
+      expected,
+    )
 
   mapped = jax.jit(jax.vmap(method))(*stacked)
   compiled = jax.jit(method)
@@ -66,14 +68,18 @@ def test_layer_error_is_the_error_of_the_outputs():
   x64, w64, new64 = (np.asarray(a, np.float64) for a in (x, w, new))
   moved = np.sum((x64 @ (new64 - w64)) ** 2, axis=(0, 1))
   np.testing.assert_allclose(
-      reconstruction.output_errors(new - w, gram), moved, rtol=1e-4)
+    reconstruction.output_errors(new - w, gram), moved, rtol=1e-4
+  )
   expected = moved.sum() / np.sum((x64 @ w64) ** 2)
   for scale in (1.0, 1e-6, 1e6):  # a sum, a mean or a Hessian
     for dtype in (jnp.float32, jnp.float16):
       np.testing.assert_allclose(
-          reconstruction.layer_error(
-              w.astype(dtype), new.astype(dtype), gram * scale),
-          expected, rtol=1e-4 if dtype == jnp.float32 else 1e-2)
+        reconstruction.layer_error(
+          w.astype(dtype), new.astype(dtype), gram * scale
+        ),
+        expected,
+        rtol=1e-4 if dtype == jnp.float32 else 1e-2,
+      )
 
 
 def test_layer_error_ends():
@@ -112,14 +118,17 @@ def squares(values):
 def test_ria_by_hand():
   w = jnp.asarray([[1.0, -1.0], [3.0, 0.0], [0.0, 1.0]])
   # Sums into the outputs 4, 2; out of the inputs 2, 3, 1.
-  share = np.array([[1 / 4 + 1 / 2, 1 / 2 + 1 / 2], [3 / 4 + 1, 0],
-                    [0, 1 / 2 + 1]])
+  share = np.array(
+    [[1 / 4 + 1 / 2, 1 / 2 + 1 / 2], [3 / 4 + 1, 0], [0, 1 / 2 + 1]]
+  )
   seen = squares([16.0, 1.0, 0.0])  # norms 4, 1, 0: square roots 2, 1, 0
   np.testing.assert_allclose(
-      ria.ria_scores(w, seen), share * [[2], [1], [0]], rtol=1e-6)
+    ria.ria_scores(w, seen), share * [[2], [1], [0]], rtol=1e-6
+  )
   np.testing.assert_allclose(ria.ria_scores(w, seen, power=0.0), share)
   np.testing.assert_allclose(
-      ria.ria_scores(w, seen, power=1.0), share * [[4], [1], [0]], rtol=1e-6)
+    ria.ria_scores(w, seen, power=1.0), share * [[4], [1], [0]], rtol=1e-6
+  )
 
 
 def test_ria_against_loops():
@@ -129,8 +138,9 @@ def test_ria_against_loops():
   norm = np.sqrt((np.asarray(x, np.float64) ** 2).sum((0, 1)) / 2)
   expected = np.empty_like(w64)
   for i, o in np.ndindex(w64.shape):
-    expected[i, o] = (w64[i, o] / w64[:, o].sum() + w64[i, o] / w64[i].sum()
-                      ) * norm[i] ** 0.5
+    expected[i, o] = (
+      w64[i, o] / w64[:, o].sum() + w64[i, o] / w64[i].sum()
+    ) * norm[i] ** 0.5
   np.testing.assert_allclose(ria.ria_scores(w, seen), expected, rtol=1e-5)
   new, mask = RIA(w, seen, HALF)
   order = np.argsort(expected, axis=0, kind="stable")
@@ -153,8 +163,8 @@ def test_ria_compiled_mapped(pattern):
   w, x = (jnp.stack(a) for a in zip(*(case(s) for s in range(3))))
   seen = jax.vmap(observe_squares)(x)
   same_compiled_mapped(
-      lambda w, s: ria.ria(w, s, pattern), w, seen,
-      eager=pattern is HALF)
+    lambda w, s: ria.ria(w, s, pattern), w, seen, eager=pattern is HALF
+  )
 
 
 # --- allocation -------------------------------------------------------------
@@ -177,10 +187,12 @@ def test_linear_by_hand():
   assert allocation.linear(3, 0.5, 0.1) == (0.4, 0.5, 0.6)
   # Twice the weight on the last: the shift makes up for it.
   np.testing.assert_allclose(
-      allocation.linear(2, 0.5, 0.3, sizes=[1, 2]), [0.3, 0.6])
+    allocation.linear(2, 0.5, 0.3, sizes=[1, 2]), [0.3, 0.6]
+  )
   # The first layer would go below zero: the others carry its share.
   np.testing.assert_allclose(
-      allocation.linear(3, 0.2, 0.3), [0, 0.15, 0.45], atol=1e-12)
+    allocation.linear(3, 0.2, 0.3), [0, 0.15, 0.45], atol=1e-12
+  )
   assert allocation.linear(4, 0.5, 0.0) == (0.5,) * 4
   falling = allocation.linear(3, 0.5, -0.1)
   assert falling == (0.6, 0.5, 0.4)
@@ -188,11 +200,14 @@ def test_linear_by_hand():
 
 @settings(max_examples=100, deadline=None)
 @given(
-    wishes=st.lists(st.floats(-3, 3), min_size=1, max_size=6),
-    sparsity=st.floats(0, 0.999), data=st.data())
+  wishes=st.lists(st.floats(-3, 3), min_size=1, max_size=6),
+  sparsity=st.floats(0, 0.999),
+  data=st.data(),
+)
 def test_the_budget_is_met_exactly(wishes, sparsity, data):
-  sizes = data.draw(st.lists(
-      st.integers(1, 10**6), min_size=len(wishes), max_size=len(wishes)))
+  sizes = data.draw(
+    st.lists(st.integers(1, 10**6), min_size=len(wishes), max_size=len(wishes))
+  )
   found = allocation.meet_budget(wishes, sparsity, sizes)
   assert all(isinstance(s, float) and 0 <= s < 1 for s in found)
   assert abs(total(found, sizes) - sparsity) < 2e-12
@@ -208,23 +223,30 @@ def test_equal_layers_lose_no_entry_to_rounding():
     assert found == (sparsity,) * 7
 
 
-@pytest.mark.parametrize("wishes, sizes, words", [
-    ([], None, "wishes"), ([math.inf, 0], None, "wishes"),
-    ([0, 0], [1, 0], "sizes"), ([0, 0], [1], "2 positive")])
+@pytest.mark.parametrize(
+  "wishes, sizes, words",
+  [
+    ([], None, "wishes"),
+    ([math.inf, 0], None, "wishes"),
+    ([0, 0], [1, 0], "sizes"),
+    ([0, 0], [1], "2 positive"),
+  ],
+)
 def test_bad_budgets_are_named(wishes, sizes, words):
   with pytest.raises(ValueError, match=words):
     allocation.meet_budget(wishes, 0.5, sizes)
 
 
 def test_outliers_by_hand():
-  scores = {"a": jnp.asarray([[1.0, 1.0], [1.0, 21.0]]),
-            "b": jnp.zeros((3, 2)).at[0, 0].set(6.0)}
+  scores = {
+    "a": jnp.asarray([[1.0, 1.0], [1.0, 21.0]]),
+    "b": jnp.zeros((3, 2)).at[0, 0].set(6.0),
+  }
   # The mean of ten is 3: one score above 15, two above 5.9, two at 6 or more.
   np.testing.assert_allclose(owl.outlier_fraction(scores), 0.1)
   np.testing.assert_allclose(owl.outlier_fraction(scores, 1.9), 0.2)
   np.testing.assert_allclose(owl.outlier_fraction(scores, 2.0), 0.1)
-  np.testing.assert_allclose(
-      jax.jit(owl.outlier_fraction)(scores), 0.1)
+  np.testing.assert_allclose(jax.jit(owl.outlier_fraction)(scores), 0.1)
   assert float(owl.outlier_fraction(jnp.ones((4, 4)))) == 0
   assert float(owl.outlier_fraction(jnp.zeros((4, 4)))) == 0
 
@@ -304,7 +326,8 @@ def test_swaps_only_ever_help(all_pairs):
     first = last
     for count in (0, 1, 2, 3, 5, 1000):
       mask = np.asarray(
-          REFINE(w, keep, gram, max_swaps=count, all_pairs=all_pairs))
+        REFINE(w, keep, gram, max_swaps=count, all_pairs=all_pairs)
+      )
       np.testing.assert_array_equal(mask.sum(0), keep.sum(0))
       assert (np.sum(mask & ~keep, axis=0) <= count).all()
       now = reconstruction.output_errors(jnp.where(mask, 0.0, w), gram)
@@ -322,13 +345,15 @@ def test_after_all_pairs_no_swap_is_left():
     gram64 = np.einsum("bti,btj->ij", *[np.asarray(x, np.float64)] * 2)
     keep = np.asarray(KEEP(jnp.abs(w), HALF))
     mask = np.asarray(
-        REFINE(w, jnp.asarray(keep), jnp.asarray(gram64, jnp.float32)))
+      REFINE(w, jnp.asarray(keep), jnp.asarray(gram64, jnp.float32))
+    )
     for o in range(w.shape[1]):
       column = np.asarray(w[:, o], np.float64)
       here = removed_error(column, mask[:, o], gram64)
       best = min(
-          removed_error(column, np.isin(range(12), kept), gram64)
-          for kept in itertools.combinations(range(12), 6))
+        removed_error(column, np.isin(range(12), kept), gram64)
+        for kept in itertools.combinations(range(12), 6)
+      )
       assert here >= best * (1 - 1e-9)
       better = swap_once(column, mask[:, o], gram64, 12)
       if better is not None:
@@ -348,7 +373,8 @@ def test_swaps_repair_a_planted_mistake():
   assert start[:, 0].tolist() == [True, True, False, False]
   new, mask = SWAPS(w, gram, HALF)
   assert reconstruction.layer_error(w, new, gram.sum_outer) <= (
-      reconstruction.layer_error(w, jnp.where(start, w, 0), gram.sum_outer))
+    reconstruction.layer_error(w, jnp.where(start, w, 0), gram.sum_outer)
+  )
   # Two swaps at once would be needed, and one swap alone is no gain: kept.
   np.testing.assert_array_equal(mask, start)
   half = jnp.asarray([[False], [True], [True], [False]])
@@ -362,18 +388,18 @@ def test_sparse_swaps_starts_from_wanda_or_any_mask():
   norm = np.sqrt(np.diagonal(np.asarray(gram.sum_outer)))
   wanda = KEEP(jnp.abs(w) * norm[:, None], HALF)
   new, mask = SWAPS(w, gram, HALF)
-  np.testing.assert_array_equal(
-      mask, REFINE(w, wanda, gram.sum_outer))
+  np.testing.assert_array_equal(mask, REFINE(w, wanda, gram.sum_outer))
   np.testing.assert_array_equal(new, np.where(mask, w, 0))
-  first = np.asarray(reconstruction.output_errors(
-      jnp.where(wanda, 0.0, w), gram.sum_outer))
+  first = np.asarray(
+    reconstruction.output_errors(jnp.where(wanda, 0.0, w), gram.sum_outer)
+  )
   last = np.asarray(reconstruction.output_errors(new - w, gram.sum_outer))
   assert (last <= first).all() and last.sum() < 0.8 * first.sum()
   pattern = NofM(keep=1, of=4)
-  start = jnp.asarray(np.tile([True, False, False, False], 3)[:, None]
-                      & np.ones((1, 5), bool))
-  low, mask = SWAPS(
-      w.astype(jnp.bfloat16), gram, pattern, mask_IO=start)
+  start = jnp.asarray(
+    np.tile([True, False, False, False], 3)[:, None] & np.ones((1, 5), bool)
+  )
+  low, mask = SWAPS(w.astype(jnp.bfloat16), gram, pattern, mask_IO=start)
   assert low.dtype == jnp.bfloat16
   assert (np.asarray(mask).reshape(3, 4, 5).sum(1) == 1).all()
   assert (np.asarray(mask) != np.asarray(start)).any()
@@ -403,8 +429,9 @@ def test_rounding_cannot_make_swaps_harm():
   keep = jnp.asarray(np.argsort(rng.random((20, 30)), axis=0) < 10)
   mask = REFINE(w, keep, gram)
   before, after = (
-      np.asarray(reconstruction.output_errors(jnp.where(m, 0.0, w), gram))
-      for m in (keep, mask))
+    np.asarray(reconstruction.output_errors(jnp.where(m, 0.0, w), gram))
+    for m in (keep, mask)
+  )
   assert (after <= before).all() and after.sum() < before.sum()
 
 
@@ -414,22 +441,28 @@ def test_swaps_compiled_mapped(pattern):
   w, x = (jnp.stack(a) for a in zip(*(case(s) for s in range(3))))
   seen = jax.vmap(observe_gram)(x)
   same_compiled_mapped(
-      lambda w, s: sparse_swaps.sparse_swaps(w, s, pattern), w, seen,
-      eager=pattern is HALF)
+    lambda w, s: sparse_swaps.sparse_swaps(w, s, pattern),
+    w,
+    seen,
+    eager=pattern is HALF,
+  )
 
 
 def test_outputs_can_live_on_different_devices():
   w, x = case(8, outputs=8)
   gram = observe_gram(x).sum_outer
   keep = KEEP(jnp.abs(w), HALF)
-  mesh = jax.make_mesh(
-      (8,), ("O",), axis_types=(jax.sharding.AxisType.Auto,))
+  mesh = jax.make_mesh((8,), ("O",), axis_types=(jax.sharding.AxisType.Auto,))
   spec = jax.P(None, "O")
-  spread = jax.jit(jax.shard_map(
-      sparse_swaps.refine, mesh=mesh, in_specs=(spec, spec, jax.P()),
-      out_specs=spec))
-  np.testing.assert_array_equal(
-      spread(w, keep, gram), REFINE(w, keep, gram))
+  spread = jax.jit(
+    jax.shard_map(
+      sparse_swaps.refine,
+      mesh=mesh,
+      in_specs=(spec, spec, jax.P()),
+      out_specs=spec,
+    )
+  )
+  np.testing.assert_array_equal(spread(w, keep, gram), REFINE(w, keep, gram))
 
 
 # --- FLAP -------------------------------------------------------------------
@@ -437,12 +470,18 @@ def test_outputs_can_live_on_different_devices():
 
 def an_mlp(seed, width=6, hidden=10):
   rng = np.random.default_rng(seed)
-  shapes = {"gate": (width, hidden), "up": (width, hidden),
-            "down": (hidden, width)}
-  mlp = {k: {"kernel": jnp.asarray(rng.normal(size=s), jnp.float32)}
-         for k, s in shapes.items()}
+  shapes = {
+    "gate": (width, hidden),
+    "up": (width, hidden),
+    "down": (hidden, width),
+  }
+  mlp = {
+    k: {"kernel": jnp.asarray(rng.normal(size=s), jnp.float32)}
+    for k, s in shapes.items()
+  }
   x = rng.normal(size=(3, 20, hidden)) * rng.uniform(0.1, 2, hidden) + (
-      rng.normal(size=hidden) * 3)
+    rng.normal(size=hidden) * 3
+  )
   return mlp, jnp.asarray(x, jnp.float32)
 
 
@@ -453,7 +492,8 @@ def test_flap_against_loops():
   down = np.asarray(mlp["down"]["kernel"], np.float64)
   score = [x64[:, f].var(ddof=1) * (down[f] ** 2).sum() for f in range(10)]
   np.testing.assert_allclose(
-      flap.fluctuation_scores(mlp["down"]["kernel"], seen), score, rtol=1e-5)
+    flap.fluctuation_scores(mlp["down"]["kernel"], seen), score, rtol=1e-5
+  )
   kernels, masks, bias = FLAP(mlp, seen, 0.35)
   gone = np.argsort(score, kind="stable")[:3]  # floor(3.5)
   assert set(np.flatnonzero(~np.asarray(masks["gate"][0]))) == set(gone)
@@ -463,16 +503,19 @@ def test_flap_against_loops():
     kernel = leaves["kernel"]
     assert masks[name].shape == kernel.shape and masks[name].dtype == bool
     np.testing.assert_array_equal(
-        kernel, np.where(masks[name], mlp[name]["kernel"], 0))
+      kernel, np.where(masks[name], mlp[name]["kernel"], 0)
+    )
     assert int((~masks[name]).sum()) == 3 * 6
   # On these tokens the mean output is that of the dense kernel.
   np.testing.assert_allclose(
-      (x @ kernels["down"]["kernel"]).mean((0, 1)) + bias,
-      (x @ mlp["down"]["kernel"]).mean((0, 1)), rtol=1e-4, atol=1e-4)
+    (x @ kernels["down"]["kernel"]).mean((0, 1)) + bias,
+    (x @ mlp["down"]["kernel"]).mean((0, 1)),
+    rtol=1e-4,
+    atol=1e-4,
+  )
   # And what it leaves is the fluctuation: independent of any mean.
   shifted = moments.observe_moments(x + 100.0)
-  np.testing.assert_allclose(
-      FLAP(mlp, shifted, 0.35)[1]["down"], masks["down"])
+  np.testing.assert_allclose(FLAP(mlp, shifted, 0.35)[1]["down"], masks["down"])
 
 
 def test_a_constant_unit_costs_nothing():
@@ -481,9 +524,11 @@ def test_a_constant_unit_costs_nothing():
   kernels, masks, bias = FLAP(mlp, moments.observe_moments(x), 0.1)
   assert np.flatnonzero(~np.asarray(masks["up"][0])).tolist() == [4]
   np.testing.assert_allclose(
-      x @ kernels["down"]["kernel"] + bias[None, None],
-      x @ mlp["down"]["kernel"],
-      rtol=1e-4, atol=1e-4)
+    x @ kernels["down"]["kernel"] + bias[None, None],
+    x @ mlp["down"]["kernel"],
+    rtol=1e-4,
+    atol=1e-4,
+  )
 
 
 def test_flap_masks_are_a_narrower_mlp():
@@ -513,7 +558,8 @@ def test_flap_ties_dtype_and_maps():
   stacked = jax.tree.map(lambda *a: jnp.stack(a), *(m for m, _ in many))
   seen = jax.vmap(moments.observe_moments)(jnp.stack([x for _, x in many]))
   same_compiled_mapped(
-      lambda m, s: flap.flap(m, s, 0.5), stacked, seen, eager=False)
+    lambda m, s: flap.flap(m, s, 0.5), stacked, seen, eager=False
+  )
 
 
 # --- on a trained model -----------------------------------------------------
@@ -522,25 +568,28 @@ def test_flap_ties_dtype_and_maps():
 def test_swaps_on_a_trained_layer(shared):
   """At 50 % on real inputs: swaps well below Wanda, Wanda below magnitude."""
   config, params = load_params(shared / "weights" / "stories260K")
-  tokens = np.load(
-      shared / "golden" / "stories260K" / "tokens.npz")["calibration"][:4]
+  tokens = np.load(shared / "golden" / "stories260K" / "tokens.npz")[
+    "calibration"
+  ][:4]
 
   @jax.jit
   def grams(tokens):
-    return forward(config, params, tokens, observe=lambda tape: observe_gram(
-        tape["mlp_in"]))[1]
+    return forward(
+      config, params, tokens, observe=lambda tape: observe_gram(tape["mlp_in"])
+    )[1]
 
   gram = jax.tree.map(lambda a: a[0], grams(jnp.asarray(tokens))).sum_outer
   for name in ("gate", "up"):
     w = params["layers"]["mlp"][name]["kernel"][0]
     norm_I = jnp.sqrt(jnp.diagonal(gram))
     masks = {
-        "magnitude": KEEP(jnp.abs(w), HALF),
-        "wanda": KEEP(jnp.abs(w) * norm_I[:, None], HALF),
+      "magnitude": KEEP(jnp.abs(w), HALF),
+      "wanda": KEEP(jnp.abs(w) * norm_I[:, None], HALF),
     }
     masks["swaps"] = REFINE(w, masks["wanda"], gram)
     error = {
-        k: float(reconstruction.layer_error(w, jnp.where(m, w, 0), gram))
-        for k, m in masks.items()}
+      k: float(reconstruction.layer_error(w, jnp.where(m, w, 0), gram))
+      for k, m in masks.items()
+    }
     assert error["swaps"] < 0.8 * error["wanda"]
     assert error["wanda"] < error["magnitude"]

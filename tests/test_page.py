@@ -19,14 +19,14 @@ from jaxprune.report import figures, page
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 HOSTILE = '</td><script>alert("x")</script>&amp;\'"><img src=http://e.com/x>'
 RUN = {
-    "made_by": "jaxprune",
-    "command": f"prune --model={HOSTILE}",
-    "flags": {"sparsity": 0.5, "prompts": None, "name": HOSTILE},
-    "seeds": {"decoding": 12345},
-    "checkpoint_hash": {"dense": "d" * 64, "pruned": "e" * 64},
-    "calibration": {"source": "c4", "sequences": 128, "hash": "f" * 64},
-    "versions": {"jax": "0.10", "absent": None},
-    "device": {"platform": "cpu"},
+  "made_by": "jaxprune",
+  "command": f"prune --model={HOSTILE}",
+  "flags": {"sparsity": 0.5, "prompts": None, "name": HOSTILE},
+  "seeds": {"decoding": 12345},
+  "checkpoint_hash": {"dense": "d" * 64, "pruned": "e" * 64},
+  "calibration": {"source": "c4", "sequences": 128, "hash": "f" * 64},
+  "versions": {"jax": "0.10", "absent": None},
+  "device": {"platform": "cpu"},
 }
 
 
@@ -69,23 +69,35 @@ def png(value=1.0):
 
 INTERVAL = report.mean_interval(np.arange(40) / 40)
 SECTION = page.Section(
-    title="Tasks", paragraphs=["One.", " "],
-    tables=[page.Table(
-        caption="Scores", columns=("Task", "Dense", "Note"),
-        rows=[["a", 0.25, "x"], ["b", INTERVAL, None], ["c", None, True]])])
+  title="Tasks",
+  paragraphs=["One.", " "],
+  tables=[
+    page.Table(
+      caption="Scores",
+      columns=("Task", "Dense", "Note"),
+      rows=[["a", 0.25, "x"], ["b", INTERVAL, None], ["c", None, True]],
+    )
+  ],
+)
 
 
 def render(**changes):
-  return page.render_page(**{
-      "title": "A page", "verdict": "It works.\n\nMostly.", "run": RUN,
+  return page.render_page(
+    **{
+      "title": "A page",
+      "verdict": "It works.\n\nMostly.",
+      "run": RUN,
       "protocol": {"Context length": 512, "T": 1.0, "lens": "raw"},
-      "sections": [SECTION]} | changes)
+      "sections": [SECTION],
+    }
+    | changes
+  )
 
 
 def test_valid_html():
   figure = page.Figure(png=png(), caption="Fig", alt="A line")
   text = render(sections=[dataclasses.replace(SECTION, figures=[figure])])
-  assert text.startswith("<!DOCTYPE html>\n<html lang=\"en\">")
+  assert text.startswith('<!DOCTYPE html>\n<html lang="en">')
   reader = Reader(text)
   assert reader.find("html") == [{"lang": "en"}]
   assert {"charset": "utf-8"} in reader.find("meta")
@@ -98,8 +110,9 @@ def test_valid_html():
   assert reader.find("img")[0]["alt"] == "A line"
   for table in re.findall("<table>.*?</table>", text, re.S):
     widths = {
-        len(re.findall("<t[hd]", row))
-        for row in re.findall("<tr>.*?</tr>", table)}
+      len(re.findall("<t[hd]", row))
+      for row in re.findall("<tr>.*?</tr>", table)
+    }
     assert len(widths) == 1
   assert text.encode("utf-8").isascii() is False  # real minus and dash signs
 
@@ -115,19 +128,29 @@ def test_nothing_is_fetched_and_nothing_runs():
   style = reader.texts["style"][0]
   assert "url(" not in style and "@import" not in style
   policy = [
-      attrs["content"] for attrs in reader.find("meta")
-      if attrs.get("http-equiv") == "Content-Security-Policy"]
+    attrs["content"]
+    for attrs in reader.find("meta")
+    if attrs.get("http-equiv") == "Content-Security-Policy"
+  ]
   assert policy and policy[0].startswith("default-src 'none'")
 
 
 def test_hostile_text_is_shown_as_text_everywhere():
   text = render(
-      title=HOSTILE, verdict=HOSTILE, protocol={HOSTILE: HOSTILE},
-      sections=[page.Section(
-          title=HOSTILE, paragraphs=[HOSTILE],
-          tables=[page.Table(
-              caption=HOSTILE, columns=(HOSTILE,), rows=[[HOSTILE]])],
-          figures=[page.Figure(png=png(), caption=HOSTILE, alt=HOSTILE)])])
+    title=HOSTILE,
+    verdict=HOSTILE,
+    protocol={HOSTILE: HOSTILE},
+    sections=[
+      page.Section(
+        title=HOSTILE,
+        paragraphs=[HOSTILE],
+        tables=[
+          page.Table(caption=HOSTILE, columns=(HOSTILE,), rows=[[HOSTILE]])
+        ],
+        figures=[page.Figure(png=png(), caption=HOSTILE, alt=HOSTILE)],
+      )
+    ],
+  )
   reader = Reader(text)
   assert "<script" not in text and "http://e.com" in text
   for tag in ("title", "h1", "h2", "p", "figcaption", "th"):
@@ -140,15 +163,24 @@ def test_hostile_text_is_shown_as_text_everywhere():
 @given(st.text())
 @example("\x00\x1b[31m\ud800\x85")
 def test_any_text_survives(value):
-  reader = Reader(render(sections=[page.Section(
-      title="x", tables=[page.Table(
-          caption="x", columns=("a", "b"), rows=[["r", value]])])]))
+  reader = Reader(
+    render(
+      sections=[
+        page.Section(
+          title="x",
+          tables=[
+            page.Table(caption="x", columns=("a", "b"), rows=[["r", value]])
+          ],
+        )
+      ]
+    )
+  )
   shown = reader.texts["td"][0]
   shown.encode("utf-8")
   # The parser, like a browser, reads every line end as it stands in the file.
   expected = "".join(
-      "\ufffd" if page._FORBIDDEN.match(letter) else letter
-      for letter in value)
+    "\ufffd" if page._FORBIDDEN.match(letter) else letter for letter in value
+  )
   assert shown == expected
 
 
@@ -156,8 +188,17 @@ def test_protocol_table():
   reader = Reader(render())
   text = " ".join(reader.texts["td"])
   for expected in (
-      "512", "raw", "d" * 64, "e" * 64, "f" * 64, "decoding 12345",
-      "source c4, sequences 128", "jax 0.10", "platform cpu", HOSTILE):
+    "512",
+    "raw",
+    "d" * 64,
+    "e" * 64,
+    "f" * 64,
+    "decoding 12345",
+    "source c4, sequences 128",
+    "jax 0.10",
+    "platform cpu",
+    HOSTILE,
+  ):
     assert expected in text, expected
   assert "absent" not in text
   single = Reader(render(run={"checkpoint_hash": "9" * 64, "command": "x"}))
@@ -166,30 +207,47 @@ def test_protocol_table():
 
 def test_numbers_stand_on_the_right():
   text = render()
-  row = re.search("<tr><th scope=\"row\">b</th>.*?</tr>", text)[0]
+  row = re.search('<tr><th scope="row">b</th>.*?</tr>', text)[0]
   assert re.search(
-      r'<td class=num>0\.49 <span class="ends">\[0\.40, 0\.57\]</span>',
-      row)
+    r'<td class=num>0\.49 <span class="ends">\[0\.40, 0\.57\]</span>', row
+  )
   assert "<td>–</td>" in row
   assert '<th scope="col" class=num>Dense</th>' in text
   assert '<th scope="col">Note</th>' in text
   assert "<td>yes</td>" in text
 
 
-@pytest.mark.parametrize("value, expected", [
-    (0, "0"), (0.0, "0"), (-0.0, "0"), (512, "512"),
+@pytest.mark.parametrize(
+  "value, expected",
+  [
+    (0, "0"),
+    (0.0, "0"),
+    (-0.0, "0"),
+    (512, "512"),
     (1234567, "1\u202f234\u202f567"),
-    (-3, "−3"), (0.25, "0.25"), (100.0, "100"), (99999.0, "99999"),
-    (0.123456, "0.1235"), (9.99996, "10"), (-12.3456, "−12.35"),
-    (0.00012, "0.00012"), (1e-7, "1·10⁻⁷"), (-2.5e12, "−2.5·10¹²"),
-    (math.nan, "–"), (math.inf, "∞"), (-math.inf, "−∞"),
+    (-3, "−3"),
+    (0.25, "0.25"),
+    (100.0, "100"),
+    (99999.0, "99999"),
+    (0.123456, "0.1235"),
+    (9.99996, "10"),
+    (-12.3456, "−12.35"),
+    (0.00012, "0.00012"),
+    (1e-7, "1·10⁻⁷"),
+    (-2.5e12, "−2.5·10¹²"),
+    (math.nan, "–"),
+    (math.inf, "∞"),
+    (-math.inf, "−∞"),
     (np.float64(0.5), "0.5"),
-])
+  ],
+)
 def test_format_number(value, expected):
   assert page.format_number(value) == expected
 
 
-@pytest.mark.parametrize("ends, expected", [
+@pytest.mark.parametrize(
+  "ends, expected",
+  [
     ((0.5, 0.41, 0.62), ("0.50", "[0.41, 0.62]")),
     ((0.5, 0.4912, 0.5038), ("0.500", "[0.491, 0.504]")),
     ((-3.0, -14.2, 8.9), ("−3", "[−14, 9]")),
@@ -198,23 +256,42 @@ def test_format_number(value, expected):
     ((2.0, math.nan, math.nan), ("2", "[no interval]")),
     ((2e9, 1e9, 3e9), ("2·10⁹", "[1·10⁹, 3·10⁹]")),
     ((2e-7, 1e-7, 3e-7), ("2·10⁻⁷", "[1·10⁻⁷, 3·10⁻⁷]")),
-])
+  ],
+)
 def test_format_interval(ends, expected):
   interval = report.Interval(
-      estimate=ends[0], low=ends[1], high=ends[2], level=0.95, prompts=9,
-      rows=9, resamples=100, seed=0, method="bca")
+    estimate=ends[0],
+    low=ends[1],
+    high=ends[2],
+    level=0.95,
+    prompts=9,
+    rows=9,
+    resamples=100,
+    seed=0,
+    method="bca",
+  )
   assert page.format_interval(interval) == expected
 
 
-@pytest.mark.parametrize("section, message", [
-    (dict(tables=[page.Table(caption="T", columns=("a",), rows=[[1, 2]])]),
-     "table 'T': a row has 2 cells and there are 1"),
-    (dict(figures=[page.Figure(png=b"GIF89a", caption="F", alt="x")]),
-     "figure 'F': not a PNG"),
-    (dict(figures=[page.Figure(
-        png=b"\x89PNG\r\n\x1a\n", caption="F", alt=" ")]),
-     "figure 'F': alt is empty"),
-])
+@pytest.mark.parametrize(
+  "section, message",
+  [
+    (
+      dict(tables=[page.Table(caption="T", columns=("a",), rows=[[1, 2]])]),
+      "table 'T': a row has 2 cells and there are 1",
+    ),
+    (
+      dict(figures=[page.Figure(png=b"GIF89a", caption="F", alt="x")]),
+      "figure 'F': not a PNG",
+    ),
+    (
+      dict(
+        figures=[page.Figure(png=b"\x89PNG\r\n\x1a\n", caption="F", alt=" ")]
+      ),
+      "figure 'F': alt is empty",
+    ),
+  ],
+)
 def test_bad_content(section, message):
   with pytest.raises(ValueError, match=message):
     render(sections=[page.Section(title="x", **section)])
@@ -226,8 +303,8 @@ def test_colours_can_be_read():
   def luminance(colour):
     parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     parts = [
-        c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4
-        for c in parts]
+      c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts
+    ]
     return np.dot([0.2126, 0.7152, 0.0722], parts)
 
   sets = re.findall(r":root \{(.*?)\}", page._STYLE, re.S)
@@ -235,7 +312,11 @@ def test_colours_can_be_read():
   for each in sets:
     colours = dict(re.findall(r"--(\w+): (#\w{6})", each))
     for front, back in (
-        ("ink", "page"), ("soft", "page"), ("ink", "panel"), ("soft", "panel")):
+      ("ink", "page"),
+      ("soft", "page"),
+      ("ink", "panel"),
+      ("soft", "panel"),
+    ):
       low, high = sorted(luminance(colours[name]) for name in (front, back))
       assert (high + 0.05) / (low + 0.05) >= 4.5, (front, back, each)
 
@@ -249,37 +330,45 @@ def series(n, base=0.9):
 
 
 def spaces(n):
-  return {name: series(n, 0.9 + 0.02 * index) for index, name in enumerate(
-      ("cos_h", "cos_z", "cos_z_centred", "cos_p"))}
+  return {
+    name: series(n, 0.9 + 0.02 * index)
+    for index, name in enumerate(("cos_h", "cos_z", "cos_z_centred", "cos_p"))
+  }
 
 
 RNG = np.random.default_rng(0)
 DRAWN = {
-    "lines": lambda: figures.lines(spaces(60)),
-    "one point": lambda: figures.lines(spaces(1)),
-    "gaps": lambda: figures.lines({"kl": figures.Series(
-        x=np.arange(4), y=np.array([1, np.nan, 0, 2.0]))}, log_y=True),
-    "never positive": lambda: figures.lines({"kl": figures.Series(
-        x=np.arange(2), y=np.zeros(2))}, log_y=True),
-    "nothing": lambda: figures.lines({}),
-    "layers": lambda: figures.lines_by_layer(spaces(28), spaces(28)),
-    "one layer": lambda: figures.lines_by_layer(spaces(1), {}),
-    "heat map": lambda: figures.heat_map(
-        np.arange(12.0).reshape(3, 4), value="kl", log=True),
-    "one cell": lambda: figures.heat_map([[1.0]], value="kl"),
-    "no cell": lambda: figures.heat_map([[np.nan]], value="kl", log=True),
-    "scatter": lambda: figures.scatter_against_truth(
-        np.logspace(-4, 0, 50), np.logspace(-4, 0.1, 50), x="kl",
-        y="kl_estimate"),
-    "one pair": lambda: figures.scatter_against_truth(
-        [0.1], [0.12], x="kl", y="kl_estimate"),
-    "no pair": lambda: figures.scatter_against_truth(
-        [0.0, np.nan], [1.0, 1.0], x="kl", y="kl_estimate"),
-    "histogram": lambda: figures.histogram(
-        {"dense": np.arange(99) % 17, "pruned": np.arange(80) % 13},
-        x="margin"),
-    "one value": lambda: figures.histogram({"a": [3.0]}, x="margin"),
-    "no value": lambda: figures.histogram({"a": [np.nan]}, x="margin"),
+  "lines": lambda: figures.lines(spaces(60)),
+  "one point": lambda: figures.lines(spaces(1)),
+  "gaps": lambda: figures.lines(
+    {"kl": figures.Series(x=np.arange(4), y=np.array([1, np.nan, 0, 2.0]))},
+    log_y=True,
+  ),
+  "never positive": lambda: figures.lines(
+    {"kl": figures.Series(x=np.arange(2), y=np.zeros(2))}, log_y=True
+  ),
+  "nothing": lambda: figures.lines({}),
+  "layers": lambda: figures.lines_by_layer(spaces(28), spaces(28)),
+  "one layer": lambda: figures.lines_by_layer(spaces(1), {}),
+  "heat map": lambda: figures.heat_map(
+    np.arange(12.0).reshape(3, 4), value="kl", log=True
+  ),
+  "one cell": lambda: figures.heat_map([[1.0]], value="kl"),
+  "no cell": lambda: figures.heat_map([[np.nan]], value="kl", log=True),
+  "scatter": lambda: figures.scatter_against_truth(
+    np.logspace(-4, 0, 50), np.logspace(-4, 0.1, 50), x="kl", y="kl_estimate"
+  ),
+  "one pair": lambda: figures.scatter_against_truth(
+    [0.1], [0.12], x="kl", y="kl_estimate"
+  ),
+  "no pair": lambda: figures.scatter_against_truth(
+    [0.0, np.nan], [1.0, 1.0], x="kl", y="kl_estimate"
+  ),
+  "histogram": lambda: figures.histogram(
+    {"dense": np.arange(99) % 17, "pruned": np.arange(80) % 13}, x="margin"
+  ),
+  "one value": lambda: figures.histogram({"a": [3.0]}, x="margin"),
+  "no value": lambda: figures.histogram({"a": [np.nan]}, x="margin"),
 }
 
 
@@ -295,9 +384,14 @@ def test_figures_are_repeatable_and_fit(name):
   pixels = np.asarray(picture.convert("L"), float)
   assert pixels.std() > 1  # something is drawn
   # Nothing is cut off: ink does not touch the border.
-  border = np.concatenate([
-      pixels[:2].ravel(), pixels[-2:].ravel(), pixels[:, :2].ravel(),
-      pixels[:, -2:].ravel()])
+  border = np.concatenate(
+    [
+      pixels[:2].ravel(),
+      pixels[-2:].ravel(),
+      pixels[:, :2].ravel(),
+      pixels[:, -2:].ravel(),
+    ]
+  )
   assert border.min() == 255
 
 
@@ -306,15 +400,15 @@ def test_figures_show_the_data():
   good = np.array([0.1, 0.2])
   options = dict(x="kl", y="kl_estimate")
   some_missing = figures.scatter_against_truth(
-      np.append(good, 0), np.append(good, 1), **options)
+    np.append(good, 0), np.append(good, 1), **options
+  )
   assert some_missing != figures.scatter_against_truth(good, good, **options)
   with pytest.raises(ValueError, match=r"shape \[3\]"):
     figures.heat_map(np.zeros(3), value="kl")
 
 
 def test_mean_and_range():
-  got = figures.mean_and_range(
-      [1, 0, 1, 0, 2], [4.0, 1.0, 6.0, np.nan, np.inf])
+  got = figures.mean_and_range([1, 0, 1, 0, 2], [4.0, 1.0, 6.0, np.nan, np.inf])
   np.testing.assert_array_equal(got.x, [0, 1])
   np.testing.assert_array_equal(got.y, [1, 5])
   np.testing.assert_array_equal(got.low, [1, 4])
@@ -324,7 +418,8 @@ def test_mean_and_range():
 def test_a_space_looks_the_same_in_every_figure():
   names = ("cos_p", "cos_h", "cos_z_centred", "rho_z")
   styles = {
-      name: figures._style_of(name, index) for index, name in enumerate(names)}
+    name: figures._style_of(name, index) for index, name in enumerate(names)
+  }
   assert styles["cos_p"] == figures._STYLES["_p"]
   assert styles["cos_h"] == figures._STYLES["_h"]
   assert styles["cos_z_centred"] == figures._STYLES["_z_centred"]

@@ -14,14 +14,14 @@ from jax.sharding import PartitionSpec as P
 
 from jaxprune.pruning import order_statistics
 from jaxprune.pruning.patterns import (
-    NofM,
-    Unstructured,
-    check_scores,
-    check_shape,
-    keep_mask,
-    keep_mask_count,
-    keep_masks_global,
-    removed_count,
+  NofM,
+  Unstructured,
+  check_scores,
+  check_shape,
+  keep_mask,
+  keep_mask_count,
+  keep_masks_global,
+  removed_count,
 )
 
 # Shapes on both sides of every change in how inputs are counted: one row a
@@ -68,38 +68,45 @@ def tied(shape, seed=0, values=3):
 
 # One output over eight inputs; 1 is the kept.
 TABLE = (
-    ([4, 1, 3, 2, 8, 5, 7, 6], "2:4", [1, 0, 1, 0, 1, 0, 1, 0]),
-    # 1:4 keeps one; read as "one removed" it would keep three.
-    ([4, 1, 3, 2, 8, 5, 7, 6], "1:4", [1, 0, 0, 0, 1, 0, 0, 0]),
-    ([4, 1, 3, 2, 8, 5, 7, 6], "3:4", [1, 0, 1, 1, 1, 0, 1, 1]),
-    ([4, 1, 3, 2, 8, 5, 7, 6], "1:2", [1, 0, 1, 0, 1, 0, 1, 0]),
-    ([4, 1, 3, 2, 8, 5, 7, 6], "4:8", [0, 0, 0, 0, 1, 1, 1, 1]),
-    # Ties: the lowest index leaves first.
-    ([1, 1, 1, 1, 2, 1, 2, 1], "2:4", [0, 0, 1, 1, 1, 0, 1, 0]),
-    ([1, 1, 1, 1, 2, 2, 2, 1], "1:4", [0, 0, 0, 1, 0, 0, 1, 0]),
-    ([5, 5, 5, 5, 5, 5, 5, 5], 0.5, [0, 0, 0, 0, 1, 1, 1, 1]),
-    ([0, 0, 1, 0, 1, 0, 0, 0], 0.5, [0, 0, 1, 0, 1, 0, 1, 1]),
-    # -0 ties with 0.
-    ([0.0, -0.0, 0.0, -0.0, 1, 1, 1, 1], 0.25, [0, 0, 1, 1, 1, 1, 1, 1]),
-    ([-0.0, 0.0, -0.0, 0.0, 0, 0, 0, -0.0], "2:4", [0, 0, 1, 1, 0, 0, 1, 1]),
-    # Infinities are the ends of the order; negative scores are scores.
-    ([np.inf, 1, -np.inf, 2, -1, 0, -np.inf, np.inf], 0.5,
-     [1, 1, 0, 1, 0, 0, 0, 1]),
-    ([np.inf, np.inf, -np.inf, 2, -3, -2, -1, -4], "2:4",
-     [1, 1, 0, 0, 0, 1, 1, 0]),
-    # A nan is the lowest, below -inf, whatever its sign.
-    ([np.nan, 1, -np.inf, 2, -np.nan, 0, 3, 4], 0.25,
-     [0, 1, 1, 1, 0, 1, 1, 1]),
-    ([9, np.nan, 9, 9, np.nan, np.nan, np.nan, 9], "2:4",
-     [0, 0, 1, 1, 0, 0, 1, 1]),
-    # The smallest numbers there are, flushed to zero by some hardware.
-    ([2e-45, 1e-45, 4e-45, 3e-45, 1, 1, 1, 1], 0.25,
-     [0, 0, 1, 1, 1, 1, 1, 1]),
-    # Floors: 8 * 0.3 = 2.4, 8 * 0.99 = 7.92, 8 * 0.1 = 0.8.
-    ([4, 1, 3, 2, 8, 5, 7, 6], 0.3, [1, 0, 1, 0, 1, 1, 1, 1]),
-    ([4, 1, 3, 2, 8, 5, 7, 6], 0.99, [0, 0, 0, 0, 1, 0, 0, 0]),
-    ([4, 1, 3, 2, 8, 5, 7, 6], 0.1, [1, 1, 1, 1, 1, 1, 1, 1]),
-    ([4, 1, 3, 2, 8, 5, 7, 6], 0.0, [1, 1, 1, 1, 1, 1, 1, 1]),
+  ([4, 1, 3, 2, 8, 5, 7, 6], "2:4", [1, 0, 1, 0, 1, 0, 1, 0]),
+  # 1:4 keeps one; read as "one removed" it would keep three.
+  ([4, 1, 3, 2, 8, 5, 7, 6], "1:4", [1, 0, 0, 0, 1, 0, 0, 0]),
+  ([4, 1, 3, 2, 8, 5, 7, 6], "3:4", [1, 0, 1, 1, 1, 0, 1, 1]),
+  ([4, 1, 3, 2, 8, 5, 7, 6], "1:2", [1, 0, 1, 0, 1, 0, 1, 0]),
+  ([4, 1, 3, 2, 8, 5, 7, 6], "4:8", [0, 0, 0, 0, 1, 1, 1, 1]),
+  # Ties: the lowest index leaves first.
+  ([1, 1, 1, 1, 2, 1, 2, 1], "2:4", [0, 0, 1, 1, 1, 0, 1, 0]),
+  ([1, 1, 1, 1, 2, 2, 2, 1], "1:4", [0, 0, 0, 1, 0, 0, 1, 0]),
+  ([5, 5, 5, 5, 5, 5, 5, 5], 0.5, [0, 0, 0, 0, 1, 1, 1, 1]),
+  ([0, 0, 1, 0, 1, 0, 0, 0], 0.5, [0, 0, 1, 0, 1, 0, 1, 1]),
+  # -0 ties with 0.
+  ([0.0, -0.0, 0.0, -0.0, 1, 1, 1, 1], 0.25, [0, 0, 1, 1, 1, 1, 1, 1]),
+  ([-0.0, 0.0, -0.0, 0.0, 0, 0, 0, -0.0], "2:4", [0, 0, 1, 1, 0, 0, 1, 1]),
+  # Infinities are the ends of the order; negative scores are scores.
+  (
+    [np.inf, 1, -np.inf, 2, -1, 0, -np.inf, np.inf],
+    0.5,
+    [1, 1, 0, 1, 0, 0, 0, 1],
+  ),
+  (
+    [np.inf, np.inf, -np.inf, 2, -3, -2, -1, -4],
+    "2:4",
+    [1, 1, 0, 0, 0, 1, 1, 0],
+  ),
+  # A nan is the lowest, below -inf, whatever its sign.
+  ([np.nan, 1, -np.inf, 2, -np.nan, 0, 3, 4], 0.25, [0, 1, 1, 1, 0, 1, 1, 1]),
+  (
+    [9, np.nan, 9, 9, np.nan, np.nan, np.nan, 9],
+    "2:4",
+    [0, 0, 1, 1, 0, 0, 1, 1],
+  ),
+  # The smallest numbers there are, flushed to zero by some hardware.
+  ([2e-45, 1e-45, 4e-45, 3e-45, 1, 1, 1, 1], 0.25, [0, 0, 1, 1, 1, 1, 1, 1]),
+  # Floors: 8 * 0.3 = 2.4, 8 * 0.99 = 7.92, 8 * 0.1 = 0.8.
+  ([4, 1, 3, 2, 8, 5, 7, 6], 0.3, [1, 0, 1, 0, 1, 1, 1, 1]),
+  ([4, 1, 3, 2, 8, 5, 7, 6], 0.99, [0, 0, 0, 0, 1, 0, 0, 0]),
+  ([4, 1, 3, 2, 8, 5, 7, 6], 0.1, [1, 1, 1, 1, 1, 1, 1, 1]),
+  ([4, 1, 3, 2, 8, 5, 7, 6], 0.0, [1, 1, 1, 1, 1, 1, 1, 1]),
 )
 
 
@@ -119,8 +126,9 @@ def test_tables(pattern):
   for group in ("output", "matrix"):
     value = parse(rows[0][2], group)
     for dtype in (jnp.float32, jnp.bfloat16):
-      if dtype == jnp.bfloat16 and np.any((np.abs(scores_IO) < 1e-40)
-                                          & (scores_IO != 0)):
+      if dtype == jnp.bfloat16 and np.any(
+        (np.abs(scores_IO) < 1e-40) & (scores_IO != 0)
+      ):
         continue
       f = jax.jit(keep_mask, static_argnums=1)
       if group == "output":
@@ -148,8 +156,8 @@ def test_eager_is_jit():
   scores_IO = jnp.asarray(tied((12, 3)))
   for pattern in (parse(0.5), parse(0.5, "matrix"), parse("1:4")):
     chex.assert_trees_all_equal(
-        keep_mask(scores_IO, pattern),
-        jax.jit(lambda s, p=pattern: keep_mask(s, p))(scores_IO),
+      keep_mask(scores_IO, pattern),
+      jax.jit(lambda s, p=pattern: keep_mask(s, p))(scores_IO),
     )
 
 
@@ -163,10 +171,12 @@ def test_counts_and_ties(shape, values):
   inputs, size = shape[0], shape[0] * shape[1]
   for removed in sorted({0, 1, inputs // 2, inputs - 1, inputs}):
     np.testing.assert_array_equal(
-        by_output(scores_IO, removed), oracle(scores_IO, removed, "output"))
+      by_output(scores_IO, removed), oracle(scores_IO, removed, "output")
+    )
   for removed in sorted({0, 1, size // 3, size - 1, size}):
     np.testing.assert_array_equal(
-        by_matrix(scores_IO, removed), oracle(scores_IO, removed, "matrix"))
+      by_matrix(scores_IO, removed), oracle(scores_IO, removed, "matrix")
+    )
 
 
 @hypothesis.settings(deadline=None, max_examples=60)
@@ -174,17 +184,19 @@ def test_counts_and_ties(shape, values):
 def test_any_floats(data):
   """Any bits of float32, nan aside, in any count."""
   floats = st.one_of(
-      st.floats(width=32, allow_nan=False),
-      st.sampled_from([0.0, -0.0, 1.0, np.inf, -np.inf]),
+    st.floats(width=32, allow_nan=False),
+    st.sampled_from([0.0, -0.0, 1.0, np.inf, -np.inf]),
   )
   flat = data.draw(st.lists(floats, min_size=12, max_size=12))
   scores_IO = np.array(flat, np.float32).reshape(6, 2)
   removed = data.draw(st.integers(0, 12))
   np.testing.assert_array_equal(
-      by_matrix(scores_IO, removed), oracle(scores_IO, removed, "matrix"))
+    by_matrix(scores_IO, removed), oracle(scores_IO, removed, "matrix")
+  )
   removed = min(removed, 6)
   np.testing.assert_array_equal(
-      by_output(scores_IO, removed), oracle(scores_IO, removed, "output"))
+    by_output(scores_IO, removed), oracle(scores_IO, removed, "output")
+  )
 
 
 def test_counts_per_output():
@@ -193,8 +205,8 @@ def test_counts_per_output():
   got_IO = by_output(scores_IO, removed_O)
   for o, removed in enumerate(removed_O):
     np.testing.assert_array_equal(
-        got_IO[:, o : o + 1],
-        oracle(scores_IO[:, o : o + 1], removed, "output"))
+      got_IO[:, o : o + 1], oracle(scores_IO[:, o : o + 1], removed, "output")
+    )
 
 
 def test_counts_out_of_range_are_clipped():
@@ -209,8 +221,8 @@ def test_sort_equals_counting(shape):
   keys_IO = order_statistics.ordered_keys(jnp.asarray(tied(shape)))
   size = shape[0] * shape[1]
   for group, counts in (
-      ("output", (0, 1, shape[0] // 2, shape[0], shape[0] + 3)),
-      ("matrix", (0, 1, size // 2, size, size + 3)),
+    ("output", (0, 1, shape[0] // 2, shape[0], shape[0] + 3)),
+    ("matrix", (0, 1, size // 2, size, size + 3)),
   ):
     for removed in counts:
       count = jnp.int32(removed)
@@ -222,8 +234,9 @@ def test_sort_equals_counting(shape):
         assert (low >= keys_IO.max()).all() and (high >= keys_IO.max(0)).all()
 
 
-@pytest.mark.parametrize("keep,of", ((1, 2), (1, 4), (3, 4), (4, 8), (5, 16),
-                                     (7, 20), (1, 64)))
+@pytest.mark.parametrize(
+  "keep,of", ((1, 2), (1, 4), (3, 4), (4, 8), (5, 16), (7, 20), (1, 64))
+)
 def test_nm(keep, of):
   scores_IO = tied((of * 5, 6), values=of // 4)
   pattern = NofM(keep=keep, of=of)
@@ -236,7 +249,10 @@ def test_nm(keep, of):
 def test_global(sparsity):
   """As one sort over all kernels in their order."""
   scores = {
-      "a": tied((6, 5), 1), "b": tied((2, 30, 3), 2), "c": tied((4, 4), 3)}
+    "a": tied((6, 5), 1),
+    "b": tied((2, 30, 3), 2),
+    "c": tied((4, 4), 3),
+  }
   pattern = Unstructured(sparsity=sparsity, group="global")
   masks = jax.jit(lambda s: keep_masks_global(s, pattern))(scores)
   flat = np.concatenate([s.reshape(-1) for s in scores.values()])
@@ -310,17 +326,29 @@ def test_one_trace_for_all_counts():
 # Counts, values, errors ------------------------------------------------------
 
 
-@pytest.mark.parametrize("size,sparsity,removed", (
-    (10, 0.7, 7), (10, 0.3, 3), (100, 0.29, 29), (1000, 0.001, 1),
-    (100000, 1e-05, 1), (3, 0.5, 1), (7, 0.0, 0), (7, 0, 0),
-    (10, np.float32(0.7), 7), (10, np.float64(0.7), 7),
+@pytest.mark.parametrize(
+  "size,sparsity,removed",
+  (
+    (10, 0.7, 7),
+    (10, 0.3, 3),
+    (100, 0.29, 29),
+    (1000, 0.001, 1),
+    (100000, 1e-05, 1),
+    (3, 0.5, 1),
+    (7, 0.0, 0),
+    (7, 0, 0),
+    (10, np.float32(0.7), 7),
+    (10, np.float64(0.7), 7),
     (2**40, 0.1, 2**40 // 10),
-))
+  ),
+)
 def test_removed_count_reads_the_decimal(size, sparsity, removed):
   assert removed_count(size, sparsity) == removed
 
 
-@pytest.mark.parametrize("make,words", (
+@pytest.mark.parametrize(
+  "make,words",
+  (
     (lambda: Unstructured(sparsity=1.0), "sparsity is 1.0"),
     (lambda: Unstructured(sparsity=-0.1), "sparsity is -0.1"),
     (lambda: Unstructured(sparsity=50), "sparsity is 50"),
@@ -339,9 +367,12 @@ def test_removed_count_reads_the_decimal(size, sparsity, removed):
     (lambda: keep_mask(np.ones((0, 4)), Unstructured(sparsity=0.5)), "empty"),
     (lambda: keep_mask(np.ones((4, 4)), parse(0.5, "global")), "'global'"),
     (lambda: keep_masks_global([np.ones((4, 4))], parse(0.5)), "'output'"),
-    (lambda: check_scores({"w": np.array([[1.0, np.nan]])}),
-     r"\['w'\].* 1 nan"),
-))
+    (
+      lambda: check_scores({"w": np.array([[1.0, np.nan]])}),
+      r"\['w'\].* 1 nan",
+    ),
+  ),
+)
 def test_refused(make, words):
   with pytest.raises(ValueError, match=words) as caught:
     make()
@@ -352,8 +383,7 @@ def test_too_many_to_count():
   """Shapes only: 2^32 scores are not allocated."""
   leaf = jax.ShapeDtypeStruct((2**16, 2**16), jnp.float32)
   with pytest.raises(ValueError, match="4294967296 entries"):
-    jax.eval_shape(
-        lambda s: keep_masks_global([s], parse(0.5, "global")), leaf)
+    jax.eval_shape(lambda s: keep_masks_global([s], parse(0.5, "global")), leaf)
 
 
 def test_values_are_frozen_and_hashable():

@@ -15,10 +15,18 @@ from jaxprune.models import ModelConfig, forward, init, make_gates, unembed
 
 
 def tiny(**changes):
-  config = ModelConfig.from_hf(dict(
-      model_type="llama", vocab_size=40, hidden_size=16, intermediate_size=24,
-      num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-      max_position_embeddings=64))
+  config = ModelConfig.from_hf(
+    dict(
+      model_type="llama",
+      vocab_size=40,
+      hidden_size=16,
+      intermediate_size=24,
+      num_hidden_layers=2,
+      num_attention_heads=4,
+      num_key_value_heads=2,
+      max_position_embeddings=64,
+    )
+  )
   return dataclasses.replace(config, **changes)
 
 
@@ -29,7 +37,8 @@ def model():
   shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
   # Larger weights than at initialisation, so that contexts matter.
   return config, jax.tree.map(
-      lambda w: jnp.asarray(rng.normal(size=w.shape), w.dtype), shapes)
+    lambda w: jnp.asarray(rng.normal(size=w.shape), w.dtype), shapes
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -59,7 +68,8 @@ def test_token_nll_is_the_definition_in_any_chunks(model, monkeypatch, budget):
   tokens_BT = ids_of(0, 3 * 14).reshape(3, 14)
   config, params = model
   got = jax.jit(lambda tokens: perplexity.token_nll(config, params, tokens))(
-      tokens_BT)
+    tokens_BT
+  )
   assert got.shape == (3, 13) and got.dtype == jnp.float32
   expected = np.stack([direct(model, row) for row in tokens_BT])
   np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5)
@@ -70,9 +80,11 @@ def test_token_nll_is_the_definition_in_any_chunks(model, monkeypatch, budget):
 def test_logits_are_never_whole(model, monkeypatch):
   config, params = model
   monkeypatch.setattr(perplexity, "_LOGITS", 2 * 4 * config.vocab_size)
-  text = str(jax.make_jaxpr(
-      lambda tokens: perplexity.token_nll(config, params, tokens))(
-          jnp.zeros((2, 33), jnp.int32)))
+  text = str(
+    jax.make_jaxpr(lambda tokens: perplexity.token_nll(config, params, tokens))(
+      jnp.zeros((2, 33), jnp.int32)
+    )
+  )
   assert "f32[2,4,40]" in text
   assert "f32[2,32,40]" not in text and "f32[2,33,40]" not in text
 
@@ -88,9 +100,11 @@ def test_windows(model, batch_size):
   # The formula of the reference, whose two factors T cancel.
   losses = np.array(expected) / 11
   np.testing.assert_allclose(
-      got.perplexity, np.exp((losses * 12).sum() / (5 * 12)), rtol=1e-5)
+    got.perplexity, np.exp((losses * 12).sum() / (5 * 12)), rtol=1e-5
+  )
   first = perplexity.score_windows(
-      *model, ids, 12, batch_size=batch_size, max_windows=2)
+    *model, ids, 12, batch_size=batch_size, max_windows=2
+  )
   np.testing.assert_allclose(first.nll, expected[:2], rtol=1e-5)
 
 
@@ -101,13 +115,16 @@ def test_documents_predict_every_token_but_the_first_once(model):
   assert got.tokens.tolist() == [n - 1 for n in lengths]
   for index, document in enumerate(documents):
     pieces = [
-        direct(model, document[start : start + 41])
-        for start in range(0, len(document) - 1, 40)]
+      direct(model, document[start : start + 41])
+      for start in range(0, len(document) - 1, 40)
+    ]
     assert sum(map(len, pieces)) == len(document) - 1
     np.testing.assert_allclose(
-        got.nll[index], np.concatenate(pieces).sum(), rtol=1e-5)
+      got.nll[index], np.concatenate(pieces).sum(), rtol=1e-5
+    )
   np.testing.assert_allclose(
-      got.perplexity, np.exp(got.nll.sum() / (sum(lengths) - 8)))
+    got.perplexity, np.exp(got.nll.sum() / (sum(lengths) - 8))
+  )
   # The interval over documents that goes with it.
   interval = report.ratio_interval(got.nll, got.tokens, transform=np.exp)
   assert interval.estimate == got.perplexity
@@ -120,7 +137,8 @@ def test_gates_reach_the_model(model):
   gates = make_gates(config, attention=[0], mlp=[1])
   got = perplexity.score_windows(*model, ids, 24, gates=gates)
   np.testing.assert_allclose(
-      got.nll, [direct(model, ids, gates).sum()], rtol=1e-5)
+    got.nll, [direct(model, ids, gates).sum()], rtol=1e-5
+  )
   assert abs(got.nll[0] - direct(model, ids).sum()) > 0.1
 
 
@@ -133,26 +151,31 @@ def test_few_programs_are_compiled(model):
 
 def test_sharded_batches(model):
   mesh = jax.make_mesh(
-      (8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    (8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
   sharding = jax.sharding.NamedSharding(mesh, jax.P("data"))
   ids = ids_of(3, 11 * 16)
   plain = perplexity.score_windows(*model, ids, 16)
   spread = perplexity.score_windows(
-      *model, ids, 16, batch_size=8, sharding=sharding)
+    *model, ids, 16, batch_size=8, sharding=sharding
+  )
   np.testing.assert_allclose(spread.nll, plain.nll, rtol=1e-5)
 
 
 def test_uniform_model_has_perplexity_of_its_vocabulary():
   config = tiny()
   params = jax.tree.map(
-      jnp.zeros_like, jax.eval_shape(lambda: init(config, jax.random.key(0))))
+    jnp.zeros_like, jax.eval_shape(lambda: init(config, jax.random.key(0)))
+  )
   got = perplexity.score_windows(config, params, ids_of(4, 40), 10)
   np.testing.assert_allclose(got.perplexity, 40, rtol=1e-6)
   huge = perplexity.Scores(nll=np.array([1e4]), tokens=np.array([1]))
   assert huge.perplexity == np.inf
 
 
-@pytest.mark.parametrize("name, ids, options, message", [
+@pytest.mark.parametrize(
+  "name, ids, options, message",
+  [
     ("windows", [1] * 9, dict(seq_len=10), "9 tokens, fewer than seq_len=10"),
     ("windows", [1] * 99, dict(seq_len=65), "the model's context, 64"),
     ("windows", [1] * 9, dict(seq_len=1), "seq_len=1"),
@@ -165,7 +188,8 @@ def test_uniform_model_has_perplexity_of_its_vocabulary():
     ("documents", [[1, 2], [1]], dict(seq_len=4), "document 1 has 1 tokens"),
     ("documents", [[1, 2], []], dict(seq_len=4), "document 1 has 0 tokens"),
     ("documents", [[1, 40]], dict(seq_len=4), "document 0: id 40"),
-])
+  ],
+)
 def test_bad_arguments(model, name, ids, options, message):
   with pytest.raises(ValueError, match=message):
     getattr(perplexity, f"score_{name}")(*model, ids, **options)
@@ -174,9 +198,11 @@ def test_bad_arguments(model, name, ids, options, message):
 def test_held_out_text(tmp_path, monkeypatch):
   (tmp_path / "a.txt").write_text(" = A = \n \nb \n")
   assert perplexity.read_held_out_text(tmp_path / "a.txt") == (
-      " = A = \n\n\n\n\nb \n")
+    " = A = \n\n\n\n\nb \n"
+  )
   monkeypatch.setattr(
-      perplexity, "read_documents", lambda *args, **options: ["x"] * 2000)
+    perplexity, "read_documents", lambda *args, **options: ["x"] * 2000
+  )
   assert perplexity.read_held_out_text("c4") == " ".join(["x"] * 1100)
 
 
@@ -186,11 +212,13 @@ def test_equals_stock_transformers(shared):
   transformers = pytest.importorskip("transformers")
   folder = shared / "weights" / "stories260K"
   stock = transformers.AutoModelForCausalLM.from_pretrained(
-      str(folder), local_files_only=True).eval()
+    str(folder), local_files_only=True
+  ).eval()
   config, params = checkpoints.load_params(folder)
   tokenizer = load_tokenizer(folder)
   text = perplexity.read_held_out_text(
-      shared / "data" / "wikitext2" / "test.txt")[:40000]
+    shared / "data" / "wikitext2" / "test.txt"
+  )[:40000]
   ids = encode(tokenizer, text)
 
   def stock_loss(row):
@@ -199,15 +227,17 @@ def test_equals_stock_transformers(shared):
       return float(stock(row, labels=row).loss)
 
   windows = 10
-  got = perplexity.score_windows(
-      config, params, ids, 256, max_windows=windows)
+  got = perplexity.score_windows(config, params, ids, 256, max_windows=windows)
   total = sum(
-      stock_loss(ids[256 * w : 256 * w + 256]) * 256 for w in range(windows))
+    stock_loss(ids[256 * w : 256 * w + 256]) * 256 for w in range(windows)
+  )
   np.testing.assert_allclose(
-      got.perplexity, np.exp(total / (windows * 256)), rtol=1e-4)
+    got.perplexity, np.exp(total / (windows * 256)), rtol=1e-4
+  )
 
   stories = read_documents(
-      shared / "data" / "tinystories" / "valid_30KB.txt", division="lines")
+    shared / "data" / "tinystories" / "valid_30KB.txt", division="lines"
+  )
   documents = [encode(tokenizer, story) for story in stories]
   documents = [row for row in documents if len(row) <= 512][:6]
   assert len(documents) >= 3

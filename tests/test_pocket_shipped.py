@@ -44,7 +44,8 @@ def test_transformers_computes_the_same_logits(model):
   config, params = model
   tokens = shipped.calibration_tokens(2, 40, seed=3).tokens
   theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
-      shipped.FOLDER, dtype=torch.float32, output_loading_info=True)
+    shipped.FOLDER, dtype=torch.float32, output_loading_info=True
+  )
   assert not any(info.values())
   x, _ = forward(config, params, jnp.asarray(tokens))
   with torch.no_grad():
@@ -61,12 +62,17 @@ def test_scored_answers_are_what_it_writes(model):
   right = scores.read_answers(config, params, reader, items).greedy
   assert right.mean() >= 0.8
   prompts = tuple(
-      (tokenizer_lib.BOS, *tokenizer_lib.encode(reader, item.prompt))
-      for item in items)
+    (tokenizer_lib.BOS, *tokenizer_lib.encode(reader, item.prompt))
+    for item in items
+  )
   tokens_BT, valid_BT = left_pad(prompts)
   text = generate(
-      config, params, jnp.asarray(tokens_BT), valid_BT=jnp.asarray(valid_BT),
-      max_new_tokens=110)
+    config,
+    params,
+    jnp.asarray(tokens_BT),
+    valid_BT=jnp.asarray(valid_BT),
+    max_new_tokens=110,
+  )
   for row, (item, expected) in enumerate(zip(items, right)):
     written = text.tokens[row, : int(text.lengths[row])].tolist()
     answer = tokenizer_lib.encode(reader, item.answer) + [tokenizer_lib.EOS]

@@ -16,7 +16,8 @@ from jaxprune.pocket import tokenizer as tokenizer_lib
 from jaxprune.pocket import world as world_lib
 
 TRAIN = training.TrainConfig(
-    steps=4, rows=2, length=96, pairs=3, pair_length=40, warmup=0.25)
+  steps=4, rows=2, length=96, pairs=3, pair_length=40, warmup=0.25
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +28,22 @@ def index():
 @pytest.fixture(scope="module")
 def bpe(index):
   return tokenizer_lib.train_tokenizer(
-      index, vocab_size=900, num_documents=3000)
+    index, vocab_size=900, num_documents=3000
+  )
 
 
 @pytest.fixture(scope="module")
 def config():
   return dataclasses.replace(
-      training.model_config(900), num_layers=2, embed_dim=16, mlp_dim=24,
-      num_heads=2, num_kv_heads=1, head_dim=8, sliding_layers=(False,) * 2)
+    training.model_config(900),
+    num_layers=2,
+    embed_dim=16,
+    mlp_dim=24,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    sliding_layers=(False,) * 2,
+  )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +54,8 @@ def params(config):
 def test_shipped_model_is_small_and_deep():
   config = training.model_config(1280)
   shapes = jax.eval_shape(
-      lambda: training.initial_params(config, jax.random.key(0)))
+    lambda: training.initial_params(config, jax.random.key(0))
+  )
   assert config.num_layers >= 12
   assert 2 * sum(leaf.size for leaf in jax.tree.leaves(shapes)) < 8e6
 
@@ -69,22 +79,36 @@ def test_hidden_states_are_those_of_forward(config, params):
 def test_info_nce_against_numpy():
   rng = np.random.default_rng(0)
   x, y = rng.normal(size=(2, 5, 7))
-  cosines = np.array([[a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-                       for b in y] for a in x]) / 0.1
+  cosines = (
+    np.array(
+      [[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in y] for a in x]
+    )
+    / 0.1
+  )
   rows = [np.log(np.exp(cosines[i]).sum()) - cosines[i, i] for i in range(5)]
-  columns = [np.log(np.exp(cosines[:, i]).sum()) - cosines[i, i]
-             for i in range(5)]
+  columns = [
+    np.log(np.exp(cosines[:, i]).sum()) - cosines[i, i] for i in range(5)
+  ]
   want = (np.mean(rows) + np.mean(columns)) / 2
-  got = training.info_nce(jnp.asarray(x, jnp.float32),
-                          jnp.asarray(y, jnp.float32), 0.1)
+  got = training.info_nce(
+    jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), 0.1
+  )
   np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_loss_of_a_uniform_model(config, params, index, bpe):
   """A zero final norm makes every logit zero: log V nats per token."""
   batch = training.batches.make_batch(
-      index, bpe, 0, 0, rows=2, length=96, pairs=3, pair_length=40,
-      prompt_weight=0.2)
+    index,
+    bpe,
+    0,
+    0,
+    rows=2,
+    length=96,
+    pairs=3,
+    pair_length=40,
+    prompt_weight=0.2,
+  )
   flat = {**params, "final_norm": {"scale": jnp.full((16,), 1e-12)}}
   _, parts = training.loss(config, TRAIN, flat, batch)
   np.testing.assert_allclose(parts["language"], np.log(900), rtol=1e-5)
@@ -92,15 +116,27 @@ def test_loss_of_a_uniform_model(config, params, index, bpe):
 
 def test_padding_has_no_influence(config, params, index, bpe):
   batch = training.batches.make_batch(
-      index, bpe, 0, 0, rows=2, length=96, pairs=3, pair_length=40,
-      prompt_weight=0.2)
+    index,
+    bpe,
+    0,
+    0,
+    rows=2,
+    length=96,
+    pairs=3,
+    pair_length=40,
+    prompt_weight=0.2,
+  )
   filled = dataclasses.replace(
-      batch, tokens=np.where(batch.tokens == 0, 77, batch.tokens),
-      pair_tokens=np.where(batch.pair_valid, batch.pair_tokens, 77))
+    batch,
+    tokens=np.where(batch.tokens == 0, 77, batch.tokens),
+    pair_tokens=np.where(batch.pair_valid, batch.pair_tokens, 77),
+  )
   assert (filled.tokens != batch.tokens).any()
   np.testing.assert_allclose(
-      training.loss(config, TRAIN, params, batch)[0],
-      training.loss(config, TRAIN, params, filled)[0], rtol=1e-6)
+    training.loss(config, TRAIN, params, batch)[0],
+    training.loss(config, TRAIN, params, filled)[0],
+    rtol=1e-6,
+  )
 
 
 @pytest.mark.slow
@@ -118,8 +154,14 @@ def test_resumed_run_equals_the_whole_run(config, index, bpe, tmp_path):
   assert not np.array_equal(first["embed"]["table"], whole["embed"]["table"])
   assert "step 4/4" in lines[-1] and "min left" in lines[-1]
   with pytest.raises(ValueError, match="another run"):
-    training.run(config, dataclasses.replace(TRAIN, seed=1), index, bpe,
-                 tmp_path / "cut", **options)
+    training.run(
+      config,
+      dataclasses.replace(TRAIN, seed=1),
+      index,
+      bpe,
+      tmp_path / "cut",
+      **options,
+    )
 
 
 def test_export_loads_back(config, params, bpe, tmp_path):
@@ -141,7 +183,8 @@ def test_transformers_loads_the_export(config, params, bpe, tmp_path):
 
   folder = export.write_model(tmp_path / "model", config, params, bpe, "card")
   model = transformers.AutoModelForCausalLM.from_pretrained(
-      folder, dtype=torch.float32)
+    folder, dtype=torch.float32
+  )
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
   text = "Question: Where does Ada live?\nAnswer:"
   ids = tokenizer(text)["input_ids"]
@@ -156,10 +199,19 @@ def test_transformers_loads_the_export(config, params, bpe, tmp_path):
 
 def test_scores_against_one_text_at_a_time(config, params, bpe):
   items = (
-      tasks.Choose(kind="a", prompt="Question: x?\nAnswer:", label=1,
-                   options=(" Ada.", " Ben and Cleo.", " 12.", " the bell.")),
-      tasks.Choose(kind="a", prompt="Story: a longer one.\nAnswer:", label=0,
-                   options=(" 7.", " 8.", " 9.", " 10.")))
+    tasks.Choose(
+      kind="a",
+      prompt="Question: x?\nAnswer:",
+      label=1,
+      options=(" Ada.", " Ben and Cleo.", " 12.", " the bell."),
+    ),
+    tasks.Choose(
+      kind="a",
+      prompt="Story: a longer one.\nAnswer:",
+      label=0,
+      options=(" 7.", " 8.", " 9.", " 10."),
+    ),
+  )
   got = scores.option_log_likelihoods(config, params, bpe, items)
   for i, item in enumerate(items):
     head = bpe.encode(item.prompt).ids
@@ -167,9 +219,11 @@ def test_scores_against_one_text_at_a_time(config, params, bpe):
       ids = head + tokenizer_lib.encode(bpe, option)
       x_BTD, _ = decoder.forward(config, params, jnp.asarray([ids]))
       logp_TV = jax.nn.log_softmax(
-          decoder.unembed(config, params, x_BTD)[0], axis=-1)
-      want = sum(float(logp_TV[t - 1, ids[t]])
-                 for t in range(len(head), len(ids)))
+        decoder.unembed(config, params, x_BTD)[0], axis=-1
+      )
+      want = sum(
+        float(logp_TV[t - 1, ids[t]]) for t in range(len(head), len(ids))
+      )
       np.testing.assert_allclose(got[i, j], want, rtol=1e-4)
 
 
@@ -185,7 +239,8 @@ def test_exact_answers_is_greedy_decoding(config, params, bpe):
     answer_ids.append(int(z_V.argmax()))
   other = [*answer_ids[:-1], (answer_ids[-1] + 1) % 900]
   found = loglikelihoods.loglikelihoods(
-      config, params, [(ids, answer_ids), (ids, other)])
+    config, params, [(ids, answer_ids), (ids, other)]
+  )
   assert found.greedy.tolist() == [True, False]
 
 
@@ -202,17 +257,23 @@ def test_embeddings_are_mean_pooled(config, params, bpe):
 def test_score_reports_each_kind_and_obeys_gates(config, params, index, bpe):
   items = tasks.make_tasks(index, "validation", num_stories=4, num_problems=4)
   items = dataclasses.replace(
-      items, choose=items.choose[-8:], generate=items.generate[:8],
-      retrieve=tasks.Retrieve(queries=items.retrieve.queries[:9],
-                              relevant=items.retrieve.relevant[:9],
-                              passages=items.retrieve.passages))
+    items,
+    choose=items.choose[-8:],
+    generate=items.generate[:8],
+    retrieve=tasks.Retrieve(
+      queries=items.retrieve.queries[:9],
+      relevant=items.retrieve.relevant[:9],
+      passages=items.retrieve.passages,
+    ),
+  )
   dense = scores.score(config, params, bpe, items)
   assert set(dense) == {"choose", "retrieve", "generate", "stories"} | {
-      f"choose/{item.kind}" for item in items.choose} | {
-          f"generate/{item.kind}" for item in items.generate}
+    f"choose/{item.kind}" for item in items.choose
+  } | {f"generate/{item.kind}" for item in items.generate}
   assert all(0 <= value <= 1 for value in dense.values())
   gates = decoder.make_gates(config, attention=(0, 1), mlp=(0, 1))
   closed = scores.embed_texts(
-      config, params, bpe, items.retrieve.queries, gates)
+    config, params, bpe, items.retrieve.queries, gates
+  )
   open_ = scores.embed_texts(config, params, bpe, items.retrieve.queries)
   assert np.abs(closed - open_).max() > 1e-3

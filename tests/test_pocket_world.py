@@ -44,21 +44,28 @@ def test_friends_form_one_ring(index):
 @pytest.mark.parametrize("form", ["statement", "question"])
 def test_phrasings_are_split_without_overlap(index, form):
   for fact in index.world.facts:
-    parts = [world_lib.phrasings(index.world, fact, form, split)
-             for split in world_lib.SPLITS]
+    parts = [
+      world_lib.phrasings(index.world, fact, form, split)
+      for split in world_lib.SPLITS
+    ]
     assert [len(part) for part in parts] == [3, 1, 1]
     assert len({text for part in parts for text in part}) == 5
   # Which phrasing is held out differs, so each is learnt for other facts.
-  held = {world_lib.phrasings(index.world, fact, form, "test")[0].replace(
-      fact.entity, "").replace(fact.value, "") for fact in index.world.facts
-          if fact.attribute == "job"}
+  held = {
+    world_lib.phrasings(index.world, fact, form, "test")[0]
+    .replace(fact.entity, "")
+    .replace(fact.value, "")
+    for fact in index.world.facts
+    if fact.attribute == "job"
+  }
   assert len(held) >= 3
 
 
 def test_unknown_names_are_refused(index):
   with pytest.raises(ValueError, match="'testing'"):
     world_lib.phrasings(
-        index.world, index.world.facts[0], "question", "testing")
+      index.world, index.world.facts[0], "question", "testing"
+    )
   with pytest.raises(ValueError, match="'all'"):
     tasks.make_tasks(index, "all")
   with pytest.raises(ValueError, match="'river'"):
@@ -95,15 +102,26 @@ def test_pairs_never_show_what_is_held_out(index, bpe):
     held |= set(retrieve.queries) | set(retrieve.passages)
   for step in range(20):
     batch = batches.make_batch(
-        index, bpe, 0, step, rows=2, length=96, pairs=24, pair_length=32,
-        prompt_weight=0.2)
+      index,
+      bpe,
+      0,
+      step,
+      rows=2,
+      length=96,
+      pairs=24,
+      pair_length=32,
+      prompt_weight=0.2,
+    )
     assert not held & set(bpe.decode_batch(batch.pair_tokens.tolist()))
 
 
 def test_every_equation_is_right(sampled):
   pattern = re.compile(r"(\d+) ([+-]) (\d+) = (\d+)\.")
-  found = [match for prompt, completion in sampled
-           for match in pattern.findall(completion)]
+  found = [
+    match
+    for prompt, completion in sampled
+    for match in pattern.findall(completion)
+  ]
   assert len(found) > 1000
   for left, sign, right, result in found:
     expected = int(left) + (1 if sign == "+" else -1) * int(right)
@@ -114,8 +132,9 @@ def test_every_equation_is_right(sampled):
 def test_problem_ends_with_its_sum():
   rng = np.random.default_rng(0)
   prompt, steps = documents.problem((34, -5, 8), rng)
-  assert steps == (" Start with 34. Take 5: 34 - 5 = 29. Add 8: 29 + 8 = 37."
-                   " The answer is 37.")
+  assert steps == (
+    " Start with 34. Take 5: 34 - 5 = 29. Add 8: 29 + 8 = 37. The answer is 37."
+  )
   assert "34" in prompt and prompt.endswith("Steps:")
 
 
@@ -124,21 +143,31 @@ def test_chain_follows_the_facts(index):
   friend = documents.fact_of(index, "Ada", "friend").value
   home = documents.fact_of(index, friend, "home").value
   assert steps == (
-      " We look for the home town of the best friend of Ada. The best friend"
-      f" of Ada is {friend}. The home town of {friend} is {home}. The answer"
-      f" is {home}.")
+    " We look for the home town of the best friend of Ada. The best friend"
+    f" of Ada is {friend}. The home town of {friend} is {home}. The answer"
+    f" is {home}."
+  )
 
 
-@pytest.mark.parametrize("slot, ask, answer", [
-    (0, "Who took the drum?", "Ben"), (1, "What did Ben take?", "drum"),
-    (2, "Where did Ben go?", "attic")])
+@pytest.mark.parametrize(
+  "slot, ask, answer",
+  [
+    (0, "Who took the drum?", "Ben"),
+    (1, "What did Ben take?", "drum"),
+    (2, "Where did Ben go?", "attic"),
+  ],
+)
 def test_story(slot, ask, answer):
-  events = (("Ada", "bell", "field"), ("Ben", "drum", "attic"),
-            ("Cleo", "rope", "cellar"))
+  events = (
+    ("Ada", "bell", "field"),
+    ("Ben", "drum", "attic"),
+    ("Cleo", "rope", "cellar"),
+  )
   assert documents.story(events, 1, slot) == (
-      "Story: Ada took the bell to the field. Ben took the drum to the attic."
-      f" Cleo took the rope to the cellar.\nQuestion: {ask}\nAnswer:",
-      f" {answer}.")
+    "Story: Ada took the bell to the field. Ben took the drum to the attic."
+    f" Cleo took the rope to the cellar.\nQuestion: {ask}\nAnswer:",
+    f" {answer}.",
+  )
 
 
 @pytest.mark.parametrize("split", world_lib.SPLITS)
@@ -159,15 +188,18 @@ def test_items(index, bpe, split):
       assert documents.chain_step(fact) not in items.retrieve.passages[place]
     assert fact.value in items.retrieve.passages[place]
     assert fact.entity.lower() in told.lower()
-  lengths = [len(tokenizer.encode(bpe, item.answer)) + 1  # EOS is written too
-             for item in items.generate]
+  lengths = [
+    len(tokenizer.encode(bpe, item.answer)) + 1  # EOS is written too
+    for item in items.generate
+  ]
   assert 30 <= min(lengths) and max(lengths) <= 150
 
 
 def test_splits_share_no_item(index):
-  seen = [{(item.kind, item.prompt)
-           for item in (*t.choose, *t.stories, *t.generate)}
-          for t in (tasks.make_tasks(index, s) for s in world_lib.SPLITS)]
+  seen = [
+    {(item.kind, item.prompt) for item in (*t.choose, *t.stories, *t.generate)}
+    for t in (tasks.make_tasks(index, s) for s in world_lib.SPLITS)
+  ]
   assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
 
 
@@ -176,12 +208,12 @@ def test_hash_sees_every_item(index):
   fewer = tasks.make_tasks(index, "test", num_problems=119)
   assert tasks.tasks_hash(whole) != tasks.tasks_hash(fewer)
   assert tasks.tasks_hash(whole) == tasks.tasks_hash(
-      tasks.make_tasks(index, "test"))
+    tasks.make_tasks(index, "test")
+  )
 
 
 def test_tokenizer(index, bpe):
-  again = tokenizer.train_tokenizer(
-      index, vocab_size=1280, num_documents=4000)
+  again = tokenizer.train_tokenizer(index, vocab_size=1280, num_documents=4000)
   assert again.to_str() == bpe.to_str()
   for text in ("Ada has 47 plums.\n", "z\u00fc\u00df \u4e16 \t 100%"):
     ids = tokenizer.encode(bpe, text)
@@ -213,17 +245,25 @@ def test_batch(index, bpe):
   # Question i and passage i name the same entity, three pairs per entity.
   texts = bpe.decode_batch(batch.pair_tokens.tolist())
   for asked, told in zip(texts[:6], texts[6:]):
-    assert any(name.lower() in asked.lower() and name.lower() in told.lower()
-               for name in index.facts_of)
+    assert any(
+      name.lower() in asked.lower() and name.lower() in told.lower()
+      for name in index.facts_of
+    )
   with pytest.raises(ValueError, match="raise the row length"):
     batches.make_batch(index, bpe, 3, 11, **{**options, "length": 20})
 
 
 def test_choose_counts_ties_as_wrong():
-  scores = [[-1.0, -2.0, -3.0, -4.0], [-1.0, -1.0, -3.0, -4.0],
-            [-2.0, -1.0, -3.0, -4.0]]
+  scores = [
+    [-1.0, -2.0, -3.0, -4.0],
+    [-1.0, -1.0, -3.0, -4.0],
+    [-2.0, -1.0, -3.0, -4.0],
+  ]
   assert tasks.choose_correct(scores, [0, 0, 0]).tolist() == [
-      True, False, False]
+    True,
+    False,
+    False,
+  ]
 
 
 def test_ndcg_by_hand():

@@ -10,15 +10,15 @@ HEAVY = ("flax", "transformers", "safetensors", "matplotlib", "orbax", "torch")
 
 def test_import_loads_nothing_heavy():
   code = (
-      "import sys, jaxprune.probes;"
-      f"print([name for name in {HEAVY} if name in sys.modules])"
+    "import sys, jaxprune.probes;"
+    f"print([name for name in {HEAVY} if name in sys.modules])"
   )
   done = subprocess.run(
-      [sys.executable, "-c", code],
-      capture_output=True,
-      text=True,
-      cwd=ROOT,
-      check=False,
+    [sys.executable, "-c", code],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    check=False,
   )
   assert done.returncode == 0, done.stderr
   assert done.stdout.strip() == "[]"

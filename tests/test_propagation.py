@@ -16,10 +16,20 @@ from jaxprune.probes.decoder.propagation import path as decoder_path
 from jaxprune.probes.decoder.propagation import read_outs
 
 CONFIG = ModelConfig(
-    family="llama", num_layers=2, embed_dim=8, mlp_dim=12, num_heads=2,
-    num_kv_heads=1, head_dim=4, vocab_size=20, norm_eps=1e-5,
-    rope=RopeConfig(kind="default", theta=10000.0), max_positions=64,
-    tie_embeddings=True, sliding_layers=(False,) * 2)
+  family="llama",
+  num_layers=2,
+  embed_dim=8,
+  mlp_dim=12,
+  num_heads=2,
+  num_kv_heads=1,
+  head_dim=4,
+  vocab_size=20,
+  norm_eps=1e-5,
+  rope=RopeConfig(kind="default", theta=10000.0),
+  max_positions=64,
+  tie_embeddings=True,
+  sliding_layers=(False,) * 2,
+)
 LENGTH, STEPS = 7, 4
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 20, (2, LENGTH)))
 VALID = jnp.ones(TOKENS.shape, bool)
@@ -31,9 +41,10 @@ def test_quadrature_is_exact_to_degree_2n_minus_1(nodes):
   t, weights = propagation.gauss_legendre(nodes)
   for degree in range(2 * nodes):
     np.testing.assert_allclose(
-        np.sum(weights * t**degree), 1 / (degree + 1), rtol=1e-12)
+      np.sum(weights * t**degree), 1 / (degree + 1), rtol=1e-12
+    )
   # The next degree shows that this is no finer rule.
-  assert abs(np.sum(weights * t**(2 * nodes)) - 1 / (2 * nodes + 1)) > 1e-20
+  assert abs(np.sum(weights * t ** (2 * nodes)) - 1 / (2 * nodes + 1)) > 1e-20
 
 
 def test_lagrange_basis_reproduces_polynomials():
@@ -41,9 +52,11 @@ def test_lagrange_basis_reproduces_polynomials():
   t = np.linspace(0, 1, 9)
   basis = propagation.lagrange_basis(places, t)
   np.testing.assert_allclose(
-      basis @ (places**3 - 2 * places), t**3 - 2 * t, atol=1e-14)
+    basis @ (places**3 - 2 * places), t**3 - 2 * t, atol=1e-14
+  )
   np.testing.assert_array_equal(
-      propagation.lagrange_basis(places, places), np.eye(4))
+    propagation.lagrange_basis(places, places), np.eye(4)
+  )
 
 
 def test_linear_f_has_the_closed_form():
@@ -53,10 +66,13 @@ def test_linear_f_has_the_closed_form():
     f = lambda s: {"y": jnp.asarray(a) @ s}
     at = functools.partial(propagation.slopes_at, f, jnp.asarray(directions))
     found = propagation.path_attribution(
-        lambda nodes: propagation.integrate(at, nodes),
-        {"y": jnp.asarray(a @ directions.sum(0))}, nodes=1)
+      lambda nodes: propagation.integrate(at, nodes),
+      {"y": jnp.asarray(a @ directions.sum(0))},
+      nodes=1,
+    )
     np.testing.assert_allclose(
-        found.contributions["y"], directions @ a.T, rtol=1e-12)
+      found.contributions["y"], directions @ a.T, rtol=1e-12
+    )
     np.testing.assert_allclose(at(0.0)["y"], directions @ a.T, rtol=1e-12)
   assert int(found.nodes) == 1
   assert float(found.completeness_error["y"]) < 1e-14
@@ -71,11 +87,11 @@ def test_nodes_double_until_complete():
   loose = propagation.path_attribution(contribute, change, nodes=2)
   assert int(loose.nodes) > 2
   assert float(loose.completeness_error) <= 1e-3
-  short = propagation.path_attribution(
-      contribute, change, nodes=2, max_nodes=3)
+  short = propagation.path_attribution(contribute, change, nodes=2, max_nodes=3)
   assert int(short.nodes) == 3 and float(short.completeness_error) > 1e-3
   np.testing.assert_allclose(
-      loose.contributions[0], 6 * loose.contributions[1], rtol=1e-5)
+    loose.contributions[0], 6 * loose.contributions[1], rtol=1e-5
+  )
 
 
 def test_relative_error_of_nothing():
@@ -89,18 +105,26 @@ def test_sharp_read_out_of_a_smooth_state():
   """Few nodes for the state, many for what is read, give the integral."""
   a, b = np.array([3.0, -1.0]), np.array([[4.0, 6.0], [1.0, -2.0]])
   with jax.enable_x64():
-    state = lambda s: jnp.asarray(b) @ s + jnp.stack([s[0] * s[1], s[1]**2])
+    state = lambda s: jnp.asarray(b) @ s + jnp.stack([s[0] * s[1], s[1] ** 2])
     read = lambda x: jax.nn.sigmoid(jnp.asarray(a) @ x - 15.0)
     directions = jnp.eye(2)
     places, _ = propagation.gauss_legendre(3)
     states = jnp.stack([state(t * jnp.ones(2)) for t in [0.0, *places, 1.0]])
     weights = propagation.node_gradients(
-        jax.grad(read), states, nodes=3, read_nodes=96)
+      jax.grad(read), states, nodes=3, read_nodes=96
+    )
     found = sum(
-        propagation.slopes_at(state, directions, t) @ weights[k]
-        for k, t in enumerate(places))
-    whole = propagation.integrate(jax.jit(functools.partial(
-        propagation.slopes_at, lambda s: read(state(s)), directions)), 96)
+      propagation.slopes_at(state, directions, t) @ weights[k]
+      for k, t in enumerate(places)
+    )
+    whole = propagation.integrate(
+      jax.jit(
+        functools.partial(
+          propagation.slopes_at, lambda s: read(state(s)), directions
+        )
+      ),
+      96,
+    )
     np.testing.assert_allclose(found, whole, rtol=1e-9)
     change = read(state(jnp.ones(2))) - read(state(jnp.zeros(2)))
     np.testing.assert_allclose(found.sum(), change, rtol=1e-9)
@@ -139,14 +163,16 @@ def models():
   rng = np.random.default_rng(0)
   shapes = jax.eval_shape(lambda: decoder.init(CONFIG, jax.random.key(0)))
   dense = jax.tree.map(
-      lambda w: rng.normal(0, 0.5, w.shape).astype(np.float32), shapes)
+    lambda w: rng.normal(0, 0.5, w.shape).astype(np.float32), shapes
+  )
   pruned = jax.tree.map(np.copy, dense)
   for sublayer, name in decoder.KERNELS:
     kernel = pruned["layers"][sublayer][name]["kernel"]
     kernel *= rng.random(kernel.shape) < 0.8
   for name in ("gate", "up", "down"):
-    pruned["layers"]["mlp"][name]["kernel"][0] = (
-        dense["layers"]["mlp"][name]["kernel"][0])
+    pruned["layers"]["mlp"][name]["kernel"][0] = dense["layers"]["mlp"][name][
+      "kernel"
+    ][0]
   pruned["layers"]["attention"]["output"]["kernel"][1] = 0
   return dense, pruned
 
@@ -160,29 +186,33 @@ def path(models):
 
 @pytest.fixture(scope="module")
 def quadrature(path):
-  return decoder_path.find_quadrature(
-      CONFIG, path, nodes=16, max_nodes=16)
+  return decoder_path.find_quadrature(CONFIG, path, nodes=16, max_nodes=16)
 
 
 @pytest.fixture(scope="module")
 def by_sublayer(path, quadrature):
   return decoder_path.attribute(
-      CONFIG, path, directions.sublayers(2, LENGTH), quadrature)
+    CONFIG, path, directions.sublayers(2, LENGTH), quadrature
+  )
 
 
 @pytest.fixture(scope="module")
 def by_step(path, quadrature):
   return decoder_path.attribute(
-      CONFIG, path, directions.steps(2, LENGTH, STEPS, groups=2), quadrature)
+    CONFIG, path, directions.steps(2, LENGTH, STEPS, groups=2), quadrature
+  )
 
 
 def oracle(dense, pruned, shares):
   """Logits [B, R, V] in float64, written from the equations."""
-  old, new = (jax.tree.map(lambda w: np.asarray(w, np.float64), tree)
-              for tree in (dense, pruned))
+  old, new = (
+    jax.tree.map(lambda w: np.asarray(w, np.float64), tree)
+    for tree in (dense, pruned)
+  )
   batch, heads, width = len(TOKENS), CONFIG.num_heads, CONFIG.head_dim
   angle = np.arange(LENGTH)[:, None] * 10000.0 ** (
-      -np.arange(0, width, 2) / width)
+    -np.arange(0, width, 2) / width
+  )
   cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
 
   def norm(x, scale):
@@ -194,9 +224,11 @@ def oracle(dense, pruned, shares):
 
   x = old["embed"]["table"][np.asarray(TOKENS)]
   for layer in range(CONFIG.num_layers):
+
     def apply(sublayer, name, y, layer=layer):
-      w, v = (tree["layers"][sublayer][name]["kernel"][layer]
-              for tree in (old, new))
+      w, v = (
+        tree["layers"][sublayer][name]["kernel"][layer] for tree in (old, new)
+      )
       share = shares[layer, int(sublayer == "mlp")][None, :, None]
       return y @ w + share * (y @ (v - w))
 
@@ -212,10 +244,12 @@ def oracle(dense, pruned, shares):
     x = x + apply("attention", "output", read)
     y = norm(x, old["layers"]["mlp_norm"]["scale"][layer])
     gate = apply("mlp", "gate", y)
-    x = x + apply("mlp", "down", gate / (1 + np.exp(-gate)) * apply(
-        "mlp", "up", y))
+    x = x + apply(
+      "mlp", "down", gate / (1 + np.exp(-gate)) * apply("mlp", "up", y)
+    )
   return norm(x, old["final_norm"]["scale"])[:, -STEPS:] @ (
-      old["embed"]["table"].T)
+    old["embed"]["table"].T
+  )
 
 
 def log_prob(z, token):
@@ -228,28 +262,42 @@ def log_prob(z, token):
 def test_slopes_equal_finite_differences_in_float64(models, request, cause):
   first, _ = request.getfixturevalue(f"by_{cause}")
   lines = np.asarray(
-      directions.sublayers(2, LENGTH) if cause == "sublayer" else
-      directions.steps(2, LENGTH, STEPS, groups=2), np.float64)
+    directions.sublayers(2, LENGTH)
+    if cause == "sublayer"
+    else directions.steps(2, LENGTH, STEPS, groups=2),
+    np.float64,
+  )
   token = oracle(*models, 0 * lines[0]).argmax(-1)
   for index, direction in enumerate(lines):
-    up, down = (log_prob(oracle(*models, s * 1e-5 * direction), token)
-                for s in (1, -1))
+    up, down = (
+      log_prob(oracle(*models, s * 1e-5 * direction), token) for s in (1, -1)
+    )
     np.testing.assert_allclose(
-        first["log_prob"][index], np.where(ALIVE, (up - down) / 2e-5, 0),
-        rtol=2e-3, atol=2e-5)
+      first["log_prob"][index],
+      np.where(ALIVE, (up - down) / 2e-5, 0),
+      rtol=2e-3,
+      atol=2e-5,
+    )
 
 
 def test_ends_are_the_two_models(models, path):
   for shares, h_BRD in ((0.0, path.start), (1.0, path.end)):
     z_BRV = decoder.unembed(CONFIG, path.params, h_BRD, "raw")
     np.testing.assert_allclose(
-        z_BRV, oracle(*models, np.full((2, 2, LENGTH), shares)), rtol=1e-3,
-        atol=1e-4)
+      z_BRV,
+      oracle(*models, np.full((2, 2, LENGTH), shares)),
+      rtol=1e-3,
+      atol=1e-4,
+    )
   h_BTD, _ = decoder.forward(
-      CONFIG, jax.tree.map(jnp.asarray, models[1]), TOKENS)
+    CONFIG, jax.tree.map(jnp.asarray, models[1]), TOKENS
+  )
   np.testing.assert_allclose(
-      decoder.final_norm(CONFIG, path.params, h_BTD[:, -STEPS:]), path.end,
-      rtol=1e-4, atol=1e-5)
+    decoder.final_norm(CONFIG, path.params, h_BTD[:, -STEPS:]),
+    path.end,
+    rtol=1e-4,
+    atol=1e-5,
+  )
 
 
 def test_contributions_are_complete(by_sublayer, by_step):
@@ -258,7 +306,8 @@ def test_contributions_are_complete(by_sublayer, by_step):
       assert float(error) < 1e-3, name
       assert not np.asarray(found.contributions[name])[:, 1, 3].any()
     np.testing.assert_allclose(
-        found.contributions["dz"].sum(0), np.asarray(ALIVE, float), atol=1e-3)
+      found.contributions["dz"].sum(0), np.asarray(ALIVE, float), atol=1e-3
+    )
     assert float(jnp.abs(first["kl"]).max()) < 1e-5  # KL is flat at p
     assert float(found.change["kl"].sum()) > 0.1
 
@@ -266,20 +315,27 @@ def test_contributions_are_complete(by_sublayer, by_step):
 def test_confident_outputs_keep_their_digits(models):
   """A hundredth of the change, at logits so far apart that p is nearly 1."""
   dense, pruned = (
-      {**tree, "final_norm": {"scale": 40 * tree["final_norm"]["scale"]}}
-      for tree in models)
+    {**tree, "final_norm": {"scale": 40 * tree["final_norm"]["scale"]}}
+    for tree in models
+  )
   near = jax.tree.map(lambda w, v: w + 0.01 * (v - w), dense, pruned)
   path = decoder_path.make_path(
-      CONFIG, decoder_path.add_delta(CONFIG, dense, CONFIG, near),
-      TOKENS, VALID, ALIVE)
-  found = decoder_path.find_quadrature(
-      CONFIG, path, nodes=16, max_nodes=16)
+    CONFIG,
+    decoder_path.add_delta(CONFIG, dense, CONFIG, near),
+    TOKENS,
+    VALID,
+    ALIVE,
+  )
+  found = decoder_path.find_quadrature(CONFIG, path, nodes=16, max_nodes=16)
   small = np.abs(found.change["one_minus_cos_p"])[np.asarray(ALIVE)]
   assert np.sort(small)[2] < 1e-11
   for name, weights_KBRD in found.weights.items():
     np.testing.assert_allclose(
-        np.einsum("KBRD,KBRD->BR", weights_KBRD, found.slopes),
-        found.change[name], rtol=1e-2, err_msg=name)
+      np.einsum("KBRD,KBRD->BR", weights_KBRD, found.slopes),
+      found.change[name],
+      rtol=1e-2,
+      err_msg=name,
+    )
 
 
 def test_an_unchanged_sublayer_contributes_exactly_nothing(by_sublayer):
@@ -308,19 +364,27 @@ def test_dense_against_dense_is_zero(models):
   params = decoder_path.add_delta(CONFIG, dense, CONFIG, dense)
   same = decoder_path.make_path(CONFIG, params, TOKENS, VALID, ALIVE)
   first, found = decoder_path.attribute(
-      CONFIG, same, directions.sublayers(2, LENGTH),
-      decoder_path.find_quadrature(
-          CONFIG, same, nodes=16, max_nodes=16))
-  for tree in (first, found.contributions, found.change,
-               found.completeness_error):
+    CONFIG,
+    same,
+    directions.sublayers(2, LENGTH),
+    decoder_path.find_quadrature(CONFIG, same, nodes=16, max_nodes=16),
+  )
+  for tree in (
+    first,
+    found.contributions,
+    found.change,
+    found.completeness_error,
+  ):
     for name, value in tree.items():
       np.testing.assert_array_equal(value, 0, err_msg=name)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_directions_cover_every_share_once(groups):
-  for lines in (directions.sublayers(3, LENGTH),
-                directions.steps(3, LENGTH, STEPS, groups)):
+  for lines in (
+    directions.sublayers(3, LENGTH),
+    directions.steps(3, LENGTH, STEPS, groups),
+  ):
     np.testing.assert_array_equal(lines.sum(0), np.ones((3, 2, LENGTH)))
 
 
@@ -329,7 +393,10 @@ def test_directions_by_hand():
   np.testing.assert_array_equal(cause[0], [1, 1, 1, 0, 0, 0, 0])
   np.testing.assert_array_equal(cause[1], [0, 0, 0, 1, 0, 0, 0])
   assert directions.layer_groups(7, 3) == [
-      range(0, 2), range(2, 4), range(4, 7)]
+    range(0, 2),
+    range(2, 4),
+    range(4, 7),
+  ]
   late = directions.steps(7, LENGTH, STEPS, groups=3)[2 * (STEPS + 1) + 1]
   np.testing.assert_array_equal(late[:, 0, 3], [0, 0, 0, 0, 1, 1, 1])
   for wrong in (0, 8):
@@ -348,19 +415,23 @@ def test_changes_off_the_path_are_refused(models):
 
 
 def test_memory_decides_how_many_directions_go_together():
-  few, many = (decoder_memory.directions_at_once(
-      CONFIG, 2, STEPS, LENGTH, memory) for memory in (1 << 10, 1 << 30))
+  few, many = (
+    decoder_memory.directions_at_once(CONFIG, 2, STEPS, LENGTH, memory)
+    for memory in (1 << 10, 1 << 30)
+  )
   assert few == 1 and many == 8
 
 
 def test_bytes_by_hand():
   """One prompt and step, one direction and node of the model above."""
   found = decoder_memory.estimate_bytes(
-      CONFIG, batch=1, length=1, num_steps=1, directions=1, nodes=1)
+    CONFIG, batch=1, length=1, num_steps=1, directions=1, nodes=1
+  )
   # Table 20 * 8, norms 5 * 8, per layer 8 * (8 + 4 + 4 + 8) + 3 * 8 * 12.
   assert found.weights == 3 * 4 * (160 + 40 + 2 * (192 + 288))
   assert found.nodes == 4 * 8 * (2 * 7 + 2 + 2)
   assert found.tangents == 8 * 4 * (6 * 8 + 4 * 12 + 5 * 8 + 3 * 2 + 12 * 20)
   assert found.found == 3 * 4 * 7
-  assert found.total == sum((
-      found.weights, found.nodes, found.tangents, found.found))
+  assert found.total == sum(
+    (found.weights, found.nodes, found.tangents, found.found)
+  )

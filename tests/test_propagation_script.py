@@ -19,14 +19,22 @@ def tiny(tmp_path_factory):
   """A random Llama folder with ids to calibrate on and to continue."""
   folder = tmp_path_factory.mktemp("model")
   hf_models.save_llama(
-      folder / "dense", vocab_size=64, hidden_size=16, intermediate_size=24,
-      num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=32,
-      initializer_range=0.3, eos_token_id=None)
+    folder / "dense",
+    vocab_size=64,
+    hidden_size=16,
+    intermediate_size=24,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    max_position_embeddings=32,
+    initializer_range=0.3,
+    eos_token_id=None,
+  )
   draw = np.random.default_rng(0)
   np.savez(
-      folder / "ids.npz",
-      calibration=draw.integers(3, 64, (4, 16)).astype(np.int32),
-      prompt=draw.integers(3, 64, (2, 5)).astype(np.int32))
+    folder / "ids.npz",
+    calibration=draw.integers(3, 64, (4, 16)).astype(np.int32),
+    prompt=draw.integers(3, 64, (2, 5)).astype(np.int32),
+  )
   return folder
 
 
@@ -35,13 +43,15 @@ def test_arrivals_by_hand():
   steps_GCNR = np.array([[1.0, 2], [4, 8], [0, 16]]).reshape(1, 3, 1, 2)
   found = summary_lib.arrivals(steps_GCNR)
   assert {name: each.ravel().tolist() for name, each in found.items()} == {
-      "own_step": [4, 16], "earlier_steps": [0, 8], "text_before": [1, 2]}
+    "own_step": [4, 16],
+    "earlier_steps": [0, 8],
+    "text_before": [1, 2],
+  }
 
 
 def test_strongest_pairs_are_off_the_diagonal():
   table_PP = np.array([[9.0, 1, -3], [1, 9, 2], [-3, 2, 9]])
-  assert measure.strongest(table_PP[..., None, None], 2) == (
-      (0, 2), (1, 2))
+  assert measure.strongest(table_PP[..., None, None], 2) == ((0, 2), (1, 2))
   assert measure.strongest(table_PP[..., None, None], 0) == ()
   table_PP[1] = table_PP[:, 1] = 0  # A sublayer that did not change.
   assert measure.strongest(table_PP[..., None, None], 3) == ((0, 2),)
@@ -52,8 +62,8 @@ def test_what_cannot_fit_is_refused(monkeypatch):
   settings = measure.Settings(max_new_tokens=2, batch=1)
   found = measure.estimate_bytes(CONFIG, prompts, settings)
   monkeypatch.setattr(
-      measure.estimate, "available_bytes",
-      lambda: (found.total - 1, None))
+    measure.estimate, "available_bytes", lambda: (found.total - 1, None)
+  )
   with pytest.raises(ValueError, match="use a smaller --batch"):
     measure.estimate_bytes(CONFIG, prompts, settings)
 
@@ -78,11 +88,23 @@ def test_the_script(tiny, tmp_path):
 
   Both in this process: the second has the shapes of the first.
   """
-  shape = ["--groups=2", "--interactions=1", "--limit=2", "--max_new_tokens=3",
-           "--options=5,40,63", f"--prompts={tiny}/ids.npz", "--seeds=0"]
+  shape = [
+    "--groups=2",
+    "--interactions=1",
+    "--limit=2",
+    "--max_new_tokens=3",
+    "--options=5,40,63",
+    f"--prompts={tiny}/ids.npz",
+    "--seeds=0",
+  ]
   done = scripts.call(
-      "propagation", f"--model={tiny}/dense", "--cells=wanda:0.3",
-      f"--calibration={tiny}/ids.npz", *shape, f"--out={tmp_path}/cell")
+    "propagation",
+    f"--model={tiny}/dense",
+    "--cells=wanda:0.3",
+    f"--calibration={tiny}/ids.npz",
+    *shape,
+    f"--out={tmp_path}/cell",
+  )
   assert done.returncode == 0, done.stderr
   assert "memory: " in done.stderr and "add up" in done.stdout
   summary = json.loads((tmp_path / "cell/summary.json").read_text())
@@ -93,37 +115,62 @@ def test_the_script(tiny, tmp_path):
   whole = [row for row in rows if "layer" in row and "other_layer" not in row]
   for source, entry in entries.items():
     for metric in ("kl", "log_prob", "option_margin"):
-      mine = [row for row in whole
-              if (row["source"], row["metric"]) == (source, metric)]
+      mine = [
+        row
+        for row in whole
+        if (row["source"], row["metric"]) == (source, metric)
+      ]
       # Every prompt has three steps, so a mean over rows is one over prompts.
       count = 6 if source == "pruned" else 2
       change = sum(row["value"] for row in mine) / count
       assert change == pytest.approx(
-          entry["change"][metric]["mean"], rel=2e-3, abs=1e-6)
-      assert change == pytest.approx(sum(
-          part[metric]["mean"] for part in entry["by_sublayer"]), rel=1e-4)
+        entry["change"][metric]["mean"], rel=2e-3, abs=1e-6
+      )
+      assert change == pytest.approx(
+        sum(part[metric]["mean"] for part in entry["by_sublayer"]), rel=1e-4
+      )
     ways = entry["by_arrival"]["kl"]
     assert sum(way["mean"] for way in ways.values()) == pytest.approx(
-        entry["change"]["kl"]["mean"], rel=2e-3)
+      entry["change"]["kl"]["mean"], rel=2e-3
+    )
     assert entry["change"]["kl"]["mean"] > 0
     assert entry["amplification"]["identity_error"] < 1e-3
-  assert all(row["cause_step"] <= row["step"] for row in rows
-             if "cause_step" in row)
+  assert all(
+    row["cause_step"] <= row["step"] for row in rows if "cause_step" in row
+  )
   arrived = [row for row in rows if "arrival" in row]
   assert sum_by(arrived, "source", "metric", "prompt")[
-      "pruned", "kl", 0] == pytest.approx(sum_by(
-          [row for row in whole if row["source"] == "pruned"],
-          "source", "metric", "prompt")["pruned", "kl", 0] / 3, rel=2e-3)
+    "pruned", "kl", 0
+  ] == pytest.approx(
+    sum_by(
+      [row for row in whole if row["source"] == "pruned"],
+      "source",
+      "metric",
+      "prompt",
+    )["pruned", "kl", 0]
+    / 3,
+    rel=2e-3,
+  )
   pictures = {path.name for path in (tmp_path / "cell/figures").iterdir()}
-  assert {"wanda_0.3_contributions_kl.png", "wanda_0.3_time_kl.png",
-          "wanda_0.3_steps_kl.png", "wanda_0.3_path_error.png",
-          "wanda_0.3_speed_mean.png", "wanda_0.3_pairs.png"} <= pictures
+  assert {
+    "wanda_0.3_contributions_kl.png",
+    "wanda_0.3_time_kl.png",
+    "wanda_0.3_steps_kl.png",
+    "wanda_0.3_path_error.png",
+    "wanda_0.3_speed_mean.png",
+    "wanda_0.3_pairs.png",
+  } <= pictures
   assert "Against chance" in (tmp_path / "cell/report.html").read_text()
   assert not (tmp_path / "cell/work").exists()
 
   done = scripts.call(
-      "propagation", f"--dense={tiny}/dense", f"--pruned={tiny}/dense",
-      "--nocontrols", *shape, f"--out={tmp_path}/same")
+    "propagation",
+    f"--dense={tiny}/dense",
+    f"--pruned={tiny}/dense",
+    "--nocontrols",
+    *shape,
+    f"--out={tmp_path}/same",
+  )
   assert done.returncode == 0, done.stderr
   summary = json.loads((tmp_path / "same/summary.json").read_text())
   assert summary["completeness_error"] == 0
@@ -137,7 +184,11 @@ def test_the_script(tiny, tmp_path):
 @pytest.mark.slow
 def test_bad_input_is_one_line(tiny, tmp_path):
   done = scripts.start(
-      "propagation", f"--model={tiny}/dense", "--groups=3",
-      f"--prompts={tiny}/ids.npz", f"--out={tmp_path}/out")
+    "propagation",
+    f"--model={tiny}/dense",
+    "--groups=3",
+    f"--prompts={tiny}/ids.npz",
+    f"--out={tmp_path}/out",
+  )
   assert done.returncode == 1 and "2 layers; use 1 to 2" in done.stderr
   assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())

@@ -32,13 +32,19 @@ def source(tmp_path_factory):
 
 def prune(source, out, method="wanda", pattern=HALF, tokens=TOKENS, **options):
   return encoder_lib.prune_encoder(
-      source, out, method=method, pattern=pattern, tokens=tokens,
-      **{"valid": VALID, "memory": Memory(micro_batch=3), **options})
+    source,
+    out,
+    method=method,
+    pattern=pattern,
+    tokens=tokens,
+    **{"valid": VALID, "memory": Memory(micro_batch=3), **options},
+  )
 
 
 def load(folder):
   return checkpoints.load_params(
-      checkpoints.open_checkpoint(folder, EncoderConfig), jnp.float32)
+    checkpoints.open_checkpoint(folder, EncoderConfig), jnp.float32
+  )
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +61,11 @@ def test_wanda_of_the_first_layer_is_the_equation(source, wanda):
   norm_I = np.sqrt((seen[VALID] ** 2).sum(0))
   masks, _ = checkpoints.read_masks(wanda[0] / "masks.safetensors")
   for name in ("query", "key", "value"):
-    w_OI = getattr(
-        model.encoder.layer[0].attention.self, name).weight.detach().numpy()
+    w_OI = (
+      getattr(model.encoder.layer[0].attention.self, name)
+      .weight.detach()
+      .numpy()
+    )
     score_OI = np.abs(w_OI) * norm_I
     keep_OI = score_OI > np.sort(score_OI, axis=1)[:, [15]]
     np.testing.assert_array_equal(masks["attention"][name][0], keep_OI.T)
@@ -79,19 +88,22 @@ def test_zeros_are_where_the_masks_say_and_nothing_else_changed(source, wanda):
   for group, kernel in encoder.KERNELS:
     keep = masks[group][kernel]
     np.testing.assert_array_equal(
-        new["layers"][group][kernel].pop("kernel"),
-        np.where(keep, old["layers"][group][kernel].pop("kernel"), 0))
+      new["layers"][group][kernel].pop("kernel"),
+      np.where(keep, old["layers"][group][kernel].pop("kernel"), 0),
+    )
     assert (keep.sum(axis=1) == keep.shape[1] // 2).all()
   chex.assert_trees_all_equal(old, new)
 
 
 def test_stock_computes_the_same_pruned_model(wanda):
   model, said = transformers.BertModel.from_pretrained(
-      wanda[0], output_loading_info=True, attn_implementation="eager")
+    wanda[0], output_loading_info=True, attn_implementation="eager"
+  )
   assert not said["missing_keys"] and not said["unexpected_keys"]
   config, params = load(wanda[0])
   got, _ = encoder.forward(
-      config, params, jnp.asarray(TOKENS), valid_BT=jnp.asarray(VALID))
+    config, params, jnp.asarray(TOKENS), valid_BT=jnp.asarray(VALID)
+  )
   want = hf_encoders.hidden(model.eval(), TOKENS, VALID)
   np.testing.assert_allclose(np.asarray(got)[VALID], want[VALID], atol=1e-5)
   assert checkpoints.read_pooling(wanda[0]).kind == "mean"
@@ -115,10 +127,17 @@ def test_a_killed_run_goes_on_to_the_same_bits(source, wanda, tmp_path):
 @pytest.mark.slow
 def test_sparsegpt_loses_less_than_magnitude(source, tmp_path):
   errors = {
-      method: [row["layer_error"] for row in prune(
-          source, tmp_path / method, method, Unstructured(
-              sparsity=0.5, group=group))]
-      for method, group in (("magnitude", "output"), ("sparsegpt", "matrix"))}
+    method: [
+      row["layer_error"]
+      for row in prune(
+        source,
+        tmp_path / method,
+        method,
+        Unstructured(sparsity=0.5, group=group),
+      )
+    ]
+    for method, group in (("magnitude", "output"), ("sparsegpt", "matrix"))
+  }
   assert errors["sparsegpt"][0] < errors["magnitude"][0]
 
 
@@ -133,33 +152,48 @@ def test_n_of_m(source, tmp_path):
 
 def test_scores_are_the_cosines_of_valid_tokens(source):
   scores = encoder_lib.score_encoder(
-      source, TOKENS, VALID, memory=Memory(micro_batch=2))
+    source, TOKENS, VALID, memory=Memory(micro_batch=2)
+  )
   config, params = load(source.folder)
   _, tape = encoder.forward(
-      config, params, jnp.asarray(TOKENS), valid_BT=jnp.asarray(VALID),
-      observe=lambda tape: {
-          k: v for k, v in tape.items() if k.startswith("residual")})
+    config,
+    params,
+    jnp.asarray(TOKENS),
+    valid_BT=jnp.asarray(VALID),
+    observe=lambda tape: {
+      k: v for k, v in tape.items() if k.startswith("residual")
+    },
+  )
   for name, ends in (
-      ("attention", ("in", "mid")), ("mlp", ("mid", "out")),
-      ("block", ("in", "out"))):
+    ("attention", ("in", "mid")),
+    ("mlp", ("mid", "out")),
+    ("block", ("in", "out")),
+  ):
     x, y = (np.asarray(tape[f"residual_{end}"], np.float64) for end in ends)
     cos = (x * y).sum(-1) / np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
     np.testing.assert_allclose(
-        scores[name], [c[VALID].mean() for c in cos], atol=1e-6)
+      scores[name], [c[VALID].mean() for c in cos], atol=1e-6
+    )
 
 
 def test_a_dropped_sublayer_is_a_closed_gate_in_stock_too(source, tmp_path):
   chosen = drops.Drops(
-      num_layers=3, order=(("attention", 1), ("mlp", 0), ("mlp", 1)))
+    num_layers=3, order=(("attention", 1), ("mlp", 0), ("mlp", 1))
+  )
   sublayers.prune_drops(source, tmp_path / "a", chosen, {})
   model = transformers.BertModel.from_pretrained(
-      tmp_path / "a", attn_implementation="eager").eval()
+    tmp_path / "a", attn_implementation="eager"
+  ).eval()
   # A bias that stayed would be a constant added to every token.
   assert not model.encoder.layer[1].attention.output.dense.bias.any()
   config, params = load(source.folder)
   got, _ = encoder.forward(
-      config, params, jnp.asarray(TOKENS), valid_BT=jnp.asarray(VALID),
-      gates=Gates(**chosen.gates))
+    config,
+    params,
+    jnp.asarray(TOKENS),
+    valid_BT=jnp.asarray(VALID),
+    gates=Gates(**chosen.gates),
+  )
   want = hf_encoders.hidden(model, TOKENS, VALID)
   np.testing.assert_allclose(np.asarray(got)[VALID], want[VALID], atol=1e-5)
   dense = transformers.BertModel.from_pretrained(source.folder).eval()
@@ -168,18 +202,25 @@ def test_a_dropped_sublayer_is_a_closed_gate_in_stock_too(source, tmp_path):
   assert checkpoints.read_drops(again) == {"attention": (1,), "mlp": (0, 1)}
 
 
-@pytest.mark.parametrize("options, words", [
+@pytest.mark.parametrize(
+  "options, words",
+  [
     (dict(method="awq"), "awq.*not for encoders"),
     (dict(method="neuron"), "neuron.*not for encoders"),
     (dict(tokens=None), "wanda looks at calibration"),
     (dict(pattern=NofM(keep=2, of=5)), "2:5 does not divide the 32 inputs"),
-    (dict(method="magnitude", pattern=Unstructured(
-        sparsity=0.5, group="global")), "group global"),
+    (
+      dict(
+        method="magnitude", pattern=Unstructured(sparsity=0.5, group="global")
+      ),
+      "group global",
+    ),
     (dict(tokens=TOKENS + 60), "outside the vocabulary of 61"),
     (dict(tokens=np.zeros((2, 41), int)), "context of 40"),
     (dict(valid=VALID[:, :3]), r"valid has shape \(6, 3\)"),
     (dict(valid=VALID & (np.arange(6) > 0)[:, None]), "every sequence"),
-])
+  ],
+)
 def test_bad_jobs_are_refused_before_any_work(source, tmp_path, options, words):
   with pytest.raises(ValueError, match=words):
     prune(source, tmp_path / "a", **options)

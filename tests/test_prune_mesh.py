@@ -31,9 +31,15 @@ def tiny(tmp_path_factory):
 
   torch.manual_seed(0)
   config = transformers.LlamaConfig(
-      vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
-      num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-      initializer_range=0.2)
+    vocab_size=96,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    initializer_range=0.2,
+  )
   folder = tmp_path_factory.mktemp("tiny")
   transformers.LlamaForCausalLM(config).save_pretrained(folder)
   np.savez(folder / "ids.npz", calibration=TOKENS)
@@ -81,18 +87,24 @@ def test_where_things_lie():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method,pattern,offload", [
+@pytest.mark.parametrize(
+  "method,pattern,offload",
+  [
     ("wanda", Unstructured(sparsity=0.5), False),
     ("sparsegpt", NofM(keep=1, of=4), True),
     ("flap", Unstructured(sparsity=0.25), False),
-])
+  ],
+)
 def test_eight_devices_are_one(tiny, tmp_path, method, pattern, offload):
   mesh = devices_lib.make_mesh({"data": 4, "model": 2})
   options = dict(method=method, pattern=pattern, tokens=TOKENS)
   one = weights.prune_weights(tiny, tmp_path / "one", **options)
   many = weights.prune_weights(
-      tiny, tmp_path / "many", memory=Memory(mesh=mesh, offload=offload),
-      **options)
+    tiny,
+    tmp_path / "many",
+    memory=Memory(mesh=mesh, offload=offload),
+    **options,
+  )
   assert_same(tmp_path / "one", tmp_path / "many")
   for a, b in zip(one, many):
     np.testing.assert_allclose(a["layer_error"], b["layer_error"], rtol=1e-3)
@@ -102,44 +114,66 @@ def test_scores_on_eight_devices(tiny):
   mesh = devices_lib.make_mesh({"data": 8})
   one = sublayers.score_sublayers(tiny, TOKENS, window=2)
   many = sublayers.score_sublayers(
-      tiny, TOKENS, window=2, memory=Memory(mesh=mesh))
+    tiny, TOKENS, window=2, memory=Memory(mesh=mesh)
+  )
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6), one, many)
+    lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6), one, many
+  )
 
 
 def start(*arguments, devices=1):
   flags = (  # of two the last one counts
-      os.environ["XLA_FLAGS"]
-      + f" --xla_force_host_platform_device_count={devices}")
+    os.environ["XLA_FLAGS"]
+    + f" --xla_force_host_platform_device_count={devices}"
+  )
   environment = dict(
-      os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT), XLA_FLAGS=flags)
+    os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT), XLA_FLAGS=flags
+  )
   return subprocess.Popen(
-      [sys.executable, "-m", "experiments.prune", *map(str, arguments)],
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-      env=environment)
+    [sys.executable, "-m", "experiments.prune", *map(str, arguments)],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=ROOT,
+    env=environment,
+  )
 
 
 @pytest.mark.slow
 def test_two_processes_are_one(tiny, tmp_path):
   flags = [
-      f"--model={tiny.folder}", f"--calibration={tiny.folder}/ids.npz",
-      "--method=sparsegpt", "--pattern=2:4"]
+    f"--model={tiny.folder}",
+    f"--calibration={tiny.folder}/ids.npz",
+    "--method=sparsegpt",
+    "--pattern=2:4",
+  ]
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
   pod = [
-      start(
-          *flags, f"--out={tmp_path}/two", "--mesh=data:2,model:2",
-          "--distributed", f"--coordinator=127.0.0.1:{port}",
-          "--num_processes=2", f"--process_id={i}", devices=2)
-      for i in range(2)]
+    start(
+      *flags,
+      f"--out={tmp_path}/two",
+      "--mesh=data:2,model:2",
+      "--distributed",
+      f"--coordinator=127.0.0.1:{port}",
+      "--num_processes=2",
+      f"--process_id={i}",
+      devices=2,
+    )
+    for i in range(2)
+  ]
   said = [process.communicate(timeout=300) for process in pod]
   assert [process.returncode for process in pod] == [0, 0], said
   assert "layer 4/4" in said[0][1]
   assert "4/4" not in said[1][1] and "wrote" not in said[1][0]
   weights.prune_weights(
-      tiny, tmp_path / "one", method="sparsegpt", pattern=NofM(keep=2, of=4),
-      tokens=TOKENS)
+    tiny,
+    tmp_path / "one",
+    method="sparsegpt",
+    pattern=NofM(keep=2, of=4),
+    tokens=TOKENS,
+  )
   assert_same(tmp_path / "one", tmp_path / "two")
   summary = json.loads((tmp_path / "two" / "summary.json").read_text())
   assert summary["sparsity"] == 0.5
@@ -149,8 +183,11 @@ def test_two_processes_are_one(tiny, tmp_path):
 def test_killed_and_run_again(tiny, tmp_path):
   """SIGKILL after the second layer; the command again gives the same bits."""
   flags = [
-      f"--model={tiny.folder}", f"--calibration={tiny.folder}/ids.npz",
-      "--method=sparsegpt", "--sparsity=0.5"]
+    f"--model={tiny.folder}",
+    f"--calibration={tiny.folder}/ids.npz",
+    "--method=sparsegpt",
+    "--sparsity=0.5",
+  ]
   process = start(*flags, f"--out={tmp_path}/cut")
   for line in process.stderr:
     if line.startswith("layer 2/4"):

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from tests.test_prune_weights import TOKENS, logits, tiny, torch_logits
 
 from jaxprune import checkpoints
 from jaxprune.models import KERNELS
@@ -12,6 +11,7 @@ from jaxprune.pruning.checkpoint import allocation, memory, weights
 from jaxprune.pruning.checkpoint.streaming import Memory
 from jaxprune.pruning.methods.quantize import Levels
 from jaxprune.pruning.patterns import NofM, Unstructured
+from tests.test_prune_weights import TOKENS, logits, tiny, torch_logits
 
 __all__ = ["tiny"]  # A fixture, not a leftover import.
 
@@ -26,7 +26,8 @@ def mlp_of(folder):
 def test_narrow_is_masked(tiny, tmp_path, method):
   """The narrower model is the masked one, also to stock transformers."""
   options = dict(
-      method=method, pattern=Unstructured(sparsity=0.3), tokens=TOKENS)
+    method=method, pattern=Unstructured(sparsity=0.3), tokens=TOKENS
+  )
   weights.prune_weights(tiny, tmp_path / "masked", **options)
   weights.prune_weights(tiny, tmp_path / "narrow", narrow=True, **options)
   assert not (tmp_path / "narrow" / "masks.safetensors").exists()
@@ -36,16 +37,22 @@ def test_narrow_is_masked(tiny, tmp_path, method):
   masked = logits(tmp_path / "masked", TOKENS)
   for folder in ("masked", "narrow"):
     np.testing.assert_allclose(
-        torch_logits(tmp_path / folder, TOKENS), masked, rtol=1e-5, atol=1e-5)
+      torch_logits(tmp_path / folder, TOKENS), masked, rtol=1e-5, atol=1e-5
+    )
   np.testing.assert_allclose(
-      logits(tmp_path / "narrow", TOKENS), masked, rtol=1e-5, atol=1e-5)
+    logits(tmp_path / "narrow", TOKENS), masked, rtol=1e-5, atol=1e-5
+  )
 
 
 def test_flap_moves_the_means_into_a_bias(tiny, tmp_path):
   """The mean over tokens of what `down` adds in the first layer stays."""
   weights.prune_weights(
-      tiny, tmp_path / "out", method="flap",
-      pattern=Unstructured(sparsity=0.5), tokens=TOKENS)
+    tiny,
+    tmp_path / "out",
+    method="flap",
+    pattern=Unstructured(sparsity=0.5),
+    tokens=TOKENS,
+  )
   config = json.loads((tmp_path / "out" / "config.json").read_text())
   assert config["mlp_bias"] is True
   mlp = mlp_of(tmp_path / "out")
@@ -58,42 +65,64 @@ def test_flap_moves_the_means_into_a_bias(tiny, tmp_path):
   for folder in (tiny.folder, tmp_path / "out"):
     config, params = checkpoints.load_params(folder)
     _, added = forward(
-        config, params, TOKENS,
-        observe=lambda tape: (tape["residual_out"] - tape["residual_mid"]).mean(
-            axis=(0, 1)))
+      config,
+      params,
+      TOKENS,
+      observe=lambda tape: (tape["residual_out"] - tape["residual_mid"]).mean(
+        axis=(0, 1)
+      ),
+    )
     means.append(np.asarray(added)[0])
   np.testing.assert_allclose(*means, atol=1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model,folder", [
-    ("qwen2_random", "neuron_50"), ("stories260K", "neuron_30"),
-    ("stories260K", "neuron_50")])
+@pytest.mark.parametrize(
+  "model,folder",
+  [
+    ("qwen2_random", "neuron_50"),
+    ("stories260K", "neuron_30"),
+    ("stories260K", "neuron_50"),
+  ],
+)
 def test_official_neurons(shared, tmp_path, model, folder):
   golden = shared / "golden" / model
-  dense = golden / "dense" if model == "qwen2_random" else (
-      shared / "weights" / model)
+  dense = (
+    golden / "dense"
+    if model == "qwen2_random"
+    else (shared / "weights" / model)
+  )
   weights.prune_weights(
-      checkpoints.open_checkpoint(dense), tmp_path / "out", method="neuron",
-      pattern=Unstructured(sparsity=int(folder[-2:]) / 100),
-      tokens=np.load(golden / "tokens.npz")["calibration"])
+    checkpoints.open_checkpoint(dense),
+    tmp_path / "out",
+    method="neuron",
+    pattern=Unstructured(sparsity=int(folder[-2:]) / 100),
+    tokens=np.load(golden / "tokens.npz")["calibration"],
+  )
   ours, theirs = mlp_of(tmp_path / "out"), mlp_of(golden / folder)
   for kernel in ("gate", "up", "down"):
     np.testing.assert_array_equal(
-        ours[kernel]["kernel"], theirs[kernel]["kernel"])
+      ours[kernel]["kernel"], theirs[kernel]["kernel"]
+    )
 
 
 def test_sparsity_by_layer(tiny, tmp_path):
   shares = allocation.allocate(tiny, "linear", 0.5, spread=0.25)
   np.testing.assert_allclose(shares, (0.25, 0.5, 0.75))
   log = weights.prune_weights(
-      tiny, tmp_path / "out", method="magnitude",
-      pattern=[Unstructured(sparsity=share) for share in shares])
+    tiny,
+    tmp_path / "out",
+    method="magnitude",
+    pattern=[Unstructured(sparsity=share) for share in shares],
+  )
   np.testing.assert_allclose([row["sparsity"] for row in log], shares)
   with pytest.raises(ValueError, match="2 patterns for 3 layers"):
     weights.prune_weights(
-        tiny, tmp_path / "x", method="magnitude",
-        pattern=[Unstructured(sparsity=0.5)] * 2)
+      tiny,
+      tmp_path / "x",
+      method="magnitude",
+      pattern=[Unstructured(sparsity=0.5)] * 2,
+    )
 
 
 def test_owl_counts_outliers_of_the_dense_model(tiny):
@@ -101,8 +130,14 @@ def test_owl_counts_outliers_of_the_dense_model(tiny):
   from jaxprune.models import KERNEL_INPUTS, forward
 
   config, params = checkpoints.load_params(tiny)
-  _, tape = forward(config, params, TOKENS, observe=lambda tape: {
-      key: tape[key] for key in set(KERNEL_INPUTS.values())})
+  _, tape = forward(
+    config,
+    params,
+    TOKENS,
+    observe=lambda tape: {
+      key: tape[key] for key in set(KERNEL_INPUTS.values())
+    },
+  )
   expected = []
   for index in range(config.num_layers):
     scores = []
@@ -110,12 +145,14 @@ def test_owl_counts_outliers_of_the_dense_model(tiny):
       x_NI = np.asarray(tape[KERNEL_INPUTS[group, kernel]][index])
       x_NI = x_NI.reshape(-1, x_NI.shape[-1])
       w_IO = np.asarray(params["layers"][group][kernel]["kernel"][index])
-      scores.append(np.abs(w_IO) * np.sqrt(
-          (x_NI**2).sum(axis=0) / len(TOKENS))[:, None])
+      scores.append(
+        np.abs(w_IO) * np.sqrt((x_NI**2).sum(axis=0) / len(TOKENS))[:, None]
+      )
     flat = np.concatenate([s.ravel() for s in scores])
     expected.append((flat > 5 * flat.mean()).mean())
   found = allocation.outlier_fractions(
-      tiny, TOKENS, memory=Memory(micro_batch=3))
+    tiny, TOKENS, memory=Memory(micro_batch=3)
+  )
   assert max(expected) > 0
   np.testing.assert_allclose(found, expected, atol=2e-4)
   shares = allocation.allocate(tiny, "owl", 0.5, tokens=TOKENS)
@@ -129,7 +166,8 @@ def test_rounding(tiny, tmp_path):
   logs = {}
   for method in ("rtn", "awq"):
     logs[method] = weights.prune_weights(
-        tiny, tmp_path / method, method=method, pattern=levels, tokens=TOKENS)
+      tiny, tmp_path / method, method=method, pattern=levels, tokens=TOKENS
+    )
     assert not (tmp_path / method / "masks.safetensors").exists()
   w_IO = np.asarray(mlp_of(tmp_path / "rtn")["up"]["kernel"][0])
   values = {len(np.unique(w_IO[:16, output])) for output in range(48)}
@@ -139,15 +177,24 @@ def test_rounding(tiny, tmp_path):
   assert awq < rtn
 
 
-@pytest.mark.parametrize("change,words", [
+@pytest.mark.parametrize(
+  "change,words",
+  [
     (dict(method="rtn"), "does not take Unstructured"),
     (dict(method="neuron", pattern=NofM(keep=2, of=4)), "does not take NofM"),
     (dict(method="awq", pattern=Levels(bits=4)), "group_size 128"),
     (dict(method="wanda", narrow=True), "nothing becomes narrower"),
     (dict(method="flap", tokens=None), "looks at calibration"),
-    (dict(method="neuron", narrow=True, pattern=[
-        Unstructured(sparsity=s) for s in (0.1, 0.2, 0.3)]), "several widths"),
-])
+    (
+      dict(
+        method="neuron",
+        narrow=True,
+        pattern=[Unstructured(sparsity=s) for s in (0.1, 0.2, 0.3)],
+      ),
+      "several widths",
+    ),
+  ],
+)
 def test_jobs_that_cannot_be_done(tiny, tmp_path, change, words):
   options = dict(pattern=Unstructured(sparsity=0.5), tokens=TOKENS) | change
   with pytest.raises(ValueError, match=words):
@@ -158,25 +205,31 @@ def test_jobs_that_cannot_be_done(tiny, tmp_path, change, words):
 def test_estimate_by_hand(tiny):
   """32 wide, 48 hidden, 2 of 4 key heads: a layer has 7680 weights."""
   found = memory.estimate_bytes(
-      tiny.config, "wanda", sequences=6, length=24,
-      memory=Memory(micro_batch=3))
+    tiny.config, "wanda", sequences=6, length=24, memory=Memory(micro_batch=3)
+  )
   size = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48
   assert found.layer == 4 * (2 * size + 4 * 32 * 48)
   assert found.activations == 4 * 6 * 24 * 32
   # Inputs of attention, its output, MLP, down.
   assert found.statistics == 4 * 4 * (32 + 32 + 32 + 48)
   assert found.device == (
-      found.layer + found.statistics + found.activations + found.working)
+    found.layer + found.statistics + found.activations + found.working
+  )
   on_host = memory.estimate_bytes(
-      tiny.config, "wanda", sequences=6, length=24,
-      memory=Memory(micro_batch=3, offload=True))
+    tiny.config,
+    "wanda",
+    sequences=6,
+    length=24,
+    memory=Memory(micro_batch=3, offload=True),
+  )
   assert found.device - on_host.device == found.activations
   assert on_host.host - found.host == found.activations
 
 
 def test_what_cannot_fit_is_refused(tiny, monkeypatch):
   found = memory.estimate_bytes(
-      tiny.config, "sparsegpt", sequences=6, length=24, memory=Memory())
+    tiny.config, "sparsegpt", sequences=6, length=24, memory=Memory()
+  )
   memory.check_fits(found)
   monkeypatch.setattr(memory, "available_bytes", lambda: (1000, 1000))
   with pytest.raises(ValueError, match="fewer or shorter calibration"):

@@ -20,11 +20,7 @@ from jaxprune.pruning.checkpoint import (
   weights,
 )
 from jaxprune.pruning.methods.quantize import Levels
-from jaxprune.pruning.patterns import (
-  NofM,
-  Unstructured,
-  keep_masks_global,
-)
+from jaxprune.pruning.patterns import NofM, Unstructured, keep_masks_global
 
 TOKENS = np.random.default_rng(0).integers(3, 90, (6, 24)).astype(np.int32)
 
@@ -37,9 +33,15 @@ def tiny(tmp_path_factory):
 
   torch.manual_seed(0)
   config = transformers.LlamaConfig(
-      vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-      num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-      initializer_range=0.2)
+    vocab_size=96,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    initializer_range=0.2,
+  )
   folder = tmp_path_factory.mktemp("tiny")
   transformers.LlamaForCausalLM(config).save_pretrained(folder)
   return checkpoints.open_checkpoint(folder)
@@ -60,7 +62,8 @@ def torch_logits(folder, tokens):
   import transformers
 
   model, info = transformers.AutoModelForCausalLM.from_pretrained(
-      folder, dtype=torch.float32, output_loading_info=True)
+    folder, dtype=torch.float32, output_loading_info=True
+  )
   assert not any(info.values()), info
   with torch.no_grad():
     return model(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
@@ -68,11 +71,21 @@ def torch_logits(folder, tokens):
 
 def golden_cases():
   for model, folders in {
-      "qwen2_random": (
-          "wanda_50", "wanda_2of4", "wanda_3of4", "wanda_4of8",
-          "wanda_variant_50", "magnitude_50", "magnitude_3of4"),
-      "stories260K": (
-          "wanda_30", "wanda_3of4", "wanda_variant_50", "magnitude_30"),
+    "qwen2_random": (
+      "wanda_50",
+      "wanda_2of4",
+      "wanda_3of4",
+      "wanda_4of8",
+      "wanda_variant_50",
+      "magnitude_50",
+      "magnitude_3of4",
+    ),
+    "stories260K": (
+      "wanda_30",
+      "wanda_3of4",
+      "wanda_variant_50",
+      "magnitude_30",
+    ),
   }.items():
     for folder in folders:
       yield pytest.param(model, folder, id=f"{model}-{folder}")
@@ -83,25 +96,41 @@ def golden_cases():
 def test_official_outputs(shared, tmp_path, model, folder):
   golden = shared / "golden" / model
   entry = next(
-      m for m in json.loads((golden / "index.json").read_text())["models"]
-      if m["folder"] == folder)
-  dense = golden / "dense" if model == "qwen2_random" else (
-      shared / "weights" / model)
+    m
+    for m in json.loads((golden / "index.json").read_text())["models"]
+    if m["folder"] == folder
+  )
+  dense = (
+    golden / "dense"
+    if model == "qwen2_random"
+    else (shared / "weights" / model)
+  )
   method = entry["method"]
   # The official magnitude compares within a matrix, Wanda within an output.
-  pattern = NofM(keep=entry["keep"], of=entry["group"]) if entry["keep"] else (
+  pattern = (
+    NofM(keep=entry["keep"], of=entry["group"])
+    if entry["keep"]
+    else (
       Unstructured(
-          sparsity=entry["sparsity"],
-          group="matrix" if method == "magnitude" else "output"))
+        sparsity=entry["sparsity"],
+        group="matrix" if method == "magnitude" else "output",
+      )
+    )
+  )
   weights.prune_weights(
-      checkpoints.open_checkpoint(dense), tmp_path / "out", method=method,
-      pattern=pattern, tokens=np.load(golden / "tokens.npz")["calibration"])
+    checkpoints.open_checkpoint(dense),
+    tmp_path / "out",
+    method=method,
+    pattern=pattern,
+    tokens=np.load(golden / "tokens.npz")["calibration"],
+  )
   _, ours = checkpoints.load_params(tmp_path / "out")
   _, theirs = checkpoints.load_params(golden / folder)
   for group, kernel in KERNELS:
     ours_LIO, theirs_LIO = (
-        np.asarray(tree["layers"][group][kernel]["kernel"])
-        for tree in (ours, theirs))
+      np.asarray(tree["layers"][group][kernel]["kernel"])
+      for tree in (ours, theirs)
+    )
     kept, kept_there = ours_LIO != 0, theirs_LIO != 0
     if method == "magnitude" and not entry["keep"]:
       # `<=` at the sorted index int(n s): exactly one entry too many per
@@ -116,30 +145,40 @@ def test_official_outputs(shared, tmp_path, model, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder,unequal,moved", [
+@pytest.mark.parametrize(
+  "folder,unequal,moved",
+  [
     # Two Grams differ in the last bit, and with it near ties; a swapped entry
     # moves the corrections of the inputs after it. Unstructured, the official
     # code removes one too many per block besides.
-    ("sparsegpt_4of8", 1e-4, 1e-3), ("sparsegpt_2of4", 1e-4, 1e-3),
-    ("sparsegpt_50", 1e-3, 3e-2)])
+    ("sparsegpt_4of8", 1e-4, 1e-3),
+    ("sparsegpt_2of4", 1e-4, 1e-3),
+    ("sparsegpt_50", 1e-3, 3e-2),
+  ],
+)
 def test_official_sparsegpt(shared, tmp_path, folder, unequal, moved):
   golden = shared / "golden" / "qwen2_random"
   pattern = {
-      "4of8": NofM(keep=4, of=8), "2of4": NofM(keep=2, of=4),
-      "50": Unstructured(sparsity=0.5, group="matrix"),
+    "4of8": NofM(keep=4, of=8),
+    "2of4": NofM(keep=2, of=4),
+    "50": Unstructured(sparsity=0.5, group="matrix"),
   }[folder.split("_")[1]]
   log = weights.prune_weights(
-      checkpoints.open_checkpoint(golden / "dense"), tmp_path / "out",
-      method="sparsegpt", pattern=pattern,
-      tokens=np.load(golden / "tokens.npz")["calibration"])
+    checkpoints.open_checkpoint(golden / "dense"),
+    tmp_path / "out",
+    method="sparsegpt",
+    pattern=pattern,
+    tokens=np.load(golden / "tokens.npz")["calibration"],
+  )
   assert all(row["damping"] == 0.01 for row in log)
   _, ours = checkpoints.load_params(tmp_path / "out")
   _, theirs = checkpoints.load_params(golden / folder)
   wrong, far, size = 0, 0, 0
   for group, kernel in KERNELS:
     x_LIO, y_LIO = (
-        np.asarray(tree["layers"][group][kernel]["kernel"])
-        for tree in (ours, theirs))
+      np.asarray(tree["layers"][group][kernel]["kernel"])
+      for tree in (ours, theirs)
+    )
     wrong += ((x_LIO != 0) != (y_LIO != 0)).sum()
     far += (np.abs(x_LIO - y_LIO) > 1e-3).sum()
     size += x_LIO.size
@@ -153,10 +192,12 @@ def test_transformers_loads_the_same_model(tiny, tmp_path, method):
   if Levels in registry.METHODS[method].patterns:
     pattern = Levels(bits=3, group_size=16)
   log = weights.prune_weights(
-      tiny, tmp_path / "out", method=method, pattern=pattern, tokens=TOKENS)
+    tiny, tmp_path / "out", method=method, pattern=pattern, tokens=TOKENS
+  )
   ours = logits(tmp_path / "out", TOKENS)
   np.testing.assert_allclose(
-      ours, torch_logits(tmp_path / "out", TOKENS), rtol=1e-5, atol=1e-5)
+    ours, torch_logits(tmp_path / "out", TOKENS), rtol=1e-5, atol=1e-5
+  )
   assert np.abs(ours - logits(tiny, TOKENS)).max() > 1e-2
   assert [row["layer"] for row in log] == [0, 1, 2]
   assert all(0 < row["layer_error"] < 1 for row in log)
@@ -164,11 +205,16 @@ def test_transformers_loads_the_same_model(tiny, tmp_path, method):
 
 def test_masks_say_where_the_zeros_are(tiny, tmp_path):
   weights.prune_weights(
-      tiny, tmp_path / "out", method="wanda", pattern=NofM(keep=1, of=4),
-      tokens=TOKENS)
+    tiny,
+    tmp_path / "out",
+    method="wanda",
+    pattern=NofM(keep=1, of=4),
+    tokens=TOKENS,
+  )
   config, params = checkpoints.load_params(tmp_path / "out")
   read, metadata = masks_file.read_masks(
-      tmp_path / "out" / resume.MASKS, config)
+    tmp_path / "out" / resume.MASKS, config
+  )
   for group, kernel in KERNELS:
     w_LIO = np.asarray(params["layers"][group][kernel]["kernel"])
     np.testing.assert_array_equal(read[group][kernel], w_LIO != 0)
@@ -181,12 +227,13 @@ def test_masks_say_where_the_zeros_are(tiny, tmp_path):
 def test_global_magnitude(tiny, tmp_path, sparsity):
   pattern = Unstructured(sparsity=sparsity, group="global")
   weights.prune_weights(
-      tiny, tmp_path / "out", method="magnitude", pattern=pattern)
+    tiny, tmp_path / "out", method="magnitude", pattern=pattern
+  )
   _, dense = checkpoints.load_params(tiny)
   _, pruned = checkpoints.load_params(tmp_path / "out")
   leaves = {
-      "/".join(k): jnp.abs(dense["layers"][k[0]][k[1]]["kernel"])
-      for k in KERNELS}
+    "/".join(k): jnp.abs(dense["layers"][k[0]][k[1]]["kernel"]) for k in KERNELS
+  }
   # No two magnitudes are equal here, so the order of ties does not matter.
   expected = keep_masks_global(leaves, pattern)
   for group, kernel in KERNELS:
@@ -195,8 +242,9 @@ def test_global_magnitude(tiny, tmp_path, sparsity):
 
 
 def test_global_ties_leave_in_order():
-  threshold = global_magnitude.Threshold(bits=int(
-      np.float32(2).view(np.int32)), ties=3)
+  threshold = global_magnitude.Threshold(
+    bits=int(np.float32(2).view(np.int32)), ties=3
+  )
   w_IO = np.array([[2, -2], [1, 3]], np.float32)
   np.testing.assert_array_equal(threshold.keep(w_IO), [[0, 0], [0, 1]])
   np.testing.assert_array_equal(threshold.keep(w_IO), [[0, 1], [0, 1]])
@@ -206,8 +254,12 @@ def test_global_ties_leave_in_order():
 def test_global_needs_magnitude(tiny, tmp_path):
   with pytest.raises(ValueError, match="use magnitude"):
     weights.prune_weights(
-        tiny, tmp_path / "out", method="wanda", tokens=TOKENS,
-        pattern=Unstructured(sparsity=0.5, group="global"))
+      tiny,
+      tmp_path / "out",
+      method="wanda",
+      tokens=TOKENS,
+      pattern=Unstructured(sparsity=0.5, group="global"),
+    )
   assert not list(tmp_path.iterdir())
 
 
@@ -217,8 +269,11 @@ class KilledError(Exception):
 
 def test_resumed_run_ends_with_the_same_bits(tiny, tmp_path):
   options = dict(
-      method="wanda", pattern=Unstructured(sparsity=0.5), tokens=TOKENS,
-      memory=streaming.Memory(micro_batch=4))
+    method="wanda",
+    pattern=Unstructured(sparsity=0.5),
+    tokens=TOKENS,
+    memory=streaming.Memory(micro_batch=4),
+  )
   weights.prune_weights(tiny, tmp_path / "whole", **options)
 
   def stop(row):
@@ -230,8 +285,11 @@ def test_resumed_run_ends_with_the_same_bits(tiny, tmp_path):
     assert not (tmp_path / "cut").exists()
   seen = []
   log = weights.prune_weights(
-      tiny, tmp_path / "cut", on_layer=lambda row: seen.append(row["layer"]),
-      **options)
+    tiny,
+    tmp_path / "cut",
+    on_layer=lambda row: seen.append(row["layer"]),
+    **options,
+  )
   assert seen == [2] and len(log) == 3
   assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
   assert not list((tmp_path / "cut").glob("states-*"))
@@ -244,11 +302,16 @@ def test_another_job_does_not_take_up_the_work(tiny, tmp_path):
   options = dict(method="wanda", tokens=TOKENS)
   with pytest.raises(KilledError):
     weights.prune_weights(
-        tiny, tmp_path / "out", pattern=Unstructured(sparsity=0.5),
-        on_layer=stop, **options)
+      tiny,
+      tmp_path / "out",
+      pattern=Unstructured(sparsity=0.5),
+      on_layer=stop,
+      **options,
+    )
   with pytest.raises(ValueError, match="sparsity was 0.5, now 0.6"):
     weights.prune_weights(
-        tiny, tmp_path / "out", pattern=Unstructured(sparsity=0.6), **options)
+      tiny, tmp_path / "out", pattern=Unstructured(sparsity=0.6), **options
+    )
 
 
 @pytest.mark.parametrize("offload", [False, True])
@@ -256,18 +319,31 @@ def test_another_job_does_not_take_up_the_work(tiny, tmp_path):
 def test_memory_plan_changes_nothing(tiny, tmp_path, micro_batch, offload):
   memory = streaming.Memory(micro_batch=micro_batch, offload=offload)
   weights.prune_weights(
-      tiny, tmp_path / "out", method="wanda", tokens=TOKENS, memory=memory,
-      pattern=Unstructured(sparsity=0.5))
+    tiny,
+    tmp_path / "out",
+    method="wanda",
+    tokens=TOKENS,
+    memory=memory,
+    pattern=Unstructured(sparsity=0.5),
+  )
   weights.prune_weights(
-      tiny, tmp_path / "base", method="wanda", tokens=TOKENS,
-      pattern=Unstructured(sparsity=0.5))
+    tiny,
+    tmp_path / "base",
+    method="wanda",
+    tokens=TOKENS,
+    pattern=Unstructured(sparsity=0.5),
+  )
   assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "base")
 
 
 def test_later_layers_see_pruned_inputs(tiny, tmp_path):
   weights.prune_weights(
-      tiny, tmp_path / "out", method="wanda", tokens=TOKENS,
-      pattern=Unstructured(sparsity=0.9))
+    tiny,
+    tmp_path / "out",
+    method="wanda",
+    tokens=TOKENS,
+    pattern=Unstructured(sparsity=0.9),
+  )
   config, pruned = checkpoints.load_params(tmp_path / "out")
   _, dense = checkpoints.load_params(tiny)
 
@@ -278,9 +354,11 @@ def test_later_layers_see_pruned_inputs(tiny, tmp_path):
   w_IO = dense["layers"]["mlp"]["up"]["kernel"][last]
   # The last layer as it was, behind pruned ones: what the method looked at.
   mixed = jax.tree.map(
-      lambda d, p: p.at[last].set(d[last]), dense["layers"], pruned["layers"])
+    lambda d, p: p.at[last].set(d[last]), dense["layers"], pruned["layers"]
+  )
   _, seen = forward(
-      config, {**dense, "layers": mixed}, jnp.asarray(TOKENS), observe=squares)
+    config, {**dense, "layers": mixed}, jnp.asarray(TOKENS), observe=squares
+  )
   score_IO = np.abs(w_IO) * np.sqrt(seen[last])[:, None]
   removed = int(0.9 * 32)
   order = np.argsort(score_IO, axis=0, kind="stable")[:removed]
@@ -293,8 +371,12 @@ def test_later_layers_see_pruned_inputs(tiny, tmp_path):
 def test_one_trace_for_all_layers(tiny, tmp_path):
   jax.clear_caches()
   weights.prune_weights(
-      tiny, tmp_path / "out", method="wanda", tokens=TOKENS,
-      pattern=Unstructured(sparsity=0.5))
+    tiny,
+    tmp_path / "out",
+    method="wanda",
+    tokens=TOKENS,
+    pattern=Unstructured(sparsity=0.5),
+  )
   assert layer._add_statistics._cache_size() == 1
   assert layer._layer_error._cache_size() == 1
   assert streaming._advance._cache_size() == 1
@@ -303,56 +385,78 @@ def test_one_trace_for_all_layers(tiny, tmp_path):
   assert layer._apply._cache_size() == len(shapes)
 
 
-@pytest.mark.parametrize("change", [
-    dict(method="no_such"), dict(tokens=None), dict(pattern=NofM(keep=3, of=7)),
+@pytest.mark.parametrize(
+  "change",
+  [
+    dict(method="no_such"),
+    dict(tokens=None),
+    dict(pattern=NofM(keep=3, of=7)),
     dict(tokens=np.zeros((2, 65), np.int32)),
     dict(tokens=np.full((2, 8), 96, np.int32)),
     dict(tokens=np.zeros((0, 8), np.int32)),
-])
+  ],
+)
 def test_bad_input_leaves_nothing(tiny, tmp_path, change):
   options = dict(
-      method="wanda", pattern=Unstructured(sparsity=0.5), tokens=TOKENS)
+    method="wanda", pattern=Unstructured(sparsity=0.5), tokens=TOKENS
+  )
   with pytest.raises(ValueError) as error:
     weights.prune_weights(tiny, tmp_path / "out", **(options | change))
   assert "\n" not in str(error.value)
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("target,selection", [
-    ("attention", "similarity"), ("mlp", "reverse"), ("joint", "iterative"),
-    ("block", "consecutive"), ("block", "random")])
+@pytest.mark.parametrize(
+  "target,selection",
+  [
+    ("attention", "similarity"),
+    ("mlp", "reverse"),
+    ("joint", "iterative"),
+    ("block", "consecutive"),
+    ("block", "random"),
+  ],
+)
 def test_drops_are_gates(tiny, tmp_path, target, selection):
   chosen, scores = sublayers.choose_drops(
-      tiny, 2, target=target, selection=selection, tokens=TOKENS)
+    tiny, 2, target=target, selection=selection, tokens=TOKENS
+  )
   sublayers.prune_drops(tiny, tmp_path / "out", chosen, scores)
   gates = make_gates(
-      tiny.config, attention=chosen.layers("attention"),
-      mlp=chosen.layers("mlp"))
+    tiny.config, attention=chosen.layers("attention"), mlp=chosen.layers("mlp")
+  )
   pruned = logits(tmp_path / "out", TOKENS)
   np.testing.assert_allclose(pruned, logits(tiny, TOKENS, gates), atol=1e-6)
-  found = checkpoints.read_drops(
-      checkpoints.open_checkpoint(tmp_path / "out"))
+  found = checkpoints.read_drops(checkpoints.open_checkpoint(tmp_path / "out"))
   for kind in ("attention", "mlp"):
     assert found[kind] == tuple(sorted(chosen.layers(kind)))
 
 
-@pytest.mark.parametrize("target,selection", [
-    ("attention", "similarity"), ("joint", "iterative"),
-    ("block", "consecutive")])
+@pytest.mark.parametrize(
+  "target,selection",
+  [
+    ("attention", "similarity"),
+    ("joint", "iterative"),
+    ("block", "consecutive"),
+  ],
+)
 def test_dropping_nothing(tiny, target, selection):
   chosen, _ = sublayers.choose_drops(
-      tiny, 0, target=target, selection=selection, tokens=TOKENS)
+    tiny, 0, target=target, selection=selection, tokens=TOKENS
+  )
   assert chosen.order == ()
 
 
 @pytest.mark.slow
 def test_dropped_model_in_transformers(tiny, tmp_path):
   chosen, scores = sublayers.choose_drops(
-      tiny, 2, target="joint", tokens=TOKENS)
+    tiny, 2, target="joint", tokens=TOKENS
+  )
   sublayers.prune_drops(tiny, tmp_path / "out", chosen, scores)
   np.testing.assert_allclose(
-      logits(tmp_path / "out", TOKENS), torch_logits(tmp_path / "out", TOKENS),
-      atol=1e-5)
+    logits(tmp_path / "out", TOKENS),
+    torch_logits(tmp_path / "out", TOKENS),
+    atol=1e-5,
+  )
 
 
 @pytest.mark.slow
@@ -360,18 +464,24 @@ def test_dropped_model_in_transformers(tiny, tmp_path):
 def test_official_similarities(shared, model):
   golden = shared / "golden" / model
   dense = checkpoints.open_checkpoint(
-      golden / "dense" if model == "qwen2_random" else (
-          shared / "weights" / model))
+    golden / "dense"
+    if model == "qwen2_random"
+    else (shared / "weights" / model)
+  )
   tokens = np.load(golden / "tokens.npz")["calibration"]
   theirs = json.loads((golden / "similarities.json").read_text())
   window = 2
   ours = sublayers.score_sublayers(dense, tokens, window=window)
   bare = sublayers.score_sublayers(dense, tokens, residual=False)
   for name, found in {
-      "attn_residual": ours["attention"], "mlp_residual": ours["mlp"],
-      "attn_no_residual": bare["attention"], "mlp_no_residual": bare["mlp"],
-      "block": ours["block"]}.items():
+    "attn_residual": ours["attention"],
+    "mlp_residual": ours["mlp"],
+    "attn_no_residual": bare["attention"],
+    "mlp_no_residual": bare["mlp"],
+    "block": ours["block"],
+  }.items():
     np.testing.assert_allclose(found, theirs[name], atol=1e-5)
   column = [row[window - 1] for row in theirs["consecutive"]]
   np.testing.assert_allclose(
-      ours["window"], [c for c in column if c is not None], atol=1e-5)
+    ours["window"], [c for c in column if c is not None], atol=1e-5
+  )

@@ -22,8 +22,9 @@ from jaxprune.pruning.reconstruction import layer_error
 
 
 def kernel(seed, inputs=24, outputs=5, dtype=np.float32):
-  return np.random.default_rng(seed).normal(
-      size=(inputs, outputs)).astype(dtype)
+  return (
+    np.random.default_rng(seed).normal(size=(inputs, outputs)).astype(dtype)
+  )
 
 
 def loud_inputs(seed, inputs=24):
@@ -41,16 +42,16 @@ def rounded(w, bits, size, symmetric):
   levels = 2**bits
   for o in range(w.shape[1]):
     for g in range(0, w.shape[0], size):
-      v = w[g:g + size, o]
+      v = w[g : g + size, o]
       if symmetric:
         scale = np.abs(v).max() / (levels // 2 - 1) or 1.0
-        out[g:g + size, o] = np.round(v / scale) * scale
+        out[g : g + size, o] = np.round(v / scale) * scale
       else:
         top, bottom = max(v.max(), 0), min(v.min(), 0)
         scale = (top - bottom) / (levels - 1) or 1.0
         zero = np.round(-bottom / scale)  # codes 0..levels-1
         codes = np.clip(np.round(v / scale) + zero, 0, levels - 1)
-        out[g:g + size, o] = (codes - zero) * scale
+        out[g : g + size, o] = (codes - zero) * scale
   return out
 
 
@@ -60,14 +61,15 @@ def rounded(w, bits, size, symmetric):
 def test_rounding_against_one_group_at_a_time(bits, size, symmetric):
   w = kernel(0)
   found, codes = round_to_nearest(
-      jnp.asarray(w), bits=bits, group_size=size, symmetric=symmetric)
+    jnp.asarray(w), bits=bits, group_size=size, symmetric=symmetric
+  )
   expected = rounded(w, bits, size or 24, symmetric)
   np.testing.assert_allclose(found, expected, atol=1e-6)
   assert codes.codes.dtype == jnp.int8 and codes.zeros.dtype == jnp.int8
   assert codes.scales.shape == codes.zeros.shape == (24 // (size or 24), 5)
   np.testing.assert_array_equal(dequantize(codes), found)
-  assert int(codes.codes.max()) <= 2**(bits - 1) - 1
-  assert int(codes.codes.min()) >= -2**(bits - 1)
+  assert int(codes.codes.max()) <= 2 ** (bits - 1) - 1
+  assert int(codes.codes.min()) >= -(2 ** (bits - 1))
 
 
 def test_symmetric_by_hand():
@@ -86,20 +88,25 @@ def test_asymmetric_by_hand():
   assert q.zeros.tolist() == [[4, -8]]
   assert q.codes.tolist() == [[4, -6], [7, -4], [-8, 7], [4, -8]]
   np.testing.assert_allclose(
-      found, [[0, 34 / 15], [3, 68 / 15], [-12, 17], [0, 0]], rtol=1e-6)
+    found, [[0, 34 / 15], [3, 68 / 15], [-12, 17], [0, 0]], rtol=1e-6
+  )
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    seed=st.integers(0, 10**6), bits=st.integers(2, 8),
-    symmetric=st.booleans(), exponent=st.integers(-30, 30))
+  seed=st.integers(0, 10**6),
+  bits=st.integers(2, 8),
+  symmetric=st.booleans(),
+  exponent=st.integers(-30, 30),
+)
 def test_half_a_step_at_most_and_zeros_stay(seed, bits, symmetric, exponent):
   w = kernel(seed, 8, 3) * np.float32(2.0**exponent)
   w[::3] = 0
   if seed % 2:
     w = np.abs(w)  # one-signed groups
   found, q = round_to_nearest(
-      jnp.asarray(w), bits=bits, group_size=4, symmetric=symmetric)
+    jnp.asarray(w), bits=bits, group_size=4, symmetric=symmetric
+  )
   step = np.repeat(np.asarray(q.scales), 4, axis=0)
   assert (np.abs(found - w) <= step * (0.5 + 1e-4)).all()
   assert (np.asarray(found)[::3] == 0).all()
@@ -124,8 +131,10 @@ def test_rounding_twice_changes_nothing():
   np.testing.assert_allclose(once, twice, rtol=1e-6)
 
 
-@pytest.mark.parametrize("bits, size, words", [
-    (4, 128, "128.*172"), (4, 0, "0"), (1, 4, "1"), (9, 4, "9")])
+@pytest.mark.parametrize(
+  "bits, size, words",
+  [(4, 128, "128.*172"), (4, 0, "0"), (1, 4, "1"), (9, 4, "9")],
+)
 def test_what_does_not_fit_is_refused(bits, size, words):
   with pytest.raises(ValueError, match=words):
     round_to_nearest(jnp.ones((172, 2)), bits=bits, group_size=size)
@@ -142,9 +151,9 @@ def methods():
   x = loud_inputs(4)
   gram, loud = observe_gram(x), moments.observe_mean_abs(x)
   return gram, {
-      "rtn": lambda w: round_to_nearest(w, gram, bits=4, group_size=8),
-      "awq": lambda w: awq(w, gram, mean_abs=loud, bits=4, group_size=8),
-      "awq, by gram alone": lambda w: awq(w, gram, bits=4, group_size=8),
+    "rtn": lambda w: round_to_nearest(w, gram, bits=4, group_size=8),
+    "awq": lambda w: awq(w, gram, mean_abs=loud, bits=4, group_size=8),
+    "awq, by gram alone": lambda w: awq(w, gram, bits=4, group_size=8),
   }
 
 
@@ -173,7 +182,8 @@ def test_awq_never_errs_more_than_rounding(bits, symmetric):
     for loud in (None, moments.observe_mean_abs(x)):
       better, q = method(w, gram, mean_abs=loud)
       before, after = (
-          float(layer_error(w, v, gram.sum_outer)) for v in (plain, better))
+        float(layer_error(w, v, gram.sum_outer)) for v in (plain, better)
+      )
       assert after <= before * (1 + 1e-5)
       wins += after < 0.9 * before
       np.testing.assert_allclose(dequantize(q), better, rtol=1e-6)
@@ -192,10 +202,15 @@ def test_awq_is_the_best_of_its_grid():
   best = int(np.argmin(errors))
   assert 0 < best < 10  # else the test could not tell
   found, q = awq(
-      jnp.asarray(w), observe_gram(x),
-      mean_abs=moments.observe_mean_abs(x), group_size=8, grid=10)
+    jnp.asarray(w),
+    observe_gram(x),
+    mean_abs=moments.observe_mean_abs(x),
+    group_size=8,
+    grid=10,
+  )
   np.testing.assert_allclose(
-      q.input_scales, (loud / loud.max()) ** (best / 10), rtol=1e-4)
+    q.input_scales, (loud / loud.max()) ** (best / 10), rtol=1e-4
+  )
   np.testing.assert_allclose(found, kernels[best], atol=1e-4)
 
 
@@ -205,20 +220,27 @@ def test_awq_folds_its_scales_into_the_kernel():
   assert float(q.input_scales.min()) < 1  # it did scale
   bare = dataclasses.replace(q, input_scales=jnp.ones(24))
   np.testing.assert_allclose(  # (x / s) Q(s W) = x W'
-      (x / q.input_scales[None, None]) @ dequantize(bare), x @ found,
-      rtol=1e-4, atol=1e-3)
+    (x / q.input_scales[None, None]) @ dequantize(bare),
+    x @ found,
+    rtol=1e-4,
+    atol=1e-3,
+  )
   expected = quantize(
-      w * q.input_scales[:, None], bits=4, group_size=8, symmetric=False)
+    w * q.input_scales[:, None], bits=4, group_size=8, symmetric=False
+  )
   np.testing.assert_array_equal(q.codes, expected.codes)
 
 
 def test_loudness_has_no_unit_and_silence_is_plain_rounding():
   loud = jnp.asarray([0.0, 1.0, 4.0])
   np.testing.assert_allclose(
-      input_scales(loud, jnp.float32(0.5)), [1e-2, 0.5, 1.0], rtol=1e-6)
+    input_scales(loud, jnp.float32(0.5)), [1e-2, 0.5, 1.0], rtol=1e-6
+  )
   np.testing.assert_allclose(
-      input_scales(loud * 1e3, jnp.float32(0.5)),
-      input_scales(loud, jnp.float32(0.5)), rtol=1e-6)
+    input_scales(loud * 1e3, jnp.float32(0.5)),
+    input_scales(loud, jnp.float32(0.5)),
+    rtol=1e-6,
+  )
   assert (input_scales(loud, jnp.float32(0.0)) == 1).all()
   assert (input_scales(jnp.zeros(3), jnp.float32(0.7)) == 1).all()
   w = jnp.asarray(kernel(8))
@@ -238,26 +260,31 @@ def test_moments_and_mean_abs_are_monoids():
   valid = rng.random((5, 7)) < 0.7
   valid[2] = False
   x[~valid] = np.nan
-  pieces = [(jnp.asarray(x[s]), jnp.asarray(valid[s])) for s in (
-      slice(0, 1), slice(1, 3), slice(2, 2), slice(3, 5))]
+  pieces = [
+    (jnp.asarray(x[s]), jnp.asarray(valid[s]))
+    for s in (slice(0, 1), slice(1, 3), slice(2, 2), slice(3, 5))
+  ]
   kept = x[valid].astype(np.float64)
 
   a, b, c, d = (moments.observe_moments(*p) for p in pieces)
   merge = moments.merge_moments
   for found in (
-      merge(merge(merge(a, b), c), d), merge(a, merge(b, merge(c, d))),
-      merge(merge(d, c), merge(b, a)),
-      moments.observe_moments(jnp.asarray(x), jnp.asarray(valid))):
+    merge(merge(merge(a, b), c), d),
+    merge(a, merge(b, merge(c, d))),
+    merge(merge(d, c), merge(b, a)),
+    moments.observe_moments(jnp.asarray(x), jnp.asarray(valid)),
+  ):
     assert float(found.tokens) == valid.sum()
     np.testing.assert_allclose(found.mean, kept.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(
-        found.variance, kept.var(0, ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(found.variance, kept.var(0, ddof=1), rtol=1e-5)
 
   a, b, c, d = (moments.observe_mean_abs(*p) for p in pieces)
   merge = moments.merge_mean_abs
   for found in (
-      merge(merge(a, b), merge(c, d)), merge(a, merge(merge(b, c), d)),
-      moments.observe_mean_abs(jnp.asarray(x), jnp.asarray(valid))):
+    merge(merge(a, b), merge(c, d)),
+    merge(a, merge(merge(b, c), d)),
+    moments.observe_mean_abs(jnp.asarray(x), jnp.asarray(valid)),
+  ):
     np.testing.assert_allclose(found.mean, np.abs(kept).mean(0), rtol=1e-5)
 
 
@@ -265,7 +292,7 @@ def test_variance_survives_a_large_mean():
   x = np.random.default_rng(1).normal(1000, 0.01, size=(8, 64, 3))
   x = jnp.asarray(x, jnp.float32)
   truth = np.asarray(x, np.float64).reshape(-1, 3).var(0, ddof=1)
-  parts = [moments.observe_moments(x[i:i + 1]) for i in range(8)]
+  parts = [moments.observe_moments(x[i : i + 1]) for i in range(8)]
   found = parts[0]
   for part in parts[1:]:
     found = moments.merge_moments(found, part)
@@ -280,7 +307,9 @@ def test_nothing_seen_is_neutral():
   none = moments.observe_moments(x, jnp.zeros((1, 24), bool))
   some = moments.observe_moments(x)
   for merged in (
-      moments.merge_moments(none, some), moments.merge_moments(some, none)):
+    moments.merge_moments(none, some),
+    moments.merge_moments(some, none),
+  ):
     jax.tree.map(np.testing.assert_array_equal, merged, some)
   both = moments.merge_moments(none, none)
   assert (both.mean == 0).all() and (both.variance == 0).all()

@@ -13,18 +13,20 @@ from jaxprune.report import fields, records
 
 
 def describe(**changes):
-  return report.describe_run(**{
+  return report.describe_run(
+    **{
       "flags": {"method": "wanda", "sparsity": 0.5, "out": "x", "ids": (1, 2)},
       "command": ["prune.py", "--out=a b"],
       "seeds": {"calibration": 0},
       "checkpoint_hash": "abc",
       "calibration": {"source": "c4", "hash": "def"},
-  } | changes)
+    }
+    | changes
+  )
 
 
 def contents(folder):
-  return sorted(
-      str(path.relative_to(folder)) for path in folder.rglob("*"))
+  return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 def test_run_json(tmp_path):
@@ -38,7 +40,13 @@ def test_run_json(tmp_path):
   assert content["calibration"]["hash"] == "def"
   assert content["seeds"] == {"calibration": 0}
   assert set(content["versions"]) >= {
-      "jax", "jaxlib", "flax", "numpy", "jaxprune", "python"}
+    "jax",
+    "jaxlib",
+    "flax",
+    "numpy",
+    "jaxprune",
+    "python",
+  }
   assert content["device"]["platform"] == "cpu"
   assert content["device"]["devices"] == 8
   assert contents(folder) == ["figures", "records.jsonl", "run.json"]
@@ -46,10 +54,18 @@ def test_run_json(tmp_path):
 
 def test_rows_keep_every_digit(tmp_path):
   rows = [
-      dict(protocol="teacher_forced", prompt=0, step=np.int32(3), layer=None,
-           kl=np.float32(0.1), cos_h=jnp.float32(1) / 3, flip=np.bool_(True),
-           token_dense=jnp.int32(7), js=1),
-      dict(protocol="free_running", prompt=1, step=0, kl=1e-300, tv=0.1),
+    dict(
+      protocol="teacher_forced",
+      prompt=0,
+      step=np.int32(3),
+      layer=None,
+      kl=np.float32(0.1),
+      cos_h=jnp.float32(1) / 3,
+      flip=np.bool_(True),
+      token_dense=jnp.int32(7),
+      js=1,
+    ),
+    dict(protocol="free_running", prompt=1, step=0, kl=1e-300, tv=0.1),
   ]
   with report.RunFolder(tmp_path, describe()) as run:
     run.write(rows[0])
@@ -58,16 +74,24 @@ def test_rows_keep_every_digit(tmp_path):
     assert len(report.read_records(tmp_path)) == 2
   first, second = report.read_records(tmp_path)
   assert first == dict(
-      protocol="teacher_forced", prompt=0, step=3, kl=float(np.float32(0.1)),
-      cos_h=float(np.float32(1) / np.float32(3)), flip=True, token_dense=7,
-      js=1.0)
+    protocol="teacher_forced",
+    prompt=0,
+    step=3,
+    kl=float(np.float32(0.1)),
+    cos_h=float(np.float32(1) / np.float32(3)),
+    flip=True,
+    token_dense=7,
+    js=1.0,
+  )
   assert isinstance(first["js"], float) and first["flip"] is True
   assert second == rows[1]
   text = (tmp_path / "records.jsonl").read_text()
   assert '"tv": 0.1}' in text and text.endswith("\n")
 
 
-@pytest.mark.parametrize("row, message", [
+@pytest.mark.parametrize(
+  "row, message",
+  [
     (dict(cos_q=1.0), "'cos_q' is unknown: did you mean cos_"),
     (dict(zzzzzz=1.0), "'zzzzzz' is unknown: pass it in extra_fields"),
     (dict(step=1.5), "step=1.5: must be a int, not float"),
@@ -77,7 +101,8 @@ def test_rows_keep_every_digit(tmp_path):
     (dict(kl=True), "kl=True: must be a float"),
     (dict(kl=np.zeros(1)), r"kl=\[0.0\]: must be a float, not list"),
     (dict(protocol=3), "protocol=3: must be a text"),
-])
+  ],
+)
 def test_bad_rows_are_refused_on_every_process(tmp_path, row, message):
   for main in (True, False):
     with report.RunFolder(tmp_path, describe(), main_process=main) as run:
@@ -97,15 +122,18 @@ def test_non_finite_numbers_are_null_and_counted(tmp_path):
   rows = report.read_records(tmp_path)
   assert rows[0] == dict(step=0, kl=None, tv=None)
   assert json.loads((tmp_path / "summary.json").read_text()) == {
-      "kl": {"mean": None, "n": 2}, "a": [1.5],
-      "non_finite": {"kl": 2, "tv": 1, "kl.mean": 1}}
+    "kl": {"mean": None, "n": 2},
+    "a": [1.5],
+    "non_finite": {"kl": 2, "tv": 1, "kl.mean": 1},
+  }
   got = report.columns(rows)
   np.testing.assert_array_equal(got["tv"], [np.nan, 0.5])
 
 
 def test_other_processes_write_nothing(tmp_path):
   with report.RunFolder(
-      tmp_path / "out", describe(), main_process=False) as run:
+    tmp_path / "out", describe(), main_process=False
+  ) as run:
     run.write(dict(step=0))
     run.write_summary({})
     run.write_figure("a", b"")
@@ -140,8 +168,12 @@ def test_a_second_run_starts_anew_and_spares_other_files(tmp_path):
     run.write_figure("new", b"png")
   assert report.read_records(tmp_path) == [dict(step=5)]
   assert contents(tmp_path) == [
-      "figures", "figures/new.png", "model.safetensors", "records.jsonl",
-      "run.json"]
+    "figures",
+    "figures/new.png",
+    "model.safetensors",
+    "records.jsonl",
+    "run.json",
+  ]
 
 
 def test_resume_appends_after_the_last_whole_row(tmp_path):
@@ -156,12 +188,21 @@ def test_resume_appends_after_the_last_whole_row(tmp_path):
     assert not (tmp_path / "summary.json").exists()
     run.write(dict(step=2))
   assert report.read_records(tmp_path) == [
-      dict(step=0), dict(step=1), dict(step=2)]
+    dict(step=0),
+    dict(step=1),
+    dict(step=2),
+  ]
 
 
-@pytest.mark.parametrize("change", [
-    dict(flags={"method": "magnitude"}), dict(seeds={"calibration": 1}),
-    dict(checkpoint_hash="other"), dict(calibration=None)])
+@pytest.mark.parametrize(
+  "change",
+  [
+    dict(flags={"method": "magnitude"}),
+    dict(seeds={"calibration": 1}),
+    dict(checkpoint_hash="other"),
+    dict(calibration=None),
+  ],
+)
 def test_resume_refuses_other_settings(tmp_path, change):
   with report.RunFolder(tmp_path, describe()) as run:
     run.write(dict(step=0))
@@ -178,11 +219,14 @@ def test_extra_fields(tmp_path):
   assert written["tokens_per_second"]["unit"] == "tokens/s"
 
 
-@pytest.mark.parametrize("content, message", [
+@pytest.mark.parametrize(
+  "content, message",
+  [
     (b'{"step": 0}\n{"step": \n', "line 2: not JSON"),
     (b"[1]\n", "line 1: not an object"),
     (b"\xff\n", "line 1: not JSON"),
-])
+  ],
+)
 def test_broken_records(tmp_path, content, message):
   (tmp_path / "records.jsonl").write_bytes(content)
   with pytest.raises(ValueError, match=message):
@@ -193,8 +237,8 @@ def test_broken_records(tmp_path, content, message):
 
 def test_columns_and_csv(tmp_path):
   rows = [
-      dict(step=0, kl=0.1, note='a "b", c', flip=True, layer=3),
-      dict(step=1, kl=None, note=None, flip=False, layer=None, protocol="x"),
+    dict(step=0, kl=0.1, note='a "b", c', flip=True, layer=3),
+    dict(step=1, kl=None, note=None, flip=False, layer=None, protocol="x"),
   ]
   got = report.columns(rows)
   assert got["step"].dtype == np.int64 and got["flip"].dtype == bool

@@ -13,12 +13,19 @@ from jaxprune.probes import divergences
 from jaxprune.recovery import finetune, freedom
 
 CONFIG = dataclasses.replace(
-    training.model_config(40), num_layers=2, embed_dim=16, mlp_dim=24,
-    num_heads=2, num_kv_heads=1, head_dim=8, sliding_layers=(False,) * 2)
+  training.model_config(40),
+  num_layers=2,
+  embed_dim=16,
+  mlp_dim=24,
+  num_heads=2,
+  num_kv_heads=1,
+  head_dim=8,
+  sliding_layers=(False,) * 2,
+)
 TOKENS = np.random.default_rng(0).integers(0, 40, (12, 9)).astype(np.int32)
 SHORT = finetune.Recovery(
-    steps=3, batch=4, learning_rate=1e-2, weight_decay=0.1, warmup=0.0,
-    clip=1e9)
+  steps=3, batch=4, learning_rate=1e-2, weight_decay=0.1, warmup=0.0, clip=1e9
+)
 
 
 def pruned_model(seed=0):
@@ -46,8 +53,14 @@ def bits(leaf):
 def run(model, recovery=SHORT, **options):
   dense, pruned, masks = model
   return finetune.recover(
-      CONFIG, pruned, TOKENS, recovery, masks=options.pop("masks", masks),
-      dense=(CONFIG, dense), **options)
+    CONFIG,
+    pruned,
+    TOKENS,
+    recovery,
+    masks=options.pop("masks", masks),
+    dense=(CONFIG, dense),
+    **options,
+  )
 
 
 @pytest.mark.parametrize("objective", finetune.losses.OBJECTIVES)
@@ -56,14 +69,17 @@ def test_removed_weights_keep_their_bits_and_all_others_move(model, objective):
   found = run(model, dataclasses.replace(SHORT, objective=objective))
   for group, kernel in KERNELS:
     before, after = (
-        bits(tree["layers"][group][kernel]["kernel"])
-        for tree in (pruned, found.params))
+      bits(tree["layers"][group][kernel]["kernel"])
+      for tree in (pruned, found.params)
+    )
     keep = masks[group][kernel]
     np.testing.assert_array_equal(before[~keep], after[~keep])
     assert (before[keep] != after[keep]).mean() > 0.99
   for name in ("attention_norm", "mlp_norm"):
-    assert (bits(found.params["layers"][name]["scale"])
-            != bits(pruned["layers"][name]["scale"])).all()
+    assert (
+      bits(found.params["layers"][name]["scale"])
+      != bits(pruned["layers"][name]["scale"])
+    ).all()
   assert found.losses["loss"].shape == (3,)
 
 
@@ -103,11 +119,15 @@ def test_objective_is_the_mean_over_positions(model):
   """Against the plain forward pass and the probes' KL, position by position."""
   dense, pruned, _ = model
   tokens_BT = jnp.asarray(TOKENS[:3])
-  read = jax.jit(lambda tree: decoder.unembed(
-      CONFIG, tree, decoder.forward(CONFIG, tree, tokens_BT)[0])[:, :-1])
+  read = jax.jit(
+    lambda tree: decoder.unembed(
+      CONFIG, tree, decoder.forward(CONFIG, tree, tokens_BT)[0]
+    )[:, :-1]
+  )
   z_BTV, zq_BTV = read(dense), read(pruned)
   found = jax.jit(jax.vmap(jax.vmap(divergences.compare_distributions)))(
-      z_BTV, zq_BTV)
+    z_BTV, zq_BTV
+  )
   dz_BTV = np.asarray(zq_BTV - z_BTV, np.float64)
   p_BTV = np.asarray(jax.nn.softmax(z_BTV), np.float64)
   mean_BT1 = (p_BTV * dz_BTV).sum(-1, keepdims=True)
@@ -115,12 +135,16 @@ def test_objective_is_the_mean_over_positions(model):
   log_q_BTV = np.asarray(jax.nn.log_softmax(zq_BTV), np.float64)
   nats = -np.take_along_axis(log_q_BTV, TOKENS[:3, 1:, None], 2).mean()
   for objective, expected in (
-      ("language", nats), ("distill", found.kl.mean()),
-      ("distill_variance", found.kl.mean() + 3 * variance)):
+    ("language", nats),
+    ("distill", found.kl.mean()),
+    ("distill_variance", found.kl.mean() + 3 * variance),
+  ):
     recovery = dataclasses.replace(SHORT, objective=objective)
-    loss, parts = jax.jit(lambda recovery=recovery: finetune.objective(
-        CONFIG, pruned, recovery, tokens_BT, weight=3.0,
-        dense=(CONFIG, dense)))()
+    loss, parts = jax.jit(
+      lambda recovery=recovery: finetune.objective(
+        CONFIG, pruned, recovery, tokens_BT, weight=3.0, dense=(CONFIG, dense)
+      )
+    )()
     assert loss == pytest.approx(float(expected), rel=1e-4)
     assert parts["loss"] == loss
 
@@ -128,15 +152,17 @@ def test_objective_is_the_mean_over_positions(model):
 def test_distillation_of_the_dense_model_by_itself_stays_there(model):
   dense, _, masks = model
   everything = jax.tree.map(np.ones_like, masks)
-  found = run((dense, dense, everything), dataclasses.replace(
-      SHORT, learning_rate=1e-7))
+  found = run(
+    (dense, dense, everything), dataclasses.replace(SHORT, learning_rate=1e-7)
+  )
   assert np.abs(found.losses["kl"]).max() < 1e-6
 
 
 def test_training_lowers_the_loss(model):
   for objective, name in (("distill", "kl"), ("language", "language")):
-    found = run(model, dataclasses.replace(
-        SHORT, objective=objective, steps=40))
+    found = run(
+      model, dataclasses.replace(SHORT, objective=objective, steps=40)
+    )
     assert found.losses[name][-1] < 0.8 * found.losses[name][0]
 
 
@@ -145,13 +171,19 @@ def test_one_step_is_adamw_on_what_is_free(model):
   dense, pruned, masks = model
   one = dataclasses.replace(SHORT, steps=1)
   tokens_BT = jnp.asarray(TOKENS[finetune.batch_rows(12, one, 0)])
-  grads = jax.jit(jax.grad(lambda tree: finetune.objective(
-      CONFIG, tree, one, tokens_BT, weight=1.0, dense=(CONFIG, dense))[0]))(
-          pruned)
+  grads = jax.jit(
+    jax.grad(
+      lambda tree: finetune.objective(
+        CONFIG, tree, one, tokens_BT, weight=1.0, dense=(CONFIG, dense)
+      )[0]
+    )
+  )(pruned)
   after = run(model, one).params
   for group, kernel in (("mlp", "down"), ("attention", "query")):
-    w, g, new = (np.asarray(tree["layers"][group][kernel]["kernel"])
-                 for tree in (pruned, grads, after))
+    w, g, new = (
+      np.asarray(tree["layers"][group][kernel]["kernel"])
+      for tree in (pruned, grads, after)
+    )
     expected = w - 1e-2 * masks[group][kernel] * (np.sign(g) + 0.1 * w)
     sure = np.abs(g) > 1e-5  # elsewhere Adam's epsilon shows
     assert sure.mean() > 0.5
@@ -162,20 +194,25 @@ def test_one_step_is_adamw_on_what_is_free(model):
 
 def test_rates_rise_and_fall():
   rate = finetune.schedule(
-      finetune.Recovery(steps=100, warmup=0.1, learning_rate=2e-3))
+    finetune.Recovery(steps=100, warmup=0.1, learning_rate=2e-3)
+  )
   np.testing.assert_allclose(
-      [rate(step) for step in (0, 5, 10, 55, 100)], [0, 1e-3, 2e-3, 1e-3, 0],
-      atol=1e-8)
+    [rate(step) for step in (0, 5, 10, 55, 100)],
+    [0, 1e-3, 2e-3, 1e-3, 0],
+    atol=1e-8,
+  )
 
 
 def test_rows_are_read_once_before_any_is_read_again():
   recovery = finetune.Recovery(batch=4)
   for first in (0, 3):
-    rows = [finetune.batch_rows(13, recovery, first + step)
-            for step in range(3)]
+    rows = [
+      finetune.batch_rows(13, recovery, first + step) for step in range(3)
+    ]
     assert len(set(np.concatenate(rows).tolist())) == 12
-  assert (finetune.batch_rows(13, recovery, 0)
-          != finetune.batch_rows(13, recovery, 3)).any()
+  assert (
+    finetune.batch_rows(13, recovery, 0) != finetune.batch_rows(13, recovery, 3)
+  ).any()
 
 
 def test_a_loss_that_is_not_finite_is_an_error(model):
@@ -184,18 +221,25 @@ def test_a_loss_that_is_not_finite_is_an_error(model):
   broken["final_norm"]["scale"][0] = np.nan
   with pytest.raises(ValueError, match="not finite: lower learning_rate"):
     finetune.recover(
-        CONFIG, broken, TOKENS, dataclasses.replace(
-            SHORT, objective="language"), masks=masks)
+      CONFIG,
+      broken,
+      TOKENS,
+      dataclasses.replace(SHORT, objective="language"),
+      masks=masks,
+    )
 
 
-@pytest.mark.parametrize("change,word", [
+@pytest.mark.parametrize(
+  "change,word",
+  [
     ({"objective": "hope"}, "objective='hope'"),
     ({"steps": 0}, "steps=0"),
     ({"batch": 13}, "batch=13"),
     ({"learning_rate": 0.0}, "learning_rate=0.0"),
     ({"weight": -1.0}, "weight=-1.0"),
     ({"weight": float("nan")}, "weight=nan"),
-])
+  ],
+)
 def test_bad_settings_are_named(change, word):
   with pytest.raises(ValueError, match=word):
     finetune.check(dataclasses.replace(SHORT, **change), TOKENS, True)

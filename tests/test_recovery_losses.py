@@ -33,9 +33,9 @@ def by_differences(function, x_V, step=1e-5):
 
 
 LOSSES = {
-    "next_token": lambda z_V, zq_V: losses.next_token(zq_V, 3),
-    "distillation": lambda z_V, zq_V: losses.distillation(z_V, zq_V, 1.7),
-    "logit_variance": lambda z_V, zq_V: losses.logit_variance(z_V, zq_V, 1.7),
+  "next_token": lambda z_V, zq_V: losses.next_token(zq_V, 3),
+  "distillation": lambda z_V, zq_V: losses.distillation(z_V, zq_V, 1.7),
+  "logit_variance": lambda z_V, zq_V: losses.logit_variance(z_V, zq_V, 1.7),
 }
 
 
@@ -50,7 +50,8 @@ def test_gradient_is_that_of_finite_differences(name):
     found_V = jax.grad(loss)(jnp.asarray(zq_V))
     assert found_V.dtype == jnp.float64
     np.testing.assert_allclose(
-        found_V, by_differences(loss, zq_V), rtol=1e-7, atol=1e-9)
+      found_V, by_differences(loss, zq_V), rtol=1e-7, atol=1e-9
+    )
 
 
 def test_gradients_in_closed_form():
@@ -60,9 +61,10 @@ def test_gradients_in_closed_form():
   p_V, q_V = softmax(z_V / T), softmax(zq_V / T)
   dz_V = zq_V - z_V
   expected = {
-      "next_token": softmax(zq_V) - np.eye(7)[3],
-      "distillation": (q_V - p_V) / T,
-      "logit_variance": p_V * (dz_V - p_V @ dz_V) / T**2}
+    "next_token": softmax(zq_V) - np.eye(7)[3],
+    "distillation": (q_V - p_V) / T,
+    "logit_variance": p_V * (dz_V - p_V @ dz_V) / T**2,
+  }
   for name, loss in LOSSES.items():
     found_V = jax.grad(loss, argnums=1)(jnp.asarray(z_V), jnp.asarray(zq_V))
     np.testing.assert_allclose(found_V, expected[name], atol=2e-6)
@@ -70,24 +72,28 @@ def test_gradients_in_closed_form():
 
 def test_values_by_hand():
   """p = (1/2, 1/4, 1/4), q = (1/4, 1/2, 1/4)."""
-  z_V, zq_V = (jnp.log(jnp.array(each)) for each in (
-      (0.5, 0.25, 0.25), (0.25, 0.5, 0.25)))
+  z_V, zq_V = (
+    jnp.log(jnp.array(each)) for each in ((0.5, 0.25, 0.25), (0.25, 0.5, 0.25))
+  )
   two = np.log(2)
   assert losses.next_token(zq_V, 1) == pytest.approx(two, rel=1e-6)
   # dz = (-log 2, log 2, 0): its mean is -log 2 / 4, its square 3/4 log^2 2.
   assert losses.distillation(z_V, zq_V) == pytest.approx(two / 4, rel=1e-6)
   assert losses.logit_variance(z_V, zq_V) == pytest.approx(
-      (3 / 4 - 1 / 16) * two**2 / 2, rel=1e-6)
+    (3 / 4 - 1 / 16) * two**2 / 2, rel=1e-6
+  )
 
 
 def test_values_are_those_of_the_probes():
   z_V, zq_V = (jnp.asarray(each, jnp.float32) for each in draw(2))
   found = theorem_3(z_V, zq_V, 1.3)
   assert losses.logit_variance(z_V, zq_V, 1.3) == pytest.approx(
-      float(found.estimate), rel=1e-5)
+    float(found.estimate), rel=1e-5
+  )
   kl = divergences.compare_distributions(z_V, zq_V, 1.3).kl
   assert losses.distillation(z_V, zq_V, 1.3) == pytest.approx(
-      float(kl), rel=1e-5)
+    float(kl), rel=1e-5
+  )
 
 
 def test_a_constant_change_costs_nothing():
@@ -95,7 +101,8 @@ def test_a_constant_change_costs_nothing():
   assert losses.logit_variance(z_V, z_V + 4) == 0
   assert losses.logit_variance(z_V, z_V) == 0
   np.testing.assert_array_equal(
-      jax.grad(losses.logit_variance, argnums=1)(z_V, z_V + 4), 0)
+    jax.grad(losses.logit_variance, argnums=1)(z_V, z_V + 4), 0
+  )
   assert losses.distillation(z_V, z_V + 4) == pytest.approx(0, abs=1e-6)
 
 
@@ -104,9 +111,12 @@ def test_the_variance_is_the_second_order_of_the_kl():
   with jax.enable_x64(True):
     z_V, zq_V = draw(3)
     ratios = [
-        float(losses.logit_variance(z_V, z_V + e * (zq_V - z_V))
-              / losses.distillation(z_V, z_V + e * (zq_V - z_V)))
-        for e in (1.0, 1e-1, 1e-2, 1e-3)]
+      float(
+        losses.logit_variance(z_V, z_V + e * (zq_V - z_V))
+        / losses.distillation(z_V, z_V + e * (zq_V - z_V))
+      )
+      for e in (1.0, 1e-1, 1e-2, 1e-3)
+    ]
   errors = np.abs(np.array(ratios) - 1)
   assert errors[0] > 0.01 and errors[-1] < 1e-3
   assert (errors[1:] < 0.2 * errors[:-1]).all()

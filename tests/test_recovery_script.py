@@ -21,8 +21,12 @@ def tiny(tmp_path_factory):
   """A random Llama folder with ids to calibrate on."""
   folder = tmp_path_factory.mktemp("model")
   hf_models.save_llama(folder / "dense")
-  np.savez(folder / "ids.npz", calibration=np.random.default_rng(0).integers(
-      3, 96, (12, 16)).astype(np.int32))
+  np.savez(
+    folder / "ids.npz",
+    calibration=np.random.default_rng(0)
+    .integers(3, 96, (12, 16))
+    .astype(np.int32),
+  )
   return folder
 
 
@@ -34,14 +38,24 @@ def kernels(folder):
 def test_recovered_folder_is_verified_and_the_same_again(tiny, tmp_path):
   pruned = tmp_path / "pruned"
   done = scripts.call(
-      "prune", f"--model={tiny}/dense", f"--calibration={tiny}/ids.npz",
-      "--pattern=2:4", f"--out={pruned}")
+    "prune",
+    f"--model={tiny}/dense",
+    f"--calibration={tiny}/ids.npz",
+    "--pattern=2:4",
+    f"--out={pruned}",
+  )
   assert done.returncode == 0, done.stderr
   for name, run in (("one", scripts.start), ("two", scripts.call)):
     done = run(
-        "recover", f"--dense={tiny}/dense", f"--pruned={pruned}",
-        f"--calibration={tiny}/ids.npz", "--objective=distill_variance",
-        "--steps=3", "--batch=4", f"--out={tmp_path}/{name}")
+      "recover",
+      f"--dense={tiny}/dense",
+      f"--pruned={pruned}",
+      f"--calibration={tiny}/ids.npz",
+      "--objective=distill_variance",
+      "--steps=3",
+      "--batch=4",
+      f"--out={tmp_path}/{name}",
+    )
     assert done.returncode == 0, done.stderr
     assert "step 3/3" in done.stderr and "0 s left" in done.stderr
   one, two = tmp_path / "one", tmp_path / "two"
@@ -53,52 +67,68 @@ def test_recovered_folder_is_verified_and_the_same_again(tiny, tmp_path):
   gone = np.asarray(before["mlp"]["up"]["kernel"]) == 0
   assert gone.mean() == 0.5
   np.testing.assert_array_equal(
-      np.asarray(after["mlp"]["up"]["kernel"])[gone], 0)
-  assert (np.asarray(after["mlp"]["up"]["kernel"])[~gone]
-          != np.asarray(before["mlp"]["up"]["kernel"])[~gone]).all()
+    np.asarray(after["mlp"]["up"]["kernel"])[gone], 0
+  )
+  assert (
+    np.asarray(after["mlp"]["up"]["kernel"])[~gone]
+    != np.asarray(before["mlp"]["up"]["kernel"])[~gone]
+  ).all()
   done = scripts.call("verify", f"--model={one}", f"--out={tmp_path}/sound")
   assert done.returncode == 0, done.stderr
   assert json.loads((tmp_path / "sound/summary.json").read_text())[
-      "checks"] == dict.fromkeys(("shards", "masks", "pattern", "logits"), True)
+    "checks"
+  ] == dict.fromkeys(("shards", "masks", "pattern", "logits"), True)
   record = json.loads((one / "config.json").read_text())["jaxprune"]
   assert record["method"] == "wanda"
   assert record["recovery"]["objective"] == "distill_variance"
-  rows = [json.loads(line) for line in
-          (one / "records.jsonl").read_text().splitlines()]
+  rows = [
+    json.loads(line)
+    for line in (one / "records.jsonl").read_text().splitlines()
+  ]
   assert {(row["metric"], row["optimiser_step"]) for row in rows} == {
-      (metric, step) for metric in ("loss", "kl", "variance")
-      for step in range(3)}
+    (metric, step) for metric in ("loss", "kl", "variance") for step in range(3)
+  }
 
 
 def test_dropped_sublayers_stay_dropped(tiny, tmp_path):
   source = checkpoints.open_checkpoint(tiny / "dense")
   sublayers.prune_drops(
-      source, tmp_path / "dropped",
-      drops.Drops(num_layers=2, order=(("mlp", 1), ("attention", 0))), {})
+    source,
+    tmp_path / "dropped",
+    drops.Drops(num_layers=2, order=(("mlp", 1), ("attention", 0))),
+    {},
+  )
   pruned = checkpoints.open_checkpoint(tmp_path / "dropped")
   tokens = np.load(tiny / "ids.npz")["calibration"]
   recovery = Recovery(steps=2, batch=4, objective="language", warmup=0.0)
-  found, masks = train.train(
-      pruned, None, recovery, tokens, lambda line: None)
-  out = train.write(
-      tmp_path / "out", pruned, found.params, masks, recovery)
+  found, masks = train.train(pruned, None, recovery, tokens, lambda line: None)
+  out = train.write(tmp_path / "out", pruned, found.params, masks, recovery)
   before, after = kernels(tmp_path / "dropped"), kernels(out)
   np.testing.assert_array_equal(after["mlp"]["down"]["kernel"][1], 0)
   np.testing.assert_array_equal(after["attention"]["output"]["kernel"][0], 0)
   for group, closed in (("mlp", 1), ("attention", 0)):
     for kernel, entry in before[group].items():
       np.testing.assert_array_equal(
-          after[group][kernel]["kernel"][closed], entry["kernel"][closed])
-      assert (after[group][kernel]["kernel"][1 - closed]
-              != entry["kernel"][1 - closed]).any()
+        after[group][kernel]["kernel"][closed], entry["kernel"][closed]
+      )
+      assert (
+        after[group][kernel]["kernel"][1 - closed]
+        != entry["kernel"][1 - closed]
+      ).any()
   assert checkpoints.read_drops(checkpoints.open_checkpoint(out)) == {
-      "mlp": (1,), "attention": (0,)}
+    "mlp": (1,),
+    "attention": (0,),
+  }
 
 
 def test_what_cannot_be_recovered_is_refused(tiny, tmp_path):
   done = scripts.call(
-      "recover", f"--pruned={tiny}/dense", f"--calibration={tiny}/ids.npz",
-      "--batch=4", f"--out={tmp_path}/out")
+    "recover",
+    f"--pruned={tiny}/dense",
+    f"--calibration={tiny}/ids.npz",
+    "--batch=4",
+    f"--out={tmp_path}/out",
+  )
   assert done.returncode == 1 and "needs the dense model" in done.stderr
   assert not list(tmp_path.iterdir())
 
@@ -107,7 +137,8 @@ def test_rounded_models_and_foreign_ids_are_refused(tiny):
   source = checkpoints.open_checkpoint(tiny / "dense")
   tokens = np.zeros((8, 16), np.int32)
   rounded = dataclasses.replace(
-      source, hf={**source.hf, "jaxprune": {"method": "rtn"}})
+    source, hf={**source.hf, "jaxprune": {"method": "rtn"}}
+  )
   with pytest.raises(ValueError, match="rounded"):
     train.check(rounded, source, Recovery(), tokens)
   with pytest.raises(ValueError, match="token id 96"):
@@ -119,21 +150,30 @@ def study_rows(values):
   for (objective, weight, split, metric), values_SN in values.items():
     for seed, values_N in enumerate(values_SN):
       for question, value in enumerate(values_N):
-        yield {"cell": "c", "seed": seed, "objective": objective,
-               "weight": weight, "split": split, "task": "generate",
-               "metric": metric, "question": question, "value": float(value)}
+        yield {
+          "cell": "c",
+          "seed": seed,
+          "objective": objective,
+          "weight": weight,
+          "split": split,
+          "task": "generate",
+          "metric": metric,
+          "question": question,
+          "value": float(value),
+        }
 
 
 def test_weight_is_chosen_by_exact_answers_then_kl():
   variance = "distill_variance"
   values = {
-      (variance, 0.1, "validation", "exact"): [[1, 0, 0]],
-      (variance, 0.1, "validation", "kl"): [[0.1, 0.1, 0.1]],
-      (variance, 1.0, "validation", "exact"): [[1, 1, 0]],
-      (variance, 1.0, "validation", "kl"): [[0.3, 0.3, 0.3]],
-      (variance, 10.0, "validation", "exact"): [[0, 1, 1]],
-      (variance, 10.0, "validation", "kl"): [[0.2, 0.2, 0.2]],
-      (variance, 0.1, "test", "exact"): [[1, 1, 1]]}
+    (variance, 0.1, "validation", "exact"): [[1, 0, 0]],
+    (variance, 0.1, "validation", "kl"): [[0.1, 0.1, 0.1]],
+    (variance, 1.0, "validation", "exact"): [[1, 1, 0]],
+    (variance, 1.0, "validation", "kl"): [[0.3, 0.3, 0.3]],
+    (variance, 10.0, "validation", "exact"): [[0, 1, 1]],
+    (variance, 10.0, "validation", "kl"): [[0.2, 0.2, 0.2]],
+    (variance, 0.1, "test", "exact"): [[1, 1, 1]],
+  }
   rows = list(study_rows(values))
   assert measure.choose_weight(rows, "c", 0) == 10.0
 
@@ -142,35 +182,57 @@ def test_summary_of_a_study_by_hand():
   """Two seeds, three items; the weight 2 is tried at the first seed only."""
   none, variance = [[0, 0, 1], [0, 1, 1]], "distill_variance"
   values = {
-      ("none", 0.0, "test", "exact"): none,
-      ("language", 0.0, "test", "exact"): [[0, 1, 1], [0, 1, 1]],
-      ("distill", 0.0, "test", "exact"): [[1, 1, 1], [0, 1, 1]],
-      (variance, 1.0, "test", "exact"): [[1, 1, 1], [1, 1, 1]],
-      (variance, 2.0, "test", "exact"): [[0, 0, 0]],
-      (variance, 1.0, "validation", "exact"): [[1, 1]],
-      (variance, 2.0, "validation", "exact"): [[1, 0]]}
-  values |= {(*key[:3], "kl"): (1 - np.array(entry) / 2).tolist()
-             for key, entry in values.items()}
-  rows = [{"cell": "dense", "seed": 0, "objective": "none", "weight": 0.0,
-           "split": "test", "task": "generate", "metric": metric,
-           "question": i, "value": 1.0}
-          for metric in ("exact", "kl") for i in range(3)]
+    ("none", 0.0, "test", "exact"): none,
+    ("language", 0.0, "test", "exact"): [[0, 1, 1], [0, 1, 1]],
+    ("distill", 0.0, "test", "exact"): [[1, 1, 1], [0, 1, 1]],
+    (variance, 1.0, "test", "exact"): [[1, 1, 1], [1, 1, 1]],
+    (variance, 2.0, "test", "exact"): [[0, 0, 0]],
+    (variance, 1.0, "validation", "exact"): [[1, 1]],
+    (variance, 2.0, "validation", "exact"): [[1, 0]],
+  }
+  values |= {
+    (*key[:3], "kl"): (1 - np.array(entry) / 2).tolist()
+    for key, entry in values.items()
+  }
+  rows = [
+    {
+      "cell": "dense",
+      "seed": 0,
+      "objective": "none",
+      "weight": 0.0,
+      "split": "test",
+      "task": "generate",
+      "metric": metric,
+      "question": i,
+      "value": 1.0,
+    }
+    for metric in ("exact", "kl")
+    for i in range(3)
+  ]
   rows += study_rows(values)
   for task, metric in (("choose", "acc"), ("retrieve", "ndcg@10")):
-    rows += [row | {"task": task, "metric": metric} for row in rows
-             if row["metric"] == "exact" and row["task"] == "generate"
-             and row["split"] == "test"]
+    rows += [
+      row | {"task": task, "metric": metric}
+      for row in rows
+      if row["metric"] == "exact"
+      and row["task"] == "generate"
+      and row["split"] == "test"
+    ]
   from jaxprune import report
 
   summary = page.summarise(report.columns(rows))
   cell = summary["cells"]["c"]
   assert cell["weight"] == 1.0
-  scores = {name: entry["generate exact"]["mean"]
-            for name, entry in cell["scores"].items()}
-  assert scores == pytest.approx({
-      "none": 3 / 6, "language": 4 / 6, "distill": 5 / 6, variance: 1.0})
+  scores = {
+    name: entry["generate exact"]["mean"]
+    for name, entry in cell["scores"].items()
+  }
+  assert scores == pytest.approx(
+    {"none": 3 / 6, "language": 4 / 6, "distill": 5 / 6, variance: 1.0}
+  )
   assert cell["scores"]["none"]["generate exact"]["seed_low"] == (
-      pytest.approx(1 / 3))
+    pytest.approx(1 / 3)
+  )
   change = cell["differences"]["distill_variance - distill"]
   assert change["generate exact"]["mean"] == pytest.approx(1 / 6)
   assert change["generate kl"]["mean"] == pytest.approx(-1 / 12)

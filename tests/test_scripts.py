@@ -11,11 +11,31 @@ import pytest
 import scripts
 
 SCRIPTS = (
-    "quickstart", "prune", "trajectories", "benchmark", "train_pocket",
-    "verify", "discrepancy", "code_tasks", "subspace", "transitions",
-    "retrieval", "evaluate", "harness", "ablation", "compare_methods", "compare_models",
-    "benchmark_methods", "benchmark_transitions", "propagation", "guidance",
-    "recover", "recovery_study", "monitoring", "interventions")
+  "quickstart",
+  "prune",
+  "trajectories",
+  "benchmark",
+  "train_pocket",
+  "verify",
+  "discrepancy",
+  "code_tasks",
+  "subspace",
+  "transitions",
+  "retrieval",
+  "evaluate",
+  "harness",
+  "ablation",
+  "compare_methods",
+  "compare_models",
+  "benchmark_methods",
+  "benchmark_transitions",
+  "propagation",
+  "guidance",
+  "recover",
+  "recovery_study",
+  "monitoring",
+  "interventions",
+)
 
 run = scripts.start  # other test files take it from here
 
@@ -27,22 +47,27 @@ def tiny(tmp_path_factory):
   hf_models.save_llama(folder / "dense")
   draw = np.random.default_rng(0)
   np.savez(
-      folder / "ids.npz",
-      calibration=draw.integers(3, 96, (4, 16)).astype(np.int32),
-      prompt=draw.integers(3, 96, (3, 7)).astype(np.int32))
+    folder / "ids.npz",
+    calibration=draw.integers(3, 96, (4, 16)).astype(np.int32),
+    prompt=draw.integers(3, 96, (3, 7)).astype(np.int32),
+  )
   return folder
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_is_quick_and_loads_no_jax(script):
   code = (
-      "import sys, runpy; sys.argv = ['x', '--help'];"
-      f"import atexit; atexit.register(lambda: print('jax' in sys.modules));"
-      f"runpy.run_module('experiments.{script}', run_name='__main__')")
+    "import sys, runpy; sys.argv = ['x', '--help'];"
+    f"import atexit; atexit.register(lambda: print('jax' in sys.modules));"
+    f"runpy.run_module('experiments.{script}', run_name='__main__')"
+  )
   began = time.monotonic()
   done = subprocess.run(
-      [sys.executable, "-c", code], capture_output=True, text=True,
-      cwd=scripts.ROOT)
+    [sys.executable, "-c", code],
+    capture_output=True,
+    text=True,
+    cwd=scripts.ROOT,
+  )
   assert "--out" in done.stdout
   assert done.stdout.strip().endswith("False")
   assert time.monotonic() - began < 30  # a hang, not a speed
@@ -52,27 +77,42 @@ def test_help_is_quick_and_loads_no_jax(script):
 def test_prune_then_compare(tiny, tmp_path):
   pruned, out = tmp_path / "pruned", tmp_path / "report"
   done = scripts.start(
-      "prune", f"--model={tiny}/dense", f"--calibration={tiny}/ids.npz",
-      "--pattern=2:4", f"--out={pruned}")
+    "prune",
+    f"--model={tiny}/dense",
+    f"--calibration={tiny}/ids.npz",
+    "--pattern=2:4",
+    f"--out={pruned}",
+  )
   assert done.returncode == 0, done.stderr
   assert "layer 2/2" in done.stderr
   summary = json.loads((pruned / "summary.json").read_text())
   assert summary["sparsity"] == 0.5
-  rows = [json.loads(line)
-          for line in (pruned / "records.jsonl").read_text().splitlines()]
+  rows = [
+    json.loads(line)
+    for line in (pruned / "records.jsonl").read_text().splitlines()
+  ]
   assert [row["layer"] for row in rows] == [0, 1]
   assert {"masks.safetensors", "config.json", "run.json"} <= {
-      path.name for path in pruned.iterdir()}
+    path.name for path in pruned.iterdir()
+  }
   done = scripts.start("verify", f"--model={pruned}", f"--out={tmp_path}/sound")
   assert done.returncode == 0, done.stderr
   assert json.loads((tmp_path / "sound/summary.json").read_text())[
-      "checks"] == dict.fromkeys(("shards", "masks", "pattern", "logits"), True)
+    "checks"
+  ] == dict.fromkeys(("shards", "masks", "pattern", "logits"), True)
   done = scripts.start(
-      "trajectories", f"--dense={tiny}/dense", f"--pruned={pruned}",
-      f"--prompts={tiny}/ids.npz", "--max_new_tokens=3", f"--out={out}")
+    "trajectories",
+    f"--dense={tiny}/dense",
+    f"--pruned={pruned}",
+    f"--prompts={tiny}/ids.npz",
+    "--max_new_tokens=3",
+    f"--out={out}",
+  )
   assert done.returncode == 0, done.stderr
-  rows = [json.loads(line)
-          for line in (out / "records.jsonl").read_text().splitlines()]
+  rows = [
+    json.loads(line)
+    for line in (out / "records.jsonl").read_text().splitlines()
+  ]
   assert len(rows) == 3 * 3 * (1 + 2 * 2)
   output = [row for row in rows if "layer" not in row]
   assert {row["step"] for row in output} == {0, 1, 2}
@@ -84,9 +124,14 @@ def test_prune_then_compare(tiny, tmp_path):
 @pytest.mark.slow
 def test_dense_against_itself(tiny, tmp_path):
   done = scripts.call(
-      "trajectories", f"--dense={tiny}/dense", f"--pruned={tiny}/dense",
-      f"--prompts={tiny}/ids.npz", "--max_new_tokens=4", "--temperature=1",
-      f"--out={tmp_path}/out")
+    "trajectories",
+    f"--dense={tiny}/dense",
+    f"--pruned={tiny}/dense",
+    f"--prompts={tiny}/ids.npz",
+    "--max_new_tokens=4",
+    "--temperature=1",
+    f"--out={tmp_path}/out",
+  )
   assert done.returncode == 0, done.stderr
   for line in (tmp_path / "out/records.jsonl").read_text().splitlines():
     row = json.loads(line)
@@ -99,21 +144,40 @@ def test_dense_against_itself(tiny, tmp_path):
 def test_all_protocols(tiny, tmp_path):
   """Records of every lane; the dense model against itself is 0 in all."""
   done = scripts.call(
-      "trajectories", f"--dense={tiny}/dense", f"--pruned={tiny}/dense",
-      f"--prompts={tiny}/ids.npz", "--max_new_tokens=5", "--temperature=1",
-      "--protocol=free_running", "--protocol=handoff",
-      "--protocol=resynchronised", f"--out={tmp_path}/out")
+    "trajectories",
+    f"--dense={tiny}/dense",
+    f"--pruned={tiny}/dense",
+    f"--prompts={tiny}/ids.npz",
+    "--max_new_tokens=5",
+    "--temperature=1",
+    "--protocol=free_running",
+    "--protocol=handoff",
+    "--protocol=resynchronised",
+    f"--out={tmp_path}/out",
+  )
   assert done.returncode == 0, done.stderr
-  rows = [json.loads(line) for line in
-          (tmp_path / "out/records.jsonl").read_text().splitlines()]
+  rows = [
+    json.loads(line)
+    for line in (tmp_path / "out/records.jsonl").read_text().splitlines()
+  ]
   names = {row["protocol"] for row in rows}
   assert names == {
-      "teacher_forced", "free_running", "control", "direct", "history",
-      "dense_then_pruned", "pruned_then_dense", "resynchronised_2",
-      "resynchronised_4", "resynchronised_8", "resynchronised_16"}
+    "teacher_forced",
+    "free_running",
+    "control",
+    "direct",
+    "history",
+    "dense_then_pruned",
+    "pruned_then_dense",
+    "resynchronised_2",
+    "resynchronised_4",
+    "resynchronised_8",
+    "resynchronised_16",
+  }
   assert all(row["kl"] == 0 for row in rows if row["protocol"] != "control")
-  parted = [row for row in rows
-            if row["protocol"] == "control" and not row["aligned"]]
+  parted = [
+    row for row in rows if row["protocol"] == "control" and not row["aligned"]
+  ]
   assert parted and all(row["kl"] > 0 for row in parted)
   lanes = json.loads((tmp_path / "out/summary.json").read_text())["lanes"]
   assert set(lanes) == names - {"teacher_forced"}
@@ -122,14 +186,14 @@ def test_all_protocols(tiny, tmp_path):
 
 
 BAD = {
-    "--sparsity=1": "sparsity",
-    "--sparsity=-0.1": "sparsity",
-    "--pattern=3:7": "does not divide",
-    "--pattern=4:2": "keep",
-    "--pattern=half": "--pattern=half",
-    "--model=/no/such/folder": "no such folder",
-    "--calibration=/no/such/file.npz": "file.npz",
-    "--method=drop_attention --drop_count=9": "drop count is 9",
+  "--sparsity=1": "sparsity",
+  "--sparsity=-0.1": "sparsity",
+  "--pattern=3:7": "does not divide",
+  "--pattern=4:2": "keep",
+  "--pattern=half": "--pattern=half",
+  "--model=/no/such/folder": "no such folder",
+  "--calibration=/no/such/file.npz": "file.npz",
+  "--method=drop_attention --drop_count=9": "drop count is 9",
 }
 
 
@@ -137,8 +201,13 @@ BAD = {
 @pytest.mark.parametrize("arguments", sorted(BAD))
 def test_bad_input_is_one_line(tiny, tmp_path, arguments):
   done = scripts.call(
-      "prune", f"--model={tiny}/dense", f"--calibration={tiny}/ids.npz",
-      "--seq_len=32", f"--out={tmp_path}/out", *arguments.split())
+    "prune",
+    f"--model={tiny}/dense",
+    f"--calibration={tiny}/ids.npz",
+    "--seq_len=32",
+    f"--out={tmp_path}/out",
+    *arguments.split(),
+  )
   assert done.returncode == 1
   lines = [ln for ln in done.stderr.splitlines() if ln.startswith("error: ")]
   assert len(lines) == 1 and BAD[arguments] in lines[0], done.stderr
@@ -149,9 +218,13 @@ def test_bad_input_is_one_line(tiny, tmp_path, arguments):
 @pytest.mark.slow
 def test_prompts_longer_than_the_context(tiny, tmp_path):
   done = scripts.start(
-      "trajectories", f"--dense={tiny}/dense", f"--pruned={tiny}/dense",
-      f"--prompts={tiny}/ids.npz", "--max_new_tokens=60",
-      f"--out={tmp_path}/out")
+    "trajectories",
+    f"--dense={tiny}/dense",
+    f"--pruned={tiny}/dense",
+    f"--prompts={tiny}/ids.npz",
+    "--max_new_tokens=60",
+    f"--out={tmp_path}/out",
+  )
   assert done.returncode == 1
   assert "exceed the context" in done.stderr and "ids.npz" in done.stderr
   assert not list(tmp_path.iterdir())
@@ -160,4 +233,5 @@ def test_prompts_longer_than_the_context(tiny, tmp_path):
 def test_leftover_arguments_are_refused():
   done = scripts.start("prune", "--model=x", "--out=y", "wanda")
   assert done.returncode == 1 and "unexpected arguments: wanda" in (
-      done.stdout + done.stderr)
+    done.stdout + done.stderr
+  )

@@ -13,7 +13,8 @@ from jaxprune.statistics import separation
 
 # Few distinct values, so that ties are common.
 CASES = st.lists(
-    st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=30)
+  st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=30
+)
 MIXED = CASES.filter(lambda cases: len({bad for _, bad in cases}) == 2)
 
 
@@ -34,16 +35,22 @@ def test_auc_counts_pairs(cases):
   found = separation.auc(values, bad)
   np.testing.assert_allclose(found, pairs_auc(values, bad), atol=1e-12)
   np.testing.assert_allclose(
-      separation.auc(values, ~bad), 1 - found, atol=1e-12)
+    separation.auc(values, ~bad), 1 - found, atol=1e-12
+  )
   np.testing.assert_allclose(
-      separation.auc(np.exp(values), bad), found, atol=1e-12)
+    separation.auc(np.exp(values), bad), found, atol=1e-12
+  )
   assert separation.auc(np.full(len(bad), 2.0), bad) == 0.5
 
 
 def test_auc_by_hand():
   # Pairs of bad 2, 3 and good 1, 2: 2>1, 2=2, 3>1, 3>2.
-  assert separation.auc(
-      np.array([1.0, 2, 2, 3]), np.array([False, False, True, True])) == 0.875
+  assert (
+    separation.auc(
+      np.array([1.0, 2, 2, 3]), np.array([False, False, True, True])
+    )
+    == 0.875
+  )
   assert np.isnan(separation.auc(np.arange(3.0), np.ones(3, bool)))
 
 
@@ -56,16 +63,19 @@ def test_threshold_is_the_best_of_all(cases):
     assert found is None
     return
   middles = (distinct[1:] + distinct[:-1]) / 2
-  errors = np.array([
-      separation.balanced_error(values > middle, bad) for middle in middles])
+  errors = np.array(
+    [separation.balanced_error(values > middle, bad) for middle in middles]
+  )
   np.testing.assert_allclose(found.balanced_error, errors.min(), atol=1e-12)
   # Of equals the lowest.
   assert found.value == middles[np.flatnonzero(errors < errors.min() + 1e-9)[0]]
   assert found.below < found.value < found.above
 
 
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=9),
-       st.lists(st.integers(6, 9), min_size=1, max_size=9))
+@given(
+  st.lists(st.integers(0, 5), min_size=1, max_size=9),
+  st.lists(st.integers(6, 9), min_size=1, max_size=9),
+)
 def test_perfect_separation(good, bad):
   values = np.array([*good, *bad], float)
   truth = np.arange(len(values)) >= len(good)
@@ -90,20 +100,28 @@ def test_no_number_between():
   low = 1.0
   high = np.nextafter(low, 2)
   found = separation.fit_threshold(
-      np.array([low, high]), np.array([False, True]))
+    np.array([low, high]), np.array([False, True])
+  )
   assert low <= found.value < high
 
 
 def test_balanced_error_by_hand():
   # One of one bad case called good, one of four good ones called bad.
-  assert separation.balanced_error(
+  assert (
+    separation.balanced_error(
       np.array([False, True, False, False, False]),
-      np.array([True, False, False, False, False])) == 0.625
+      np.array([True, False, False, False, False]),
+    )
+    == 0.625
+  )
   assert np.isnan(separation.balanced_error(np.ones(2, bool), np.ones(2, bool)))
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=3,
-                max_size=30))
+@given(
+  st.lists(
+    st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=3, max_size=30
+  )
+)
 def test_rank_correlation_against_scipy(pairs):
   x, y = np.array(pairs, float).T
   found = separation.rank_correlation(x, y)
@@ -111,7 +129,8 @@ def test_rank_correlation_against_scipy(pairs):
     assert np.isnan(found)
   else:
     np.testing.assert_allclose(
-        found, scipy.stats.spearmanr(x, y).statistic, atol=1e-12)
+      found, scipy.stats.spearmanr(x, y).statistic, atol=1e-12
+    )
 
 
 def test_error_interval_without_errors():
@@ -131,16 +150,20 @@ def test_error_interval_keeps_methods_together():
   groups = np.repeat(np.arange(4), 5)
   found = separation.error_interval(wrong, groups, seed=3)
   assert dataclasses.asdict(found) == dataclasses.asdict(
-      report.mean_interval(wrong, groups, seed=3))
+    report.mean_interval(wrong, groups, seed=3)
+  )
   alone = separation.error_interval(wrong, np.arange(20), seed=3)
   assert alone.high - alone.low < found.high - found.low
 
 
-@pytest.mark.parametrize("values, bad", [
+@pytest.mark.parametrize(
+  "values, bad",
+  [
     (np.array([1.0, np.nan]), np.array([True, False])),
     (np.array([1.0, 2]), np.array([True])),
     (np.array([1.0, 2]), np.array([1, 0])),
-])
+  ],
+)
 def test_refusals(values, bad):
   with pytest.raises(ValueError):
     separation.auc(values, bad)

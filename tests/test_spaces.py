@@ -16,7 +16,7 @@ from jaxprune.probes import spaces
 RTOL = {"float32": 2e-5, "float64": 1e-12}
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 quick = hypothesis.settings(
-    max_examples=40, deadline=None, derandomize=True, database=None
+  max_examples=40, deadline=None, derandomize=True, database=None
 )
 # Jitted for speed: op by op, each new shape compiles a hundred small programs.
 compare = jax.jit(probes.compare_vectors)
@@ -37,35 +37,35 @@ def oracle(x, y):
 
 
 @pytest.mark.parametrize(
-    "x, y, cos, angle, alpha, rho",
-    [
-        ((1, 0), (1, 1), math.sqrt(0.5), math.pi / 4, 0, 1),
-        ((3, 4), (3, 4), 1, 0, 0, 0),
-        ((3, 4), (6, 8), 1, 0, 1, 0),
-        ((3, 4), (-3, -4), -1, math.pi, -2, 0),
-        ((0, 2), (2, 0), 0, math.pi / 2, -1, 1),
-        ((2, 0), (4, 3), 0.8, math.atan2(3, 4), 1, 1.5),
-        # Zero vectors, as documented.
-        ((0, 0), (0, 0), 1, 0, 0, 0),
-        ((3, 4), (0, 0), 0, math.pi / 2, -1, 0),
-        ((0, 0), (3, 4), 0, math.pi / 2, 0, math.inf),
-    ],
+  "x, y, cos, angle, alpha, rho",
+  [
+    ((1, 0), (1, 1), math.sqrt(0.5), math.pi / 4, 0, 1),
+    ((3, 4), (3, 4), 1, 0, 0, 0),
+    ((3, 4), (6, 8), 1, 0, 1, 0),
+    ((3, 4), (-3, -4), -1, math.pi, -2, 0),
+    ((0, 2), (2, 0), 0, math.pi / 2, -1, 1),
+    ((2, 0), (4, 3), 0.8, math.atan2(3, 4), 1, 1.5),
+    # Zero vectors, as documented.
+    ((0, 0), (0, 0), 1, 0, 0, 0),
+    ((3, 4), (0, 0), 0, math.pi / 2, -1, 0),
+    ((0, 0), (3, 4), 0, math.pi / 2, 0, math.inf),
+  ],
 )
 def test_table(x, y, cos, angle, alpha, rho):
   got = compare(jnp.array(x), jnp.array(y))
   expected = [cos, 1 - cos, angle, alpha, rho]
   np.testing.assert_allclose(
-      dataclasses.astuple(got), expected, rtol=1e-6, atol=1e-7
+    dataclasses.astuple(got), expected, rtol=1e-6, atol=1e-7
   )
 
 
 @DTYPES
 @quick
 @hypothesis.given(
-    seed=st.integers(0, 2**32 - 1),
-    size=st.sampled_from([2, 33]),
-    change=st.floats(-6, 1.5),
-    scale=st.sampled_from([-30, 0, 30]),
+  seed=st.integers(0, 2**32 - 1),
+  size=st.sampled_from([2, 33]),
+  change=st.floats(-6, 1.5),
+  scale=st.sampled_from([-30, 0, 30]),
 )
 def test_matches_float64(dtype, seed, size, change, scale):
   rng = np.random.default_rng(seed)
@@ -86,16 +86,16 @@ def test_matches_float64(dtype, seed, size, change, scale):
   np.testing.assert_allclose(got.one_minus_cos, one_minus_cos, rtol=2 * rtol)
   np.testing.assert_allclose(got.cos, math.cos(angle), atol=rtol)
   np.testing.assert_allclose(
-      got.alpha, alpha, atol=rtol * math.hypot(alpha, rho)
+    got.alpha, alpha, atol=rtol * math.hypot(alpha, rho)
   )
 
 
 @DTYPES
 @quick
 @hypothesis.given(
-    seed=st.integers(0, 2**32 - 1),
-    size=st.sampled_from([1, 33]),
-    change=st.floats(-6, 1.5),
+  seed=st.integers(0, 2**32 - 1),
+  size=st.sampled_from([1, 33]),
+  change=st.floats(-6, 1.5),
 )
 def test_identities(dtype, seed, size, change):
   rng = np.random.default_rng(seed)
@@ -113,7 +113,7 @@ def test_identities(dtype, seed, size, change):
   np.testing.assert_allclose(got.alpha**2 + got.rho**2, relative, rtol=rtol)
   # cos = (1 + alpha) / sqrt((1 + alpha)^2 + rho^2).
   np.testing.assert_allclose(
-      again, got.one_minus_cos, rtol=rtol, atol=rtol * rtol * relative
+    again, got.one_minus_cos, rtol=rtol, atol=rtol * rtol * relative
   )
   assert 0 <= got.one_minus_cos <= 2 and -1 <= got.cos <= 1
   if size == 1:
@@ -152,8 +152,10 @@ def test_short_pruned_vector_keeps_its_direction():
   rng = np.random.default_rng(1)
   x = rng.standard_normal(64).astype(np.float32)
   y = (1e-5 * (x + rng.standard_normal(64))).astype(np.float32)
-  cos = x.astype(float) @ y / (
-      np.linalg.norm(x.astype(float)) * np.linalg.norm(y.astype(float))
+  cos = (
+    x.astype(float)
+    @ y
+    / (np.linalg.norm(x.astype(float)) * np.linalg.norm(y.astype(float)))
   )
   got = compare(x, y)
   np.testing.assert_allclose(got.cos, cos, rtol=1e-6)
@@ -227,7 +229,7 @@ def test_masked_tokens_are_not_there():
   for pair in ((masked, masked_q), (masked, zq), (z, masked_q)):
     got = compare_logits(*pair)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, expected
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, expected
     )
 
 
@@ -254,7 +256,7 @@ def test_compute_type():
 
 
 @pytest.mark.parametrize(
-    "x, y", [((3,), (4,)), ((2, 3), (2, 3)), ((), ()), ((0,), (0,))]
+  "x, y", [((3,), (4,)), ((2, 3), (2, 3)), ((), ()), ((0,), (0,))]
 )
 def test_wrong_shapes(x, y):
   with pytest.raises(ValueError, match="vmap over the other axes"):
@@ -262,10 +264,10 @@ def test_wrong_shapes(x, y):
 
 
 RECORD = (
-    "cos_h cos_z cos_z_centred cos_p alpha_h rho_h alpha_z rho_z kl kl_reverse"
-    " js tv kl_estimate one_minus_cos_p_estimate one_minus_cos_h_estimate"
-    " one_minus_cos_z_estimate var_p var_r var_uniform entropy entropy_pruned"
-    " margin max_abs_dz rms_dz flip token_dense token_pruned"
+  "cos_h cos_z cos_z_centred cos_p alpha_h rho_h alpha_z rho_z kl kl_reverse"
+  " js tv kl_estimate one_minus_cos_p_estimate one_minus_cos_h_estimate"
+  " one_minus_cos_z_estimate var_p var_r var_uniform entropy entropy_pruned"
+  " margin max_abs_dz rms_dz flip token_dense token_pruned"
 ).split()
 
 
@@ -294,37 +296,37 @@ def test_record_against_equations(dtype):
   alpha_z, rho_z, _, _ = oracle(z, zq)
   ordered = np.sort(z)
   expected = dict(
-      cos_h=cos(h, hq),
-      cos_z=cos(z, zq),
-      cos_z_centred=cos(z - z.mean(), zq - zq.mean()),
-      cos_p=cos(p, q),
-      alpha_h=h @ (hq - h) / (h @ h),
-      rho_h=rho_h,
-      alpha_z=alpha_z,
-      rho_z=rho_z,
-      kl=p @ np.log(p / q),
-      kl_reverse=q @ np.log(q / p),
-      js=p @ np.log(p / m) / 2 + q @ np.log(q / m) / 2,
-      tv=abs(p - q).sum() / 2,
-      kl_estimate=var(p) / (2 * 0.7**2),
-      one_minus_cos_p_estimate=var(r) / (2 * 0.7**2),
-      one_minus_cos_h_estimate=rho_h**2 / 2,
-      one_minus_cos_z_estimate=rho_z**2 / 2,
-      var_p=var(p),
-      var_r=var(r),
-      var_uniform=dz.var(),
-      entropy=-p @ np.log(p),
-      entropy_pruned=-q @ np.log(q),
-      margin=ordered[-1] - ordered[-2],
-      max_abs_dz=abs(dz).max(),
-      rms_dz=math.sqrt((dz**2).mean()),
-      flip=True,
-      token_dense=z.argmax(),
-      token_pruned=7,
+    cos_h=cos(h, hq),
+    cos_z=cos(z, zq),
+    cos_z_centred=cos(z - z.mean(), zq - zq.mean()),
+    cos_p=cos(p, q),
+    alpha_h=h @ (hq - h) / (h @ h),
+    rho_h=rho_h,
+    alpha_z=alpha_z,
+    rho_z=rho_z,
+    kl=p @ np.log(p / q),
+    kl_reverse=q @ np.log(q / p),
+    js=p @ np.log(p / m) / 2 + q @ np.log(q / m) / 2,
+    tv=abs(p - q).sum() / 2,
+    kl_estimate=var(p) / (2 * 0.7**2),
+    one_minus_cos_p_estimate=var(r) / (2 * 0.7**2),
+    one_minus_cos_h_estimate=rho_h**2 / 2,
+    one_minus_cos_z_estimate=rho_z**2 / 2,
+    var_p=var(p),
+    var_r=var(r),
+    var_uniform=dz.var(),
+    entropy=-p @ np.log(p),
+    entropy_pruned=-q @ np.log(q),
+    margin=ordered[-1] - ordered[-2],
+    max_abs_dz=abs(dz).max(),
+    rms_dz=math.sqrt((dz**2).mean()),
+    flip=True,
+    token_dense=z.argmax(),
+    token_pruned=7,
   )
   for name in RECORD:
     np.testing.assert_allclose(
-        getattr(got, name), expected[name], rtol=RTOL[dtype], err_msg=name
+      getattr(got, name), expected[name], rtol=RTOL[dtype], err_msg=name
     )
 
 
@@ -337,15 +339,27 @@ def test_record_of_no_change():
     if name.startswith("cos"):
       assert value == 1, name
     elif name not in (
-        "entropy", "entropy_pruned", "margin", "token_dense", "token_pruned"
+      "entropy",
+      "entropy_pruned",
+      "margin",
+      "token_dense",
+      "token_pruned",
     ):
       assert value == 0, name
   assert got.entropy == got.entropy_pruned > 0 and got.margin > 0
 
 
-@pytest.mark.parametrize("values", [
-    [1.0, 3, 3, 2], [-np.inf, -np.inf], [0.0, -0.0], [1.0, np.nan, 5, np.nan],
-    [-np.inf, 2, np.inf, np.inf], [7.0]])
+@pytest.mark.parametrize(
+  "values",
+  [
+    [1.0, 3, 3, 2],
+    [-np.inf, -np.inf],
+    [0.0, -0.0],
+    [1.0, np.nan, 5, np.nan],
+    [-np.inf, 2, np.inf, np.inf],
+    [7.0],
+  ],
+)
 def test_top_token_is_argmax(values):
   z_V = np.array(values, np.float32)
   assert jax.jit(spaces.top_token)(z_V) == jnp.argmax(z_V)

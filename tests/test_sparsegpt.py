@@ -16,11 +16,11 @@ from jaxprune.pruning.reconstruction import layer_error
 
 INPUTS, OUTPUTS, BLOCK = 40, 6, 16  # the last block is short
 PATTERNS = [
-    Unstructured(sparsity=0.5, group="matrix"),
-    Unstructured(sparsity=0.3, group="output"),
-    NofM(keep=2, of=4),
-    NofM(keep=1, of=4),
-    NofM(keep=3, of=8),
+  Unstructured(sparsity=0.5, group="matrix"),
+  Unstructured(sparsity=0.3, group="output"),
+  NofM(keep=2, of=4),
+  NofM(keep=1, of=4),
+  NofM(keep=3, of=8),
 ]
 
 
@@ -71,10 +71,14 @@ def oracle(w_IO, upper_II, pattern, dead_I):
         choose(i, i + pattern.of, pattern.of - pattern.keep)
     elif i % BLOCK == 0:
       stop = min(i + BLOCK, inputs)
-      choose(i, stop, removed_count(stop * each, pattern.sparsity)
-             - removed_count(i * each, pattern.sparsity))
+      choose(
+        i,
+        stop,
+        removed_count(stop * each, pattern.sparsity)
+        - removed_count(i * each, pattern.sparsity),
+      )
     error_O = np.where(keep_IO[i], 0, w_IO[i] / pivot_I[i])
-    w_IO[i + 1:] -= upper_II[i, i + 1:, None] * error_O[None]
+    w_IO[i + 1 :] -= upper_II[i, i + 1 :, None] * error_O[None]
   return np.where(keep_IO, w_IO, 0), keep_IO
 
 
@@ -82,17 +86,20 @@ def oracle(w_IO, upper_II, pattern, dead_I):
 def test_algorithm(pattern):
   w_IO, x_BTI = problem()
   found = jax.jit(hessian_inverse.inverse_factor)(observe_gram(x_BTI))
-  new_IO, mask_IO = jax.jit(functools.partial(
-      prune_with_factor, pattern=pattern, block=BLOCK))(w_IO, found)
+  new_IO, mask_IO = jax.jit(
+    functools.partial(prune_with_factor, pattern=pattern, block=BLOCK)
+  )(w_IO, found)
   expected, keep = oracle(
-      w_IO, np.asarray(found.upper, np.float64), pattern,
-      np.asarray(found.dead))
+    w_IO, np.asarray(found.upper, np.float64), pattern, np.asarray(found.dead)
+  )
   np.testing.assert_array_equal(mask_IO, keep)
   np.testing.assert_allclose(new_IO, expected, atol=2e-5)
   if isinstance(pattern, Unstructured):
     assert (~keep).sum() == (
-        removed_count(INPUTS * OUTPUTS, 0.5) if pattern.group == "matrix"
-        else OUTPUTS * removed_count(INPUTS, 0.3))
+      removed_count(INPUTS * OUTPUTS, 0.5)
+      if pattern.group == "matrix"
+      else OUTPUTS * removed_count(INPUTS, 0.3)
+    )
 
 
 def test_corrections_solve_least_squares():
@@ -103,8 +110,9 @@ def test_corrections_solve_least_squares():
   # The first input leaves, because its weight is the smallest of its group.
   w_I1 = w_I1.at[0].set(1e-4).at[1:].add(jnp.sign(w_I1[1:]))
   count = Unstructured(sparsity=1 / INPUTS)
-  new_I1, mask_I1 = jax.jit(functools.partial(
-      prune_with_factor, pattern=count, block=INPUTS))(w_I1, upper)
+  new_I1, mask_I1 = jax.jit(
+    functools.partial(prune_with_factor, pattern=count, block=INPUTS)
+  )(w_I1, upper)
   gone = int(np.argmin(np.asarray(mask_I1)[:, 0]))
   h_II = hessian(x_BTI, 1e-4)
   live = np.arange(INPUTS) > gone  # Only inputs after it may answer.
@@ -112,7 +120,8 @@ def test_corrections_solve_least_squares():
   expected = np.asarray(w_I1, np.float64)[live, 0] + answer * w_I1[gone, 0]
   dead = np.asarray(upper.dead)[live]
   np.testing.assert_allclose(
-      np.asarray(new_I1)[live, 0][~dead], expected[~dead], atol=2e-5)
+    np.asarray(new_I1)[live, 0][~dead], expected[~dead], atol=2e-5
+  )
 
 
 @pytest.mark.parametrize("inputs", [40, 300])
@@ -120,12 +129,15 @@ def test_factor(inputs):
   """U^T U is the inverse, by one panel and by several."""
   draw = np.random.default_rng(2)
   x_BTI = draw.standard_normal((2, 2 * inputs, inputs)).astype(np.float32)
-  found = jax.jit(hessian_inverse.inverse_factor)(observe_gram(jnp.asarray(x_BTI)))
+  found = jax.jit(hessian_inverse.inverse_factor)(
+    observe_gram(jnp.asarray(x_BTI))
+  )
   upper = np.asarray(found.upper, np.float64)
   assert bool(found.ok) and (np.diag(upper) > 0).all()
   np.testing.assert_array_equal(upper, np.triu(upper))
   np.testing.assert_allclose(
-      upper.T @ upper @ hessian(x_BTI), np.eye(inputs), atol=2e-4)
+    upper.T @ upper @ hessian(x_BTI), np.eye(inputs), atol=2e-4
+  )
 
 
 def test_corrected_is_better_than_masked():
@@ -133,9 +145,9 @@ def test_corrected_is_better_than_masked():
   gram = observe_gram(x_BTI)
   pattern = NofM(keep=2, of=4)
   errors = [
-      float(layer_error(w_IO, method(w_IO, seen, pattern)[0],
-                        gram.sum_outer))
-      for method, seen in ((wanda, gram.squares), (sparsegpt, gram))]
+    float(layer_error(w_IO, method(w_IO, seen, pattern)[0], gram.sum_outer))
+    for method, seen in ((wanda, gram.squares), (sparsegpt, gram))
+  ]
   assert errors[1] < 0.8 * errors[0]
 
 
@@ -160,8 +172,8 @@ def test_failed_factor():
     hessian_inverse.inverse_factor_with_retry(gram_of([[np.nan, 0], [0, 1]]))
   with pytest.raises(ValueError, match="saw 0 sequences"):
     hessian_inverse.inverse_factor_with_retry(
-        Gram(sum_outer=jnp.eye(2), sequences=jnp.int32(0),
-             tokens=jnp.int32(0)))
+      Gram(sum_outer=jnp.eye(2), sequences=jnp.int32(0), tokens=jnp.int32(0))
+    )
 
 
 def test_all_ways_agree():
@@ -180,12 +192,15 @@ def test_all_ways_agree():
   np.testing.assert_allclose(mapped[0], many[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("change,words", [
+@pytest.mark.parametrize(
+  "change,words",
+  [
     (dict(pattern=Unstructured(sparsity=0.5, group="global")), "global"),
     (dict(pattern=NofM(keep=2, of=7)), "needs a multiple of 7"),
     (dict(block=0), "at least 1"),
     (dict(w_IO=jnp.ones((8, 3))), "needs"),
-])
+  ],
+)
 def test_bad_arguments(change, words):
   w_IO, x_BTI = problem()
   found = hessian_inverse.inverse_factor(observe_gram(x_BTI))

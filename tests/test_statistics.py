@@ -8,11 +8,11 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxprune.calibration.statistics import (
-    Gram,
-    SquaredNorm,
-    merge,
-    observe_gram,
-    observe_squares,
+  Gram,
+  SquaredNorm,
+  merge,
+  observe_gram,
+  observe_squares,
 )
 
 OBSERVERS = (observe_squares, observe_gram)
@@ -71,7 +71,8 @@ def test_batches_scan_and_devices_agree(observe):
     return merge(total, observe(x_TI[None])), None
 
   zero = jax.tree.map(
-      lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(observe, x_BTI))
+    lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(observe, x_BTI)
+  )
   assert_close(jax.jit(lambda x: jax.lax.scan(step, zero, x)[0])(x_BTI), whole)
   mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
 
@@ -80,7 +81,8 @@ def test_batches_scan_and_devices_agree(observe):
 
   # Counts do not depend on the data here, so they must be made to vary.
   mapped = jax.shard_map(
-      sharded, mesh=mesh, in_specs=P("x"), out_specs=P(), check_vma=False)
+    sharded, mesh=mesh, in_specs=P("x"), out_specs=P(), check_vma=False
+  )
   assert_close(jax.jit(mapped)(x_BTI), whole)
   summed = jax.pmap(sharded, axis_name="x")(x_BTI[:, None])
   assert_close(jax.tree.map(lambda s: s[0], summed), whole)
@@ -136,6 +138,7 @@ def test_refused(observe):
 
 
 def test_pytrees_keep_their_fields():
-  assert isinstance(jax.tree.map(lambda x: x, observe_squares(inputs())),
-                    SquaredNorm)
+  assert isinstance(
+    jax.tree.map(lambda x: x, observe_squares(inputs())), SquaredNorm
+  )
   assert isinstance(jax.jit(observe_gram)(inputs()), Gram)

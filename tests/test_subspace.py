@@ -10,7 +10,7 @@ from jaxprune import probes
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 quick = hypothesis.settings(
-    max_examples=40, deadline=None, derandomize=True, database=None
+  max_examples=40, deadline=None, derandomize=True, database=None
 )
 # Jitted for speed: op by op, each new shape compiles a hundred small programs.
 chain_rule = jax.jit(probes.chain_rule)
@@ -49,11 +49,11 @@ def draw(seed, spread=2.0, change=1.0, dtype=np.float64, size=33):
 @DTYPES
 @quick
 @hypothesis.given(
-    seed=st.integers(0, 2**32 - 1),
-    spread=st.floats(0, 6),
-    change=st.floats(-6, 0.5).map(lambda e: 10**e),
-    temperature=st.floats(0.3, 3),
-    share=st.floats(0.02, 0.98),
+  seed=st.integers(0, 2**32 - 1),
+  spread=st.floats(0, 6),
+  change=st.floats(-6, 0.5).map(lambda e: 10**e),
+  temperature=st.floats(0.3, 3),
+  share=st.floats(0.02, 0.98),
 )
 def test_chain_rule(dtype, seed, spread, change, temperature, share):
   z, zq = draw(seed, spread, change, dtype)
@@ -62,10 +62,10 @@ def test_chain_rule(dtype, seed, spread, change, temperature, share):
   got = run(chain_rule, z, zq, member, temperature)
   rtol = 5e-5 if dtype == "float32" else 1e-9
   close = lambda a, b: np.testing.assert_allclose(  # noqa: E731
-      a, b, rtol=rtol, atol=1e-30
+    a, b, rtol=rtol, atol=1e-30
   )
   parts = (
-      got.kl_mass + got.mass * got.kl_inside + got.mass_outside * got.kl_outside
+    got.kl_mass + got.mass * got.kl_inside + got.mass_outside * got.kl_outside
   )
   close(parts, got.kl)
   # Each part by itself.
@@ -107,11 +107,11 @@ def test_chain_rule_with_masked_tokens():
   member = np.arange(33) < 4
   gone = np.arange(33) == 1
   got = chain_rule(
-      np.where(gone, -np.inf, z), np.where(gone, -np.inf, zq), member, 1.0
+    np.where(gone, -np.inf, z), np.where(gone, -np.inf, zq), member, 1.0
   )
   alone = chain_rule(z[~gone], zq[~gone], member[~gone], 1.0)
   np.testing.assert_allclose(
-      jax.tree.leaves(got), jax.tree.leaves(alone), rtol=1e-5
+    jax.tree.leaves(got), jax.tree.leaves(alone), rtol=1e-5
   )
   # All of C lost: the mass term says so, and nothing is NaN.
   got = chain_rule(z, np.where(member, -np.inf, zq).astype("f"), member, 1.0)
@@ -139,7 +139,7 @@ def test_option_table():
   np.testing.assert_allclose(got.mass_pruned, 0.5, rtol=1e-6)
   np.testing.assert_allclose(np.exp(got.log_probs), np.exp(scores), rtol=1e-6)
   np.testing.assert_allclose(
-      np.exp(got.log_probs_pruned), [0.1, 0.3, 0.4, 0.2], rtol=1e-6
+    np.exp(got.log_probs_pruned), [0.1, 0.3, 0.4, 0.2], rtol=1e-6
   )
   assert got.choice == 0 and got.choice_pruned == 2 and got.flip
   np.testing.assert_allclose(got.margin, np.log(4 / 3), rtol=1e-5)
@@ -165,9 +165,9 @@ def test_ties_rank_by_index():
 @DTYPES
 @quick
 @hypothesis.given(
-    seed=st.integers(0, 2**32 - 1),
-    change=st.floats(-7, 1).map(lambda e: 10**e),
-    shift=st.floats(-50, 50),
+  seed=st.integers(0, 2**32 - 1),
+  change=st.floats(-7, 1).map(lambda e: 10**e),
+  shift=st.floats(-50, 50),
 )
 def test_certificate_is_never_wrong(dtype, seed, change, shift):
   z, zq = draw(seed, 1.0, change, dtype, size=4)
@@ -235,7 +235,7 @@ def test_tokens_against_the_vocabulary():
   pruned = np.array([q[group].sum() for group in groups])
   np.testing.assert_allclose(np.exp(got.options.scores), dense, rtol=1e-5)
   np.testing.assert_allclose(
-      np.exp(got.options.scores_pruned), pruned, rtol=1e-5
+    np.exp(got.options.scores_pruned), pruned, rtol=1e-5
   )
   np.testing.assert_allclose(got.chain.mass, dense.sum(), rtol=1e-5)
   np.testing.assert_allclose(got.options.mass, dense.sum(), rtol=1e-5)
@@ -273,7 +273,7 @@ def test_matched_tokens():
   mass, target = np.exp(log_p[drawn]), np.exp(log_p[tokens])
   typical = [slice(None), (0, 0, 1, 1, 2), (0, 1, 0, 1, 0)]
   np.testing.assert_allclose(
-      mass[tuple(typical)].mean(0), target[typical[1], typical[2]], rtol=0.1
+    mass[tuple(typical)].mean(0), target[typical[1], typical[2]], rtol=0.1
   )
   # The top token has no equal: the next one stands in, or one close to it.
   assert np.all(z[drawn[:, 2, 1]] >= z[450])
@@ -330,14 +330,14 @@ def test_eager_is_jit_is_vmap():
   member = np.arange(33) < 6
   eager = probes.chain_rule(z_BV[1], zq_BV[1], member)
   batch = jax.jit(jax.vmap(probes.chain_rule, (0, 0, None)))(
-      z_BV, zq_BV, member
+    z_BV, zq_BV, member
   )
   for other in (
-      chain_rule(z_BV[1], zq_BV[1], member, 1.0),
-      jax.tree.map(lambda leaf: leaf[1], batch),
+    chain_rule(z_BV[1], zq_BV[1], member, 1.0),
+    jax.tree.map(lambda leaf: leaf[1], batch),
   ):
     np.testing.assert_allclose(
-        jax.tree.leaves(other), jax.tree.leaves(eager), rtol=1e-5
+      jax.tree.leaves(other), jax.tree.leaves(eager), rtol=1e-5
     )
 
 

@@ -11,18 +11,31 @@ from jaxprune.studies.subspace import items, measure, page
 from jaxprune.studies.subspace.items import Item
 
 CONFIG = ModelConfig(
-    family="llama", num_layers=1, embed_dim=8, mlp_dim=8, num_heads=2,
-    num_kv_heads=1, head_dim=4, vocab_size=30, norm_eps=1e-5,
-    rope=RopeConfig(kind="default", theta=10000.0), max_positions=32,
-    tie_embeddings=True, sliding_layers=(False,))
+  family="llama",
+  num_layers=1,
+  embed_dim=8,
+  mlp_dim=8,
+  num_heads=2,
+  num_kv_heads=1,
+  head_dim=4,
+  vocab_size=30,
+  norm_eps=1e-5,
+  rope=RopeConfig(kind="default", theta=10000.0),
+  max_positions=32,
+  tie_embeddings=True,
+  sliding_layers=(False,),
+)
 ITEMS = [
-    Item(head=(1, 2, 3), answer=1, spellings=(
-        ((5,), (6, 7)), ((8, 9, 3),), ((10,),))),
-    Item(head=(4,), answer=0, spellings=(((11,),), ((12, 2),))),
-    Item(head=(4, 9), answer=1, spellings=(((13, 1),), ((14, 2),)))]
+  Item(
+    head=(1, 2, 3), answer=1, spellings=(((5,), (6, 7)), ((8, 9, 3),), ((10,),))
+  ),
+  Item(head=(4,), answer=0, spellings=(((11,),), ((12, 2),))),
+  Item(head=(4, 9), answer=1, spellings=(((13, 1),), ((14, 2),))),
+]
 RUN = {"made_by": "jaxprune", "flags": {}}
 SETTINGS = measure.Settings(
-    analysis_temperature=0.7, num_subsets=3, batch=2, seed=0)
+  analysis_temperature=0.7, num_subsets=3, batch=2, seed=0
+)
 
 
 class Quiet:
@@ -34,21 +47,31 @@ def params(seed):
   rng = np.random.default_rng(seed)
   shapes = jax.eval_shape(lambda: decoder.init(CONFIG, jax.random.key(0)))
   return jax.tree.map(
-      lambda w: jnp.asarray(rng.normal(0, 0.6, w.shape), jnp.float32), shapes)
+    lambda w: jnp.asarray(rng.normal(0, 0.6, w.shape), jnp.float32), shapes
+  )
 
 
 DENSE = params(0)
 PRUNED = jax.tree.map(
-    lambda a, b: jnp.asarray(np.asarray(a) + 0.3 * np.asarray(b)),
-    DENSE, params(1))
+  lambda a, b: jnp.asarray(np.asarray(a) + 0.3 * np.asarray(b)),
+  DENSE,
+  params(1),
+)
 
 
 def measured(pruned, folder):
   """The run folder of ITEMS."""
   with report.RunFolder(folder, RUN) as run:
     for rows in measure.compare_items(
-        CONFIG, DENSE, CONFIG, pruned, ITEMS,
-        items.make_arrays(ITEMS), SETTINGS, Quiet()):
+      CONFIG,
+      DENSE,
+      CONFIG,
+      pruned,
+      ITEMS,
+      items.make_arrays(ITEMS),
+      SETTINGS,
+      Quiet(),
+    ):
       run.write_all(rows)
   return folder
 
@@ -79,7 +102,7 @@ def log_softmax(z):
 def read(weights, ids):
   """log p after each token; one length, so one program."""
   padded = jnp.asarray(np.pad(ids, (0, 8 - len(ids))))
-  return log_softmax(logits(weights, padded))[:len(ids)]
+  return log_softmax(logits(weights, padded))[: len(ids)]
 
 
 def score(weights, item, option):
@@ -92,25 +115,38 @@ def score(weights, item, option):
 
 
 def only(rows, **fields):
-  return [row for row in rows
-          if all(row.get(name) == value for name, value in fields.items())]
+  return [
+    row
+    for row in rows
+    if all(row.get(name) == value for name, value in fields.items())
+  ]
 
 
 def test_scores_add_tokens_and_spellings(rows):
   for n, item in enumerate(ITEMS):
     dense, pruned = (
-        np.array([score(w, item, option) for option in item.spellings])
-        for w in (DENSE, PRUNED))
-    found = [row for row in only(rows, question=n, token_set="options")
-             if "option" in row]
+      np.array([score(w, item, option) for option in item.spellings])
+      for w in (DENSE, PRUNED)
+    )
+    found = [
+      row
+      for row in only(rows, question=n, token_set="options")
+      if "option" in row
+    ]
     np.testing.assert_allclose(
-        [row["score"] for row in found], dense, rtol=1e-4)
+      [row["score"] for row in found], dense, rtol=1e-4
+    )
     np.testing.assert_allclose(
-        [row["score_pruned"] for row in found], pruned, rtol=1e-4)
+      [row["score_pruned"] for row in found], pruned, rtol=1e-4
+    )
     assert [row["rank"] for row in found] == np.argsort(
-        np.argsort(-dense)).tolist()
-    (whole,) = [row for row in only(rows, question=n, token_set="options")
-                if "option" not in row]
+      np.argsort(-dense)
+    ).tolist()
+    (whole,) = [
+      row
+      for row in only(rows, question=n, token_set="options")
+      if "option" not in row
+    ]
     p, q = (np.exp(s) / np.exp(s).sum() for s in (dense, pruned))
     assert whole["kl"] == pytest.approx((p * np.log(p / q)).sum(), rel=1e-3)
     cos = p @ q / np.sqrt((p @ p) * (q @ q))
@@ -142,14 +178,18 @@ def test_first_tokens_are_a_part_of_the_vocabulary(rows):
     inside = p[first] / p[first].sum(), q[first] / q[first].sum()
     kl = (inside[0] * np.log(inside[0] / inside[1])).sum()
     assert found["kl"] == pytest.approx(kl, rel=1e-3, abs=1e-6)
-    parts = (found["kl_mass"] + found["mass"] * found["kl"]
-             + (1 - found["mass"]) * found["kl_outside"])
+    parts = (
+      found["kl_mass"]
+      + found["mass"] * found["kl"]
+      + (1 - found["mass"]) * found["kl_outside"]
+    )
     assert parts == pytest.approx(whole["kl"], rel=1e-3)
     top = only(rows, question=n, token_set="top")
-    order = np.argsort(-log_p, kind="stable")[:len(top)]
+    order = np.argsort(-log_p, kind="stable")[: len(top)]
     assert [row["token"] for row in top] == order.tolist()
     np.testing.assert_allclose(
-        [row["score_pruned"] for row in top], log_q[order], rtol=1e-4)
+      [row["score_pruned"] for row in top], log_q[order], rtol=1e-4
+    )
     place = np.argsort(np.argsort(-log_q, kind="stable"))
     assert [row["rank_pruned"] for row in top] == place[order].tolist()
 
@@ -181,8 +221,7 @@ def test_dense_against_itself(itself):
 
 def test_page(itself):
   summary = page.summarise(itself, SETTINGS)
-  with report.RunFolder(
-      itself, RUN, resume=True) as run:
+  with report.RunFolder(itself, RUN, resume=True) as run:
     page.write_report(run, RUN, summary, SETTINGS, str)
   assert "Answer options" in (itself / "report.html").read_text()
   assert len(list((itself / "figures").iterdir())) == 3
@@ -191,26 +230,64 @@ def test_page(itself):
 def rows_by_hand():
   """Two questions; random sets of the second have another mass."""
   for n, (options, whole, mass) in enumerate(
-      ((0.1, 0.5, 0.2), (0.3, 0.4, 0.8))):
+    ((0.1, 0.5, 0.2), (0.3, 0.4, 0.8))
+  ):
     common = {"question": n}
-    yield common | {"token_set": "vocabulary", "kl": whole, "cos_p": 0.9,
-                    "one_minus_cos_p": 0.1, "flip": n == 0}
-    sizes = {"kl": options, "kl_share": 0.0, "cos_p": 0.95, "mass": mass,
-             "one_minus_cos_p": 0.05, "flip": False, "discordant": 3 * n,
-             "certified": n == 1}
-    yield common | sizes | {
-        "token_set": "options", "count": 4, "correct": True,
-        "correct_pruned": n == 0}
+    yield common | {
+      "token_set": "vocabulary",
+      "kl": whole,
+      "cos_p": 0.9,
+      "one_minus_cos_p": 0.1,
+      "flip": n == 0,
+    }
+    sizes = {
+      "kl": options,
+      "kl_share": 0.0,
+      "cos_p": 0.95,
+      "mass": mass,
+      "one_minus_cos_p": 0.05,
+      "flip": False,
+      "discordant": 3 * n,
+      "certified": n == 1,
+    }
+    yield (
+      common
+      | sizes
+      | {
+        "token_set": "options",
+        "count": 4,
+        "correct": True,
+        "correct_pruned": n == 0,
+      }
+    )
     for c in range(4):
-      yield common | {"token_set": "options", "option": c, "score": -1.0,
-                      "score_pruned": -1.5}
+      yield common | {
+        "token_set": "options",
+        "option": c,
+        "score": -1.0,
+        "score_pruned": -1.5,
+      }
     yield common | sizes | {"token_set": "option_tokens", "count": 4}
     for draw, kl in enumerate((0.2, 0.4)):
-      yield common | sizes | {
-          "token_set": "random", "draw": draw, "count": 4, "kl": kl,
-          "mass": 0.2 * (1 + draw)}
-    yield common | {"token_set": "top", "rank": 0, "token": 3, "score": -0.1,
-                    "score_pruned": -0.2, "rank_pruned": 0}
+      yield (
+        common
+        | sizes
+        | {
+          "token_set": "random",
+          "draw": draw,
+          "count": 4,
+          "kl": kl,
+          "mass": 0.2 * (1 + draw),
+        }
+      )
+    yield common | {
+      "token_set": "top",
+      "rank": 0,
+      "token": 3,
+      "score": -0.1,
+      "score_pruned": -0.2,
+      "rank_pruned": 0,
+    }
 
 
 def test_summary_by_hand(tmp_path):

@@ -10,8 +10,13 @@ import scripts
 def test_a_model_against_itself(two_layers, tmp_path):
   out = tmp_path / "out"
   done = scripts.start(
-      "subspace", f"--dense={two_layers}", f"--pruned={two_layers}",
-      "--limit=3", "--num_subsets=2", f"--out={out}")
+    "subspace",
+    f"--dense={two_layers}",
+    f"--pruned={two_layers}",
+    "--limit=3",
+    "--num_subsets=2",
+    f"--out={out}",
+  )
   assert done.returncode == 0, done.stderr
   summary = json.loads((out / "summary.json").read_text())
   assert summary["questions"] == 3
@@ -19,8 +24,10 @@ def test_a_model_against_itself(two_layers, tmp_path):
   assert all(name.startswith("by_mass") for name in summary["non_finite"])
   assert summary["sets"]["vocabulary"]["kl"]["mean"] == 0
   assert summary["kept_among_options"]["mean"] == 1
-  rows = [json.loads(line) for line in
-          (out / "records.jsonl").read_text().splitlines()]
+  rows = [
+    json.loads(line)
+    for line in (out / "records.jsonl").read_text().splitlines()
+  ]
   # Vocabulary, options, 4 single ones, their tokens, 2 draws, 8 top tokens.
   assert len(rows) == 3 * (1 + 1 + 4 + 1 + 2 + 8)
   assert json.loads((out / "run.json").read_text())["items"]["count"] == 3
@@ -30,11 +37,12 @@ def test_a_model_against_itself(two_layers, tmp_path):
 @pytest.mark.slow
 def test_bad_questions_are_one_line(tmp_path):
   items = tmp_path / "items.jsonl"
-  items.write_text(json.dumps(
-      {"context": "Who?", "options": ["a", "ab"], "answer": 0}) + "\n")
+  items.write_text(
+    json.dumps({"context": "Who?", "options": ["a", "ab"], "answer": 0}) + "\n"
+  )
   done = scripts.call(
-      "subspace", "--pruned=pocket", f"--items={items}",
-      f"--out={tmp_path}/out")
+    "subspace", "--pruned=pocket", f"--items={items}", f"--out={tmp_path}/out"
+  )
   lines = [ln for ln in done.stderr.splitlines() if ln.startswith("error: ")]
   assert done.returncode == 1 and len(lines) == 1, done.stderr
   assert "items.jsonl" in lines[0] and not (tmp_path / "out").exists()
@@ -43,8 +51,13 @@ def test_bad_questions_are_one_line(tmp_path):
 @pytest.mark.slow
 def test_seeds_need_a_temperature(tmp_path):
   done = scripts.call(
-      "trajectories", "--dense=pocket", "--pruned=pocket",
-      "--prompts=pocket", "--seeds=2", f"--out={tmp_path}/out")
+    "trajectories",
+    "--dense=pocket",
+    "--pruned=pocket",
+    "--prompts=pocket",
+    "--seeds=2",
+    f"--out={tmp_path}/out",
+  )
   assert done.returncode == 1 and "--temperature" in done.stderr
   assert not (tmp_path / "out").exists()
 
@@ -54,17 +67,29 @@ def test_seeds_are_texts_of_their_own(two_layers, tmp_path):
   """Dense against itself: every seed is 0, and the texts are not the same."""
   out = tmp_path / "out"
   done = scripts.call(
-      "trajectories", f"--dense={two_layers}", f"--pruned={two_layers}",
-      "--prompts=pocket", "--num_prompts=2", "--batch=2",
-      "--max_new_tokens=8", "--temperature=4",
-      "--protocol=free_running", "--seeds=2", "--seed=5", f"--out={out}")
+    "trajectories",
+    f"--dense={two_layers}",
+    f"--pruned={two_layers}",
+    "--prompts=pocket",
+    "--num_prompts=2",
+    "--batch=2",
+    "--max_new_tokens=8",
+    "--temperature=4",
+    "--protocol=free_running",
+    "--seeds=2",
+    "--seed=5",
+    f"--out={out}",
+  )
   assert done.returncode == 0, done.stderr
-  rows = [json.loads(line) for line in
-          (out / "records.jsonl").read_text().splitlines()]
+  rows = [
+    json.loads(line)
+    for line in (out / "records.jsonl").read_text().splitlines()
+  ]
   lane = [row for row in rows if row["protocol"] == "free_running"]
   texts = {
-      seed: [row["token_dense"] for row in lane if row["seed"] == seed]
-      for seed in (5, 6)}
+    seed: [row["token_dense"] for row in lane if row["seed"] == seed]
+    for seed in (5, 6)
+  }
   assert texts[5] and texts[6] and texts[5] != texts[6]
   assert all(row["kl"] == 0 for row in lane)
   summary = json.loads((out / "summary.json").read_text())
@@ -72,4 +97,8 @@ def test_seeds_are_texts_of_their_own(two_layers, tmp_path):
   assert [one["seed"] for one in lanes["control"]["by_seed"]] == [5, 6]
   assert lanes["free_running"]["minus_control"]["kl"]["mean"] < 0
   assert set(summary["breakdown"]["teacher_forced"]) == {
-      "step", "text_length", "position", "entropy"}
+    "step",
+    "text_length",
+    "position",
+    "entropy",
+  }

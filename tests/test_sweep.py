@@ -28,40 +28,67 @@ def test_names():
   kl = read("kl_iterative:2")
   assert (kl.target, kl.selection) == ("mlp", "kl_iterative")
   assert (read("kl_joint:2").target, read("kl_joint:2").selection) == (
-      "joint", "kl")
+    "joint",
+    "kl",
+  )
   spread = read("wanda@kl:0.5")
   assert spread.pattern == Unstructured(sparsity=0.5)
   assert (spread.base, spread.allocation, spread.name, spread.file) == (
-      "wanda", "kl", "wanda@kl:0.5", "wanda@kl_0.5")
-  for wrong in ("wanda", "wanda:1.5", "wanda:4:4", "neuron:2:4", "awq:x",
-                "prune:0.5", "drop_mlp:0.5", "wanda@kl:2:4", "wanda@x:0.5",
-                "rtn@kl:4", "wanda@:0.5"):
+    "wanda",
+    "kl",
+    "wanda@kl:0.5",
+    "wanda@kl_0.5",
+  )
+  for wrong in (
+    "wanda",
+    "wanda:1.5",
+    "wanda:4:4",
+    "neuron:2:4",
+    "awq:x",
+    "prune:0.5",
+    "drop_mlp:0.5",
+    "wanda@kl:2:4",
+    "wanda@x:0.5",
+    "rtn@kl:4",
+    "wanda@:0.5",
+  ):
     with pytest.raises(ValueError, match=f"--cells={wrong}"):
       read(wrong)
 
 
 def score(cell, seed, right, nll):
-  return {"cell": cell, "seed": seed, "removed": 0.5, "tasks": {
+  return {
+    "cell": cell,
+    "seed": seed,
+    "removed": 0.5,
+    "tasks": {
       "choice": {"columns": {"acc": right}, "weights": None},
-      "text": {"columns": {"nll": nll}, "weights": [10.0, 30.0]}}}
+      "text": {"columns": {"nll": nll}, "weights": [10.0, 30.0]},
+    },
+  }
 
 
 def test_table_by_hand():
   scores = [
-      score("dense", 0, [1, 1, 1, 0], [10.0, 30.0]),
-      score("wanda:0.5", 0, [1, 1, 0, 0], [20.0, 60.0]),
-      score("wanda:0.5", 1, [1, 0, 0, 0], [20.0, 100.0])]
+    score("dense", 0, [1, 1, 1, 0], [10.0, 30.0]),
+    score("wanda:0.5", 0, [1, 1, 0, 0], [20.0, 60.0]),
+    score("wanda:0.5", 1, [1, 0, 0, 0], [20.0, 100.0]),
+  ]
   table = {(e["cell"], e["metric"]): e for e in scores_lib.summarise(scores)}
   choice = table["wanda:0.5", "acc"]
   assert (choice["mean"], choice["seed_low"], choice["seed_high"]) == (
-      0.375, 0.25, 0.5)
+    0.375,
+    0.25,
+    0.5,
+  )
   # Per item and paired: 0, -0.5, -1, 0.
   assert choice["change"] == -0.375
   assert choice["change_low"] <= -0.375 <= choice["change_high"]
   text = table["wanda:0.5", "perplexity"]
   np.testing.assert_allclose(text["mean"], np.exp((20 + 80) / 40))
   np.testing.assert_allclose(
-      (text["seed_low"], text["seed_high"]), np.exp([2, 3]))
+    (text["seed_low"], text["seed_high"]), np.exp([2, 3])
+  )
   np.testing.assert_allclose(text["change"], (100 - 40) / 40)
   rows = list(scores_lib.rows(scores))
   assert len(rows) == 6 and rows[1]["value"] == pytest.approx(np.e)
@@ -73,25 +100,39 @@ def test_a_run_goes_on(tmp_path):
   text = tmp_path / "text.txt"
   text.write_text("The tower has three lamps and a red door.\n" * 60)
   flags = [
-      f"--perplexity={text}", "--seq_len=32", "--num_samples=4", "--limit=4",
-      f"--out={tmp_path}/out"]
+    f"--perplexity={text}",
+    "--seq_len=32",
+    "--num_samples=4",
+    "--limit=4",
+    f"--out={tmp_path}/out",
+  ]
   done = scripts.start(
-      "discrepancy", *flags, "--cells=magnitude:0.5", "--seeds=0")
+    "discrepancy", *flags, "--cells=magnitude:0.5", "--seeds=0"
+  )
   assert done.returncode == 0, done.stderr
   kept = tmp_path / "out/cells/magnitude_0.5-seed0.json"
   changed = json.loads(kept.read_text())
   changed["removed"] = 0.123  # Shows whether it is read.
   kept.write_text(json.dumps(changed))
   done = scripts.call(
-      "discrepancy", *flags, "--cells=magnitude:0.5,rtn:4", "--seeds=0")
+    "discrepancy", *flags, "--cells=magnitude:0.5,rtn:4", "--seeds=0"
+  )
   assert done.returncode == 0, done.stderr
   table = json.loads((tmp_path / "out/summary.json").read_text())["table"]
   assert [e["cell"] for e in table] == ["dense", "magnitude:0.5", "rtn:4"]
   assert table[1]["removed"] == 0.123
   assert {p.name for p in (tmp_path / "out/cells").iterdir()} == {
-      "job.json", "dense.json", "magnitude_0.5-seed0.json",
-      "rtn_4-seed0.json"}
+    "job.json",
+    "dense.json",
+    "magnitude_0.5-seed0.json",
+    "rtn_4-seed0.json",
+  }
   done = scripts.call(
-      "discrepancy", *flags[:1], "--seq_len=16", *flags[2:],
-      "--cells=magnitude:0.5", "--seeds=0")
+    "discrepancy",
+    *flags[:1],
+    "--seq_len=16",
+    *flags[2:],
+    "--cells=magnitude:0.5",
+    "--seeds=0",
+  )
   assert done.returncode == 1 and "seq_len differ" in done.stderr

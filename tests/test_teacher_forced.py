@@ -18,10 +18,20 @@ from jaxprune.probes.decoder import sequences
 from jaxprune.probes.position import compare_position
 
 CONFIG = ModelConfig(
-    family="llama", num_layers=3, embed_dim=16, mlp_dim=24, num_heads=4,
-    num_kv_heads=2, head_dim=4, vocab_size=40, norm_eps=1e-5,
-    rope=RopeConfig(kind="default", theta=10000.0), max_positions=64,
-    tie_embeddings=True, sliding_layers=(False,) * 3)
+  family="llama",
+  num_layers=3,
+  embed_dim=16,
+  mlp_dim=24,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=4,
+  vocab_size=40,
+  norm_eps=1e-5,
+  rope=RopeConfig(kind="default", theta=10000.0),
+  max_positions=64,
+  tie_embeddings=True,
+  sliding_layers=(False,) * 3,
+)
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 40, (2, 13)))
 ROWS = jnp.asarray([[3, 4, 8], [2, 5, 8]])
 VALID = jnp.ones(TOKENS.shape, bool)
@@ -29,7 +39,8 @@ VALID = jnp.ones(TOKENS.shape, bool)
 
 # Each lens is a program of its own.
 LENSES = pytest.mark.parametrize(
-    "lens", ["final_norm", pytest.param("raw", marks=pytest.mark.slow)])
+  "lens", ["final_norm", pytest.param("raw", marks=pytest.mark.slow)]
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,44 +49,69 @@ def models():
   rng = np.random.default_rng(0)
   shapes = jax.eval_shape(lambda: init(CONFIG, jax.random.key(0)))
   dense = jax.tree.map(
-      lambda w: jnp.asarray(rng.normal(0, 0.5, w.shape), jnp.float32), shapes)
+    lambda w: jnp.asarray(rng.normal(0, 0.5, w.shape), jnp.float32), shapes
+  )
   pruned = jax.tree.map(
-      lambda w: w * (rng.random(w.shape) < 0.8).astype(np.float32), dense)
+    lambda w: w * (rng.random(w.shape) < 0.8).astype(np.float32), dense
+  )
   return dense, pruned
 
 
-def compare(dense, pruned, tokens=TOKENS, valid=VALID, rows=ROWS, *,
-            temperature=1.0, lens="final_norm", **gates):
+def compare(
+  dense,
+  pruned,
+  tokens=TOKENS,
+  valid=VALID,
+  rows=ROWS,
+  *,
+  temperature=1.0,
+  lens="final_norm",
+  **gates,
+):
   """Every argument given, so that calls of one shape are one program."""
   return sequences.compare_sequences(
-      CONFIG, dense, CONFIG, pruned, tokens, valid, rows,
-      temperature=temperature, lens=lens, **gates)
+    CONFIG,
+    dense,
+    CONFIG,
+    pruned,
+    tokens,
+    valid,
+    rows,
+    temperature=temperature,
+    lens=lens,
+    **gates,
+  )
 
 
 @functools.partial(jax.jit, static_argnames="lens")
 def one_at_a_time(models, lens):
   """Records after every sublayer, and the output logits of both models."""
+
   def states(tape):
     return tape["residual_mid"], tape["residual_out"]
 
   runs = [forward(CONFIG, p, TOKENS, observe=states) for p in models]
   h_2LBRD, g_2LBRD = (
-      jax.vmap(jax.vmap(lambda x: scan.pick_rows(x, ROWS)))(
-          jnp.stack(run[1])) for run in runs)
+    jax.vmap(jax.vmap(lambda x: scan.pick_rows(x, ROWS)))(jnp.stack(run[1]))
+    for run in runs
+  )
   z_2LBRV, y_2LBRV = (
-      unembed(CONFIG, p, x, lens)
-      for p, x in zip(models, (h_2LBRD, g_2LBRD)))
+    unembed(CONFIG, p, x, lens) for p, x in zip(models, (h_2LBRD, g_2LBRD))
+  )
   measure = lambda h, g, z, y: compare_position(h, g, z, y, 0.7)
   for _ in range(4):
     measure = jax.vmap(measure)
-  outputs = [unembed(CONFIG, p, scan.pick_rows(run[0], ROWS))
-             for p, run in zip(models, runs)]
+  outputs = [
+    unembed(CONFIG, p, scan.pick_rows(run[0], ROWS))
+    for p, run in zip(models, runs)
+  ]
   return measure(h_2LBRD, g_2LBRD, z_2LBRV, y_2LBRV), outputs
 
 
 def fields(tree):
-  return {f.name: np.asarray(getattr(tree, f.name))
-          for f in dataclasses.fields(tree)}
+  return {
+    f.name: np.asarray(getattr(tree, f.name)) for f in dataclasses.fields(tree)
+  }
 
 
 @LENSES
@@ -84,11 +120,16 @@ def test_equals_one_model_at_a_time(models, lens):
   expected, z = jax.device_get(one_at_a_time(models, lens))
   for name, value in fields(expected).items():
     np.testing.assert_allclose(
-        np.swapaxes(getattr(inner, name), 0, 1), value, rtol=2e-4, atol=2e-6,
-        err_msg=name)
+      np.swapaxes(getattr(inner, name), 0, 1),
+      value,
+      rtol=2e-4,
+      atol=2e-6,
+      err_msg=name,
+    )
   # The output does not depend on the lens: those are the model's own logits.
   np.testing.assert_allclose(
-      output.rms_dz, np.sqrt(np.mean((z[1] - z[0]) ** 2, -1)), rtol=1e-4)
+    output.rms_dz, np.sqrt(np.mean((z[1] - z[0]) ** 2, -1)), rtol=1e-4
+  )
 
 
 @LENSES
@@ -109,11 +150,9 @@ def test_gates_of_the_pruned_side(models):
   dense, _ = models
   gates = make_gates(CONFIG, attention=(0,), mlp=(2,))
   zeroed = jax.tree.map(np.array, dense)
-  for group, kernel, layer in (
-      ("attention", "output", 0), ("mlp", "down", 2)):
+  for group, kernel, layer in (("attention", "output", 0), ("mlp", "down", 2)):
     zeroed["layers"][group][kernel]["kernel"][layer] = 0
-  by_gates = compare(
-      dense, dense, gates=make_gates(CONFIG), pruned_gates=gates)
+  by_gates = compare(dense, dense, gates=make_gates(CONFIG), pruned_gates=gates)
   by_zeros = compare(dense, jax.tree.map(jnp.asarray, zeroed))
   for a, b in zip(by_gates, by_zeros):
     np.testing.assert_allclose(a.kl, b.kl, rtol=1e-4, atol=1e-6)
@@ -149,25 +188,37 @@ def test_one_program_per_shape(models):
 def test_official_teacher_forced_log(shared, model):
   golden = shared / "golden" / model
   index = json.loads((golden / "index.json").read_text())
-  theirs = json.loads(
-      (golden / "generation.json").read_text())["teacher_forced"]
+  theirs = json.loads((golden / "generation.json").read_text())[
+    "teacher_forced"
+  ]
   config, dense = checkpoints.load_params(
-      golden / "dense" if model == "qwen2_random" else (
-          shared / "weights" / model))
+    golden / "dense"
+    if model == "qwen2_random"
+    else (shared / "weights" / model)
+  )
   _, pruned = checkpoints.load_params(golden / index["analysis_pruned_folder"])
   prompt = jnp.asarray(np.load(golden / "tokens.npz")["prompt"])
   steps = len(theirs["emb_cos_sim_flat"])
   text = generation.generate(
-      config, dense, prompt, max_new_tokens=steps, eos_ids=())
+    config, dense, prompt, max_new_tokens=steps, eos_ids=()
+  )
   tokens = jnp.concatenate([prompt, text.tokens[:, :-1]], axis=1)
   rows = jnp.arange(prompt.shape[1] - 1, tokens.shape[1])[None]
   _, ours = sequences.compare_sequences(
-      config, dense, config, pruned, tokens, jnp.ones(tokens.shape, bool), rows)
+    config, dense, config, pruned, tokens, jnp.ones(tokens.shape, bool), rows
+  )
   for name, field in {
-      "cos_h": "emb_cos_sim_flat", "cos_z": "logits_cos_sim_flat",
-      "cos_p": "prob_cos_sim_flat", "kl": "kl_divergence_flat",
-      "kl_estimate": "kl_estimates",
-      "one_minus_cos_p_estimate": "cos_estimates"}.items():
+    "cos_h": "emb_cos_sim_flat",
+    "cos_z": "logits_cos_sim_flat",
+    "cos_p": "prob_cos_sim_flat",
+    "kl": "kl_divergence_flat",
+    "kl_estimate": "kl_estimates",
+    "one_minus_cos_p_estimate": "cos_estimates",
+  }.items():
     np.testing.assert_allclose(
-        getattr(ours, name)[0], np.ravel(theirs[field]), atol=1e-4, rtol=1e-4,
-        err_msg=name)
+      getattr(ours, name)[0],
+      np.ravel(theirs[field]),
+      atol=1e-4,
+      rtol=1e-4,
+      err_msg=name,
+    )

@@ -14,7 +14,7 @@ from jaxprune.probes import logit_moments as probes_moments
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 RTOL = {"float32": 3e-5, "float64": 1e-10}
 quick = hypothesis.settings(
-    max_examples=40, deadline=None, derandomize=True, database=None
+  max_examples=40, deadline=None, derandomize=True, database=None
 )
 # Jitted for speed: op by op, each new shape compiles a hundred small programs.
 compare_vectors = jax.jit(probes.compare_vectors)
@@ -47,10 +47,10 @@ def draw(seed, size=33, spread=2.0, change=1.0, dtype=np.float64):
 
 
 logits = dict(
-    seed=st.integers(0, 2**32 - 1),
-    spread=st.floats(0, 6),
-    change=st.floats(-5, 1).map(lambda e: 10**e),
-    temperature=st.floats(0.3, 3),
+  seed=st.integers(0, 2**32 - 1),
+  spread=st.floats(0, 6),
+  change=st.floats(-5, 1).map(lambda e: 10**e),
+  temperature=st.floats(0.3, 3),
 )
 
 
@@ -58,7 +58,7 @@ logits = dict(
 @quick
 @hypothesis.given(**logits)
 def test_estimates_are_the_weighted_variances(
-    dtype, seed, spread, change, temperature
+  dtype, seed, spread, change, temperature
 ):
   z, zq = draw(seed, 33, spread, change, dtype)
   second = run(theorem_2, z, zq, temperature)
@@ -67,12 +67,12 @@ def test_estimates_are_the_weighted_variances(
   p = softmax(z.astype(float) / temperature)
   r = p**2 / (p**2).sum()
   close = lambda a, b, atol=0.0: np.testing.assert_allclose(  # noqa: E731
-      a, b, rtol=RTOL[dtype], atol=atol
+    a, b, rtol=RTOL[dtype], atol=atol
   )
   for got, weight, factor in (
-      (second.third_order, r, 1 / 2),
-      (third.third_order, p, 1 / 6),
-      (third.third_order_reverse, p, 1 / 3),
+    (second.third_order, r, 1 / 2),
+    (third.third_order, p, 1 / 6),
+    (third.third_order_reverse, p, 1 / 3),
   ):
     variance, k3 = moments(weight, x)
     # The cube of the spread is what the third moment may be wrong by.
@@ -92,7 +92,7 @@ def test_estimates_are_the_weighted_variances(
 @quick
 @hypothesis.given(**logits)
 def test_hoeffding_bounds_both_directions(
-    dtype, seed, spread, change, temperature
+  dtype, seed, spread, change, temperature
 ):
   got = run(theorem_3, *draw(seed, 33, spread, change, dtype), temperature)
   assert 0 <= got.exact <= got.bound * (1 + 1e-5)
@@ -114,19 +114,26 @@ def test_orders_of_the_p_space_theorems(seed, temperature):
   for eps in (1e-3, 1e-4):
     second = run(theorem_2, z, z + eps * (zq - z), temperature)
     third = run(theorem_3, z, z + eps * (zq - z), temperature)
-    at[eps] = np.array([
+    at[eps] = np.array(
+      [
         [second.estimate, second.third_order, second.exact],
         [third.estimate, third.third_order, third.exact],
         [third.estimate, third.third_order_reverse, third.exact_reverse],
-    ])
+      ]
+    )
     # The leading error is the next term: k3/2, k3/6, k3/3.
-    k3 = np.array([second.third_cumulant / 2, third.third_cumulant / 6,
-                   third.third_cumulant / 3])
+    k3 = np.array(
+      [
+        second.third_cumulant / 2,
+        third.third_cumulant / 6,
+        third.third_cumulant / 3,
+      ]
+    )
     leading = at[eps][:, 0] - at[eps][:, 2] + k3
     assert np.all(abs(leading) <= 30 * eps**2 * at[eps][:, 2] / temperature**2)
   for order in (0, 1):
     coarse, fine = (
-        abs(at[eps][:, order] / at[eps][:, 2] - 1) for eps in (1e-3, 1e-4)
+      abs(at[eps][:, order] / at[eps][:, 2] - 1) for eps in (1e-3, 1e-4)
     )
     # A zero of the coefficient makes the next power lead, which only helps;
     # float64 itself is good to 1e-11 here.
@@ -161,10 +168,12 @@ def test_integral_identities():
   nodes, weights = np.polynomial.legendre.leggauss(40)
   nodes, weights = (nodes + 1) / 2, weights / 2
   # The library's own variance, along the way from p to q.
-  along = np.array([
+  along = np.array(
+    [
       2 * run(theorem_3, z + t * (zq - z), zq + t * (zq - z), 0.7).estimate
       for t in nodes
-  ])
+    ]
+  )
   got = run(theorem_3, z, zq, 0.7)
   np.testing.assert_allclose(got.exact, weights @ ((1 - nodes) * along))
   np.testing.assert_allclose(got.exact_reverse, weights @ (nodes * along))
@@ -221,7 +230,7 @@ def test_estimate_of_the_cosine_is_unbounded():
 @DTYPES
 @quick
 @hypothesis.given(
-    seed=st.integers(0, 2**32 - 1), eps=st.floats(-4, 1).map(lambda e: 10**e)
+  seed=st.integers(0, 2**32 - 1), eps=st.floats(-4, 1).map(lambda e: 10**e)
 )
 def test_theorem_1(dtype, seed, eps):
   x, y = draw(seed, 33, 1.0, eps, dtype)
@@ -231,7 +240,7 @@ def test_theorem_1(dtype, seed, eps):
   assert got.exact == deviation.one_minus_cos
   np.testing.assert_allclose(got.estimate, deviation.rho**2 / 2, rtol=1e-6)
   np.testing.assert_allclose(
-      got.error, got.estimate - got.exact, rtol=1e-6, atol=0
+    got.error, got.estimate - got.exact, rtol=1e-6, atol=0
   )
   # 1 - cos = 1 - 1 / sqrt(1 + 2 corrected), so `corrected` is an upper bound
   # whenever the angle is acute.
@@ -296,7 +305,7 @@ def test_lost_support_is_infinite_and_not_nan():
   both = logit_moments(np.where(keep, z, -np.inf), lost, 1.0)
   alone = logit_moments(z[keep], zq[keep], 1.0)
   np.testing.assert_allclose(
-      jax.tree.leaves(both), jax.tree.leaves(alone), rtol=1e-5
+    jax.tree.leaves(both), jax.tree.leaves(alone), rtol=1e-5
   )
 
 
@@ -307,12 +316,12 @@ def test_logit_moments(dtype):
   dz = zq.astype(float) - z
   p = softmax(z.astype(float) / 0.7)
   expected = dict(
-      var_p=moments(p, dz)[0],
-      var_r=moments(p**2 / (p**2).sum(), dz)[0],
-      var_uniform=dz.var(),
-      max_abs_dz=abs(dz).max(),
-      mean_abs_dz=abs(dz).mean(),
-      rms_dz=math.sqrt((dz**2).mean()),
+    var_p=moments(p, dz)[0],
+    var_r=moments(p**2 / (p**2).sum(), dz)[0],
+    var_uniform=dz.var(),
+    max_abs_dz=abs(dz).max(),
+    mean_abs_dz=abs(dz).mean(),
+    rms_dz=math.sqrt((dz**2).mean()),
   )
   for k in (5, 10):
     top = np.argsort(-p)[:k]
@@ -322,7 +331,7 @@ def test_logit_moments(dtype):
   assert set(expected) == set(vars(got))
   for name, value in expected.items():
     np.testing.assert_allclose(
-        getattr(got, name), value, rtol=RTOL[dtype], err_msg=name
+      getattr(got, name), value, rtol=RTOL[dtype], err_msg=name
     )
 
 
@@ -345,5 +354,7 @@ def test_variance_is_blind_to_a_large_constant():
   variance = jax.jit(probes_moments.variance)
   assert variance(weight, np.full(33, 1000.1, np.float32)) == 0
   np.testing.assert_allclose(
-      variance(weight, x + np.float32(1000)),
-      moments(weight.astype(float) / weight.sum(dtype=float), x)[0], rtol=1e-3)
+    variance(weight, x + np.float32(1000)),
+    moments(weight.astype(float) / weight.sum(dtype=float), x)[0],
+    rtol=1e-3,
+  )

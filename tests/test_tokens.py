@@ -14,16 +14,16 @@ import pytest
 import tokenizers
 
 from jaxprune.calibration import (
-    Calibration,
-    adds_bos,
-    describe,
-    encode,
-    left_pad,
-    load_tokenizer,
-    read_calibration,
-    read_documents,
-    read_prompts,
-    token_hash,
+  Calibration,
+  adds_bos,
+  describe,
+  encode,
+  left_pad,
+  load_tokenizer,
+  read_calibration,
+  read_documents,
+  read_prompts,
+  token_hash,
 )
 
 BOS, EOS = 1, 2
@@ -35,7 +35,8 @@ def words():
   vocabulary = {"<unk>": 0, "<s>": BOS, "</s>": EOS}
   vocabulary |= {f"w{index}": index + 3 for index in range(97)}
   made = tokenizers.Tokenizer(
-      tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizers.models.WordLevel(vocabulary, unk_token="<unk>")
+  )
   made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
   return made
 
@@ -52,7 +53,9 @@ def write_lines(path, documents):
 # --- documents -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("division, text, expected", [
+@pytest.mark.parametrize(
+  "division, text, expected",
+  [
     ("auto", "a\nb\n\n \t\nc\n", ["a\nb", "c"]),
     ("auto", "a\n\nb\n<|endoftext|>\nc<|endoftext|>\n", ["a\n\nb", "c"]),
     ("auto", "one\ntwo\n", ["one\ntwo"]),
@@ -60,7 +63,8 @@ def write_lines(path, documents):
     ("rows", " = A = \n \n b \n", [" = A = \n", "", " b \n"]),
     ("rows", "a\nb", ["a\n", "b"]),
     ("whole", "a\n\nb\n", ["a\n\nb\n"]),
-])
+  ],
+)
 def test_divisions(tmp_path, division, text, expected):
   path = tmp_path / "x.txt"
   path.write_text(text)
@@ -82,7 +86,9 @@ def test_every_format_gives_the_same_documents(tmp_path):
   assert read_documents(tmp_path / "f.jsonl", field="body") == texts
 
 
-@pytest.mark.parametrize("name, content, message", [
+@pytest.mark.parametrize(
+  "name, content, message",
+  [
     ("a.txt", b" \n\n", "no text in it"),
     ("a.txt", b"", "no text in it"),
     ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}\n', "line 2: no field text.*txt"),
@@ -95,11 +101,15 @@ def test_every_format_gives_the_same_documents(tmp_path):
     ("a.parquet.gz", b"text\n", "unknown format"),
     ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
     ("a.json.gz", b"plain", "cannot be read"),
-    ("a.json.gz", gzip.compress(b'{"text": "x"}' * 99, mtime=0)[:-9],
-     "cannot be read"),
+    (
+      "a.json.gz",
+      gzip.compress(b'{"text": "x"}' * 99, mtime=0)[:-9],
+      "cannot be read",
+    ),
     ("a.txt", None, "no such file"),
     ("a.parquet", None, "no such file"),
-])
+  ],
+)
 def test_bad_documents_name_file_and_fix(tmp_path, name, content, message):
   path = tmp_path / name
   if content is not None:
@@ -151,9 +161,14 @@ def test_hub_names(monkeypatch):
   read_documents("c4")
   read_documents("c4", held_out=True)
   assert [options["split"] for _, options in calls] == [
-      "train", "test", "train", "validation"]
+    "train",
+    "test",
+    "train",
+    "validation",
+  ]
   assert calls[2][1]["data_files"] == {
-      "train": "en/c4-train.00000-of-01024.json.gz"}
+    "train": "en/c4-train.00000-of-01024.json.gz"
+  }
 
   def offline(*args, **options):
     raise ConnectionError("no\nroute")
@@ -203,8 +218,10 @@ def test_documents_draws_as_the_reference(tmp_path, words, seed):
 def test_a_document_of_seq_len_is_too_short(tmp_path, words):
   path = write_lines(tmp_path / "a.jsonl", [spell(range(8)), spell(range(5))])
   with pytest.raises(
-      ValueError, match="none of the 2 documents tried of 2 is longer than"
-      r" seq_len=8 tokens \(the longest has 8\); use sampling='packed'"):
+    ValueError,
+    match="none of the 2 documents tried of 2 is longer than"
+    r" seq_len=8 tokens \(the longest has 8\); use sampling='packed'",
+  ):
     read_calibration(path, words, num_samples=1, seq_len=8)
   only = read_calibration(path, words, num_samples=3, seq_len=7).tokens
   # Of 8 tokens the reference can draw the first window of 7 only.
@@ -225,12 +242,14 @@ def test_joined_draws_as_the_reference(tmp_path, words):
   path = tmp_path / "a.txt"
   path.write_text("w1 w2 \n\n w3 \nw4 w5 w6")
   got = read_calibration(
-      path, words, num_samples=6, seq_len=3, seed=3, sampling="joined")
+    path, words, num_samples=6, seq_len=3, seed=3, sampling="joined"
+  )
   ids = np.arange(4, 10)
   generator = random.Random(3)
   starts = [generator.randint(0, len(ids) - 3 - 1) for _ in range(6)]
   np.testing.assert_array_equal(
-      got.tokens, [ids[start : start + 3] for start in starts])
+    got.tokens, [ids[start : start + 3] for start in starts]
+  )
   assert got.sampling == "joined"
   with pytest.raises(ValueError, match="has 6 tokens, not more than seq_len=6"):
     read_calibration(path, words, seq_len=6, sampling="joined")
@@ -244,8 +263,13 @@ def test_wikitext2_joins_the_rows_with_a_space(words, monkeypatch):
       texts.append(text)
       return words.encode(text, add_special_tokens=add_special_tokens)
 
-  monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(
-      load_dataset=lambda *args, **options: {"text": ["", " w1 \n", "w2 w3"]}))
+  monkeypatch.setitem(
+    sys.modules,
+    "datasets",
+    types.SimpleNamespace(
+      load_dataset=lambda *args, **options: {"text": ["", " w1 \n", "w2 w3"]}
+    ),
+  )
   got = read_calibration("wikitext2", Spy(), num_samples=1, seq_len=2)
   assert texts[0] == "  w1 \n w2 w3"
   assert got.sampling == "joined"
@@ -255,31 +279,44 @@ def test_packed(tmp_path, words):
   path = tmp_path / "a.txt"
   path.write_text("w1 w2\n\nw3\n\nw4 w5 w6 w7\n\nw8\n")
   got = read_calibration(
-      path, words, num_samples=2, seq_len=4, sampling="packed", eos_id=EOS)
-  np.testing.assert_array_equal(
-      got.tokens, [[4, 5, EOS, 6], [EOS, 7, 8, 9]])
+    path, words, num_samples=2, seq_len=4, sampling="packed", eos_id=EOS
+  )
+  np.testing.assert_array_equal(got.tokens, [[4, 5, EOS, 6], [EOS, 7, 8, 9]])
   assert got.seed is None
   with_bos = read_calibration(
-      path, words, num_samples=2, seq_len=4, sampling="packed", eos_id=EOS,
-      add_bos=True, bos_id=BOS)
+    path,
+    words,
+    num_samples=2,
+    seq_len=4,
+    sampling="packed",
+    eos_id=EOS,
+    add_bos=True,
+    bos_id=BOS,
+  )
   np.testing.assert_array_equal(
-      with_bos.tokens, [[BOS, 4, 5, EOS], [BOS, 6, EOS, BOS]])
+    with_bos.tokens, [[BOS, 4, 5, EOS], [BOS, 6, EOS, BOS]]
+  )
   assert with_bos.bos
   with pytest.raises(
-      ValueError, match="4 documents have 12 tokens.*num_samples of at most 3"):
+    ValueError, match="4 documents have 12 tokens.*num_samples of at most 3"
+  ):
     read_calibration(
-        path, words, num_samples=4, seq_len=4, sampling="packed", eos_id=EOS)
+      path, words, num_samples=4, seq_len=4, sampling="packed", eos_id=EOS
+    )
   with pytest.raises(ValueError, match="needs eos_id"):
     read_calibration(path, words, seq_len=4, sampling="packed")
 
 
-@pytest.mark.parametrize("options, message", [
+@pytest.mark.parametrize(
+  "options, message",
+  [
     (dict(num_samples=0), "num_samples=0"),
     (dict(seq_len=0), "seq_len=0"),
     (dict(sampling="x"), "sampling='x'"),
     (dict(vocab_size=50), "has id 52 at .*outside the vocabulary of 50"),
     (dict(add_bos=True), "names no beginning-of-text token"),
-])
+  ],
+)
 def test_bad_options(tmp_path, words, options, message):
   path = write_lines(tmp_path / "a.jsonl", [spell([49] * 9)])
   options = dict(num_samples=1, seq_len=4) | options
@@ -303,7 +340,9 @@ def test_ids_are_used_as_they_are(tmp_path):
   assert prompts.tokens == ((0, 1, 2, 3),)
 
 
-@pytest.mark.parametrize("arrays, message", [
+@pytest.mark.parametrize(
+  "arrays, message",
+  [
     (dict(prompt=[[1]]), r"no array calibration \(it has prompt\)"),
     (dict(), r"no array calibration \(it has none\)"),
     (dict(calibration=[1, 2]), r"shape \[2\]"),
@@ -313,7 +352,8 @@ def test_ids_are_used_as_they_are(tmp_path):
     (dict(calibration=[[1, 5]]), r"id 5 at \[0, 1\].*vocabulary of 5"),
     (dict(calibration=[[1], [-1]]), r"id -1 at \[1, 0\]"),
     (dict(calibration=np.array([[None]])), "not readable as .npz"),
-])
+  ],
+)
 def test_bad_ids(tmp_path, arrays, message):
   path = tmp_path / "ids.npz"
   np.savez(path, **arrays)
@@ -337,14 +377,21 @@ def test_bad_npz_files(tmp_path):
 def test_hash_is_over_shape_and_little_endian_ids():
   ids = np.array([[1, 258], [3, 70000]])
   expected = hashlib.sha256(
-      struct.pack("<2q", 2, 2) + struct.pack("<4i", 1, 258, 3, 70000))
+    struct.pack("<2q", 2, 2) + struct.pack("<4i", 1, 258, 3, 70000)
+  )
   for array in (ids, ids.astype(">i4"), np.asfortranarray(ids)):
     assert token_hash(array) == expected.hexdigest()
   assert token_hash(ids.reshape(1, 4)) != token_hash(ids)
   made = Calibration(tokens=ids, source="x")
   assert describe(made) == dict(
-      source="x", sampling="given", seed=None, bos=None, sequences=2, length=2,
-      hash=expected.hexdigest())
+    source="x",
+    sampling="given",
+    seed=None,
+    bos=None,
+    sequences=2,
+    length=2,
+    hash=expected.hexdigest(),
+  )
   assert json.loads(json.dumps(describe(made)))["length"] == 2
 
 
@@ -354,27 +401,33 @@ def test_hash_is_over_shape_and_little_endian_ids():
 def test_prompts(tmp_path, words):
   (tmp_path / "a.txt").write_text("w1 w2\n\nw3\n")
   (tmp_path / "a.jsonl").write_text(
-      '{"prompt": "w1 w2", "text": "w9"}\n{"text": "w3"}\n')
+    '{"prompt": "w1 w2", "text": "w9"}\n{"text": "w3"}\n'
+  )
   read = [
-      read_prompts(tmp_path / name, words, vocab_size=100)
-      for name in ("a.txt", "a.jsonl")]
+    read_prompts(tmp_path / name, words, vocab_size=100)
+    for name in ("a.txt", "a.jsonl")
+  ]
   assert read[0].tokens == read[1].tokens == ((4, 5), (6,))
   assert read[0].hash == read[1].hash
   assert read_prompts(tmp_path / "a.txt", words, limit=1).tokens == ((4, 5),)
   assert read_prompts(
-      tmp_path / "a.txt", words, add_bos=True, bos_id=BOS).tokens[1] == (BOS, 6)
+    tmp_path / "a.txt", words, add_bos=True, bos_id=BOS
+  ).tokens[1] == (BOS, 6)
   tokens_BT, valid_BT = left_pad(read[0].tokens, pad_id=EOS)
   np.testing.assert_array_equal(tokens_BT, [[4, 5], [EOS, 6]])
   np.testing.assert_array_equal(valid_BT, [[True, True], [False, True]])
 
 
-@pytest.mark.parametrize("name, content, message", [
+@pytest.mark.parametrize(
+  "name, content, message",
+  [
     ("a.txt", "\n \n", "no prompt in it"),
     ("a.jsonl", '{"prompt": "w1"}\n{"prompt": " "}\n', "prompt 1 is blank"),
     ("a.jsonl", '{"question": "w1"}\n', "no field prompt or text .it has que"),
     ("a.txt", "w1\nw98\n", "id 0 at"),
     ("a.csv", "w1\n", "unknown format '.csv'"),
-])
+  ],
+)
 def test_bad_prompts(tmp_path, words, name, content, message):
   (tmp_path / name).write_text(content)
   if "id 0" in message:
@@ -389,8 +442,9 @@ def test_prompt_hash_tells_lengths_apart(tmp_path):
   from jaxprune.calibration import Prompts
 
   hashes = {
-      Prompts(tokens=rows, source="").hash
-      for rows in (((1, 2), (3,)), ((1,), (2, 3)), ((1, 2, 3),))}
+    Prompts(tokens=rows, source="").hash
+    for rows in (((1, 2), (3,)), ((1,), (2, 3)), ((1, 2, 3),))
+  }
   assert len(hashes) == 3
 
 
@@ -405,7 +459,8 @@ def test_special_tokens_as_in_transformers(shared, tmp_path, flags):
   content = json.loads((source / "tokenizer_config.json").read_text()) | flags
   (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
   stock = transformers.AutoTokenizer.from_pretrained(
-      str(tmp_path), local_files_only=True)
+    str(tmp_path), local_files_only=True
+  )
   own = load_tokenizer(tmp_path)
   assert stock("x")["input_ids"][0] == stock.bos_token_id == BOS
   assert adds_bos(own)
@@ -436,14 +491,25 @@ def test_real_corpora(shared):
   own = load_tokenizer(shared / "weights" / "stories260K")
   stories = read_documents(folder / "tinystories" / "train_sample_2MiB.txt")
   assert len(stories) == 2317
-  assert len(read_documents(
-      folder / "tinystories" / "valid_30KB.txt", division="lines")) == 19
+  assert (
+    len(
+      read_documents(
+        folder / "tinystories" / "valid_30KB.txt", division="lines"
+      )
+    )
+    == 19
+  )
   assert len(read_documents(folder / "c4" / "c4_demo.json")) == 300
   got = read_calibration(
-      folder / "tinystories" / "train_sample_2MiB.txt", own, num_samples=8,
-      seq_len=256, vocab_size=512)
+    folder / "tinystories" / "train_sample_2MiB.txt",
+    own,
+    num_samples=8,
+    seq_len=256,
+    vocab_size=512,
+  )
   assert got.tokens.shape == (8, 256) and got.bos
   prompts = read_prompts(
-      folder / "tinystories_mcq" / "gen_prompts.jsonl", own, limit=5)
+    folder / "tinystories_mcq" / "gen_prompts.jsonl", own, limit=5
+  )
   assert len(prompts.tokens) == 5
   assert all(row[0] == BOS for row in prompts.tokens)

@@ -15,17 +15,31 @@ from jaxprune.probes import trajectories
 from jaxprune.probes.decoder import sequences
 
 CONFIG = ModelConfig(
-    family="llama", num_layers=2, embed_dim=16, mlp_dim=24, num_heads=4,
-    num_kv_heads=2, head_dim=4, vocab_size=40, norm_eps=1e-5,
-    rope=RopeConfig(kind="default", theta=10000.0), max_positions=64,
-    tie_embeddings=True, sliding_layers=(False,) * 2)
+  family="llama",
+  num_layers=2,
+  embed_dim=16,
+  mlp_dim=24,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=4,
+  vocab_size=40,
+  norm_eps=1e-5,
+  rope=RopeConfig(kind="default", theta=10000.0),
+  max_positions=64,
+  tie_embeddings=True,
+  sliding_layers=(False,) * 2,
+)
 PROMPT = jnp.asarray(np.random.default_rng(1).integers(0, 40, (3, 5)))
 VALID = jnp.ones(PROMPT.shape, bool).at[0, :2].set(False)
 STEPS = 7
 ALL = (
-    *trajectories.HISTORY_SPLIT, trajectories.FREE_RUNNING,
-    trajectories.CONTROL, *trajectories.HANDOFF,
-    trajectories.resynchronised(1), trajectories.resynchronised(3))
+  *trajectories.HISTORY_SPLIT,
+  trajectories.FREE_RUNNING,
+  trajectories.CONTROL,
+  *trajectories.HANDOFF,
+  trajectories.resynchronised(1),
+  trajectories.resynchronised(3),
+)
 
 
 def model(seed):
@@ -33,19 +47,28 @@ def model(seed):
   rng = np.random.default_rng(seed)
   shapes = jax.eval_shape(lambda: init(CONFIG, jax.random.key(0)))
   return jax.tree.map(
-      lambda w: jnp.asarray(rng.normal(0, 0.5, w.shape), jnp.float32), shapes)
+    lambda w: jnp.asarray(rng.normal(0, 0.5, w.shape), jnp.float32), shapes
+  )
 
 
 DENSE = model(0)
 PRUNED = jax.tree.map(
-    lambda a, b: jnp.asarray(np.asarray(a) + 0.3 * np.asarray(b)),
-    DENSE, model(1))
+  lambda a, b: jnp.asarray(np.asarray(a) + 0.3 * np.asarray(b)), DENSE, model(1)
+)
 
 
 def run(lanes=ALL, **options):
   return sequences.compare_lanes(
-      CONFIG, DENSE, PRUNED, PROMPT, VALID, tuple(lanes), num_steps=STEPS,
-      key=jax.random.key(3), **options)
+    CONFIG,
+    DENSE,
+    PRUNED,
+    PROMPT,
+    VALID,
+    tuple(lanes),
+    num_steps=STEPS,
+    key=jax.random.key(3),
+    **options,
+  )
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +80,12 @@ def greedy():
 def prefill(weights, tokens, valid):
   """The cache of all tokens but the last, with room for the steps."""
   return generation.prefill(
-      CONFIG, weights, tokens[:, :-1], capacity=tokens.shape[1] + STEPS,
-      valid_BT=valid[:, :-1])[2]
+    CONFIG,
+    weights,
+    tokens[:, :-1],
+    capacity=tokens.shape[1] + STEPS,
+    valid_BT=valid[:, :-1],
+  )[2]
 
 
 @jax.jit
@@ -93,17 +120,18 @@ def kl(z, y):
 def test_each_lane_against_a_decoding_by_hand(greedy):
   z, tokens = by_hand(DENSE, DENSE, own=True)
   cases = {
-      "free_running": by_hand(PRUNED, PRUNED, own=True),
-      "teacher_forced": by_hand(PRUNED, PRUNED, own=False, others=tokens),
-      "dense_then_pruned": by_hand(DENSE, PRUNED, own=True),
-      "pruned_then_dense": by_hand(PRUNED, DENSE, own=True),
+    "free_running": by_hand(PRUNED, PRUNED, own=True),
+    "teacher_forced": by_hand(PRUNED, PRUNED, own=False, others=tokens),
+    "dense_then_pruned": by_hand(DENSE, PRUNED, own=True),
+    "pruned_then_dense": by_hand(PRUNED, DENSE, own=True),
   }
   for name, (y, chosen) in cases.items():
     records = greedy[name]
     np.testing.assert_array_equal(records.token_dense, tokens)
     np.testing.assert_array_equal(records.token_pruned, chosen, err_msg=name)
     np.testing.assert_allclose(
-        records.position.kl, kl(z, y), rtol=1e-3, atol=1e-5, err_msg=name)
+      records.position.kl, kl(z, y), rtol=1e-3, atol=1e-5, err_msg=name
+    )
   # The lanes differ, or the test could not tell them apart.
   means = [float(greedy[name].position.kl.mean()) for name in cases]
   assert len({round(m, 4) for m in means}) == len(means)
@@ -113,7 +141,9 @@ def test_direct_and_history_error_against_whole_sequences(greedy):
   """Direct: pruned weights, dense keys and values of all earlier tokens."""
   z, tokens = by_hand(DENSE, DENSE, own=True)
   for name, past, now in (
-      ("direct", DENSE, PRUNED), ("history", PRUNED, DENSE)):
+    ("direct", DENSE, PRUNED),
+    ("history", PRUNED, DENSE),
+  ):
     for t in (0, 1, STEPS - 1):
       # Padded to one length, so that all of them are one program.
       pad = ((0, 0), (STEPS - 1 - t, 0))
@@ -122,24 +152,32 @@ def test_direct_and_history_error_against_whole_sequences(greedy):
       cache = prefill(past, text, valid)
       y, _ = decode(now, cache, jnp.asarray(text[:, -1], PROMPT.dtype))
       np.testing.assert_allclose(
-          greedy[name].position.kl[t], kl(z[t], y), rtol=1e-3, atol=1e-5,
-          err_msg=f"{name} {t}")
+        greedy[name].position.kl[t],
+        kl(z[t], y),
+        rtol=1e-3,
+        atol=1e-5,
+        err_msg=f"{name} {t}",
+      )
 
 
 def test_resynchronised(greedy):
   every = greedy["resynchronised_1"]
   forced = greedy["teacher_forced"]
   np.testing.assert_allclose(
-      every.position.kl, forced.position.kl, rtol=1e-5, atol=1e-7)
+    every.position.kl, forced.position.kl, rtol=1e-5, atol=1e-7
+  )
   assert bool(every.aligned.all())
   third = greedy["resynchronised_3"]
   for step in (0, 3, 6):  # just put back
     np.testing.assert_allclose(
-        third.position.kl[step], forced.position.kl[step], rtol=1e-5,
-        atol=1e-7)
+      third.position.kl[step], forced.position.kl[step], rtol=1e-5, atol=1e-7
+    )
   np.testing.assert_allclose(
-      third.position.kl[:3], greedy["free_running"].position.kl[:3], rtol=1e-5,
-      atol=1e-7)
+    third.position.kl[:3],
+    greedy["free_running"].position.kl[:3],
+    rtol=1e-5,
+    atol=1e-7,
+  )
 
 
 def test_greedy_control_is_the_dense_lane(greedy):
@@ -151,8 +189,9 @@ def test_greedy_control_is_the_dense_lane(greedy):
 
 @pytest.mark.slow
 def test_control_with_another_seed_leaves_the_text():
-  found = run((trajectories.CONTROL, trajectories.FREE_RUNNING),
-              sampling_temperature=1.0)
+  found = run(
+    (trajectories.CONTROL, trajectories.FREE_RUNNING), sampling_temperature=1.0
+  )
   control = found["control"]
   assert not bool(control.aligned[-1].all())
   aligned = np.asarray(control.aligned)
@@ -163,9 +202,16 @@ def test_control_with_another_seed_leaves_the_text():
 @pytest.mark.slow
 def test_dense_against_dense_draws_the_same_tokens():
   found = sequences.compare_lanes(
-      CONFIG, DENSE, DENSE, PROMPT, VALID,
-      (trajectories.CONTROL, trajectories.FREE_RUNNING), num_steps=STEPS,
-      key=jax.random.key(0), sampling_temperature=1.0)
+    CONFIG,
+    DENSE,
+    DENSE,
+    PROMPT,
+    VALID,
+    (trajectories.CONTROL, trajectories.FREE_RUNNING),
+    num_steps=STEPS,
+    key=jax.random.key(0),
+    sampling_temperature=1.0,
+  )
   records = found["free_running"]
   assert bool(records.aligned.all())
   for name in ("kl", "rho_h", "rho_z", "tv", "max_abs_dz"):
@@ -175,8 +221,9 @@ def test_dense_against_dense_draws_the_same_tokens():
 def test_aligned_is_the_common_prefix(greedy):
   records = greedy["free_running"]
   same = np.asarray(records.token_dense == records.token_pruned)
-  expected = np.vstack([np.ones((1, 3), bool),
-                        np.cumprod(same, axis=0)[:-1].astype(bool)])
+  expected = np.vstack(
+    [np.ones((1, 3), bool), np.cumprod(same, axis=0)[:-1].astype(bool)]
+  )
   np.testing.assert_array_equal(records.aligned, expected)
   first = np.where(same.all(0), STEPS, np.argmin(same, axis=0))
   np.testing.assert_array_equal(trajectories.first_divergence(records), first)
@@ -188,7 +235,8 @@ def test_end_of_text_ends_a_lane(greedy):
   stop = int(records.token_dense[2, 0])
   found = run((trajectories.FREE_RUNNING,), eos_ids=(stop,))["free_running"]
   dense, pruned = (
-      np.asarray(t) == stop for t in (found.token_dense, found.token_pruned))
+    np.asarray(t) == stop for t in (found.token_dense, found.token_pruned)
+  )
   ended = np.cumsum(dense | pruned, axis=0) > 0
   expected = np.vstack([np.ones((1, 3), bool), ~ended[:-1]])
   np.testing.assert_array_equal(found.alive, expected)
@@ -207,21 +255,34 @@ def test_a_lane_needs_its_source():
 @pytest.mark.slow
 def test_prompt_of_one_token():
   found = sequences.compare_lanes(
-      CONFIG, DENSE, PRUNED, PROMPT[:, :1], jnp.ones((3, 1), bool),
-      (trajectories.FREE_RUNNING,), num_steps=2, key=jax.random.key(0))
+    CONFIG,
+    DENSE,
+    PRUNED,
+    PROMPT[:, :1],
+    jnp.ones((3, 1), bool),
+    (trajectories.FREE_RUNNING,),
+    num_steps=2,
+    key=jax.random.key(0),
+  )
+
   @jax.jit
   def last(weights):
     x = forward(CONFIG, weights, PROMPT[:, :1])[0]
-    return (unembed(CONFIG, weights, x)[:, 0],
-            final_norm(CONFIG, weights, x)[:, 0])
+    return (
+      unembed(CONFIG, weights, x)[:, 0],
+      final_norm(CONFIG, weights, x)[:, 0],
+    )
 
   (z, h), (y, g) = (jax.device_get(last(p)) for p in (DENSE, PRUNED))
   np.testing.assert_allclose(
-      found["free_running"].position.kl[0], kl(z, y), rtol=1e-3, atol=1e-5)
-  cos = np.sum(h * g, -1) / np.linalg.norm(h, axis=-1) / np.linalg.norm(
-      g, axis=-1)
+    found["free_running"].position.kl[0], kl(z, y), rtol=1e-3, atol=1e-5
+  )
+  cos = (
+    np.sum(h * g, -1) / np.linalg.norm(h, axis=-1) / np.linalg.norm(g, axis=-1)
+  )
   np.testing.assert_allclose(
-      found["free_running"].position.cos_h[0], cos, atol=1e-5)
+    found["free_running"].position.cos_h[0], cos, atol=1e-5
+  )
 
 
 @pytest.mark.slow
@@ -231,21 +292,33 @@ def test_official_free_running_log(shared, name):
   index = json.loads((golden / "index.json").read_text())
   theirs = json.loads((golden / "generation.json").read_text())
   config, dense = checkpoints.load_params(
-      golden / "dense" if name == "qwen2_random" else (
-          shared / "weights" / name))
+    golden / "dense" if name == "qwen2_random" else (shared / "weights" / name)
+  )
   _, pruned = checkpoints.load_params(golden / index["analysis_pruned_folder"])
   prompt = jnp.asarray(np.load(golden / "tokens.npz")["prompt"])
   steps = len(theirs["free_running"]["emb_cos_sim_flat"])
   found = sequences.compare_lanes(
-      config, dense, pruned, prompt, jnp.ones(prompt.shape, bool),
-      (trajectories.TEACHER_FORCED, trajectories.FREE_RUNNING),
-      num_steps=steps, key=jax.random.key(0))
+    config,
+    dense,
+    pruned,
+    prompt,
+    jnp.ones(prompt.shape, bool),
+    (trajectories.TEACHER_FORCED, trajectories.FREE_RUNNING),
+    num_steps=steps,
+    key=jax.random.key(0),
+  )
   for lane, records in found.items():
     for field, log in {
-        "cos_h": "emb_cos_sim_flat", "cos_z": "logits_cos_sim_flat",
-        "cos_p": "prob_cos_sim_flat", "kl_estimate": "kl_estimates",
-        "one_minus_cos_p_estimate": "cos_estimates"}.items():
+      "cos_h": "emb_cos_sim_flat",
+      "cos_z": "logits_cos_sim_flat",
+      "cos_p": "prob_cos_sim_flat",
+      "kl_estimate": "kl_estimates",
+      "one_minus_cos_p_estimate": "cos_estimates",
+    }.items():
       np.testing.assert_allclose(
-          getattr(records.position, field)[:, 0],
-          np.ravel(theirs[lane][log]), atol=1e-4, rtol=1e-4,
-          err_msg=f"{lane} {field}")
+        getattr(records.position, field)[:, 0],
+        np.ravel(theirs[lane][log]),
+        atol=1e-4,
+        rtol=1e-4,
+        err_msg=f"{lane} {field}",
+      )

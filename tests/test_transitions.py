@@ -17,16 +17,34 @@ from jaxprune.pruning.layerwise import similarities
 
 STEPS = 4
 PLAIN = ModelConfig(
-    family="qwen2", num_layers=3, embed_dim=16, mlp_dim=24, num_heads=4,
-    num_kv_heads=2, head_dim=4, vocab_size=41, norm_eps=1e-5,
-    rope=RopeConfig(kind="default", theta=10000.0), max_positions=64,
-    tie_embeddings=True, sliding_layers=(False,) * 3, qkv_bias=True)
+  family="qwen2",
+  num_layers=3,
+  embed_dim=16,
+  mlp_dim=24,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=4,
+  vocab_size=41,
+  norm_eps=1e-5,
+  rope=RopeConfig(kind="default", theta=10000.0),
+  max_positions=64,
+  tie_embeddings=True,
+  sliding_layers=(False,) * 3,
+  qkv_bias=True,
+)
 # The window is shorter than the history, and one layer does not slide.
 SLIDING = dataclasses.replace(
-    PLAIN, family="qwen3", qkv_bias=False, qk_norm=True, sliding_window=3,
-    sliding_layers=(True, False, True))
-BOTH = [pytest.param(PLAIN, id="plain", marks=pytest.mark.slow),
-        pytest.param(SLIDING, id="sliding")]
+  PLAIN,
+  family="qwen3",
+  qkv_bias=False,
+  qk_norm=True,
+  sliding_window=3,
+  sliding_layers=(True, False, True),
+)
+BOTH = [
+  pytest.param(PLAIN, id="plain", marks=pytest.mark.slow),
+  pytest.param(SLIDING, id="sliding"),
+]
 PROMPT = jnp.asarray(np.random.default_rng(1).integers(0, 41, (3, 5)))
 VALID = jnp.arange(5)[None] >= jnp.asarray([0, 2, 4])[:, None]
 
@@ -46,7 +64,8 @@ def models(config):
     return w + scale * jax.random.normal(next(keys), w.shape)
 
   dense = jax.tree.map(
-      lambda w: noise(w, 0.2), decoder.init(config, jax.random.key(0)))
+    lambda w: noise(w, 0.2), decoder.init(config, jax.random.key(0))
+  )
   layers = jax.tree.map(lambda w: noise(w, 0.05), dense["layers"])
   return dense, {**dense, "layers": layers}
 
@@ -55,8 +74,13 @@ def models(config):
 def text(config):
   """The dense continuation, and what is read of it."""
   chosen_BR = generation.generate(
-      config, models(config)[0], PROMPT, valid_BT=VALID, max_new_tokens=STEPS,
-      eos_ids=()).tokens
+    config,
+    models(config)[0],
+    PROMPT,
+    valid_BT=VALID,
+    max_new_tokens=STEPS,
+    eos_ids=(),
+  ).tokens
   tokens_BT = jnp.concatenate([PROMPT, chosen_BR[:, :-1]], axis=1)
   valid_BT = jnp.pad(VALID, ((0, 0), (0, STEPS - 1)), constant_values=True)
   return chosen_BR, tokens_BT, valid_BT
@@ -75,13 +99,17 @@ def step_by_step(config):
   dense, pruned = models(config)
   _, tokens_BT, valid_BT = text(config)
   first = PROMPT.shape[1] - 1
-  _, _, cache = jax.jit(functools.partial(
-      generation.prefill, config, capacity=tokens_BT.shape[1]))(
-          dense, tokens_BT[:, :first], valid_BT=valid_BT[:, :first])
-  decode = jax.jit(functools.partial(
-      generation.decode_step, config, observe=lambda t: t["residual_in"]))
+  _, _, cache = jax.jit(
+    functools.partial(generation.prefill, config, capacity=tokens_BT.shape[1])
+  )(dense, tokens_BT[:, :first], valid_BT=valid_BT[:, :first])
+  decode = jax.jit(
+    functools.partial(
+      generation.decode_step, config, observe=lambda t: t["residual_in"]
+    )
+  )
   block = jax.jit(
-      functools.partial(decoder.block, config), static_argnames="sliding")
+    functools.partial(decoder.block, config), static_argnames="sliding"
+  )
   found = []
   for step in range(STEPS):
     slot = first + step
@@ -90,8 +118,13 @@ def step_by_step(config):
     position_B1 = jnp.sum(cache.valid, axis=1, keepdims=True)
     cos, sin = decoder.rope.angles(config, position_B1)
     context = decoder.Context(
-        positions=position_B1, cos=cos, sin=sin, slots=jnp.asarray([slot]),
-        key_positions=after.positions, key_valid=after.valid)
+      positions=position_B1,
+      cos=cos,
+      sin=sin,
+      slots=jnp.asarray([slot]),
+      key_positions=after.positions,
+      key_valid=after.valid,
+    )
     rows = []
     for index in range(config.num_layers):
       own, other = layer_of(dense, index), layer_of(pruned, index)
@@ -99,11 +132,15 @@ def step_by_step(config):
         norm = f"{group}_norm"
         mixed = own | {group: other[group], norm: other[norm]}
         _, tape, _ = block(
-            mixed, x_LBTD[index], context,
-            sliding=config.sliding_layers[index],
-            cache=(cache.key[index], cache.value[index]))
-        rows.append(tape["residual_mid" if group == "attention" else
-                         "residual_out"][:, 0])
+          mixed,
+          x_LBTD[index],
+          context,
+          sliding=config.sliding_layers[index],
+          cache=(cache.key[index], cache.value[index]),
+        )
+        rows.append(
+          tape["residual_mid" if group == "attention" else "residual_out"][:, 0]
+        )
     found.append(jnp.stack(rows).reshape(-1, 2, *rows[0].shape))
     cache = after
   return jnp.stack(found, axis=3)
@@ -114,19 +151,25 @@ def test_one_pass_equals_decoding_step_by_step(config):
   dense, pruned = models(config)
   _, tokens_BT, valid_BT = text(config)
   found = decoder_transitions.compare_transitions(
-      config, dense, pruned, tokens_BT, valid_BT, num_steps=STEPS,
-      measure=vectors)
+    config, dense, pruned, tokens_BT, valid_BT, num_steps=STEPS, measure=vectors
+  )
   np.testing.assert_allclose(
-      found["g"], step_by_step(config), rtol=2e-5, atol=2e-5)
+    found["g"], step_by_step(config), rtol=2e-5, atol=2e-5
+  )
   _, streams = decoder.forward(
-      config, dense, tokens_BT, valid_BT=valid_BT,
-      observe=lambda t: jnp.stack([t["residual_mid"], t["residual_out"]]))
+    config,
+    dense,
+    tokens_BT,
+    valid_BT=valid_BT,
+    observe=lambda t: jnp.stack([t["residual_mid"], t["residual_out"]]),
+  )
   np.testing.assert_allclose(
-      found["h"], streams[..., -STEPS:, :], rtol=2e-5, atol=2e-5)
+    found["h"], streams[..., -STEPS:, :], rtol=2e-5, atol=2e-5
+  )
   assert float(jnp.abs(found["g"] - found["h"]).max()) > 0.1
   np.testing.assert_allclose(
-      found["y"], decoder.unembed(config, dense, found["g"]), rtol=1e-5,
-      atol=1e-5)
+    found["y"], decoder.unembed(config, dense, found["g"]), rtol=1e-5, atol=1e-5
+  )
 
 
 @pytest.mark.parametrize("history", transitions.HISTORIES)
@@ -135,50 +178,87 @@ def test_whole_texts_hold_their_last_positions(history):
   dense, pruned = models(SLIDING)
   _, tokens_BT, _ = text(SLIDING)
   last, whole = (
-      decoder_transitions.compare_transitions(
-          SLIDING, dense, pruned, tokens_BT, num_steps=num_steps,
-          history=history, measure=vectors)
-      for num_steps in (STEPS, tokens_BT.shape[1]))
+    decoder_transitions.compare_transitions(
+      SLIDING,
+      dense,
+      pruned,
+      tokens_BT,
+      num_steps=num_steps,
+      history=history,
+      measure=vectors,
+    )
+    for num_steps in (STEPS, tokens_BT.shape[1])
+  )
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(
-          a, b[:, :, :, -STEPS:], rtol=2e-4, atol=2e-5), last, whole)
+    lambda a, b: np.testing.assert_allclose(
+      a, b[:, :, :, -STEPS:], rtol=2e-4, atol=2e-5
+    ),
+    last,
+    whole,
+  )
 
 
 def test_pruned_history_is_a_model_with_one_pruned_attention():
   dense, pruned = models(SLIDING)
   _, tokens_BT, valid_BT = text(SLIDING)
   found = decoder_transitions.compare_transitions(
-      SLIDING, dense, pruned, tokens_BT, valid_BT, num_steps=STEPS,
-      history="pruned", measure=vectors)
+    SLIDING,
+    dense,
+    pruned,
+    tokens_BT,
+    valid_BT,
+    num_steps=STEPS,
+    history="pruned",
+    measure=vectors,
+  )
   for index in range(SLIDING.num_layers):
-    mixed = {**dense, "layers": {
+    mixed = {
+      **dense,
+      "layers": {
         name: jax.tree.map(
-            lambda a, b: a.at[index].set(b[index]), leaf,
-            pruned["layers"][name]) if name.startswith("attention") else leaf
-        for name, leaf in dense["layers"].items()}}
+          lambda a, b: a.at[index].set(b[index]), leaf, pruned["layers"][name]
+        )
+        if name.startswith("attention")
+        else leaf
+        for name, leaf in dense["layers"].items()
+      },
+    }
     _, mid_LBTD = decoder.forward(
-        SLIDING, mixed, tokens_BT, valid_BT=valid_BT,
-        observe=lambda t: t["residual_mid"])
+      SLIDING,
+      mixed,
+      tokens_BT,
+      valid_BT=valid_BT,
+      observe=lambda t: t["residual_mid"],
+    )
     np.testing.assert_allclose(
-        found["g"][index, 0], mid_LBTD[index, :, -STEPS:], rtol=2e-5,
-        atol=2e-5)
+      found["g"][index, 0], mid_LBTD[index, :, -STEPS:], rtol=2e-5, atol=2e-5
+    )
 
 
 def test_no_history_reads_the_value_of_the_token():
   dense, pruned = models(PLAIN)
   _, tokens_BT, valid_BT = text(PLAIN)
   found = decoder_transitions.compare_transitions(
-      PLAIN, dense, pruned, tokens_BT, valid_BT, num_steps=STEPS,
-      history="none", measure=vectors)
+    PLAIN,
+    dense,
+    pruned,
+    tokens_BT,
+    valid_BT,
+    num_steps=STEPS,
+    history="none",
+    measure=vectors,
+  )
   layer = layer_of(pruned, 0)["attention"]
   x_BRD = np.asarray(dense["embed"]["table"])[tokens_BT[:, -STEPS:]]
   y_BRD = x_BRD / np.sqrt((x_BRD**2).mean(-1, keepdims=True) + 1e-5)
   y_BRD = y_BRD * np.asarray(layer_of(pruned, 0)["attention_norm"]["scale"])
   value_BRO = y_BRD @ np.asarray(layer["value"]["kernel"]) + np.asarray(
-      layer["value"]["bias"])
+    layer["value"]["bias"]
+  )
   read_BRNH = np.repeat(value_BRO.reshape(3, STEPS, 2, 4), 2, axis=2)
   expected = x_BRD + read_BRNH.reshape(3, STEPS, 16) @ np.asarray(
-      layer["output"]["kernel"])
+    layer["output"]["kernel"]
+  )
   np.testing.assert_allclose(found["g"][0, 0], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -187,7 +267,8 @@ def test_dense_against_dense_is_exactly_zero():
   copy = jax.tree.map(jnp.array, dense)
   _, tokens_BT, valid_BT = text(PLAIN)
   found = decoder_transitions.compare_transitions(
-      PLAIN, dense, copy, tokens_BT, valid_BT, num_steps=STEPS)
+    PLAIN, dense, copy, tokens_BT, valid_BT, num_steps=STEPS
+  )
   for field in dataclasses.fields(found):
     value = np.asarray(getattr(found, field.name))
     assert value.shape == (3, 2, 3, STEPS)
@@ -204,8 +285,16 @@ def test_equal_weights_give_equal_bits(config):
   _, tokens_BT, valid_BT = text(config)
   for history in ("dense", "pruned", "none"):
     found = decoder_transitions.compare_transitions(
-        config, dense, copy, tokens_BT, valid_BT, num_steps=STEPS, lens="raw",
-        history=history, measure=vectors)
+      config,
+      dense,
+      copy,
+      tokens_BT,
+      valid_BT,
+      num_steps=STEPS,
+      lens="raw",
+      history=history,
+      measure=vectors,
+    )
     same = np.asarray(found["h"] == found["g"]).all((2, 3, 4))
     # Only without its history does the same attention give something else,
     # and the MLP reads the dense stream then too.
@@ -219,17 +308,27 @@ def test_dropping_is_the_similarity_of_input_and_output():
   dense, _ = models(SLIDING)
   _, tokens_BT, valid_BT = text(SLIDING)
   run = functools.partial(
-      decoder_transitions.compare_transitions, SLIDING, dense,
-      tokens_BT=tokens_BT, valid_BT=valid_BT, num_steps=STEPS,
-      measure=lambda h, g, *_: spaces.compare_vectors(h, g))
+    decoder_transitions.compare_transitions,
+    SLIDING,
+    dense,
+    tokens_BT=tokens_BT,
+    valid_BT=valid_BT,
+    num_steps=STEPS,
+    measure=lambda h, g, *_: spaces.compare_vectors(h, g),
+  )
   found = run(pruned_params=None)
   decoded_BT = valid_BT & (jnp.arange(tokens_BT.shape[1]) >= 4)[None]
   _, scores = decoder.forward(
-      SLIDING, dense, tokens_BT, valid_BT=valid_BT,
-      observe=lambda t: similarities.observe_sublayers(t, decoded_BT))
+    SLIDING,
+    dense,
+    tokens_BT,
+    valid_BT=valid_BT,
+    observe=lambda t: similarities.observe_sublayers(t, decoded_BT),
+  )
   for index, sublayer in enumerate(("attention", "mlp")):
     np.testing.assert_allclose(
-        found.cos[:, index].mean((1, 2)), scores[sublayer].mean, rtol=1e-5)
+      found.cos[:, index].mean((1, 2)), scores[sublayer].mean, rtol=1e-5
+    )
   # The same as replacing by a sublayer that adds nothing.
   silent = jax.tree.map(jnp.array, dense)
   for group, kernel in (("attention", "output"), ("mlp", "down")):
@@ -237,34 +336,54 @@ def test_dropping_is_the_similarity_of_input_and_output():
   zeroed = run(pruned_params=silent)
   for field in ("one_minus_cos", "rho", "alpha"):
     np.testing.assert_allclose(
-        getattr(found, field), getattr(zeroed, field), rtol=1e-4, atol=1e-6,
-        err_msg=field)
+      getattr(found, field),
+      getattr(zeroed, field),
+      rtol=1e-4,
+      atol=1e-6,
+      err_msg=field,
+    )
 
 
 @pytest.mark.parametrize(
-    "temperature", [0.0, pytest.param(0.8, marks=pytest.mark.slow)])
+  "temperature", [0.0, pytest.param(0.8, marks=pytest.mark.slow)]
+)
 def test_decoding_and_measuring_in_one_program(temperature):
   dense, pruned = models(PLAIN)
   key = jax.random.key(5)
   found_BR, records = decoder_transitions.decode_transitions(
-      PLAIN, dense, pruned, PROMPT, VALID, num_steps=STEPS, key=key,
-      sampling_temperature=temperature, measure=vectors)
+    PLAIN,
+    dense,
+    pruned,
+    PROMPT,
+    VALID,
+    num_steps=STEPS,
+    key=key,
+    sampling_temperature=temperature,
+    measure=vectors,
+  )
   expected_BR = generation.generate(
-      PLAIN, dense, PROMPT, valid_BT=VALID, max_new_tokens=STEPS, key=key,
-      temperature=temperature, eos_ids=()).tokens
+    PLAIN,
+    dense,
+    PROMPT,
+    valid_BT=VALID,
+    max_new_tokens=STEPS,
+    key=key,
+    temperature=temperature,
+    eos_ids=(),
+  ).tokens
   np.testing.assert_array_equal(found_BR, expected_BR)
   tokens_BT = jnp.concatenate([PROMPT, found_BR[:, :-1]], axis=1)
   valid_BT = jnp.pad(VALID, ((0, 0), (0, STEPS - 1)), constant_values=True)
   given = decoder_transitions.compare_transitions(
-      PLAIN, dense, pruned, tokens_BT, valid_BT, num_steps=STEPS,
-      measure=vectors)
+    PLAIN, dense, pruned, tokens_BT, valid_BT, num_steps=STEPS, measure=vectors
+  )
   for name in ("h", "g"):
     np.testing.assert_allclose(
-        records[name], given[name], rtol=1e-4, atol=1e-5, err_msg=name)
+      records[name], given[name], rtol=1e-4, atol=1e-5, err_msg=name
+    )
   # The dense side of the last sublayer is what greedy decoding chose from.
   if not temperature:
-    np.testing.assert_array_equal(
-        records["z"][-1, 1].argmax(-1), expected_BR)
+    np.testing.assert_array_equal(records["z"][-1, 1].argmax(-1), expected_BR)
 
 
 def test_attention_to_a_foreign_history():
@@ -282,15 +401,21 @@ def test_attention_to_a_foreign_history():
         k = n // 3
         seen = np.concatenate([key[b, mask[b, r], k], own_key[b, r, k][None]])
         read = np.concatenate(
-            [value[b, mask[b, r], k], own_value[b, r, k][None]])
+          [value[b, mask[b, r], k], own_value[b, r, k][None]]
+        )
         weight = np.exp(seen @ query[b, r, n] / 2)
         expected[b, r, n] = weight / weight.sum() @ read
-  found = transitions.attend_to_history(*(
-      jnp.asarray(a, jnp.float32) for a in (
-          query, key, value, own_key, own_value)), jnp.asarray(mask))
+  found = transitions.attend_to_history(
+    *(
+      jnp.asarray(a, jnp.float32)
+      for a in (query, key, value, own_key, own_value)
+    ),
+    jnp.asarray(mask),
+  )
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(
-      found[0, 1], np.repeat(own_value[0, 1], 3, axis=0), rtol=1e-6)
+    found[0, 1], np.repeat(own_value[0, 1], 3, axis=0), rtol=1e-6
+  )
 
 
 def _shapes(jaxpr):
@@ -305,11 +430,19 @@ def test_logits_of_all_positions_never_exist_together():
   dense, pruned = models(PLAIN)
   _, tokens_BT, valid_BT = text(PLAIN)
   chunk = 4
-  traced = jax.make_jaxpr(functools.partial(
-      decoder_transitions.compare_transitions, PLAIN, num_steps=STEPS,
-      chunk=chunk))(dense, pruned, tokens_BT, valid_BT)
-  sizes = [np.prod(shape) for shape in _shapes(traced.jaxpr)
-           if PLAIN.vocab_size in shape]
+  traced = jax.make_jaxpr(
+    functools.partial(
+      decoder_transitions.compare_transitions,
+      PLAIN,
+      num_steps=STEPS,
+      chunk=chunk,
+    )
+  )(dense, pruned, tokens_BT, valid_BT)
+  sizes = [
+    np.prod(shape)
+    for shape in _shapes(traced.jaxpr)
+    if PLAIN.vocab_size in shape
+  ]
   assert max(sizes) == chunk * PLAIN.vocab_size
   assert 3 * STEPS > chunk  # of the positions that are measured
 
@@ -326,17 +459,28 @@ def test_any_callables(chunk):
     return x + scale, dense, tuple(2 * h for h in dense)
 
   last, found = transitions.compare_sublayers(
-      sublayers, lambda h_RD: 2 * h_RD, lambda h, g, z, y: dict(
-          doubled=jnp.all(z == 2 * h) & jnp.all(y == 2 * g),
-          first=h[0], gain=(g @ h) / (h @ h)),
-      x_BTD, scale_L, chunk=chunk)
+    sublayers,
+    lambda h_RD: 2 * h_RD,
+    lambda h, g, z, y: dict(
+      doubled=jnp.all(z == 2 * h) & jnp.all(y == 2 * g),
+      first=h[0],
+      gain=(g @ h) / (h @ h),
+    ),
+    x_BTD,
+    scale_L,
+    chunk=chunk,
+  )
   np.testing.assert_allclose(last, x_BTD + 3, rtol=1e-6)
   assert found["gain"].shape == (2, 3, 2, 2)
   np.testing.assert_allclose(found["gain"], 2, rtol=1e-5)
-  np.testing.assert_allclose(found["first"][0], [
-      x_BTD[:, -2:, 0], x_BTD[:, -2:, 0] + 1, x_BTD[:, -2:, 0]], rtol=1e-6)
   np.testing.assert_allclose(
-      found["first"][1, 1], x_BTD[:, -2:, 0] + 1 + 2, rtol=1e-6)
+    found["first"][0],
+    [x_BTD[:, -2:, 0], x_BTD[:, -2:, 0] + 1, x_BTD[:, -2:, 0]],
+    rtol=1e-6,
+  )
+  np.testing.assert_allclose(
+    found["first"][1, 1], x_BTD[:, -2:, 0] + 1 + 2, rtol=1e-6
+  )
   assert found["doubled"].all()
 
 
@@ -344,8 +488,13 @@ def test_bad_input():
   dense, pruned = models(PLAIN)
   _, tokens_BT, valid_BT = text(PLAIN)
   run = functools.partial(
-      decoder_transitions.compare_transitions, PLAIN, dense, pruned, tokens_BT,
-      valid_BT)
+    decoder_transitions.compare_transitions,
+    PLAIN,
+    dense,
+    pruned,
+    tokens_BT,
+    valid_BT,
+  )
   with pytest.raises(ValueError, match="history='own': must be one of"):
     run(num_steps=2, history="own")
   with pytest.raises(ValueError, match="num_steps=9: must be 1 to 8"):
@@ -354,11 +503,12 @@ def test_bad_input():
     run(num_steps=2, lens="none")
   with pytest.raises(ValueError, match="give key="):
     decoder_transitions.decode_transitions(
-        PLAIN, dense, pruned, PROMPT, VALID, num_steps=2,
-        sampling_temperature=1.0)
+      PLAIN, dense, pruned, PROMPT, VALID, num_steps=2, sampling_temperature=1.0
+    )
   with pytest.raises(ValueError, match="exceed the model's 64 positions"):
     decoder_transitions.decode_transitions(
-        PLAIN, dense, pruned, PROMPT, VALID, num_steps=60)
+      PLAIN, dense, pruned, PROMPT, VALID, num_steps=60
+    )
   other = dataclasses.replace(PLAIN, num_kv_heads=4)
   with pytest.raises(ValueError, match="num_kv_heads: 2 and 4"):
     decoder_transitions.check_replaceable(PLAIN, other)

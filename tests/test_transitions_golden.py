@@ -36,7 +36,8 @@ def both_sides(h, g, z, y):
   def median(x_V):  # the lower of the two in the middle, as in PyTorch
     return jnp.sort(x_V)[(x_V.size - 1) // 2]
 
-  return {
+  return (
+    {
       "emb sim": forth.cos_h,
       "head sim": forth.cos_z,
       "vocab sim": forth.cos_p,
@@ -50,15 +51,27 @@ def both_sides(h, g, z, y):
       "top5 dz_median": median(jnp.abs(dz_V)),
       "top5 dz_para_median": median(jnp.abs(along_V)),
       "top5 dz_perp_median": median(jnp.abs(dz_V - along_V)),
-  } | {
-      f"{space.upper()}_{name}": value for space in "hz" for name, value in (
-          ("real(1-cos)", 1 - getattr(forth, f"cos_{space}")),
-          ("para_rel", jnp.abs(getattr(forth, f"alpha_{space}"))),
-          ("orth_rel", getattr(forth, f"rho_{space}")),
-          ("ratio", jnp.abs(getattr(forth, f"alpha_{space}"))
-           / getattr(forth, f"rho_{space}")))
-  } | {"alpha_h_mean": forth.alpha_h, "alpha_z_mean": forth.alpha_z,
-       "kl": forth.kl}
+    }
+    | {
+      f"{space.upper()}_{name}": value
+      for space in "hz"
+      for name, value in (
+        ("real(1-cos)", 1 - getattr(forth, f"cos_{space}")),
+        ("para_rel", jnp.abs(getattr(forth, f"alpha_{space}"))),
+        ("orth_rel", getattr(forth, f"rho_{space}")),
+        (
+          "ratio",
+          jnp.abs(getattr(forth, f"alpha_{space}"))
+          / getattr(forth, f"rho_{space}"),
+        ),
+      )
+    }
+    | {
+      "alpha_h_mean": forth.alpha_h,
+      "alpha_z_mean": forth.alpha_z,
+      "kl": forth.kl,
+    }
+  )
 
 
 @pytest.fixture(scope="module", params=["stories260K", "qwen2_random"])
@@ -68,27 +81,40 @@ def case(request, shared):
   index = json.loads((golden / "index.json").read_text())
   rows = json.loads((golden / "transitions.json").read_text())
   config, dense = checkpoints.load_params(
-      golden / "dense" if request.param == "qwen2_random" else (
-          shared / "weights" / request.param))
+    golden / "dense"
+    if request.param == "qwen2_random"
+    else (shared / "weights" / request.param)
+  )
   _, pruned = checkpoints.load_params(golden / index["analysis_pruned_folder"])
   prompt = jnp.asarray(np.load(golden / "tokens.npz")["prompt"])
   steps = 1 + max(row["step"] for row in rows)
   text = generation.generate(
-      config, dense, prompt, max_new_tokens=steps, eos_ids=())
+    config, dense, prompt, max_new_tokens=steps, eos_ids=()
+  )
   tokens = jnp.concatenate([prompt, text.tokens[:, :-1]], axis=1)
   found = [
-      decoder_transitions.compare_transitions(
-          config, dense, pruned, tokens, num_steps=steps, lens="raw",
-          history=history, measure=vectors)
-      for history in transitions.HISTORIES]
+    decoder_transitions.compare_transitions(
+      config,
+      dense,
+      pruned,
+      tokens,
+      num_steps=steps,
+      lens="raw",
+      history=history,
+      measure=vectors,
+    )
+    for history in transitions.HISTORIES
+  ]
   stacked = [jnp.stack(parts) for parts in zip(*found)]
   flat = [x.reshape(-1, x.shape[-1]) for x in stacked]
   reduced = jax.jit(jax.vmap(both_sides))(*flat)
   ours = {
-      history: {
-          name: np.asarray(value).reshape(stacked[0].shape[:-1])[index, :, :, 0]
-          for name, value in reduced.items()}
-      for index, history in enumerate(transitions.HISTORIES)}
+    history: {
+      name: np.asarray(value).reshape(stacked[0].shape[:-1])[index, :, :, 0]
+      for name, value in reduced.items()
+    }
+    for index, history in enumerate(transitions.HISTORIES)
+  }
   return rows, ours
 
 
@@ -104,12 +130,16 @@ def test_official_log(case):
       if name in ("layer", "sublayer", "step"):
         continue
       name = name.replace("[0]", "").strip()
-      for ending in ("_para_perp(mean)", "_para_perp(median)",
-                     "_ratio_of_means"):
+      for ending in (
+        "_para_perp(mean)",
+        "_para_perp(median)",
+        "_ratio_of_means",
+      ):
         name = name.replace(ending, "_ratio")
       # Cosines are logged with four digits.
       assert found[name][place(row)] == pytest.approx(
-          value, rel=1e-4, abs=1e-4), (place(row), name)
+        value, rel=1e-4, abs=1e-4
+      ), (place(row), name)
 
 
 def test_only_attention_depends_on_the_history(case):
@@ -126,5 +156,6 @@ def test_the_lost_cache_overstates_the_damage(case):
   """What the official rows of attention at step 1 and later are wrong by."""
   _, ours = case
   right, wrong = (
-      np.median(ours[name]["kl"][:, 0, 1:]) for name in ("dense", "none"))
+    np.median(ours[name]["kl"][:, 0, 1:]) for name in ("dense", "none")
+  )
   assert wrong > 5 * right

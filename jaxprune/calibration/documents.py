@@ -31,15 +31,30 @@ from typing import IO, Any
 
 # (name, held out): hub data set, configuration, file of it, split.
 _HUB = {
-    ("c4", False): (
-        "allenai/c4", None, "en/c4-train.00000-of-01024.json.gz", "train"),
-    ("c4", True): (
-        "allenai/c4", None, "en/c4-validation.00000-of-00008.json.gz",
-        "validation"),
-    ("wikitext2", False): (
-        "Salesforce/wikitext", "wikitext-2-raw-v1", None, "train"),
-    ("wikitext2", True): (
-        "Salesforce/wikitext", "wikitext-2-raw-v1", None, "test"),
+  ("c4", False): (
+    "allenai/c4",
+    None,
+    "en/c4-train.00000-of-01024.json.gz",
+    "train",
+  ),
+  ("c4", True): (
+    "allenai/c4",
+    None,
+    "en/c4-validation.00000-of-00008.json.gz",
+    "validation",
+  ),
+  ("wikitext2", False): (
+    "Salesforce/wikitext",
+    "wikitext-2-raw-v1",
+    None,
+    "train",
+  ),
+  ("wikitext2", True): (
+    "Salesforce/wikitext",
+    "wikitext-2-raw-v1",
+    None,
+    "test",
+  ),
 }
 NAMES = ("c4", "wikitext2")
 END_OF_TEXT = "<|endoftext|>"
@@ -56,20 +71,21 @@ def _auto(text: str) -> list[str]:
 
 # StringIO divides at newlines only; str.splitlines does at form feeds too.
 DIVISIONS: dict[str, Callable[[str], list[str]]] = {
-    "auto": _auto,
-    "lines": lambda text: [x for x in text.split("\n") if x.strip()],
-    "rows": lambda text: [
-        line if line.strip() else "" for line in io.StringIO(text)],
-    "whole": lambda text: [text],
+  "auto": _auto,
+  "lines": lambda text: [x for x in text.split("\n") if x.strip()],
+  "rows": lambda text: [
+    line if line.strip() else "" for line in io.StringIO(text)
+  ],
+  "whole": lambda text: [text],
 }
 
 
 def read_documents(
-    source: str | os.PathLike,
-    *,
-    division: str = "auto",
-    field: str = "text",
-    held_out: bool = False,
+  source: str | os.PathLike,
+  *,
+  division: str = "auto",
+  field: str = "text",
+  held_out: bool = False,
 ) -> list[str]:
   """Read every document of a source, in its order.
 
@@ -94,7 +110,8 @@ def read_documents(
   """
   if division not in DIVISIONS:
     raise ValueError(
-        f"division={division!r}: must be one of {', '.join(DIVISIONS)}")
+      f"division={division!r}: must be one of {', '.join(DIVISIONS)}"
+    )
   name = os.fspath(source)
   if name in NAMES:
     documents = _from_hub(name, held_out)
@@ -105,9 +122,7 @@ def read_documents(
   return documents
 
 
-def read_rows(
-    path: str | os.PathLike, fields: tuple[str, ...]
-) -> list[str]:
+def read_rows(path: str | os.PathLike, fields: tuple[str, ...]) -> list[str]:
   """Read one text per entry of a .json or .jsonl file.
 
   Args:
@@ -120,12 +135,13 @@ def read_rows(
   path = pathlib.Path(path)
   with _open(path) as file:
     return [
-        _text_of(entry, fields, f"{path}: {place}")
-        for place, entry in _json_entries(file, path)]
+      _text_of(entry, fields, f"{path}: {place}")
+      for place, entry in _json_entries(file, path)
+    ]
 
 
 def read_entries(
-    path: str | os.PathLike, fields: tuple[str, ...]
+  path: str | os.PathLike, fields: tuple[str, ...]
 ) -> list[dict[str, Any]]:
   """Read whole entries of a .json or .jsonl file.
 
@@ -141,12 +157,16 @@ def read_entries(
   found = []
   with _open(path) as file:
     for place, entry in _json_entries(file, path):
-      missing = fields if not isinstance(entry, dict) else [
-          field for field in fields if field not in entry]
+      missing = (
+        fields
+        if not isinstance(entry, dict)
+        else [field for field in fields if field not in entry]
+      )
       if missing:
         raise ValueError(
-            f"{path}: {place}: has no field {', '.join(missing)}; every entry"
-            f" needs {', '.join(fields)}")
+          f"{path}: {place}: has no field {', '.join(missing)}; every entry"
+          f" needs {', '.join(fields)}"
+        )
       found.append(entry)
   if not found:
     raise ValueError(f"{path}: no entry in it; give another file")
@@ -173,9 +193,10 @@ def _from_file(path: pathlib.Path, division: str, field: str) -> list[str]:
   kind = file_format(path)
   if kind not in FORMATS or kind == ".parquet" and path.suffix == ".gz":
     raise ValueError(
-        f"{path}: unknown format {path.suffix!r}; give one of"
-        f" {', '.join(FORMATS)}, .gz of the first three, or a name of"
-        f" {', '.join(NAMES)}")
+      f"{path}: unknown format {path.suffix!r}; give one of"
+      f" {', '.join(FORMATS)}, .gz of the first three, or a name of"
+      f" {', '.join(NAMES)}"
+    )
   if kind == ".parquet":
     return _from_parquet(path, field)
   if kind == ".txt":
@@ -188,24 +209,26 @@ def _open(path: pathlib.Path) -> Iterator[IO[str]]:
   """Open a text; what can go wrong until its end becomes a ValueError."""
   if not path.is_file():
     raise ValueError(
-        f"{path}: no such file; give an existing one or a name of"
-        f" {', '.join(NAMES)}")
+      f"{path}: no such file; give an existing one or a name of"
+      f" {', '.join(NAMES)}"
+    )
   opener = gzip.open if path.suffix == ".gz" else open
   try:
     with opener(path, "rt", encoding="utf-8-sig") as file:
       yield file
   except UnicodeDecodeError as error:
     raise ValueError(
-        f"{path}: not UTF-8 ({error.reason}); convert it, e.g. with iconv -t"
-        " utf-8") from error
+      f"{path}: not UTF-8 ({error.reason}); convert it, e.g. with iconv -t"
+      " utf-8"
+    ) from error
   except (OSError, EOFError, zlib.error) as error:
     raise ValueError(
-        f"{path}: cannot be read ({error}); copy or download it again"
+      f"{path}: cannot be read ({error}); copy or download it again"
     ) from error
 
 
 def _json_entries(
-    file: IO[str], path: pathlib.Path
+  file: IO[str], path: pathlib.Path
 ) -> Iterator[tuple[str, Any]]:
   """Entries of a JSON list or of JSON lines, each with its place."""
   is_first = True
@@ -215,7 +238,8 @@ def _json_entries(
     if is_first and line.lstrip().startswith("["):
       entries = _parse(line + file.read(), f"{path}")
       yield from (
-          (f"entry {index}", entry) for index, entry in enumerate(entries))
+        (f"entry {index}", entry) for index, entry in enumerate(entries)
+      )
       return
     is_first = False
     yield f"line {number}", _parse(line, f"{path}: line {number}")
@@ -226,8 +250,8 @@ def _parse(text: str, place: str) -> Any:
     return json.loads(text)
   except ValueError as error:
     raise ValueError(
-        f"{place}: not JSON ({error}); expected one object per line, or one"
-        " list") from error
+      f"{place}: not JSON ({error}); expected one object per line, or one list"
+    ) from error
 
 
 def _text_of(entry: Any, fields: tuple[str, ...], place: str) -> str:
@@ -235,19 +259,22 @@ def _text_of(entry: Any, fields: tuple[str, ...], place: str) -> str:
     return entry
   if not isinstance(entry, dict):
     raise ValueError(
-        f"{place}: {type(entry).__name__} is no document; expected an object"
-        f" with the field {' or '.join(fields)}")
+      f"{place}: {type(entry).__name__} is no document; expected an object"
+      f" with the field {' or '.join(fields)}"
+    )
   for field in fields:
     if field in entry:
       if isinstance(entry[field], str):
         return entry[field]
       raise ValueError(
-          f"{place}: field {field} is {type(entry[field]).__name__}, not a"
-          " string; remove or mend the row")
+        f"{place}: field {field} is {type(entry[field]).__name__}, not a"
+        " string; remove or mend the row"
+      )
   found = ", ".join(sorted(map(str, entry))[:8]) or "none"
   raise ValueError(
-      f"{place}: no field {' or '.join(fields)} (it has {found}); rename it or"
-      " name another field")
+    f"{place}: no field {' or '.join(fields)} (it has {found}); rename it or"
+    " name another field"
+  )
 
 
 def _from_parquet(path: pathlib.Path, field: str) -> list[str]:
@@ -258,8 +285,9 @@ def _from_parquet(path: pathlib.Path, field: str) -> list[str]:
     import pyarrow.parquet
   except ImportError as error:
     raise ValueError(
-        f"{path}: parquet files need pyarrow: pip install 'jaxprune[data]', or"
-        " convert the file to .jsonl") from error
+      f"{path}: parquet files need pyarrow: pip install 'jaxprune[data]', or"
+      " convert the file to .jsonl"
+    ) from error
   column, names = [], []
   try:
     names = pyarrow.parquet.read_schema(path).names
@@ -268,15 +296,17 @@ def _from_parquet(path: pathlib.Path, field: str) -> list[str]:
       column = table[field].to_pylist()
   except (pyarrow.ArrowException, OSError) as error:
     raise ValueError(
-        f"{path}: not readable as parquet ({error}); copy or download it again"
+      f"{path}: not readable as parquet ({error}); copy or download it again"
     ) from error
   if field not in names:
     raise ValueError(
-        f"{path}: no column {field} (it has {', '.join(names)}); rename it or"
-        " name another field")
+      f"{path}: no column {field} (it has {', '.join(names)}); rename it or"
+      " name another field"
+    )
   return [
-      _text_of({field: text}, (field,), f"{path}: row {row}")
-      for row, text in enumerate(column)]
+    _text_of({field: text}, (field,), f"{path}: row {row}")
+    for row, text in enumerate(column)
+  ]
 
 
 def _from_hub(name: str, held_out: bool) -> list[str]:
@@ -286,15 +316,20 @@ def _from_hub(name: str, held_out: bool) -> list[str]:
     import datasets
   except ImportError as error:
     raise ValueError(
-        f"{name}: the hub data set {path} needs the package datasets: pip"
-        f" install 'jaxprune[data]', or {local}") from error
+      f"{name}: the hub data set {path} needs the package datasets: pip"
+      f" install 'jaxprune[data]', or {local}"
+    ) from error
   try:
     rows = datasets.load_dataset(
-        path, configuration, split=split,
-        data_files=None if file is None else {split: file})
+      path,
+      configuration,
+      split=split,
+      data_files=None if file is None else {split: file},
+    )
   except Exception as error:  # it raises many unrelated types when offline
     reason = " ".join(str(error).split())
     raise ValueError(
-        f"{name}: {path} is not to be had from the hub"
-        f" ({type(error).__name__}: {reason:.200}); {local}") from error
+      f"{name}: {path} is not to be had from the hub"
+      f" ({type(error).__name__}: {reason:.200}); {local}"
+    ) from error
   return list(rows["text"])

@@ -70,7 +70,7 @@ def _flat(x_BTI: jax.Array, valid_BT: jax.Array | None):
 
 
 def observe_mean_abs(
-    x_BTI: jax.Array, valid_BT: jax.Array | None = None
+  x_BTI: jax.Array, valid_BT: jax.Array | None = None
 ) -> MeanAbs:
   """Sum |x| over the tokens of a batch.
 
@@ -91,7 +91,7 @@ def merge_mean_abs(a: MeanAbs, b: MeanAbs) -> MeanAbs:
 
 
 def observe_moments(
-    x_BTI: jax.Array, valid_BT: jax.Array | None = None
+  x_BTI: jax.Array, valid_BT: jax.Array | None = None
 ) -> Moments:
   """Take mean and centred squares over the tokens of a batch, in two passes.
 
@@ -107,7 +107,7 @@ def observe_moments(
   mean_I = x_NI.sum(axis=0) / jnp.maximum(tokens, 1)
   centred_NI = (x_NI - mean_I[None, :]) * weight_N[:, None]
   return Moments(
-      mean=mean_I, sum_centred=(centred_NI**2).sum(axis=0), tokens=tokens
+    mean=mean_I, sum_centred=(centred_NI**2).sum(axis=0), tokens=tokens
   )
 
 
@@ -121,9 +121,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
   share = b.tokens / jnp.maximum(tokens, 1)
   step_I = b.mean - a.mean
   return Moments(
-      mean=a.mean + step_I * share,
-      sum_centred=a.sum_centred
-      + b.sum_centred
-      + step_I**2 * (a.tokens * share),
-      tokens=tokens,
+    mean=a.mean + step_I * share,
+    sum_centred=a.sum_centred + b.sum_centred + step_I**2 * (a.tokens * share),
+    tokens=tokens,
   )

@@ -46,13 +46,13 @@ class Prompts:
 
 
 def read_prompts(
-    source: str | os.PathLike,
-    tokenizer: "tokenizers.Tokenizer | None" = None,
-    *,
-    limit: int | None = None,
-    add_bos: bool | None = None,
-    bos_id: int | None = None,
-    vocab_size: int | None = None,
+  source: str | os.PathLike,
+  tokenizer: "tokenizers.Tokenizer | None" = None,
+  *,
+  limit: int | None = None,
+  add_bos: bool | None = None,
+  bos_id: int | None = None,
+  vocab_size: int | None = None,
 ) -> Prompts:
   """Read prompts.
 
@@ -77,7 +77,8 @@ def read_prompts(
   texts = read_prompt_texts(name)[:limit]
   if tokenizer is None:
     raise ValueError(
-        f"{name}: text needs a tokenizer; give one, or token ids in an .npz")
+      f"{name}: text needs a tokenizer; give one, or token ids in an .npz"
+    )
   rows = []
   for number, text in enumerate(texts):
     ids = encode(tokenizer, text, add_bos, bos_id)
@@ -85,10 +86,13 @@ def read_prompts(
       raise ValueError(f"{name}: prompt {number} has no token; remove it")
     rows.append(tuple(ids))
     tokens.check_vocabulary(
-        np.asarray([ids]), name, f"prompt {number}", vocab_size)
+      np.asarray([ids]), name, f"prompt {number}", vocab_size
+    )
   return Prompts(
-      tokens=tuple(rows), source=name,
-      bos=adds_bos(tokenizer) if add_bos is None else add_bos)
+    tokens=tuple(rows),
+    source=name,
+    bos=adds_bos(tokenizer) if add_bos is None else add_bos,
+  )
 
 
 def read_prompt_texts(path: str | os.PathLike) -> list[str]:
@@ -104,7 +108,8 @@ def read_prompt_texts(path: str | os.PathLike) -> list[str]:
     texts = documents.read_rows(path, ("prompt", "text"))
   else:
     raise ValueError(
-        f"{path}: unknown format {kind!r}; give .txt, .jsonl, .json or .npz")
+      f"{path}: unknown format {kind!r}; give .txt, .jsonl, .json or .npz"
+    )
   if not texts:
     raise ValueError(f"{path}: no prompt in it; write one per line")
   for number, text in enumerate(texts):
@@ -114,7 +119,7 @@ def read_prompt_texts(path: str | os.PathLike) -> list[str]:
 
 
 def left_pad(
-    rows: tuple[tuple[int, ...], ...], pad_id: int = 0
+  rows: tuple[tuple[int, ...], ...], pad_id: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
   """Put prompts of different lengths into one batch.
 
@@ -130,6 +135,6 @@ def left_pad(
   tokens_BT = np.full((len(rows), length), pad_id, np.int32)
   valid_BT = np.zeros((len(rows), length), bool)
   for index, row in enumerate(rows):
-    tokens_BT[index, length - len(row):] = row
-    valid_BT[index, length - len(row):] = True
+    tokens_BT[index, length - len(row) :] = row
+    valid_BT[index, length - len(row) :] = True
   return tokens_BT, valid_BT

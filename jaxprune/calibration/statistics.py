@@ -68,9 +68,9 @@ class Gram:
   def squares(self) -> SquaredNorm:
     """The diagonal: what `observe_squares` would have seen, up to rounding."""
     return SquaredNorm(
-        sum_squares=jnp.diagonal(self.sum_outer),
-        sequences=self.sequences,
-        tokens=self.tokens,
+      sum_squares=jnp.diagonal(self.sum_outer),
+      sequences=self.sequences,
+      tokens=self.tokens,
     )
 
 
@@ -89,8 +89,8 @@ def _count(x_BTI, valid_BT):
     return x_BTI, sequences, jnp.int32(batch * length)
   if valid_BT.shape != (batch, length):
     raise ValueError(
-        f"valid has shape {list(valid_BT.shape)}; use {[batch, length]}, as"
-        " the inputs"
+      f"valid has shape {list(valid_BT.shape)}; use {[batch, length]}, as"
+      " the inputs"
     )
   # A product with 0 would keep a nan that sits in the padding.
   x_BTI = jnp.where(valid_BT[:, :, None], x_BTI, 0.0)
@@ -99,7 +99,7 @@ def _count(x_BTI, valid_BT):
 
 
 def observe_squares(
-    x_BTI: jax.Array, valid_BT: jax.Array | None = None
+  x_BTI: jax.Array, valid_BT: jax.Array | None = None
 ) -> SquaredNorm:
   """Sum the squares of each input over the tokens of a batch.
 
@@ -117,7 +117,7 @@ def observe_squares(
   # Over tokens first: two short sums round less than a long one.
   sum_BI = jnp.sum(jnp.square(x_BTI), axis=1)
   return SquaredNorm(
-      sum_squares=jnp.sum(sum_BI, axis=0), sequences=sequences, tokens=tokens
+    sum_squares=jnp.sum(sum_BI, axis=0), sequences=sequences, tokens=tokens
   )
 
 

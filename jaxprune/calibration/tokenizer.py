@@ -33,13 +33,14 @@ def load_tokenizer(folder: str | os.PathLike) -> "tokenizers.Tokenizer":
   path = pathlib.Path(folder) / "tokenizer.json"
   if not path.is_file():
     raise ValueError(
-        f"{path}: no such file; convert the tokenizer once with transformers'"
-        " AutoTokenizer.save_pretrained")
+      f"{path}: no such file; convert the tokenizer once with transformers'"
+      " AutoTokenizer.save_pretrained"
+    )
   try:
     tokenizer = tokenizers.Tokenizer.from_file(os.fspath(path))
   except Exception as error:  # the Rust side raises bare Exception
     raise ValueError(
-        f"{path}: not a tokenizer ({error}); copy or download it again"
+      f"{path}: not a tokenizer ({error}); copy or download it again"
     ) from error
   tokenizer.no_padding()
   tokenizer.no_truncation()
@@ -47,10 +48,10 @@ def load_tokenizer(folder: str | os.PathLike) -> "tokenizers.Tokenizer":
 
 
 def encode(
-    tokenizer: "tokenizers.Tokenizer",
-    text: str,
-    add_bos: bool | None = None,
-    bos_id: int | None = None,
+  tokenizer: "tokenizers.Tokenizer",
+  text: str,
+  add_bos: bool | None = None,
+  bos_id: int | None = None,
 ) -> list[int]:
   """Token ids of a text.
 
@@ -67,7 +68,8 @@ def encode(
   """
   if add_bos and bos_id is None:
     raise ValueError(
-        "add_bos=True: the model names no beginning-of-text token; use None")
+      "add_bos=True: the model names no beginning-of-text token; use None"
+    )
   ids = tokenizer.encode(text, add_special_tokens=add_bos is None).ids
   return [bos_id, *ids] if add_bos else ids
 

@@ -69,13 +69,13 @@ def describe(calibration: Calibration) -> dict[str, str | int | bool | None]:
   """The calibration set without its tokens, for run.json."""
   sequences, length = calibration.tokens.shape
   return {
-      "source": calibration.source,
-      "sampling": calibration.sampling,
-      "seed": calibration.seed,
-      "bos": calibration.bos,
-      "sequences": sequences,
-      "length": length,
-      "hash": calibration.hash,
+    "source": calibration.source,
+    "sampling": calibration.sampling,
+    "seed": calibration.seed,
+    "bos": calibration.bos,
+    "sequences": sequences,
+    "length": length,
+    "hash": calibration.hash,
   }
 
 
@@ -95,19 +95,19 @@ def token_hash(tokens: np.ndarray) -> str:
 
 
 def read_calibration(
-    source: str | os.PathLike,
-    tokenizer: "tokenizers.Tokenizer | None" = None,
-    *,
-    num_samples: int = 128,
-    seq_len: int = 2048,
-    seed: int = 0,
-    sampling: str | None = None,
-    division: str | None = None,
-    field: str = "text",
-    add_bos: bool | None = None,
-    bos_id: int | None = None,
-    eos_id: int | None = None,
-    vocab_size: int | None = None,
+  source: str | os.PathLike,
+  tokenizer: "tokenizers.Tokenizer | None" = None,
+  *,
+  num_samples: int = 128,
+  seq_len: int = 2048,
+  seed: int = 0,
+  sampling: str | None = None,
+  division: str | None = None,
+  field: str = "text",
+  add_bos: bool | None = None,
+  bos_id: int | None = None,
+  eos_id: int | None = None,
+  vocab_size: int | None = None,
 ) -> Calibration:
   """Read a calibration set.
 
@@ -139,20 +139,23 @@ def read_calibration(
     return Calibration(tokens=tokens, source=name)
   if tokenizer is None:
     raise ValueError(
-        f"{name}: text needs a tokenizer; give one, or token ids in an .npz")
+      f"{name}: text needs a tokenizer; give one, or token ids in an .npz"
+    )
   for argument, value in (("num_samples", num_samples), ("seq_len", seq_len)):
     if value < 1:
       raise ValueError(f"{argument}={value}: must be at least 1")
   sampling = sampling or ("joined" if name == "wikitext2" else "documents")
   if sampling not in SAMPLINGS:
     raise ValueError(
-        f"sampling={sampling!r}: must be one of {', '.join(SAMPLINGS)}")
+      f"sampling={sampling!r}: must be one of {', '.join(SAMPLINGS)}"
+    )
   division = division or ("rows" if sampling == "joined" else "auto")
   texts = documents.read_documents(name, division=division, field=field)
   if sampling == "packed" and eos_id is None:
     raise ValueError(
-        "sampling='packed': needs eos_id, the id that ends a text, to stand"
-        " between documents")
+      "sampling='packed': needs eos_id, the id that ends a text, to stand"
+      " between documents"
+    )
 
   def ids_of(text: str) -> list[int]:
     return encode(tokenizer, text, add_bos, bos_id)
@@ -167,13 +170,16 @@ def read_calibration(
   tokens = np.asarray(rows, np.int32)
   check_vocabulary(tokens, name, "the tokenizer's output", vocab_size)
   return Calibration(
-      tokens=tokens, source=name, sampling=sampling,
-      seed=None if sampling == "packed" else seed,
-      bos=adds_bos(tokenizer) if add_bos is None else add_bos)
+    tokens=tokens,
+    source=name,
+    sampling=sampling,
+    seed=None if sampling == "packed" else seed,
+    bos=adds_bos(tokenizer) if add_bos is None else add_bos,
+  )
 
 
 def read_ids(
-    path: str | os.PathLike, key: str, vocab_size: int | None = None
+  path: str | os.PathLike, key: str, vocab_size: int | None = None
 ) -> np.ndarray:
   """Read token ids [rows, length] from an .npz, exactly as they are.
 
@@ -188,26 +194,29 @@ def read_ids(
       ids = content[key] if key in keys else None
   except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
     raise ValueError(
-        f"{path}: not readable as .npz ({error}); write it with numpy.savez"
+      f"{path}: not readable as .npz ({error}); write it with numpy.savez"
     ) from error
   if ids is None:
     raise ValueError(
-        f"{path}: no array {key} (it has {', '.join(keys) or 'none'}); save"
-        f" the token ids under {key}")
+      f"{path}: no array {key} (it has {', '.join(keys) or 'none'}); save"
+      f" the token ids under {key}"
+    )
   if ids.ndim != 2 or not ids.size:
     raise ValueError(
-        f"{path}: {key} has shape {list(ids.shape)}; token ids must be"
-        " [rows, length], neither zero")
+      f"{path}: {key} has shape {list(ids.shape)}; token ids must be"
+      " [rows, length], neither zero"
+    )
   if not np.issubdtype(ids.dtype, np.integer):
     raise ValueError(
-        f"{path}: {key} holds {ids.dtype}; token ids must be integers, save"
-        " them as int32")
+      f"{path}: {key} holds {ids.dtype}; token ids must be integers, save"
+      " them as int32"
+    )
   check_vocabulary(ids, path, key, vocab_size)
   return np.ascontiguousarray(ids, np.int32)
 
 
 def check_vocabulary(
-    ids: np.ndarray, name: str, key: str, vocab_size: int | None
+  ids: np.ndarray, name: str, key: str, vocab_size: int | None
 ) -> None:
   """Refuse ids that the embedding table does not have."""
   limit = 2**31 if vocab_size is None else vocab_size
@@ -215,8 +224,9 @@ def check_vocabulary(
   if bad.any():
     row, column = np.argwhere(bad)[0]
     raise ValueError(
-        f"{name}: {key} has id {ids[row, column]} at [{row}, {column}], outside"
-        f" the vocabulary of {limit}; use this model's own tokenizer")
+      f"{name}: {key} has id {ids[row, column]} at [{row}, {column}], outside"
+      f" the vocabulary of {limit}; use this model's own tokenizer"
+    )
 
 
 def _from_documents(texts, ids_of, shape, seed, name):
@@ -244,9 +254,10 @@ def _from_documents(texts, ids_of, shape, seed, name):
 
 def _too_short(name, texts, longest, seq_len, tried):
   return ValueError(
-      f"{name}: none of the {tried} documents tried of {len(texts)} is longer"
-      f" than seq_len={seq_len} tokens (the longest has {longest}); use"
-      f" sampling='packed', or seq_len below {longest}")
+    f"{name}: none of the {tried} documents tried of {len(texts)} is longer"
+    f" than seq_len={seq_len} tokens (the longest has {longest}); use"
+    f" sampling='packed', or seq_len below {longest}"
+  )
 
 
 def _windows(ids, shape, seed, name):
@@ -254,8 +265,9 @@ def _windows(ids, shape, seed, name):
   num_samples, seq_len = shape
   if len(ids) <= seq_len:
     raise ValueError(
-        f"{name}: the joined text has {len(ids)} tokens, not more than"
-        f" seq_len={seq_len}; use more text or a smaller seq_len")
+      f"{name}: the joined text has {len(ids)} tokens, not more than"
+      f" seq_len={seq_len}; use more text or a smaller seq_len"
+    )
   generator = random.Random(seed)
   return [_cut(ids, seq_len, generator) for _ in range(num_samples)]
 
@@ -280,7 +292,8 @@ def _packed(texts, ids_of, eos_id, shape, name):
       break
   else:
     raise ValueError(
-        f"{name}: {len(texts)} documents have {len(ids)} tokens, fewer than"
-        f" num_samples={num_samples} x seq_len={seq_len}; use more text, or"
-        f" num_samples of at most {len(ids) // seq_len}")
+      f"{name}: {len(texts)} documents have {len(ids)} tokens, fewer than"
+      f" num_samples={num_samples} x seq_len={seq_len}; use more text, or"
+      f" num_samples of at most {len(ids) // seq_len}"
+    )
   return np.reshape(ids[:needed], shape)

@@ -30,14 +30,14 @@ def read_drops(source: Source) -> dict[str, tuple[int, ...]]:
     ValueError: a list is neither.
   """
   return {
-      sublayer: _drop_list(source, key) for sublayer, key in _DROP_KEYS.items()
+    sublayer: _drop_list(source, key) for sublayer, key in _DROP_KEYS.items()
   }
 
 
 def patched_config(
-    source: Source,
-    provenance: Mapping[str, Any],
-    drops: Mapping[str, Sequence[int]],
+  source: Source,
+  provenance: Mapping[str, Any],
+  drops: Mapping[str, Sequence[int]],
 ) -> dict[str, Any]:
   """Return the config.json of a model made from `source`.
 
@@ -81,6 +81,7 @@ def _drop_list(source: Source, key: str) -> tuple[int, ...]:
     if all(type(v) is int and 0 <= v < num_layers for v in value):
       return tuple(sorted(set(value)))
   raise ValueError(
-      f"{source.folder / 'config.json'}: {key}={value!r:.80} is neither layer"
-      f" indices below {num_layers} nor {num_layers} bools; correct or remove"
-      " it")
+    f"{source.folder / 'config.json'}: {key}={value!r:.80} is neither layer"
+    f" indices below {num_layers} nor {num_layers} bools; correct or remove"
+    " it"
+  )

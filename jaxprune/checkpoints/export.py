@@ -60,14 +60,14 @@ class Export:
 
 
 def start_export(
-    folder: str | os.PathLike,
-    source: Source,
-    *,
-    provenance: Mapping[str, Any] | None = None,
-    drop_attention: Sequence[int] = (),
-    drop_mlp: Sequence[int] = (),
-    changes: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
+  folder: str | os.PathLike,
+  source: Source,
+  *,
+  provenance: Mapping[str, Any] | None = None,
+  drop_attention: Sequence[int] = (),
+  drop_mlp: Sequence[int] = (),
+  changes: Mapping[str, Any] | None = None,
+  overwrite: bool = False,
 ) -> Export:
   """Begin an export, or take up one that was cut off.
 
@@ -93,24 +93,26 @@ def start_export(
   folder = pathlib.Path(folder).resolve()
   _check_target(folder, source, overwrite)
   job = {
-      "provenance": dict(provenance or {}),
-      "drop_attention": _drops(source, "attention", drop_attention),
-      "drop_mlp": _drops(source, "mlp", drop_mlp),
-      "changes": dict(changes or {}),
-      "source": _fingerprint(source),
+    "provenance": dict(provenance or {}),
+    "drop_attention": _drops(source, "attention", drop_attention),
+    "drop_mlp": _drops(source, "mlp", drop_mlp),
+    "changes": dict(changes or {}),
+    "source": _fingerprint(source),
   }
   try:
     job = json.loads(json.dumps(job, allow_nan=False))
   except (TypeError, ValueError) as error:
     raise ValueError(
-        f"provenance cannot be written as JSON ({error}); use strings, finite"
-        " numbers, lists and dicts") from error
+      f"provenance cannot be written as JSON ({error}); use strings, finite"
+      " numbers, lists and dicts"
+    ) from error
   work = folder.with_name(folder.name + ".partial")
   config = source.config
   if changes:
     config = type(config).from_hf({**source.hf, **changes})
   export = Export(
-      folder=folder, work=work, source=source, config=config, job=job)
+    folder=folder, work=work, source=source, config=config, job=job
+  )
   work.mkdir(parents=True, exist_ok=True)
   for stale in work.glob(".*.tmp"):
     stale.unlink()
@@ -118,14 +120,16 @@ def start_export(
     files.atomic_write_json(work / PROGRESS, {"job": job, "shards": {}})
   elif not (work / PROGRESS).is_file():
     raise ValueError(
-        f"{work}: not the work of an export; move it away or choose another"
-        " output folder")
+      f"{work}: not the work of an export; move it away or choose another"
+      " output folder"
+    )
   else:
     earlier = files.read_json(work / PROGRESS).get("job")
     if earlier != job:
       raise ValueError(
-          f"{work}: unfinished work of another job ({_difference(earlier, job)}"
-          "); finish that job, or remove the folder to start over")
+        f"{work}: unfinished work of another job ({_difference(earlier, job)}"
+        "); finish that job, or remove the folder to start over"
+      )
   return export
 
 
@@ -133,9 +137,9 @@ def finished_layers(export: Export) -> tuple[int, ...]:
   """Return the layers whose shards are whole: recorded size, right header."""
   recorded = files.read_json(export.work / PROGRESS)["shards"]
   return tuple(
-      index
-      for index in range(export.source.config.num_layers)
-      if _is_whole(export, index, recorded)
+    index
+    for index in range(export.source.config.num_layers)
+    if _is_whole(export, index, recorded)
   )
 
 
@@ -143,11 +147,11 @@ def read_finished_layer(export: Export, index: int) -> Tree:
   """Read back a finished layer, as `read_layer` reads one of the source."""
   path = export.work / _shard_name(export, index)
   if not path.is_file():
-    raise ValueError(
-        f"{path}: layer {index} is not finished; write it first")
+    raise ValueError(f"{path}: layer {index} is not finished; write it first")
   tensors, _ = shards.read_header(path)
   written = dataclasses.replace(
-      export.source, folder=export.work, config=export.config, tensors=tensors)
+    export.source, folder=export.work, config=export.config, tensors=tensors
+  )
   return huggingface.read_layer(written, index)
 
 
@@ -167,13 +171,14 @@ def write_layer(export: Export, index: int, layer: Tree) -> None:
   config = export.config
   if not 0 <= index < config.num_layers:
     raise ValueError(
-        f"no layer {index} in {export.source.folder}; give one of"
-        f" 0..{config.num_layers - 1}")
+      f"no layer {index} in {export.source.folder}; give one of"
+      f" 0..{config.num_layers - 1}"
+    )
   outputs = names.table(config).sublayer_outputs
   zero = tuple(
-      outputs[sublayer] + "/"
-      for sublayer in outputs
-      if index in export.job[f"drop_{sublayer}"]
+    outputs[sublayer] + "/"
+    for sublayer in outputs
+    if index in export.job[f"drop_{sublayer}"]
   )
   _write_rows(export, index, names.layer_rows(config), layer, zero)
 
@@ -195,7 +200,8 @@ def finish_export(export: Export, outer: Tree | None = None) -> pathlib.Path:
   missing = sorted(set(range(config.num_layers)) - {*finished_layers(export)})
   if missing:
     raise ValueError(
-        f"{work}: layers {missing} are not finished; write them first")
+      f"{work}: layers {missing} are not finished; write them first"
+    )
   if outer is None:
     outer = huggingface.read_outer(export.source)
   _write_rows(export, config.num_layers, names.outer_rows(config), outer, ())
@@ -206,11 +212,11 @@ def finish_export(export: Export, outer: Tree | None = None) -> pathlib.Path:
     weight_map |= dict.fromkeys(tensors, shard)
     total += sum(tensor.end - tensor.begin for tensor in tensors.values())
   files.atomic_write_json(
-      work / folders.INDEX,
-      {
-          "metadata": {"total_size": total},
-          "weight_map": dict(sorted(weight_map.items())),
-      },
+    work / folders.INDEX,
+    {
+      "metadata": {"total_size": total},
+      "weight_map": dict(sorted(weight_map.items())),
+    },
   )
   for name in ("generation_config.json", *huggingface.TOKENIZER_FILES):
     if os.path.lexists(export.source.folder / name):
@@ -226,14 +232,14 @@ def finish_export(export: Export, outer: Tree | None = None) -> pathlib.Path:
 
 
 def save_params(
-    folder: str | os.PathLike,
-    params: Tree,
-    source: Source,
-    *,
-    provenance: Mapping[str, Any] | None = None,
-    drop_attention: Sequence[int] = (),
-    drop_mlp: Sequence[int] = (),
-    overwrite: bool = False,
+  folder: str | os.PathLike,
+  params: Tree,
+  source: Source,
+  *,
+  provenance: Mapping[str, Any] | None = None,
+  drop_attention: Sequence[int] = (),
+  drop_mlp: Sequence[int] = (),
+  overwrite: bool = False,
 ) -> pathlib.Path:
   """Write a whole model, layers stacked on `L`.
 
@@ -242,27 +248,35 @@ def save_params(
   """
   leaves = names.flatten(params)
   stacked = {
-      path.removeprefix("layers/"): leaf
-      for path, leaf in leaves.items()
-      if path.startswith("layers/")
+    path.removeprefix("layers/"): leaf
+    for path, leaf in leaves.items()
+    if path.startswith("layers/")
   }
-  outer = names.nest({
+  outer = names.nest(
+    {
       path: leaf
       for path, leaf in leaves.items()
       if not path.startswith("layers/")
-  })
+    }
+  )
   for path, leaf in stacked.items():
     if leaf.shape[:1] != (source.config.num_layers,):
       raise ValueError(
-          f"layers/{path}: expected {source.config.num_layers} layers on the"
-          f" first axis, found shape {list(leaf.shape)}; pass stacked params")
+        f"layers/{path}: expected {source.config.num_layers} layers on the"
+        f" first axis, found shape {list(leaf.shape)}; pass stacked params"
+      )
   work = pathlib.Path(folder).resolve()
   work = work.with_name(work.name + ".partial")
   fresh = not work.exists()
   try:
     export = start_export(
-        folder, source, provenance=provenance, drop_attention=drop_attention,
-        drop_mlp=drop_mlp, overwrite=overwrite)
+      folder,
+      source,
+      provenance=provenance,
+      drop_attention=drop_attention,
+      drop_mlp=drop_mlp,
+      overwrite=overwrite,
+    )
     for index in range(source.config.num_layers):
       layer = {path: leaf[index] for path, leaf in stacked.items()}
       write_layer(export, index, names.nest(layer))
@@ -273,42 +287,45 @@ def save_params(
     raise
 
 
-def _drops(
-    source: Source, sublayer: str, indices: Sequence[int]
-) -> list[int]:
+def _drops(source: Source, sublayer: str, indices: Sequence[int]) -> list[int]:
   """Check the layers to drop from and sort them."""
   num_layers = source.config.num_layers
   drops = sorted({int(index) for index in indices})
   if drops and not 0 <= drops[0] <= drops[-1] < num_layers:
     raise ValueError(
-        f"drop_{sublayer}={drops}: the model has layers 0..{num_layers - 1};"
-        " drop some of those")
+      f"drop_{sublayer}={drops}: the model has layers 0..{num_layers - 1};"
+      " drop some of those"
+    )
   if drops and sublayer not in names.table(source.config).sublayer_outputs:
     raise ValueError(
-        f"drop_{sublayer}={drops}: a zero projection is no identity in family"
-        f" {source.config.family!r}; it cannot be exported with drops")
+      f"drop_{sublayer}={drops}: a zero projection is no identity in family"
+      f" {source.config.family!r}; it cannot be exported with drops"
+    )
   return drops
 
 
 def _check_target(
-    folder: pathlib.Path, source: Source, overwrite: bool
+  folder: pathlib.Path, source: Source, overwrite: bool
 ) -> None:
   """Refuse an output folder before any long work."""
   home = source.folder.resolve()
   if folder == home or folder in home.parents:
     raise ValueError(
-        f"{folder}: holds the source model; choose another output folder")
+      f"{folder}: holds the source model; choose another output folder"
+    )
   if folder.exists() and not folder.is_dir():
     raise ValueError(f"{folder}: is a file; choose another output folder")
   if not folder.exists() or not any(folder.iterdir()):
     return
   if not overwrite:
     raise ValueError(
-        f"{folder}: is not empty; choose another output folder or overwrite")
+      f"{folder}: is not empty; choose another output folder or overwrite"
+    )
   if not (folder / "config.json").is_file():
     raise ValueError(
-        f"{folder}: is not a model folder (no config.json), so it is not"
-        " overwritten; choose another output folder")
+      f"{folder}: is not a model folder (no config.json), so it is not"
+      " overwritten; choose another output folder"
+    )
 
 
 def _fingerprint(source: Source) -> str:
@@ -354,16 +371,16 @@ def _is_whole(export: Export, index: int, recorded: dict[str, Any]) -> bool:
   for row in names.layer_rows(export.config):
     name = row.name.format(index)
     shape = names.leaf_shape(export.config, row)
-    wanted[name] = (
-        _dtype(export, name), shape[:: -1 if row.transpose else 1])
+    wanted[name] = (_dtype(export, name), shape[:: -1 if row.transpose else 1])
   return wanted == {name: (t.dtype, t.shape) for name, t in found.items()}
 
 
 def _dtype(export: Export, name: str) -> str:
   """The dtype in the file; a bias that the source lacks has its kernel's."""
   tensors = export.source.tensors
-  return (tensors.get(name) or tensors[
-      name.removesuffix(".bias") + ".weight"]).dtype
+  return (
+    tensors.get(name) or tensors[name.removesuffix(".bias") + ".weight"]
+  ).dtype
 
 
 def _write_rows(export, index, rows, tree, zero) -> None:
@@ -372,8 +389,9 @@ def _write_rows(export, index, rows, tree, zero) -> None:
   wrong = {row.path for row in rows} ^ leaves.keys()
   if wrong:
     raise ValueError(
-        f"leaves {sorted(wrong)} are missing or extra in what is exported to"
-        f" {export.folder}; pass the tree that the source has")
+      f"leaves {sorted(wrong)} are missing or extra in what is exported to"
+      f" {export.folder}; pass the tree that the source has"
+    )
   tensors = {}
   for row in rows:
     name = row.name.format(index)
@@ -381,10 +399,12 @@ def _write_rows(export, index, rows, tree, zero) -> None:
     shape = names.leaf_shape(export.config, row)
     leaf = leaves[row.path]
     if tuple(leaf.shape) != shape or not jnp.issubdtype(
-        leaf.dtype, jnp.floating):
+      leaf.dtype, jnp.floating
+    ):
       raise ValueError(
-          f"{row.path} of {name!r}: expected floats {list(shape)}, found"
-          f" {leaf.dtype} {list(leaf.shape)}; pass kernels as [I, O]")
+        f"{row.path} of {name!r}: expected floats {list(shape)}, found"
+        f" {leaf.dtype} {list(leaf.shape)}; pass kernels as [I, O]"
+      )
     if zero and row.path.startswith(zero):
       tensors[name] = np.zeros(shape[:: -1 if row.transpose else 1], dtype)
       continue
@@ -394,11 +414,14 @@ def _write_rows(export, index, rows, tree, zero) -> None:
     shards.copy_into(tensors[name], array)
     if not shards.all_finite(tensors[name]):
       raise ValueError(
-          f"{row.path} of {name!r}: NaN or infinite as {dtype}; nothing was"
-          " written for it, look at the step that made it")
+        f"{row.path} of {name!r}: NaN or infinite as {dtype}; nothing was"
+        " written for it, look at the step that made it"
+      )
   path = export.work / _shard_name(export, index)
   sha256 = shards.write_shard(path, tensors, {"format": "pt"})
   progress = files.read_json(export.work / PROGRESS)
   progress["shards"][path.name] = {
-      "size": path.stat().st_size, "sha256": sha256}
+    "size": path.stat().st_size,
+    "sha256": sha256,
+  }
   files.atomic_write_json(export.work / PROGRESS, progress)

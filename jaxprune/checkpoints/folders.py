@@ -33,16 +33,17 @@ def inside(folder: str | os.PathLike, name: object) -> pathlib.Path:
   """
   folder = pathlib.Path(folder)
   plain = (
-      isinstance(name, str)
-      and name == os.path.basename(name)
-      and name not in ("", ".", "..")
-      and "\\" not in name
-      and "\0" not in name
+    isinstance(name, str)
+    and name == os.path.basename(name)
+    and name not in ("", ".", "..")
+    and "\\" not in name
+    and "\0" not in name
   )
   if not plain:
     raise ValueError(
-        f"{folder}: {name!r} is not a plain file name; a model may only name"
-        " files of its own folder, get it from a source you trust")
+      f"{folder}: {name!r} is not a plain file name; a model may only name"
+      " files of its own folder, get it from a source you trust"
+    )
   path = folder / name
   home = pathlib.Path(os.path.realpath(folder))
   real = pathlib.Path(os.path.realpath(path))
@@ -51,12 +52,14 @@ def inside(folder: str | os.PathLike, name: object) -> pathlib.Path:
     homes.append(home.parents[1] / "blobs")
   if not any(real.is_relative_to(place) for place in homes):
     raise ValueError(
-        f"{path}: leads out of its folder to {str(real)!r}; put a copy of the"
-        " file there instead of a link")
+      f"{path}: leads out of its folder to {str(real)!r}; put a copy of the"
+      " file there instead of a link"
+    )
   if not real.is_file():
     raise ValueError(
-        f"{path}: no such file; the copy of the model is incomplete, copy or"
-        " download it again")
+      f"{path}: no such file; the copy of the model is incomplete, copy or"
+      " download it again"
+    )
   return path
 
 
@@ -76,8 +79,9 @@ def read_tensors(folder: str | os.PathLike) -> dict[str, shards.Tensor]:
   single, index = (os.path.lexists(folder / name) for name in (SINGLE, INDEX))
   if single and index:
     raise ValueError(
-        f"{folder}: has both {SINGLE} and {INDEX}; remove the one that is not"
-        " the model")
+      f"{folder}: has both {SINGLE} and {INDEX}; remove the one that is not"
+      " the model"
+    )
   if single:
     return shards.read_header(inside(folder, SINGLE))[0]
   if not index:
@@ -88,18 +92,19 @@ def read_tensors(folder: str | os.PathLike) -> dict[str, shards.Tensor]:
   for shard, names in listed.items():
     found, _ = shards.read_header(inside(folder, shard))
     problems += [
-        f"tensor {name!r} listed for {shard} but not in it"
-        for name in sorted(names - found.keys())
+      f"tensor {name!r} listed for {shard} but not in it"
+      for name in sorted(names - found.keys())
     ]
     problems += [
-        f"tensor {name!r} in {shard} but not listed for it"
-        for name in sorted(found.keys() - names)
+      f"tensor {name!r} in {shard} but not listed for it"
+      for name in sorted(found.keys() - names)
     ]
     tensors |= found
   if problems:
     raise ValueError(
-        f"{folder / INDEX}: {summarise(problems)}; index and shards are not of"
-        " one model, download or export the folder again")
+      f"{folder / INDEX}: {summarise(problems)}; index and shards are not of"
+      " one model, download or export the folder again"
+    )
   return tensors
 
 
@@ -117,15 +122,17 @@ def _read_index(folder: pathlib.Path) -> dict[str, set[str]]:
   weight_map = files.read_json(path).get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
     raise ValueError(
-        f"{path}: 'weight_map' should map tensor names to shards, found"
-        f" {weight_map!r:.80}; download or export the folder again")
+      f"{path}: 'weight_map' should map tensor names to shards, found"
+      f" {weight_map!r:.80}; download or export the folder again"
+    )
   listed: dict[str, set[str]] = {}
   for name, shard in weight_map.items():
     # Before it is a dictionary key: a list here would be a TypeError.
     if not isinstance(shard, str) or not shard.endswith(".safetensors"):
       raise ValueError(
-          f"{path}: {shard!r} for tensor {name!r} is not a .safetensors file"
-          " name; download or export the folder again")
+        f"{path}: {shard!r} for tensor {name!r} is not a .safetensors file"
+        " name; download or export the folder again"
+      )
     listed.setdefault(shard, set()).add(name)
   return listed
 
@@ -133,13 +140,16 @@ def _read_index(folder: pathlib.Path) -> dict[str, set[str]]:
 def _no_weights(folder: pathlib.Path) -> str:
   """Say why a folder has no weights to read."""
   pickled = sorted(
-      path.name for path in folder.iterdir() if path.suffix in _PICKLED)
+    path.name for path in folder.iterdir() if path.suffix in _PICKLED
+  )
   if pickled:
     return (
-        f"{folder}: only pickled weights ({pickled[0]}), which can run code"
-        " when read; convert them where you trust them with transformers:"
-        " AutoModelForCausalLM.from_pretrained(FOLDER)"
-        ".save_pretrained(NEW_FOLDER)")
+      f"{folder}: only pickled weights ({pickled[0]}), which can run code"
+      " when read; convert them where you trust them with transformers:"
+      " AutoModelForCausalLM.from_pretrained(FOLDER)"
+      ".save_pretrained(NEW_FOLDER)"
+    )
   return (
-      f"{folder}: no {SINGLE} and no {INDEX}; point to a folder with a"
-      " Hugging Face safetensors checkpoint")
+    f"{folder}: no {SINGLE} and no {INDEX}; point to a folder with a"
+    " Hugging Face safetensors checkpoint"
+  )

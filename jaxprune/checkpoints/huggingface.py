@@ -23,11 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.checkpoints import folders, names, shards
-from jaxprune.checkpoints.source import (
-    WEIGHT_DTYPES,
-    Source,
-    open_checkpoint,
-)
+from jaxprune.checkpoints.source import WEIGHT_DTYPES, Source, open_checkpoint
 
 Tree = dict[str, Any]
 Sharding = jax.sharding.Sharding
@@ -35,15 +31,15 @@ Sharding = jax.sharding.Sharding
 # Copied beside exported weights, and all that is fetched from the hub beside
 # the weights.
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "vocab.json",
+  "merges.txt",
+  "vocab.txt",
+  "tokenizer.model",
+  "chat_template.jinja",
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -66,28 +62,30 @@ def resolve_model(name: str | os.PathLike) -> pathlib.Path:
     return folder
   if not _HUB_ID.fullmatch(os.fspath(name)):
     raise ValueError(
-        f"{os.fspath(name)!r}: no such folder; give a local checkpoint folder,"
-        " or ORGANISATION/NAME on the Hugging Face hub")
+      f"{os.fspath(name)!r}: no such folder; give a local checkpoint folder,"
+      " or ORGANISATION/NAME on the Hugging Face hub"
+    )
   try:
     import huggingface_hub
 
     found = huggingface_hub.snapshot_download(
-        os.fspath(name),
-        allow_patterns=[
-            "config.json",
-            "generation_config.json",
-            folders.SINGLE,
-            folders.INDEX,
-            "model-*.safetensors",
-            *TOKENIZER_FILES,
-        ],
+      os.fspath(name),
+      allow_patterns=[
+        "config.json",
+        "generation_config.json",
+        folders.SINGLE,
+        folders.INDEX,
+        "model-*.safetensors",
+        *TOKENIZER_FILES,
+      ],
     )
   except Exception as error:  # the client raises over a dozen unrelated types
     reason = " ".join(str(error).split())
     raise ValueError(
-        f"{os.fspath(name)!r}: no such folder, and not to be had from the hub"
-        f" ({type(error).__name__}: {reason:.200}); check the name and the"
-        " network, or give a local checkpoint folder") from error
+      f"{os.fspath(name)!r}: no such folder, and not to be had from the hub"
+      f" ({type(error).__name__}: {reason:.200}); check the name and the"
+      " network, or give a local checkpoint folder"
+    ) from error
   return pathlib.Path(found)
 
 
@@ -107,8 +105,9 @@ def read_layer(source: Source, index: int) -> Tree:
   """
   if not 0 <= index < source.config.num_layers:
     raise ValueError(
-        f"{source.folder}: no layer {index}; give one of"
-        f" 0..{source.config.num_layers - 1}")
+      f"{source.folder}: no layer {index}; give one of"
+      f" 0..{source.config.num_layers - 1}"
+    )
   rows = names.layer_rows(source.config)
   return names.nest({row.path: _read(source, row, index) for row in rows})
 
@@ -126,9 +125,9 @@ def read_outer(source: Source) -> Tree:
 
 
 def load_params(
-    folder_or_source: str | os.PathLike | Source,
-    dtype: Any = None,
-    sharding: Callable[[str, tuple[int, ...]], Sharding | None] | None = None,
+  folder_or_source: str | os.PathLike | Source,
+  dtype: Any = None,
+  sharding: Callable[[str, tuple[int, ...]], Sharding | None] | None = None,
 ) -> tuple[names.Config, Tree]:
   """Load a whole model, layers stacked on a leading `L`.
 
@@ -155,18 +154,20 @@ def load_params(
     source = open_checkpoint(source)
   if dtype is not None and jnp.dtype(dtype) not in _float_dtypes():
     raise ValueError(
-        f"dtype {dtype!r} is not one for weights; use float32, bfloat16 or"
-        " float16")
+      f"dtype {dtype!r} is not one for weights; use float32, bfloat16 or"
+      " float16"
+    )
   _check_tied(source)
   config = source.config
   outer = {
-      row.path: _load(source, row.path, row, None, dtype, sharding)
-      for row in names.outer_rows(config)
+    row.path: _load(source, row.path, row, None, dtype, sharding)
+    for row in names.outer_rows(config)
   }
   layers = {
-      f"layers/{row.path}": _load(
-          source, f"layers/{row.path}", row, config.num_layers, dtype, sharding)
-      for row in names.layer_rows(config)
+    f"layers/{row.path}": _load(
+      source, f"layers/{row.path}", row, config.num_layers, dtype, sharding
+    )
+    for row in names.layer_rows(config)
   }
   return config, names.nest(outer | layers)
 
@@ -200,12 +201,16 @@ def _check_tied(source: Source) -> None:
   if copy is None:
     return
   if copy.dtype != original.dtype or not np.array_equal(
-      *(shards.view(t).view(f"u{shards.DTYPES[t.dtype].itemsize}")
-        for t in (copy, original))):
+    *(
+      shards.view(t).view(f"u{shards.DTYPES[t.dtype].itemsize}")
+      for t in (copy, original)
+    )
+  ):
     raise ValueError(
-        f"{copy.path}: tensor {tied[0]!r} differs from {tied[1]!r} but"
-        " config.json says tie_word_embeddings=true; set it to false, or"
-        " remove the tensor")
+      f"{copy.path}: tensor {tied[0]!r} differs from {tied[1]!r} but"
+      " config.json says tie_word_embeddings=true; set it to false, or"
+      " remove the tensor"
+    )
 
 
 def _read(source: Source, row: names.Row, index: int) -> np.ndarray:
@@ -225,11 +230,13 @@ def _fill(out, tensor, row, name, where) -> None:
     return
   if shards.all_finite(np.ascontiguousarray(view)):
     raise ValueError(
-        f"{tensor.path}: tensor {name!r} has values too large for {out.dtype};"
-        " load it as float32 or bfloat16")
+      f"{tensor.path}: tensor {name!r} has values too large for {out.dtype};"
+      " load it as float32 or bfloat16"
+    )
   raise ValueError(
-      f"{tensor.path}: tensor {name!r} has NaN or infinite values; the"
-      " checkpoint is damaged, download or train it again")
+    f"{tensor.path}: tensor {name!r} has NaN or infinite values; the"
+    " checkpoint is damaged, download or train it again"
+  )
 
 
 def _load(source, path, row, num_layers, dtype, sharding) -> jax.Array:
@@ -252,8 +259,12 @@ def _load(source, path, row, num_layers, dtype, sharding) -> jax.Array:
     # Copies release the interpreter lock: layers fill side by side.
     with concurrent.futures.ThreadPoolExecutor() as pool:
       filled = pool.map(
-          lambda slot, name: _fill(
-              slot, source.tensors[name], row, name, where[1:]), out, chosen)
+        lambda slot, name: _fill(
+          slot, source.tensors[name], row, name, where[1:]
+        ),
+        out,
+        chosen,
+      )
       list(filled)  # raises what a thread raised, lowest layer first
     return out
 

@@ -24,9 +24,9 @@ _FORMAT = "jaxprune masks 1"
 
 
 def write_masks(
-    path: str | os.PathLike,
-    masks: Mapping[str, Mapping[str, Any]],
-    metadata: Mapping[str, Any],
+  path: str | os.PathLike,
+  masks: Mapping[str, Mapping[str, Any]],
+  metadata: Mapping[str, Any],
 ) -> None:
   """Write masks, whole or not at all.
 
@@ -45,8 +45,9 @@ def write_masks(
     plain = name.count("/") == 1 and "." not in name
     if not plain or mask.dtype != bool or mask.ndim != 3 or not mask.size:
       raise ValueError(
-          f"mask {name!r}: expected GROUP/KERNEL and bool [L, I, O], found"
-          f" {mask.dtype} {list(mask.shape)}; pass True = keep per kernel")
+        f"mask {name!r}: expected GROUP/KERNEL and bool [L, I, O], found"
+        f" {mask.dtype} {list(mask.shape)}; pass True = keep per kernel"
+      )
     name = name.replace("/", ".")
     shapes[name] = list(mask.shape)
     packed[name] = np.packbits(mask.reshape(mask.shape[0], -1), axis=1)
@@ -54,7 +55,7 @@ def write_masks(
 
 
 def read_masks(
-    path: str | os.PathLike, config: ModelConfig | None = None
+  path: str | os.PathLike, config: ModelConfig | None = None
 ) -> tuple[Masks, dict[str, Any]]:
   """Read masks.
 
@@ -75,17 +76,18 @@ def read_masks(
     group, kernel = name.split(".")
     if known is not None and known.get((group, kernel)) != shape:
       raise ValueError(
-          f"{path}: mask {name!r} expected shape"
-          f" {known.get((group, kernel), 'none (no such kernel)')}, found"
-          f" {shape}; the masks are of another model")
+        f"{path}: mask {name!r} expected shape"
+        f" {known.get((group, kernel), 'none (no such kernel)')}, found"
+        f" {shape}; the masks are of another model"
+      )
     leaves[f"{group}/{kernel}"] = _unpack(tensors[name], shape)
   return names.nest(leaves), metadata
 
 
 def merge_masks(
-    path: str | os.PathLike,
-    parts: Sequence[str | os.PathLike],
-    metadata: Mapping[str, Any],
+  path: str | os.PathLike,
+  parts: Sequence[str | os.PathLike],
+  metadata: Mapping[str, Any],
 ) -> None:
   """Join mask files of consecutive layers into one, without unpacking.
 
@@ -102,14 +104,15 @@ def merge_masks(
   for part, (_, shapes, _) in zip(parts, read):
     if {name: shape[1:] for name, shape in shapes.items()} != kernels:
       raise ValueError(
-          f"{part}: its kernels are not those of {parts[0]}; prune again")
+        f"{part}: its kernels are not those of {parts[0]}; prune again"
+      )
   packed = {
-      name: np.concatenate([shards.view(t[name]) for t, _, _ in read])
-      for name in kernels
+    name: np.concatenate([shards.view(t[name]) for t, _, _ in read])
+    for name in kernels
   }
   joined = {
-      name: [sum(shapes[name][0] for _, shapes, _ in read), *kernels[name]]
-      for name in kernels
+    name: [sum(shapes[name][0] for _, shapes, _ in read), *kernels[name]]
+    for name in kernels
   }
   _write(path, packed, joined, metadata)
 
@@ -119,8 +122,9 @@ def _write(path, packed, shapes, metadata) -> None:
     text = json.dumps(dict(metadata), allow_nan=False)
   except (TypeError, ValueError) as error:
     raise ValueError(
-        f"{path}: metadata cannot be written as JSON ({error}); use strings,"
-        " finite numbers, lists and dicts") from error
+      f"{path}: metadata cannot be written as JSON ({error}); use strings,"
+      " finite numbers, lists and dicts"
+    ) from error
   header = {"format": _FORMAT, "shapes": json.dumps(shapes), "metadata": text}
   shards.write_shard(path, packed, header)
 
@@ -131,32 +135,37 @@ def _read(path):
   tensors, header = shards.read_header(path)
   if header.get("format") != _FORMAT:
     raise ValueError(
-        f"{path}: expected a file of format {_FORMAT!r}, found"
-        f" {header.get('format')!r}; point to the masks of a pruned model")
+      f"{path}: expected a file of format {_FORMAT!r}, found"
+      f" {header.get('format')!r}; point to the masks of a pruned model"
+    )
   try:
     shapes = json.loads(header["shapes"])
     metadata = json.loads(header["metadata"])
     shapes = {name: tuple(map(int, shape)) for name, shape in shapes.items()}
   except (KeyError, ValueError, TypeError, AttributeError) as error:
     raise ValueError(
-        f"{path}: header of a mask file is damaged ({error!r}); write the"
-        " masks again") from error
+      f"{path}: header of a mask file is damaged ({error!r}); write the"
+      " masks again"
+    ) from error
   if shapes.keys() != tensors.keys():
     raise ValueError(
-        f"{path}: masks {sorted(shapes.keys() ^ tensors.keys())} are in the"
-        " header or in the file but not in both; write the masks again")
+      f"{path}: masks {sorted(shapes.keys() ^ tensors.keys())} are in the"
+      " header or in the file but not in both; write the masks again"
+    )
   for name, shape in shapes.items():
     if name.count(".") != 1 or len(shape) != 3 or min(shape) < 1:
       raise ValueError(
-          f"{path}: mask {name!r} {list(shape)} is not GROUP.KERNEL [L, I, O];"
-          " write the masks again")
+        f"{path}: mask {name!r} {list(shape)} is not GROUP.KERNEL [L, I, O];"
+        " write the masks again"
+      )
     packed = (shape[0], -(-math.prod(shape[1:]) // 8))
     found = tensors[name]
     if found.dtype != "U8" or found.shape != packed:
       raise ValueError(
-          f"{path}: mask {name!r} expected U8 {list(packed)} for shape"
-          f" {list(shape)}, found {found.dtype} {list(found.shape)}; write the"
-          " masks again")
+        f"{path}: mask {name!r} expected U8 {list(packed)} for shape"
+        f" {list(shape)}, found {found.dtype} {list(found.shape)}; write the"
+        " masks again"
+      )
   return tensors, shapes, metadata
 
 

@@ -20,14 +20,14 @@ Config = ModelConfig | EncoderConfig
 
 # The config field behind each letter of a row's shape.
 _SIZES = {
-    "D": "embed_dim",
-    "F": "mlp_dim",
-    "H": "head_dim",
-    "K": "num_kv_heads",
-    "N": "num_heads",
-    "S": "max_positions",
-    "V": "vocab_size",
-    "Y": "num_token_types",
+  "D": "embed_dim",
+  "F": "mlp_dim",
+  "H": "head_dim",
+  "K": "num_kv_heads",
+  "N": "num_heads",
+  "S": "max_positions",
+  "V": "vocab_size",
+  "Y": "num_token_types",
 }
 
 
@@ -87,52 +87,81 @@ _MLP_BIAS = ("mlp_bias", True)
 _QK_NORM = ("qk_norm", True)
 
 DECODER = Table(
-    outer=(
-        Row("model.embed_tokens.weight", "embed/table", ("V", "D")),
-        Row("model.norm.weight", "final_norm/scale", ("D",)),
-        Row("lm_head.weight", "head/kernel", ("D", "V"), True,
-            ("tie_embeddings", False)),
+  outer=(
+    Row("model.embed_tokens.weight", "embed/table", ("V", "D")),
+    Row("model.norm.weight", "final_norm/scale", ("D",)),
+    Row(
+      "lm_head.weight",
+      "head/kernel",
+      ("D", "V"),
+      True,
+      ("tie_embeddings", False),
     ),
-    layer=(
-        Row(_LAYER + "input_layernorm.weight", "attention_norm/scale", ("D",)),
-        Row(_ATTENTION + "q_proj.weight", "attention/query/kernel",
-            ("D", "NH"), True),
-        Row(_ATTENTION + "q_proj.bias", "attention/query/bias", ("NH",),
-            when=_QKV_BIAS),
-        Row(_ATTENTION + "k_proj.weight", "attention/key/kernel",
-            ("D", "KH"), True),
-        Row(_ATTENTION + "k_proj.bias", "attention/key/bias", ("KH",),
-            when=_QKV_BIAS),
-        Row(_ATTENTION + "v_proj.weight", "attention/value/kernel",
-            ("D", "KH"), True),
-        Row(_ATTENTION + "v_proj.bias", "attention/value/bias", ("KH",),
-            when=_QKV_BIAS),
-        Row(_ATTENTION + "o_proj.weight", "attention/output/kernel",
-            ("NH", "D"), True),
-        Row(_ATTENTION + "o_proj.bias", "attention/output/bias", ("D",),
-            when=_OUTPUT_BIAS),
-        Row(_ATTENTION + "q_norm.weight", "attention/query_norm/scale", ("H",),
-            when=_QK_NORM),
-        Row(_ATTENTION + "k_norm.weight", "attention/key_norm/scale", ("H",),
-            when=_QK_NORM),
-        Row(_LAYER + "post_attention_layernorm.weight", "mlp_norm/scale",
-            ("D",)),
-        Row(_MLP + "gate_proj.weight", "mlp/gate/kernel", ("D", "F"), True),
-        Row(_MLP + "gate_proj.bias", "mlp/gate/bias", ("F",), when=_MLP_BIAS),
-        Row(_MLP + "up_proj.weight", "mlp/up/kernel", ("D", "F"), True),
-        Row(_MLP + "up_proj.bias", "mlp/up/bias", ("F",), when=_MLP_BIAS),
-        Row(_MLP + "down_proj.weight", "mlp/down/kernel", ("F", "D"), True),
-        Row(_MLP + "down_proj.bias", "mlp/down/bias", ("D",), when=_MLP_BIAS),
+  ),
+  layer=(
+    Row(_LAYER + "input_layernorm.weight", "attention_norm/scale", ("D",)),
+    Row(
+      _ATTENTION + "q_proj.weight", "attention/query/kernel", ("D", "NH"), True
     ),
-    tied=("lm_head.weight", "model.embed_tokens.weight"),
-    ignored=(
-        ".rotary_emb.inv_freq",
-        ".rotary_emb.cos_cached",
-        ".rotary_emb.sin_cached",
-        ".self_attn.bias",
-        ".self_attn.masked_bias",
+    Row(
+      _ATTENTION + "q_proj.bias",
+      "attention/query/bias",
+      ("NH",),
+      when=_QKV_BIAS,
     ),
-    sublayer_outputs={"attention": "attention/output", "mlp": "mlp/down"},
+    Row(
+      _ATTENTION + "k_proj.weight", "attention/key/kernel", ("D", "KH"), True
+    ),
+    Row(
+      _ATTENTION + "k_proj.bias", "attention/key/bias", ("KH",), when=_QKV_BIAS
+    ),
+    Row(
+      _ATTENTION + "v_proj.weight", "attention/value/kernel", ("D", "KH"), True
+    ),
+    Row(
+      _ATTENTION + "v_proj.bias",
+      "attention/value/bias",
+      ("KH",),
+      when=_QKV_BIAS,
+    ),
+    Row(
+      _ATTENTION + "o_proj.weight", "attention/output/kernel", ("NH", "D"), True
+    ),
+    Row(
+      _ATTENTION + "o_proj.bias",
+      "attention/output/bias",
+      ("D",),
+      when=_OUTPUT_BIAS,
+    ),
+    Row(
+      _ATTENTION + "q_norm.weight",
+      "attention/query_norm/scale",
+      ("H",),
+      when=_QK_NORM,
+    ),
+    Row(
+      _ATTENTION + "k_norm.weight",
+      "attention/key_norm/scale",
+      ("H",),
+      when=_QK_NORM,
+    ),
+    Row(_LAYER + "post_attention_layernorm.weight", "mlp_norm/scale", ("D",)),
+    Row(_MLP + "gate_proj.weight", "mlp/gate/kernel", ("D", "F"), True),
+    Row(_MLP + "gate_proj.bias", "mlp/gate/bias", ("F",), when=_MLP_BIAS),
+    Row(_MLP + "up_proj.weight", "mlp/up/kernel", ("D", "F"), True),
+    Row(_MLP + "up_proj.bias", "mlp/up/bias", ("F",), when=_MLP_BIAS),
+    Row(_MLP + "down_proj.weight", "mlp/down/kernel", ("F", "D"), True),
+    Row(_MLP + "down_proj.bias", "mlp/down/bias", ("D",), when=_MLP_BIAS),
+  ),
+  tied=("lm_head.weight", "model.embed_tokens.weight"),
+  ignored=(
+    ".rotary_emb.inv_freq",
+    ".rotary_emb.cos_cached",
+    ".rotary_emb.sin_cached",
+    ".self_attn.bias",
+    ".self_attn.masked_bias",
+  ),
+  sublayer_outputs={"attention": "attention/output", "mlp": "mlp/down"},
 )
 
 _LAYER = "encoder.layer.{}."
@@ -140,55 +169,66 @@ _ATTENTION = _LAYER + "attention."
 _POOLER = ("pooler", True)
 
 ENCODER = Table(
-    outer=(
-        Row("embeddings.word_embeddings.weight", "embed/table", ("V", "D")),
-        Row("embeddings.position_embeddings.weight", "embed/positions",
-            ("S", "D")),
-        Row("embeddings.token_type_embeddings.weight", "embed/token_types",
-            ("Y", "D")),
-        Row("embeddings.LayerNorm.weight", "embed/norm/scale", ("D",)),
-        Row("embeddings.LayerNorm.bias", "embed/norm/bias", ("D",)),
-        Row("pooler.dense.weight", "pooler/kernel", ("D", "D"), True, _POOLER),
-        Row("pooler.dense.bias", "pooler/bias", ("D",), when=_POOLER),
+  outer=(
+    Row("embeddings.word_embeddings.weight", "embed/table", ("V", "D")),
+    Row("embeddings.position_embeddings.weight", "embed/positions", ("S", "D")),
+    Row(
+      "embeddings.token_type_embeddings.weight", "embed/token_types", ("Y", "D")
     ),
-    layer=(
-        Row(_ATTENTION + "self.query.weight", "attention/query/kernel",
-            ("D", "D"), True),
-        Row(_ATTENTION + "self.query.bias", "attention/query/bias", ("D",)),
-        Row(_ATTENTION + "self.key.weight", "attention/key/kernel",
-            ("D", "D"), True),
-        Row(_ATTENTION + "self.key.bias", "attention/key/bias", ("D",)),
-        Row(_ATTENTION + "self.value.weight", "attention/value/kernel",
-            ("D", "D"), True),
-        Row(_ATTENTION + "self.value.bias", "attention/value/bias", ("D",)),
-        Row(_ATTENTION + "output.dense.weight", "attention/output/kernel",
-            ("D", "D"), True),
-        Row(_ATTENTION + "output.dense.bias", "attention/output/bias", ("D",)),
-        Row(_ATTENTION + "output.LayerNorm.weight", "attention_norm/scale",
-            ("D",)),
-        Row(_ATTENTION + "output.LayerNorm.bias", "attention_norm/bias",
-            ("D",)),
-        Row(_LAYER + "intermediate.dense.weight", "mlp/up/kernel", ("D", "F"),
-            True),
-        Row(_LAYER + "intermediate.dense.bias", "mlp/up/bias", ("F",)),
-        Row(_LAYER + "output.dense.weight", "mlp/down/kernel", ("F", "D"),
-            True),
-        Row(_LAYER + "output.dense.bias", "mlp/down/bias", ("D",)),
-        Row(_LAYER + "output.LayerNorm.weight", "mlp_norm/scale", ("D",)),
-        Row(_LAYER + "output.LayerNorm.bias", "mlp_norm/bias", ("D",)),
+    Row("embeddings.LayerNorm.weight", "embed/norm/scale", ("D",)),
+    Row("embeddings.LayerNorm.bias", "embed/norm/bias", ("D",)),
+    Row("pooler.dense.weight", "pooler/kernel", ("D", "D"), True, _POOLER),
+    Row("pooler.dense.bias", "pooler/bias", ("D",), when=_POOLER),
+  ),
+  layer=(
+    Row(
+      _ATTENTION + "self.query.weight",
+      "attention/query/kernel",
+      ("D", "D"),
+      True,
     ),
-    tied=None,
-    ignored=("embeddings.position_ids", "embeddings.token_type_ids"),
-    sublayer_outputs={"attention": "attention/output", "mlp": "mlp/down"},
-    optional=("pooler", "pooler.dense.weight"),
+    Row(_ATTENTION + "self.query.bias", "attention/query/bias", ("D",)),
+    Row(
+      _ATTENTION + "self.key.weight", "attention/key/kernel", ("D", "D"), True
+    ),
+    Row(_ATTENTION + "self.key.bias", "attention/key/bias", ("D",)),
+    Row(
+      _ATTENTION + "self.value.weight",
+      "attention/value/kernel",
+      ("D", "D"),
+      True,
+    ),
+    Row(_ATTENTION + "self.value.bias", "attention/value/bias", ("D",)),
+    Row(
+      _ATTENTION + "output.dense.weight",
+      "attention/output/kernel",
+      ("D", "D"),
+      True,
+    ),
+    Row(_ATTENTION + "output.dense.bias", "attention/output/bias", ("D",)),
+    Row(_ATTENTION + "output.LayerNorm.weight", "attention_norm/scale", ("D",)),
+    Row(_ATTENTION + "output.LayerNorm.bias", "attention_norm/bias", ("D",)),
+    Row(
+      _LAYER + "intermediate.dense.weight", "mlp/up/kernel", ("D", "F"), True
+    ),
+    Row(_LAYER + "intermediate.dense.bias", "mlp/up/bias", ("F",)),
+    Row(_LAYER + "output.dense.weight", "mlp/down/kernel", ("F", "D"), True),
+    Row(_LAYER + "output.dense.bias", "mlp/down/bias", ("D",)),
+    Row(_LAYER + "output.LayerNorm.weight", "mlp_norm/scale", ("D",)),
+    Row(_LAYER + "output.LayerNorm.bias", "mlp_norm/bias", ("D",)),
+  ),
+  tied=None,
+  ignored=("embeddings.position_ids", "embeddings.token_type_ids"),
+  sublayer_outputs={"attention": "attention/output", "mlp": "mlp/down"},
+  optional=("pooler", "pooler.dense.weight"),
 )
 
 TABLES = {
-    "llama": DECODER,
-    "mistral": DECODER,
-    "qwen2": DECODER,
-    "qwen3": DECODER,
-    "bert": ENCODER,
+  "llama": DECODER,
+  "mistral": DECODER,
+  "qwen2": DECODER,
+  "qwen3": DECODER,
+  "bert": ENCODER,
 }
 
 
@@ -196,8 +236,9 @@ def table(config: Config) -> Table:
   """Return the table of a model's family."""
   if config.family not in TABLES:
     raise ValueError(
-        f"family {config.family!r} has no table of tensor names; use a model"
-        f" of one of {', '.join(TABLES)}")
+      f"family {config.family!r} has no table of tensor names; use a model"
+      f" of one of {', '.join(TABLES)}"
+    )
   return TABLES[config.family]
 
 
@@ -214,16 +255,17 @@ def layer_rows(config: Config) -> tuple[Row, ...]:
 def leaf_shape(config: Config, row: Row) -> tuple[int, ...]:
   """Return the shape of a row's leaf, without a leading `L`."""
   return tuple(
-      math.prod(getattr(config, _SIZES[letter]) for letter in axis)
-      for axis in row.shape)
+    math.prod(getattr(config, _SIZES[letter]) for letter in axis)
+    for axis in row.shape
+  )
 
 
 def file_shapes(config: Config) -> dict[str, tuple[int, ...]]:
   """Return the name and shape in the file of every tensor of a model."""
   shapes = {}
   for rows, indices in (
-      (outer_rows(config), (0,)),
-      (layer_rows(config), range(config.num_layers)),
+    (outer_rows(config), (0,)),
+    (layer_rows(config), range(config.num_layers)),
   ):
     for row in rows:
       shape = leaf_shape(config, row)
@@ -235,10 +277,12 @@ def file_shapes(config: Config) -> dict[str, tuple[int, ...]]:
 def kernel_shapes(config: Config) -> dict[Path, tuple[int, int, int]]:
   """Return `[L, I, O]` of every prunable kernel, keyed as (group, name)."""
   return {
-      tuple(row.path.split("/")[:-1]): (
-          config.num_layers, *leaf_shape(config, row))
-      for row in layer_rows(config)
-      if row.path.endswith("/kernel")
+    tuple(row.path.split("/")[:-1]): (
+      config.num_layers,
+      *leaf_shape(config, row),
+    )
+    for row in layer_rows(config)
+    if row.path.endswith("/kernel")
   }
 
 

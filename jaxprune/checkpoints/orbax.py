@@ -16,7 +16,7 @@ from orbax.checkpoint import v1 as ocp
 
 
 def save_tree(
-    folder: str | os.PathLike, tree: Any, metadata: Mapping[str, Any]
+  folder: str | os.PathLike, tree: Any, metadata: Mapping[str, Any]
 ) -> None:
   """Write a tree, whole or not at all.
 
@@ -30,13 +30,12 @@ def save_tree(
   """
   folder = os.path.abspath(folder)
   if os.path.lexists(folder):
-    raise ValueError(
-        f"{folder}: exists; choose another folder or remove it")
+    raise ValueError(f"{folder}: exists; choose another folder or remove it")
   ocp.save(folder, tree, custom_metadata=dict(metadata))
 
 
 def load_tree(
-    folder: str | os.PathLike, like: Any = None
+  folder: str | os.PathLike, like: Any = None
 ) -> tuple[Any, dict[str, Any]]:
   """Read a tree.
 
@@ -60,7 +59,7 @@ def load_tree(
     found = ocp.metadata(folder)
   except ValueError as error:
     raise ValueError(
-        f"{folder}: not a saved tree, or one that was cut off; save it again"
+      f"{folder}: not a saved tree, or one that was cut off; save it again"
     ) from error
   if like is not None:
     _check(folder, found.metadata, like)
@@ -86,19 +85,22 @@ def _target(leaf: Any) -> Any:
 def _check(folder: str, saved: Any, like: Any) -> None:
   """Refuse a target of other leaves; orbax would pad or cut shapes."""
   saved, like = (
-      {
-          jax.tree_util.keystr(path, simple=True, separator="/"): getattr(
-              leaf, "shape", None)
-          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-      }
-      for tree in (saved, like)
+    {
+      jax.tree_util.keystr(path, simple=True, separator="/"): getattr(
+        leaf, "shape", None
+      )
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    for tree in (saved, like)
   )
   if saved.keys() != like.keys():
     raise ValueError(
-        f"{folder}: leaves {sorted(saved.keys() ^ like.keys())} are not both"
-        " saved and asked for; pass a tree of the saved structure")
+      f"{folder}: leaves {sorted(saved.keys() ^ like.keys())} are not both"
+      " saved and asked for; pass a tree of the saved structure"
+    )
   for name, shape in like.items():
     if shape != saved[name]:
       raise ValueError(
-          f"{folder}: leaf {name!r} was saved with shape {saved[name]}, asked"
-          f" for with {shape}; pass the saved shapes")
+        f"{folder}: leaf {name!r} was saved with shape {saved[name]}, asked"
+        f" for with {shape}; pass the saved shapes"
+      )

@@ -19,7 +19,10 @@ from jaxprune.checkpoints import folders
 
 MODULES = "modules.json"
 _COPIED = (
-    MODULES, "sentence_bert_config.json", "config_sentence_transformers.json")
+  MODULES,
+  "sentence_bert_config.json",
+  "config_sentence_transformers.json",
+)
 _KINDS = {"mean_tokens": "mean", "cls_token": "cls"}
 
 
@@ -46,31 +49,37 @@ def read_pooling(folder: str | os.PathLike) -> Pooling:
   path = folder / MODULES
   if not path.is_file():
     raise ValueError(
-        f"{path}: no such file, so nothing says how the encoder pools; copy it"
-        " from the sentence-transformers checkpoint")
+      f"{path}: no such file, so nothing says how the encoder pools; copy it"
+      " from the sentence-transformers checkpoint"
+    )
   kinds = _module_kinds(folders.inside(folder, MODULES))
   if kinds not in (
-      ["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+    ["Transformer", "Pooling"],
+    ["Transformer", "Pooling", "Normalize"],
+  ):
     raise ValueError(
-        f"{path}: modules {kinds}; only Transformer, Pooling and perhaps"
-        " Normalize, in this order, are computed here")
+      f"{path}: modules {kinds}; only Transformer, Pooling and perhaps"
+      " Normalize, in this order, are computed here"
+    )
   config = _pooling_file(folder)
   return Pooling(kind=_kind(config), normalise=len(kinds) == 3)
 
 
 def copy_sentence_files(
-    folder: str | os.PathLike, work: str | os.PathLike
+  folder: str | os.PathLike, work: str | os.PathLike
 ) -> None:
   """Copy what makes a checkpoint a sentence encoder, if it is one."""
   folder, work = pathlib.Path(folder), pathlib.Path(work)
   for name in _COPIED:
     if os.path.lexists(folder / name):
       files.atomic_write_bytes(
-          work / name, folders.inside(folder, name).read_bytes())
+        work / name, folders.inside(folder, name).read_bytes()
+      )
   if os.path.lexists(folder / MODULES):
     (work / "1_Pooling").mkdir(exist_ok=True)
     files.atomic_write_bytes(
-        work / "1_Pooling" / "config.json", _pooling_file(folder).read_bytes())
+      work / "1_Pooling" / "config.json", _pooling_file(folder).read_bytes()
+    )
 
 
 def _module_kinds(path: pathlib.Path) -> list[str]:
@@ -80,7 +89,7 @@ def _module_kinds(path: pathlib.Path) -> list[str]:
     return [module["type"].rpartition(".")[2] for module in modules]
   except (ValueError, TypeError, KeyError, AttributeError) as error:
     raise ValueError(
-        f"{path}: not a list of modules with a type ({error!r}); copy it again"
+      f"{path}: not a list of modules with a type ({error!r}); copy it again"
     ) from error
 
 
@@ -89,22 +98,25 @@ def _pooling_file(folder: pathlib.Path) -> pathlib.Path:
     return folders.inside(folder, "1_Pooling_config.json")
   if not (folder / "1_Pooling").is_dir():
     raise ValueError(
-        f"{folder}: has {MODULES} but no 1_Pooling/config.json; copy it from"
-        " the sentence-transformers checkpoint")
+      f"{folder}: has {MODULES} but no 1_Pooling/config.json; copy it from"
+      " the sentence-transformers checkpoint"
+    )
   return folders.inside(folder / "1_Pooling", "config.json")
 
 
 def _kind(path: pathlib.Path) -> str:
   config = files.read_json(path)
   chosen = [
-      key.removeprefix("pooling_mode_")
-      for key, value in config.items()
-      if key.startswith("pooling_mode_") and value is True]
+    key.removeprefix("pooling_mode_")
+    for key, value in config.items()
+    if key.startswith("pooling_mode_") and value is True
+  ]
   if isinstance(config.get("pooling_mode"), str):
     chosen.append(config["pooling_mode"])
   known = {**_KINDS, "mean": "mean", "cls": "cls"}
   if len(chosen) != 1 or chosen[0] not in known:
     raise ValueError(
-        f"{path}: pooling {' and '.join(chosen) or 'none'}; only the mean over"
-        " tokens or the first token is computed here")
+      f"{path}: pooling {' and '.join(chosen) or 'none'}; only the mean over"
+      " tokens or the first token is computed here"
+    )
   return known[chosen[0]]

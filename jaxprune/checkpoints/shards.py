@@ -26,10 +26,10 @@ from jaxprune import files
 # What is read and written; a header may name others, which are refused by name
 # where a tensor is needed.
 DTYPES = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "U8": np.dtype(np.uint8),
+  "F32": np.dtype(np.float32),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+  "U8": np.dtype(np.uint8),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _TILE = 256  # columns copied together
@@ -58,7 +58,7 @@ class Tensor:
 
 
 def read_header(
-    path: str | os.PathLike,
+  path: str | os.PathLike,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
   """Read what a safetensors file holds, without its tensors.
 
@@ -83,20 +83,21 @@ def read_header(
   except (OSError, ValueError, safetensors.SafetensorError) as error:
     reason = " ".join(str(error).split())
     raise ValueError(
-        f"{path}: not a whole safetensors file ({reason}); copy, download or"
-        " export it again") from error
+      f"{path}: not a whole safetensors file ({reason}); copy, download or"
+      " export it again"
+    ) from error
   metadata = header.pop("__metadata__", None) or {}
   start = 8 + length
   tensors = {}
   for name, entry in header.items():
     begin, end = entry["data_offsets"]
     tensors[name] = Tensor(
-        path=path,
-        dtype=entry["dtype"],
-        shape=tuple(entry["shape"]),
-        begin=start + begin,
-        end=start + end,
-        stamp=stamp,
+      path=path,
+      dtype=entry["dtype"],
+      shape=tuple(entry["shape"]),
+      begin=start + begin,
+      end=start + end,
+      stamp=stamp,
     )
   return tensors, metadata
 
@@ -109,21 +110,22 @@ def view(tensor: Tensor) -> np.ndarray:
   """
   if _stamp(os.stat(tensor.path)) != tensor.stamp:
     raise ValueError(
-        f"{tensor.path}: was changed while in use; open the checkpoint again")
+      f"{tensor.path}: was changed while in use; open the checkpoint again"
+    )
   raw = np.memmap(
-      tensor.path,
-      np.uint8,
-      "r",
-      offset=tensor.begin,
-      shape=(tensor.end - tensor.begin,),
+    tensor.path,
+    np.uint8,
+    "r",
+    offset=tensor.begin,
+    shape=(tensor.end - tensor.begin,),
   )
   return raw.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
 
 
 def write_shard(
-    path: str | os.PathLike,
-    tensors: Mapping[str, np.ndarray],
-    metadata: Mapping[str, str],
+  path: str | os.PathLike,
+  tensors: Mapping[str, np.ndarray],
+  metadata: Mapping[str, str],
 ) -> str:
   """Write a safetensors file, whole or not at all.
 
@@ -141,17 +143,18 @@ def write_shard(
   for name, array in tensors.items():
     if array.dtype not in _NAMES:
       raise ValueError(
-          f"{path}: tensor {name!r} has dtype {array.dtype}; cast it to one of"
-          f" {', '.join(DTYPES)}")
+        f"{path}: tensor {name!r} has dtype {array.dtype}; cast it to one of"
+        f" {', '.join(DTYPES)}"
+      )
   # Widest first keeps every tensor aligned to its item size.
   names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
   header, offset = {"__metadata__": dict(metadata)}, 0
   for name in names:
     array = tensors[name]
     header[name] = {
-        "dtype": _NAMES[array.dtype],
-        "shape": list(array.shape),
-        "data_offsets": [offset, offset + array.nbytes],
+      "dtype": _NAMES[array.dtype],
+      "shape": list(array.shape),
+      "data_offsets": [offset, offset + array.nbytes],
     }
     offset += array.nbytes
   text = json.dumps(header, separators=(",", ":")).encode("utf-8")
@@ -194,8 +197,8 @@ def all_finite(array: np.ndarray) -> bool:
   infinity = np.array(np.inf, array.dtype).view(bits.dtype)
   magnitude = np.array(np.iinfo(bits.dtype).max >> 1, bits.dtype)
   return all(
-      ((bits[i : i + _SCAN] & magnitude) < infinity).all()
-      for i in range(0, bits.size, _SCAN)
+    ((bits[i : i + _SCAN] & magnitude) < infinity).all()
+    for i in range(0, bits.size, _SCAN)
   )
 
 

@@ -41,8 +41,8 @@ class Source:
 
 
 def open_checkpoint(
-    folder: str | os.PathLike,
-    config_type: type[ModelConfig] | type[EncoderConfig] = ModelConfig,
+  folder: str | os.PathLike,
+  config_type: type[ModelConfig] | type[EncoderConfig] = ModelConfig,
 ) -> Source:
   """Check a Hugging Face folder from its headers.
 
@@ -61,12 +61,12 @@ def open_checkpoint(
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise ValueError(
-        f"{os.fspath(folder)!r}: no such folder; give a local checkpoint"
-        " folder")
+      f"{os.fspath(folder)!r}: no such folder; give a local checkpoint folder"
+    )
   if not os.path.lexists(folder / "config.json"):
     raise ValueError(
-        f"{folder}: no config.json; give the folder of a Hugging Face"
-        " checkpoint")
+      f"{folder}: no config.json; give the folder of a Hugging Face checkpoint"
+    )
   hf = files.read_json(folders.inside(folder, "config.json"))
   config = config_type.from_hf(folder)
   found = folders.read_tensors(folder)
@@ -79,15 +79,16 @@ def open_checkpoint(
   if table.tied and table.tied[0] not in expected:
     optional[table.tied[0]] = expected[table.tied[1]]
   tensors = {
-      name: tensor
-      for name, tensor in found.items()
-      if name in expected or not name.endswith(table.ignored)
+    name: tensor
+    for name, tensor in found.items()
+    if name in expected or not name.endswith(table.ignored)
   }
   problems = _compare(expected, optional, tensors)
   if problems:
     raise ValueError(
-        f"{folder}: {folders.summarise(problems)}; config.json and the weights"
-        " do not fit, download or export the folder again")
+      f"{folder}: {folders.summarise(problems)}; config.json and the weights"
+      " do not fit, download or export the folder again"
+    )
   return Source(folder=folder, config=config, hf=hf, tensors=tensors)
 
 
@@ -96,22 +97,24 @@ def _compare(expected, optional, found) -> list[str]:
   problems = []
   for name, shape in expected.items():
     if name not in found:
-      problems.append(
-          f"tensor {name!r} missing (expected shape {list(shape)})")
+      problems.append(f"tensor {name!r} missing (expected shape {list(shape)})")
   allowed = expected | optional
   for name, tensor in found.items():
     label = f"{tensor.path.name}: tensor {name!r}"
     if name not in allowed:
       problems.append(
-          f"{label} {list(tensor.shape)} is extra (config.json has no place"
-          " for it)")
+        f"{label} {list(tensor.shape)} is extra (config.json has no place"
+        " for it)"
+      )
       continue
     if tensor.shape != allowed[name]:
       problems.append(
-          f"{label} expected shape {list(allowed[name])}, found"
-          f" {list(tensor.shape)}")
+        f"{label} expected shape {list(allowed[name])}, found"
+        f" {list(tensor.shape)}"
+      )
     if tensor.dtype not in WEIGHT_DTYPES:
       problems.append(
-          f"{label} expected dtype {', '.join(WEIGHT_DTYPES)}, found"
-          f" {tensor.dtype}: cast or dequantize it first")
+        f"{label} expected dtype {', '.join(WEIGHT_DTYPES)}, found"
+        f" {tensor.dtype}: cast or dequantize it first"
+      )
   return problems

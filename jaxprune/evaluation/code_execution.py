@@ -110,9 +110,9 @@ def humaneval_program(task: Mapping[str, str], completion: str) -> str:
 
   The completion continues the prompt; give it cut at `HUMANEVAL_STOP`.
   """
-  return "\n".join((
-      task["prompt"] + completion, task["test"],
-      f"check({task['entry_point']})"))
+  return "\n".join(
+    (task["prompt"] + completion, task["test"], f"check({task['entry_point']})")
+  )
 
 
 def mbpp_program(task: Mapping[str, Sequence[str]], completion: str) -> str:
@@ -121,7 +121,8 @@ def mbpp_program(task: Mapping[str, Sequence[str]], completion: str) -> str:
   The completion is the whole function, with its own imports.
   """
   return "\n".join(
-      (completion, *task.get("test_imports", ()), *task["test_list"]))
+    (completion, *task.get("test_imports", ()), *task["test_list"])
+  )
 
 
 # What ends a completion: the function is over where one of these begins.
@@ -155,17 +156,25 @@ def mbpp_prompt(task: Mapping[str, Any]) -> str:
 
 
 BENCHMARKS = (
-    Benchmark(
-        name="HumanEval", fields=("task_id", "prompt", "test", "entry_point"),
-        prompt=lambda task: task["prompt"], program=humaneval_program,
-        stop=HUMANEVAL_STOP),
-    Benchmark(
-        name="MBPP", fields=("task_id", "prompt", "test_list"),
-        prompt=mbpp_prompt, program=mbpp_program, stop=MBPP_STOP))
+  Benchmark(
+    name="HumanEval",
+    fields=("task_id", "prompt", "test", "entry_point"),
+    prompt=lambda task: task["prompt"],
+    program=humaneval_program,
+    stop=HUMANEVAL_STOP,
+  ),
+  Benchmark(
+    name="MBPP",
+    fields=("task_id", "prompt", "test_list"),
+    prompt=mbpp_prompt,
+    program=mbpp_program,
+    stop=MBPP_STOP,
+  ),
+)
 
 
 def read_tasks(
-    path: str | os.PathLike,
+  path: str | os.PathLike,
 ) -> tuple[Benchmark, list[dict[str, Any]]]:
   """Read the tasks of HumanEval or MBPP; the fields of the first tell which.
 
@@ -177,15 +186,16 @@ def read_tasks(
     if all(field in first for field in benchmark.fields):
       return benchmark, documents.read_entries(path, benchmark.fields)
   raise ValueError(
-      f"{path}: is neither HumanEval (prompt, test, entry_point) nor MBPP"
-      " (prompt, test_list); give one of them")
+    f"{path}: is neither HumanEval (prompt, test, entry_point) nor MBPP"
+    " (prompt, test_list); give one of them"
+  )
 
 
 def run_program(
-    program: str,
-    *,
-    allow_code_execution: bool = False,
-    limits: Limits | None = None,
+  program: str,
+  *,
+  allow_code_execution: bool = False,
+  limits: Limits | None = None,
 ) -> Outcome:
   """Run one program to its end, see the module.
 
@@ -202,12 +212,14 @@ def run_program(
   """
   if allow_code_execution is not True:
     raise ValueError(
-        "running code that a model wrote is off: give"
-        " allow_code_execution=True on a machine where it may do harm")
+      "running code that a model wrote is off: give"
+      " allow_code_execution=True on a machine where it may do harm"
+    )
   if os.name != "posix":
     raise ValueError(
-        f"code execution needs limits that {sys.platform} does not have; use"
-        " Linux")
+      f"code execution needs limits that {sys.platform} does not have; use"
+      " Linux"
+    )
   limits = limits or Limits()
   token = secrets.token_hex(16)
   folder = pathlib.Path(tempfile.mkdtemp(prefix="program_"))
@@ -219,16 +231,18 @@ def run_program(
 
 
 def run_programs(
-    programs: Sequence[str],
-    *,
-    allow_code_execution: bool = False,
-    limits: Limits | None = None,
+  programs: Sequence[str],
+  *,
+  allow_code_execution: bool = False,
+  limits: Limits | None = None,
 ) -> list[Outcome]:
   """Run programs one after the other, see `run_program`."""
   return [
-      run_program(
-          program, allow_code_execution=allow_code_execution, limits=limits)
-      for program in programs]
+    run_program(
+      program, allow_code_execution=allow_code_execution, limits=limits
+    )
+    for program in programs
+  ]
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
@@ -244,8 +258,9 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
   """
   if not 0 <= right <= samples or not 1 <= k <= samples:
     raise ValueError(
-        f"{right} right of {samples} samples, k={k}: k must be from 1 to the"
-        " samples, and no more can be right")
+      f"{right} right of {samples} samples, k={k}: k must be from 1 to the"
+      " samples, and no more can be right"
+    )
   return 1 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
@@ -261,8 +276,10 @@ def namespaces() -> tuple[str, ...]:
   network = (unshare, "--user", "--map-root-user", "--net")
   for command in ((*network, "--pid", "--fork", "--kill-child"), network):
     done = subprocess.run(
-        [*command, sys.executable, "-I", "-S", "-c", "pass"],
-        capture_output=True, timeout=60)
+      [*command, sys.executable, "-I", "-S", "-c", "pass"],
+      capture_output=True,
+      timeout=60,
+    )
     if done.returncode == 0:
       return command
   return ()
@@ -270,13 +287,28 @@ def namespaces() -> tuple[str, ...]:
 
 def _run(folder, token, limits) -> Outcome:
   command = [
-      *namespaces(), sys.executable, "-I", "-c", _RUNNER,
-      str(limits.seconds), str(limits.memory), str(limits.file_size),
-      str(limits.processes), str(folder / "program.py"), token]
+    *namespaces(),
+    sys.executable,
+    "-I",
+    "-c",
+    _RUNNER,
+    str(limits.seconds),
+    str(limits.memory),
+    str(limits.file_size),
+    str(limits.processes),
+    str(folder / "program.py"),
+    token,
+  ]
   with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
     process = subprocess.Popen(
-        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-        env={"PATH": os.defpath}, start_new_session=True)
+      command,
+      cwd=folder,
+      stdin=subprocess.DEVNULL,
+      stdout=out,
+      stderr=err,
+      env={"PATH": os.defpath},
+      start_new_session=True,
+    )
     try:
       status = process.wait(limits.seconds + 2)
     except subprocess.TimeoutExpired:
@@ -290,7 +322,10 @@ def _run(folder, token, limits) -> Outcome:
   if status in (None, 128 + signal.SIGXCPU):
     reason = "timeout"
   elif "MemoryError" in message or status in (
-      128 + signal.SIGKILL, 128 + signal.SIGXFSZ, 128 + signal.SIGSEGV):
+    128 + signal.SIGKILL,
+    128 + signal.SIGXFSZ,
+    128 + signal.SIGSEGV,
+  ):
     reason = "limit"
   else:
     reason = "failed"

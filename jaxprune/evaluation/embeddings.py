@@ -28,14 +28,14 @@ _SHORTEST = 32  # tokens in the smallest length that is compiled
 
 
 def embed_tokens(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    texts: Sequence[Sequence[int]],
-    *,
-    pooling: str = "mean",
-    normalise: bool = True,
-    gates: Gates | None = None,
-    batch_size: int = 32,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  texts: Sequence[Sequence[int]],
+  *,
+  pooling: str = "mean",
+  normalise: bool = True,
+  gates: Gates | None = None,
+  batch_size: int = 32,
 ) -> np.ndarray:
   """Embed texts, in batches of like length.
 
@@ -57,16 +57,19 @@ def embed_tokens(
   """
   if pooling not in POOLINGS:
     raise ValueError(
-        f"pooling={pooling!r}: must be one of {', '.join(POOLINGS)}")
+      f"pooling={pooling!r}: must be one of {', '.join(POOLINGS)}"
+    )
   if batch_size < 1 or not len(texts):
     raise ValueError(
-        f"batch_size={batch_size}, {len(texts)} texts: need at least 1 of both")
+      f"batch_size={batch_size}, {len(texts)} texts: need at least 1 of both"
+    )
   for index, text in enumerate(texts):
     _check(config, index, text)
   lengths = np.array([len(text) for text in texts])
   buckets = np.minimum(
-      2 ** np.ceil(np.log2(np.maximum(lengths, _SHORTEST))).astype(int),
-      config.max_positions)
+    2 ** np.ceil(np.log2(np.maximum(lengths, _SHORTEST))).astype(int),
+    config.max_positions,
+  )
   found = np.zeros((len(texts), config.embed_dim), np.float32)
   for bucket in np.unique(buckets):
     chosen = np.flatnonzero(buckets == bucket)
@@ -78,14 +81,12 @@ def embed_tokens(
         tokens_BT[row, : lengths[index]] = texts[index]
         lengths_B[row] = lengths[index]
       found[part] = _embed(
-          config, pooling, normalise, params, tokens_BT, lengths_B,
-          gates)[: len(part)]
+        config, pooling, normalise, params, tokens_BT, lengths_B, gates
+      )[: len(part)]
   return found
 
 
-def pool(
-    x_BTD: jax.Array, lengths_B: jax.Array, pooling: str
-) -> jax.Array:
+def pool(x_BTD: jax.Array, lengths_B: jax.Array, pooling: str) -> jax.Array:
   """One vector of each row of hidden states.
 
   Args:
@@ -109,8 +110,7 @@ def pool(
   return jnp.einsum("BTD,BT->BD", x_BTD.astype(jnp.float32), weight_BT)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "pooling", "normalise"))
+@functools.partial(jax.jit, static_argnames=("config", "pooling", "normalise"))
 def _embed(config, pooling, normalise, params, tokens_BT, lengths_B, gates):
   x_BTD, _ = forward(config, params, tokens_BT, gates=gates)
   x_BD = pool(final_norm(config, params, x_BTD), lengths_B, pooling)
@@ -123,9 +123,11 @@ def _check(config, index, text):
   ids = np.asarray(text)
   if not 1 <= len(ids) <= config.max_positions:
     raise ValueError(
-        f"text {index} has {len(ids)} tokens: must be from 1 to the model's"
-        f" context, {config.max_positions}; cut it")
+      f"text {index} has {len(ids)} tokens: must be from 1 to the model's"
+      f" context, {config.max_positions}; cut it"
+    )
   if ids.min() < 0 or ids.max() >= config.vocab_size:
     raise ValueError(
-        f"text {index}: ids from {ids.min()} to {ids.max()}, but the"
-        f" vocabulary has {config.vocab_size}; use this model's own tokenizer")
+      f"text {index}: ids from {ids.min()} to {ids.max()}, but the"
+      f" vocabulary has {config.vocab_size}; use this model's own tokenizer"
+    )

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 _STEP = 32  # prompts are padded to a multiple, so that few programs compile
 _NUMBER = re.compile(
-    r"-?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+  r"-?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,19 +52,19 @@ class Continuation:
 
 
 def continue_prompts(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    tokenizer: "tokenizers.Tokenizer",
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    stop: Sequence[str] = (),
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    gates: Gates | None = None,
-    batch_size: int = 16,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  tokenizer: "tokenizers.Tokenizer",
+  prompts: Sequence[Sequence[int]],
+  *,
+  max_new_tokens: int,
+  stop: Sequence[str] = (),
+  temperature: float = 0.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  seed: int = 0,
+  gates: Gates | None = None,
+  batch_size: int = 16,
 ) -> list[Continuation]:
   """Continue prompts, in batches of like length.
 
@@ -89,12 +90,14 @@ def continue_prompts(
     raise ValueError("prompts: give at least one, each with a token")
   if batch_size < 1 or not all(stop):
     raise ValueError(
-        f"batch_size={batch_size}, stop={tuple(stop)}: must be at least 1, and"
-        " no empty text")
+      f"batch_size={batch_size}, stop={tuple(stop)}: must be at least 1, and"
+      " no empty text"
+    )
   lengths = np.array([len(prompt) for prompt in prompts])
   longest = config.max_positions - max_new_tokens
   buckets = np.maximum(
-      np.minimum(-(-lengths // _STEP) * _STEP, longest), lengths)
+    np.minimum(-(-lengths // _STEP) * _STEP, longest), lengths
+  )
   found: list[Continuation | None] = [None] * len(prompts)
   for bucket in np.unique(buckets):
     chosen = np.flatnonzero(buckets == bucket)
@@ -108,22 +111,29 @@ def continue_prompts(
       spare = ((0, 0), (int(bucket) - tokens_BT.shape[1], 0))
       key = jax.random.fold_in(jax.random.key(seed), int(part[0]))
       written = generate(
-          config, params, np.pad(tokens_BT, spare), max_new_tokens=(
-              max_new_tokens), valid_BT=np.pad(valid_BT, spare),
-          temperature=temperature, top_k=top_k, top_p=top_p, key=key,
-          gates=gates)
-      tokens_BM, lengths_B = map(
-          np.asarray, (written.tokens, written.lengths))
+        config,
+        params,
+        np.pad(tokens_BT, spare),
+        max_new_tokens=(max_new_tokens),
+        valid_BT=np.pad(valid_BT, spare),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        key=key,
+        gates=gates,
+      )
+      tokens_BM, lengths_B = map(np.asarray, (written.tokens, written.lengths))
       for row, index in enumerate(part):
         found[index] = _finish(
-            config, tokenizer, tokens_BM[row, : lengths_B[row]].tolist(), stop)
+          config, tokenizer, tokens_BM[row, : lengths_B[row]].tolist(), stop
+        )
   return found
 
 
 def exact_match(
-    texts: Sequence[str],
-    answers: Sequence[str],
-    extract: Callable[[str], str | None],
+  texts: Sequence[str],
+  answers: Sequence[str],
+  extract: Callable[[str], str | None],
 ) -> np.ndarray:
   """Whether what `extract` finds in a text is what it finds in the answer.
 
@@ -140,14 +150,17 @@ def exact_match(
   """
   if len(texts) != len(answers):
     raise ValueError(
-        f"{len(texts)} texts for {len(answers)} answers: give one each")
+      f"{len(texts)} texts for {len(answers)} answers: give one each"
+    )
   wanted = [extract(answer) for answer in answers]
   if None in wanted:
     raise ValueError(
-        f"answer {wanted.index(None)}: nothing to compare with in"
-        f" {answers[wanted.index(None)][:60]!r}; use another extraction")
+      f"answer {wanted.index(None)}: nothing to compare with in"
+      f" {answers[wanted.index(None)][:60]!r}; use another extraction"
+    )
   return np.array(
-      [extract(text) == own for text, own in zip(texts, wanted)], bool)
+    [extract(text) == own for text, own in zip(texts, wanted)], bool
+  )
 
 
 def final_number(text: str) -> str | None:
@@ -168,12 +181,13 @@ def final_number(text: str) -> str | None:
 def normalised(text: str) -> str:
   """Lower case, without punctuation, articles and extra spaces."""
   kept = "".join(
-      letter for letter in text.lower() if letter not in string.punctuation)
+    letter for letter in text.lower() if letter not in string.punctuation
+  )
   return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 
 
 def first_divergence(
-    tokens: Sequence[int], reference: Sequence[int]
+  tokens: Sequence[int], reference: Sequence[int]
 ) -> int | None:
   """Index of the first differing token; None when both are the same.
 
@@ -199,7 +213,7 @@ def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
 
 
 def loop_period(
-    tokens: Sequence[int], *, times: int = 3, longest: int = 64
+  tokens: Sequence[int], *, times: int = 3, longest: int = 64
 ) -> int:
   """Tokens of the piece that a text repeats at its end; 0 if it does not.
 
@@ -212,17 +226,17 @@ def loop_period(
     raise ValueError(f"times={times}: must be at least 2")
   tokens = list(tokens)
   for period in range(1, min(longest, len(tokens) // times) + 1):
-    tail = tokens[-period * times:]
+    tail = tokens[-period * times :]
     if tail[period:] == tail[:-period]:
       return period
   return 0
 
 
 def item_rows(
-    continuations: Sequence[Continuation],
-    *,
-    right: np.ndarray | None = None,
-    reference: Sequence[Continuation] | None = None,
+  continuations: Sequence[Continuation],
+  *,
+  right: np.ndarray | None = None,
+  reference: Sequence[Continuation] | None = None,
 ) -> list[dict[str, float]]:
   """A row per continuation.
 
@@ -238,10 +252,14 @@ def item_rows(
   """
   rows = []
   for index, written in enumerate(continuations):
-    row = {"prompt": index, "length": float(len(written.tokens)),
-           "ended_eos": float(written.ended == "eos")}
-    row |= {f"repetition@{n}": repetition(written.tokens, n)
-            for n in range(1, 5)}
+    row = {
+      "prompt": index,
+      "length": float(len(written.tokens)),
+      "ended_eos": float(written.ended == "eos"),
+    }
+    row |= {
+      f"repetition@{n}": repetition(written.tokens, n) for n in range(1, 5)
+    }
     row["loop"] = float(loop_period(written.tokens) > 0)
     if right is not None:
       row["exact"] = float(right[index])
@@ -249,7 +267,8 @@ def item_rows(
       parted = first_divergence(written.tokens, reference[index].tokens)
       row["same"] = float(parted is None)
       row["first_divergence"] = float(
-          len(written.tokens) if parted is None else parted)
+        len(written.tokens) if parted is None else parted
+      )
     rows.append(row)
   return rows
 
@@ -277,8 +296,7 @@ def _tokens_of(tokenizer, tokens, text):
   while low < high:
     middle = (low + high) // 2
     short = tokenizer.decode(tokens[:middle], skip_special_tokens=True)
-    low, high = (
-        (low, middle) if short.startswith(text) else (middle + 1, high))
+    low, high = (low, middle) if short.startswith(text) else (middle + 1, high)
   return tokens[:low]
 
 

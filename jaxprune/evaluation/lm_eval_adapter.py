@@ -25,9 +25,9 @@ import jax.numpy as jnp
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import (
-    handle_stop_sequences,
-    has_bos_prefix,
-    normalize_gen_kwargs,
+  handle_stop_sequences,
+  has_bos_prefix,
+  normalize_gen_kwargs,
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
@@ -45,17 +45,17 @@ class JaxpruneLM(TemplateLM):
   """A dense or pruned checkpoint behind the harness's interface."""
 
   def __init__(
-      self,
-      pretrained: str | os.PathLike,
-      *,
-      batch_size: int | str = 16,
-      dtype: str = "float32",
-      add_bos_token: bool | None = None,
-      max_length: int | None = None,
-      max_gen_toks: int = 256,
-      seed: int = 0,
-      max_batch_size: int | None = None,
-      device: str | None = None,
+    self,
+    pretrained: str | os.PathLike,
+    *,
+    batch_size: int | str = 16,
+    dtype: str = "float32",
+    add_bos_token: bool | None = None,
+    max_length: int | None = None,
+    max_gen_toks: int = 256,
+    seed: int = 0,
+    max_batch_size: int | None = None,
+    device: str | None = None,
   ):
     """Load a model.
 
@@ -78,8 +78,9 @@ class JaxpruneLM(TemplateLM):
     del max_batch_size
     if device is not None:
       raise ValueError(
-          f"device={device}: JAX finds the device; leave it out, or set"
-          " JAX_PLATFORMS")
+        f"device={device}: JAX finds the device; leave it out, or set"
+        " JAX_PLATFORMS"
+      )
     if not str(batch_size).isdigit() or int(batch_size) < 1:
       raise ValueError(f"batch_size={batch_size}: give a number, at least 1")
     folder = checkpoints.resolve_model(pretrained)
@@ -87,15 +88,17 @@ class JaxpruneLM(TemplateLM):
     if not isinstance(source.config, ModelConfig):
       raise ValueError(f"{folder}: is an encoder; give a decoder")
     self.config, self._params = checkpoints.load_params(
-        source, jnp.dtype(dtype))
+      source, jnp.dtype(dtype)
+    )
     self._folder, self._tokens = folder, load_tokenizer(folder)
     self._batch_size, self._seed = int(batch_size), seed
     self._add_bos, self.max_gen_toks = add_bos_token, max_gen_toks
     self.max_length = max_length or self.config.max_positions
     if not 2 <= self.max_length <= self.config.max_positions:
       raise ValueError(
-          f"max_length={max_length}: must be from 2 to the model's context,"
-          f" {self.config.max_positions}")
+        f"max_length={max_length}: must be from 2 to the model's context,"
+        f" {self.config.max_positions}"
+      )
 
   @property
   def eot_token_id(self) -> int:
@@ -119,23 +122,27 @@ class JaxpruneLM(TemplateLM):
     import transformers
 
     return transformers.AutoTokenizer.from_pretrained(
-        str(self._folder), local_files_only=True, trust_remote_code=False)
+      str(self._folder), local_files_only=True, trust_remote_code=False
+    )
 
   def apply_chat_template(
-      self, chat_history: list[dict[str, str]],
-      add_generation_prompt: bool = True) -> str:
+    self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+  ) -> str:
     """A conversation as one text, by the checkpoint's own template."""
     if not self.tokenizer.chat_template:
       raise ValueError(
-          f"{self._folder}: has no chat template; run without"
-          " --apply_chat_template")
+        f"{self._folder}: has no chat template; run without"
+        " --apply_chat_template"
+      )
     return self.tokenizer.apply_chat_template(
-        chat_history, tokenize=False,
-        add_generation_prompt=add_generation_prompt,
-        continue_final_message=not add_generation_prompt)
+      chat_history,
+      tokenize=False,
+      add_generation_prompt=add_generation_prompt,
+      continue_final_message=not add_generation_prompt,
+    )
 
   def tok_encode(
-      self, string: str, add_special_tokens: bool | None = None, **_: Any
+    self, string: str, add_special_tokens: bool | None = None, **_: Any
   ) -> list[int]:
     """Ids of a text; a beginning-of-text token in it is not doubled."""
     add_bos = self._add_bos
@@ -148,7 +155,8 @@ class JaxpruneLM(TemplateLM):
   @functools.cached_property
   def _prefix(self) -> str:
     return self._tokens.decode(
-        [self.prefix_token_id], skip_special_tokens=False)
+      [self.prefix_token_id], skip_special_tokens=False
+    )
 
   def _loglikelihood_tokens(self, requests, **_):
     """Of ((context, continuation), ids, ids): (nats, greedy) each."""
@@ -159,7 +167,8 @@ class JaxpruneLM(TemplateLM):
     if not pairs:
       return []
     found = loglikelihoods(
-        self.config, self._params, pairs, batch_size=self._batch_size)
+      self.config, self._params, pairs, batch_size=self._batch_size
+    )
     answers = list(zip(found.nats.tolist(), found.greedy.tolist()))
     for (texts, _, _), answer in zip(requests, answers):
       if texts is not None:
@@ -172,9 +181,11 @@ class JaxpruneLM(TemplateLM):
     windows, owners = [], []
     for index, request in enumerate(requests):
       own = get_rolling_token_windows(
-          token_list=self.tok_encode(request.args[0]),
-          prefix_token=self.prefix_token_id, max_seq_len=self.max_length,
-          context_len=1)
+        token_list=self.tok_encode(request.args[0]),
+        prefix_token=self.prefix_token_id,
+        max_seq_len=self.max_length,
+        context_len=1,
+      )
       own = [(None, *make_disjoint_window(window)) for window in own]
       windows += own
       owners += [index] * len(own)
@@ -194,35 +205,44 @@ class JaxpruneLM(TemplateLM):
     texts = [""] * len(requests)
     for chosen in groups.values():
       options = normalize_gen_kwargs(
-          requests[chosen[0]].args[1], self.max_gen_toks)
+        requests[chosen[0]].args[1], self.max_gen_toks
+      )
       contexts = [requests[index].args[0] for index in chosen]
       for index, text in zip(chosen, self._write(contexts, options)):
         texts[index] = text
         self.cache_hook.add_partial(
-            "generate_until", requests[index].args, text)
+          "generate_until", requests[index].args, text
+        )
     return texts
 
   def _write(self, contexts, options) -> list[str]:
     unknown = set(options) - _KNOWN
     if unknown:
       raise ValueError(
-          f"generation_kwargs {sorted(unknown)}: not known here; remove them")
+        f"generation_kwargs {sorted(unknown)}: not known here; remove them"
+      )
     count = options["max_gen_toks"]
     room = self.max_length - count
     if room < 1:
       raise ValueError(
-          f"max_gen_toks={count}: must be below the model's context,"
-          f" {self.max_length}")
+        f"max_gen_toks={count}: must be below the model's context,"
+        f" {self.max_length}"
+      )
     stop = handle_stop_sequences(options["until"], eos=self._end)
     sampled = options["do_sample"]
     written = generation.continue_prompts(
-        self.config, self._params, self._tokens,
-        [self.tok_encode(context)[-room:] for context in contexts],
-        max_new_tokens=count, stop=[word for word in stop if word],
-        temperature=options.get("temperature", 1.0) if sampled else 0.0,
-        top_k=options.get("top_k", 0) if sampled else 0,
-        top_p=options.get("top_p", 1.0) if sampled else 1.0,
-        seed=self._seed, batch_size=self._batch_size)
+      self.config,
+      self._params,
+      self._tokens,
+      [self.tok_encode(context)[-room:] for context in contexts],
+      max_new_tokens=count,
+      stop=[word for word in stop if word],
+      temperature=options.get("temperature", 1.0) if sampled else 0.0,
+      top_k=options.get("top_k", 0) if sampled else 0,
+      top_p=options.get("top_p", 1.0) if sampled else 1.0,
+      seed=self._seed,
+      batch_size=self._batch_size,
+    )
     return [continuation.text for continuation in written]
 
   @functools.cached_property

@@ -51,13 +51,13 @@ class LogLikelihoods:
 
 
 def encode_pair(
-    tokenizer: "tokenizers.Tokenizer",
-    context: str,
-    continuation: str,
-    *,
-    add_bos: bool | None = None,
-    bos_id: int | None = None,
-    empty_context: int | None = None,
+  tokenizer: "tokenizers.Tokenizer",
+  context: str,
+  continuation: str,
+  *,
+  add_bos: bool | None = None,
+  bos_id: int | None = None,
+  empty_context: int | None = None,
 ) -> tuple[list[int], list[int]]:
   """Ids of a context and of what follows it.
 
@@ -79,31 +79,33 @@ def encode_pair(
   if not context:
     if empty_context is None:
       raise ValueError(
-          "a context is empty and the model has no beginning-of-text token;"
-          " give every question a context")
+        "a context is empty and the model has no beginning-of-text token;"
+        " give every question a context"
+      )
     head, tail = [empty_context], encode(tokenizer, continuation, False)
     if tail[:1] == head:  # the text brings its own
       tail = tail[1:]
   else:
     kept = context.rstrip()
-    continuation = context[len(kept):] + continuation
+    continuation = context[len(kept) :] + continuation
     head = encode(tokenizer, kept, add_bos, bos_id)
-    tail = encode(tokenizer, kept + continuation, add_bos, bos_id)[len(head):]
+    tail = encode(tokenizer, kept + continuation, add_bos, bos_id)[len(head) :]
   if not tail or not head:
     raise ValueError(
-        f"context {context[-40:]!r} and continuation {continuation[:40]!r}:"
-        " one of them has no token; give each some text")
+      f"context {context[-40:]!r} and continuation {continuation[:40]!r}:"
+      " one of them has no token; give each some text"
+    )
   return head, tail
 
 
 def loglikelihoods(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    requests: Sequence[Request],
-    *,
-    gates: Gates | None = None,
-    batch_size: int = 16,
-    sharding: jax.sharding.Sharding | None = None,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  requests: Sequence[Request],
+  *,
+  gates: Gates | None = None,
+  batch_size: int = 16,
+  sharding: jax.sharding.Sharding | None = None,
 ) -> LogLikelihoods:
   """Score continuations, in batches of like length.
 
@@ -130,30 +132,42 @@ def loglikelihoods(
   answers = np.array([len(tail) for _, tail in requests])
   longest = config.max_positions
   lengths = np.array([len(row) - 1 for row in rows])
-  shapes = np.stack([
+  shapes = np.stack(
+    [
       _bucket(lengths, _SHORTEST_ROW, 2, longest),
-      _bucket(answers, _SHORTEST_ANSWER, 4, longest)], axis=1)
+      _bucket(answers, _SHORTEST_ANSWER, 4, longest),
+    ],
+    axis=1,
+  )
   nats, greedy = np.zeros(len(rows)), np.zeros(len(rows), bool)
   for shape in np.unique(shapes, axis=0):
     chosen = np.flatnonzero((shapes == shape).all(axis=1))
     for start in range(0, len(chosen), batch_size):
       part = chosen[start : start + batch_size]
       nats[part], greedy[part] = _batch(
-          config, params, [rows[index] for index in part], answers[part],
-          tuple(shape.tolist()), gates, batch_size, sharding)
+        config,
+        params,
+        [rows[index] for index in part],
+        answers[part],
+        tuple(shape.tolist()),
+        gates,
+        batch_size,
+        sharding,
+      )
   whole = np.array([len(head) + len(tail) for head, tail in requests])
   return LogLikelihoods(
-      nats=nats, greedy=greedy, tokens=answers, cut=whole - 1 > lengths)
+    nats=nats, greedy=greedy, tokens=answers, cut=whole - 1 > lengths
+  )
 
 
 def continuation_scores(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    tokens_BT: jax.Array,
-    first_B: jax.Array,
-    width: int,
-    *,
-    gates: Gates | None = None,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  tokens_BT: jax.Array,
+  first_B: jax.Array,
+  width: int,
+  *,
+  gates: Gates | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Score some consecutive tokens of each row. Not jitted.
 
@@ -175,28 +189,34 @@ def continuation_scores(
   at_once = min(width, max(1, _LOGITS // (batch * config.vocab_size)))
   steps = -(-width // at_once)
   place_BT = jnp.minimum(
-      first_B[:, None] - 1 + jnp.arange(steps * at_once)[None], length - 1)
+    first_B[:, None] - 1 + jnp.arange(steps * at_once)[None], length - 1
+  )
 
   def one(place_BC):
     x_BCD = jnp.take_along_axis(x_BTD, place_BC[..., None], axis=1)
     z_BCV = unembed(
-        config, params, final_norm(config, params, x_BCD), lens="raw")
+      config, params, final_norm(config, params, x_BCD), lens="raw"
+    )
     target_BC = jnp.take_along_axis(tokens_BT, place_BC + 1, axis=1)
     z_BC = jnp.take_along_axis(z_BCV, target_BC[..., None], axis=-1)[..., 0]
-    return (z_BC - jax.nn.logsumexp(z_BCV, axis=-1),
-            jnp.argmax(z_BCV, axis=-1) == target_BC)
+    return (
+      z_BC - jax.nn.logsumexp(z_BCV, axis=-1),
+      jnp.argmax(z_BCV, axis=-1) == target_BC,
+    )
 
   found = jax.lax.map(
-      one, place_BT.reshape(batch, steps, at_once).swapaxes(0, 1))
+    one, place_BT.reshape(batch, steps, at_once).swapaxes(0, 1)
+  )
   return tuple(
-      part_SBC.swapaxes(0, 1).reshape(batch, -1)[:, :width]
-      for part_SBC in found)
+    part_SBC.swapaxes(0, 1).reshape(batch, -1)[:, :width] for part_SBC in found
+  )
 
 
 @functools.partial(jax.jit, static_argnames=("config", "width"))
 def _continuation_scores(config, params, tokens_BT, first_B, width, gates):
   return continuation_scores(
-      config, params, tokens_BT, first_B, width, gates=gates)
+    config, params, tokens_BT, first_B, width, gates=gates
+  )
 
 
 def _batch(config, params, rows, answers, shape, gates, batch_size, sharding):
@@ -209,13 +229,15 @@ def _batch(config, params, rows, answers, shape, gates, batch_size, sharding):
     first_B[index] = len(row) - answers[index]
   if sharding is not None:
     tokens_BT = jax.device_put(tokens_BT, sharding)
-  found = _continuation_scores(
-      config, params, tokens_BT, first_B, width, gates)
+  found = _continuation_scores(config, params, tokens_BT, first_B, width, gates)
   nats_BC, first_BC = (
-      np.asarray(
-          part if part.is_fully_addressable
-          else multihost_utils.process_allgather(part, tiled=True))
-      for part in found)
+    np.asarray(
+      part
+      if part.is_fully_addressable
+      else multihost_utils.process_allgather(part, tiled=True)
+    )
+    for part in found
+  )
   mine_BC = np.arange(width)[None] < answers[:, None]
   count = len(rows)
   nats_B = np.where(mine_BC, nats_BC[:count].astype(np.float64), 0).sum(axis=1)
@@ -226,17 +248,20 @@ def _row(config, index, head, tail) -> np.ndarray:
   """Context and continuation, with no more tokens in front than fit."""
   if not len(head) or not len(tail):
     raise ValueError(
-        f"request {index}: context of {len(head)} and continuation of"
-        f" {len(tail)} tokens; both need at least one")
+      f"request {index}: context of {len(head)} and continuation of"
+      f" {len(tail)} tokens; both need at least one"
+    )
   if len(tail) > config.max_positions:
     raise ValueError(
-        f"request {index}: a continuation of {len(tail)} tokens exceeds the"
-        f" model's context, {config.max_positions}; shorten it")
-  ids = np.asarray([*head, *tail])[-config.max_positions - 1:]
+      f"request {index}: a continuation of {len(tail)} tokens exceeds the"
+      f" model's context, {config.max_positions}; shorten it"
+    )
+  ids = np.asarray([*head, *tail])[-config.max_positions - 1 :]
   if ids.min() < 0 or ids.max() >= config.vocab_size:
     raise ValueError(
-        f"request {index}: ids from {ids.min()} to {ids.max()}, but the"
-        f" vocabulary has {config.vocab_size}; use this model's own tokenizer")
+      f"request {index}: ids from {ids.min()} to {ids.max()}, but the"
+      f" vocabulary has {config.vocab_size}; use this model's own tokenizer"
+    )
   return ids
 
 

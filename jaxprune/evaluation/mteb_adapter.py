@@ -33,13 +33,13 @@ class MtebEncoder:
   """
 
   def __init__(
-      self,
-      model_name: str,
-      revision: str | None = None,
-      *,
-      device: str | None = None,
-      max_tokens: int = 256,
-      batch_size: int = 8,
+    self,
+    model_name: str,
+    revision: str | None = None,
+    *,
+    device: str | None = None,
+    max_tokens: int = 256,
+    batch_size: int = 8,
   ):
     """Load a folder; see `load_encoder`.
 
@@ -56,25 +56,29 @@ class MtebEncoder:
     del device
     meta = _model_meta()
     source = checkpoints.open_checkpoint(
-        checkpoints.resolve_model(model_name), EncoderConfig)
+      checkpoints.resolve_model(model_name), EncoderConfig
+    )
     self._pooling = checkpoints.read_pooling(source.folder)
     self._tokenizer = load_tokenizer(source.folder)
     self._max_tokens = min(max_tokens, source.config.max_positions)
     self._batch_size = batch_size
     self._config, self._params = checkpoints.load_params(source, jnp.float32)
-    self.mteb_model_meta = meta.create_empty(dict(
+    self.mteb_model_meta = meta.create_empty(
+      dict(
         name=f"jaxprune/{source.folder.resolve().name}",
-        revision=revision or checkpoints.checkpoint_hash(source)[:16]))
+        revision=revision or checkpoints.checkpoint_hash(source)[:16],
+      )
+    )
 
   def encode(
-      self,
-      inputs: Iterable[dict[str, Any]],
-      *,
-      task_metadata: Any = None,
-      hf_split: str = "",
-      hf_subset: str = "",
-      prompt_type: Any = None,
-      **kwargs: Any,
+    self,
+    inputs: Iterable[dict[str, Any]],
+    *,
+    task_metadata: Any = None,
+    hf_split: str = "",
+    hf_subset: str = "",
+    prompt_type: Any = None,
+    **kwargs: Any,
   ) -> np.ndarray:
     """Embed texts.
 
@@ -93,26 +97,32 @@ class MtebEncoder:
     texts = [text for batch in inputs for text in batch["text"]]
     ids = sentences.tokenise(self._tokenizer, texts, self._max_tokens)
     return sentences.embed_texts(
-        self._config, self._params, ids, self._pooling,
-        batch_size=self._batch_size)
+      self._config,
+      self._params,
+      ids,
+      self._pooling,
+      batch_size=self._batch_size,
+    )
 
   def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
     """Cosine of every pair, as a torch tensor [n, m]."""
     import torch
 
     return torch.from_numpy(
-        np.einsum("ND,MD->NM", _unit(embeddings1), _unit(embeddings2)))
+      np.einsum("ND,MD->NM", _unit(embeddings1), _unit(embeddings2))
+    )
 
   def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
     """Cosine of each row with its counterpart, as a torch tensor [n]."""
     import torch
 
     return torch.from_numpy(
-        np.sum(_unit(embeddings1) * _unit(embeddings2), axis=1))
+      np.sum(_unit(embeddings1) * _unit(embeddings2), axis=1)
+    )
 
 
 def load_encoder(
-    folder: str | os.PathLike, *, max_tokens: int = 256, batch_size: int = 8
+  folder: str | os.PathLike, *, max_tokens: int = 256, batch_size: int = 8
 ) -> MtebEncoder:
   """Make the object that `mteb.evaluate` takes.
 
@@ -125,7 +135,8 @@ def load_encoder(
     ValueError: mteb is not installed, or the folder is not an encoder.
   """
   return MtebEncoder(
-      os.fspath(folder), max_tokens=max_tokens, batch_size=batch_size)
+    os.fspath(folder), max_tokens=max_tokens, batch_size=batch_size
+  )
 
 
 def _model_meta() -> Any:
@@ -133,7 +144,8 @@ def _model_meta() -> Any:
     from mteb.models import ModelMeta
   except ImportError as error:
     raise ValueError(
-        "mteb is not installed: pip install 'jaxprune[mteb]'") from error
+      "mteb is not installed: pip install 'jaxprune[mteb]'"
+    ) from error
   return ModelMeta
 
 

@@ -65,7 +65,7 @@ class Choices:
 
 
 def read_questions(
-    path: str | os.PathLike, limit: int | None = None
+  path: str | os.PathLike, limit: int | None = None
 ) -> list[Question]:
   """Read a jsonl file with `context`, `options` and `answer` per line.
 
@@ -83,12 +83,15 @@ def read_questions(
       try:
         row = json.loads(line)
         question = Question(
-            context=str(row["context"]),
-            options=tuple(map(str, row["options"])), answer=row["answer"])
+          context=str(row["context"]),
+          options=tuple(map(str, row["options"])),
+          answer=row["answer"],
+        )
       except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}: line {number}: {error!r}; each line needs context,"
-            " options and answer") from None
+          f"{path}: line {number}: {error!r}; each line needs context,"
+          " options and answer"
+        ) from None
       _check(question, f"{path}: line {number}")
       questions.append(question)
   if not questions:
@@ -97,16 +100,16 @@ def read_questions(
 
 
 def score_questions(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    tokenizer: "tokenizers.Tokenizer",
-    questions: Sequence[Question],
-    *,
-    delimiter: str = " ",
-    add_bos: bool | None = None,
-    gates: Gates | None = None,
-    batch_size: int = 16,
-    sharding: jax.sharding.Sharding | None = None,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  tokenizer: "tokenizers.Tokenizer",
+  questions: Sequence[Question],
+  *,
+  delimiter: str = " ",
+  add_bos: bool | None = None,
+  gates: Gates | None = None,
+  batch_size: int = 16,
+  sharding: jax.sharding.Sharding | None = None,
 ) -> Choices:
   """Read every option after its context.
 
@@ -126,32 +129,57 @@ def score_questions(
   """
   for index, question in enumerate(questions):
     _check(question, f"question {index}")
-  empty = config.bos_id if config.bos_id is not None else next(
-      iter(config.eos_ids), None)
+  empty = (
+    config.bos_id
+    if config.bos_id is not None
+    else next(iter(config.eos_ids), None)
+  )
   requests = [
-      encode_pair(
-          tokenizer, question.context, delimiter + option, add_bos=add_bos,
-          bos_id=config.bos_id, empty_context=empty)
-      for question in questions for option in question.options]
+    encode_pair(
+      tokenizer,
+      question.context,
+      delimiter + option,
+      add_bos=add_bos,
+      bos_id=config.bos_id,
+      empty_context=empty,
+    )
+    for question in questions
+    for option in question.options
+  ]
   found = loglikelihoods(
-      config, params, requests, gates=gates, batch_size=batch_size,
-      sharding=sharding)
+    config,
+    params,
+    requests,
+    gates=gates,
+    batch_size=batch_size,
+    sharding=sharding,
+  )
   counts = [len(question.options) for question in questions]
 
   def table(flat, fill):
     rows = np.split(np.asarray(flat), np.cumsum(counts)[:-1])
-    return np.stack([
+    return np.stack(
+      [
         np.pad(row, (0, max(counts) - len(row)), constant_values=fill)
-        for row in rows])
+        for row in rows
+      ]
+    )
 
   return Choices(
-      nats=table(found.nats, -np.inf), greedy=table(found.greedy, False),
-      bytes=table([
-          len(option.encode()) for question in questions
-          for option in question.options], 1),
-      tokens=table(found.tokens, 1),
-      answers=np.array([question.answer for question in questions]),
-      cut=table(found.cut, False).any(axis=1))
+    nats=table(found.nats, -np.inf),
+    greedy=table(found.greedy, False),
+    bytes=table(
+      [
+        len(option.encode())
+        for question in questions
+        for option in question.options
+      ],
+      1,
+    ),
+    tokens=table(found.tokens, 1),
+    answers=np.array([question.answer for question in questions]),
+    cut=table(found.cut, False).any(axis=1),
+  )
 
 
 def predictions(choices: Choices, normalise: bool = False) -> np.ndarray:
@@ -181,7 +209,7 @@ def confidences(choices: Choices) -> np.ndarray:
 
 
 def calibration_error(
-    confidence: np.ndarray, right: np.ndarray, bins: int = 10
+  confidence: np.ndarray, right: np.ndarray, bins: int = 10
 ) -> float:
   """Expected calibration error with bins of equal width, (low, high].
 
@@ -192,10 +220,12 @@ def calibration_error(
   """
   if bins < 1:
     raise ValueError(f"bins={bins}: must be at least 1")
-  place = np.clip(np.ceil(np.asarray(confidence) * bins).astype(int) - 1,
-                  0, bins - 1)
+  place = np.clip(
+    np.ceil(np.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1
+  )
   gap = np.bincount(
-      place, np.asarray(right, float) - confidence, minlength=bins)
+    place, np.asarray(right, float) - confidence, minlength=bins
+  )
   return float(np.abs(gap).sum() / len(place))
 
 
@@ -212,28 +242,40 @@ def flips(dense: Choices, pruned: Choices) -> dict[str, np.ndarray]:
   if not np.array_equal(dense.answers, pruned.answers):
     raise ValueError("flips: the models were asked different questions")
   was, now = correct(dense), correct(pruned)
-  return {"changed": predictions(dense) != predictions(pruned),
-          "lost": was & ~now, "gained": ~was & now}
+  return {
+    "changed": predictions(dense) != predictions(pruned),
+    "lost": was & ~now,
+    "gained": ~was & now,
+  }
 
 
 def item_rows(choices: Choices) -> list[dict[str, float]]:
   """A row per question: question, acc, acc_norm, margin, confidence."""
   columns = {
-      "question": np.arange(len(choices.answers)),
-      "acc": correct(choices).astype(float),
-      "acc_norm": correct(choices, normalise=True).astype(float),
-      "margin": margins(choices), "confidence": confidences(choices)}
-  return [dict(zip(columns, row))
-          for row in zip(*(column.tolist() for column in columns.values()))]
+    "question": np.arange(len(choices.answers)),
+    "acc": correct(choices).astype(float),
+    "acc_norm": correct(choices, normalise=True).astype(float),
+    "margin": margins(choices),
+    "confidence": confidences(choices),
+  }
+  return [
+    dict(zip(columns, row))
+    for row in zip(*(column.tolist() for column in columns.values()))
+  ]
 
 
 def _check(question: Question, place: str) -> None:
   count = len(question.options)
   answer = question.answer
-  if count < 2 or isinstance(answer, bool) or not isinstance(answer, int) or (
-      not 0 <= answer < count):
+  if (
+    count < 2
+    or isinstance(answer, bool)
+    or not isinstance(answer, int)
+    or (not 0 <= answer < count)
+  ):
     raise ValueError(
-        f"{place}: {count} options and answer {answer!r}; need at least two"
-        " options and an index among them")
+      f"{place}: {count} options and answer {answer!r}; need at least two"
+      " options and an index among them"
+    )
   if not all(question.options):
     raise ValueError(f"{place}: an option is empty; give it some text")

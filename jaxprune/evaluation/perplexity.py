@@ -77,15 +77,15 @@ def read_held_out_text(source: str | os.PathLike) -> str:
 
 
 def score_windows(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    ids: Sequence[int] | np.ndarray,
-    seq_len: int,
-    *,
-    gates: Gates | None = None,
-    max_windows: int | None = None,
-    batch_size: int = 8,
-    sharding: jax.sharding.Sharding | None = None,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  ids: Sequence[int] | np.ndarray,
+  seq_len: int,
+  *,
+  gates: Gates | None = None,
+  max_windows: int | None = None,
+  batch_size: int = 8,
+  sharding: jax.sharding.Sharding | None = None,
 ) -> Scores:
   """Score the windows of one text, see the module.
 
@@ -112,12 +112,14 @@ def score_windows(
   count = len(ids) // seq_len
   if not count:
     raise ValueError(
-        f"the text has {len(ids)} tokens, fewer than seq_len={seq_len}; use"
-        " more text or a smaller seq_len")
+      f"the text has {len(ids)} tokens, fewer than seq_len={seq_len}; use"
+      " more text or a smaller seq_len"
+    )
   if max_windows is not None:
     if max_windows < 1:
       raise ValueError(
-          f"max_windows={max_windows}: must be at least 1, or None for all")
+        f"max_windows={max_windows}: must be at least 1, or None for all"
+      )
     count = min(count, max_windows)
   rows = list(ids[: count * seq_len].reshape(count, seq_len))
   nll = _score(config, params, rows, seq_len, gates, batch_size, sharding)
@@ -125,14 +127,14 @@ def score_windows(
 
 
 def score_documents(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    documents: Sequence[Sequence[int]],
-    seq_len: int,
-    *,
-    gates: Gates | None = None,
-    batch_size: int = 8,
-    sharding: jax.sharding.Sharding | None = None,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  documents: Sequence[Sequence[int]],
+  seq_len: int,
+  *,
+  gates: Gates | None = None,
+  batch_size: int = 8,
+  sharding: jax.sharding.Sharding | None = None,
 ) -> Scores:
   """Score each document by itself, see the module.
 
@@ -164,32 +166,40 @@ def score_documents(
     ids = _check_ids(config, document, f"document {index}")
     if len(ids) < 2:
       raise ValueError(
-          f"document {index} has {len(ids)} tokens and no prediction; remove"
-          " it")
+        f"document {index} has {len(ids)} tokens and no prediction; remove it"
+      )
     own = [
-        ids[start : start + seq_len + 1]
-        for start in range(0, len(ids) - 1, seq_len)]
+      ids[start : start + seq_len + 1]
+      for start in range(0, len(ids) - 1, seq_len)
+    ]
     pieces += own
     owners += [index] * len(own)
   lengths = np.array([len(piece) for piece in pieces])
   buckets = np.minimum(
-      np.maximum(2 ** np.ceil(np.log2(lengths - 1)), _SHORTEST), seq_len)
+    np.maximum(2 ** np.ceil(np.log2(lengths - 1)), _SHORTEST), seq_len
+  )
   nll = np.zeros(len(documents))
   for bucket in np.unique(buckets):
     chosen = np.flatnonzero(buckets == bucket)
     part = _score(
-        config, params, [pieces[index] for index in chosen], int(bucket) + 1,
-        gates, batch_size, sharding)
+      config,
+      params,
+      [pieces[index] for index in chosen],
+      int(bucket) + 1,
+      gates,
+      batch_size,
+      sharding,
+    )
     np.add.at(nll, np.asarray(owners)[chosen], part)
   return Scores(nll=nll, tokens=np.bincount(owners, lengths - 1).astype(int))
 
 
 def token_nll(
-    config: ModelConfig,
-    params: Mapping[str, Any],
-    tokens_BT: jax.Array,
-    *,
-    gates: Gates | None = None,
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  tokens_BT: jax.Array,
+  *,
+  gates: Gates | None = None,
 ) -> jax.Array:
   """Negative log-likelihood of each token given those before it.
 
@@ -219,9 +229,13 @@ def token_nll(
     z_BC = jnp.take_along_axis(z_BCV, targets_BC[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(z_BCV, axis=-1) - z_BC
 
-  nll_SBC = jax.lax.map(one, (
+  nll_SBC = jax.lax.map(
+    one,
+    (
       x_BTD.reshape(batch, steps, at_once, width).swapaxes(0, 1),
-      targets_BT.reshape(batch, steps, at_once).swapaxes(0, 1)))
+      targets_BT.reshape(batch, steps, at_once).swapaxes(0, 1),
+    ),
+  )
   return nll_SBC.swapaxes(0, 1).reshape(batch, -1)[:, :length]
 
 
@@ -243,22 +257,26 @@ def _score(config, params, rows, length, gates, batch_size, sharding):
     for index, row in enumerate(batch):
       tokens_BT[index, : len(row)] = row
     placed_BT = (
-        jnp.asarray(tokens_BT) if sharding is None
-        else jax.device_put(tokens_BT, sharding))
+      jnp.asarray(tokens_BT)
+      if sharding is None
+      else jax.device_put(tokens_BT, sharding)
+    )
     nll_BT = _token_nll(config, params, placed_BT, gates)
     if not nll_BT.is_fully_addressable:
       nll_BT = multihost_utils.process_allgather(nll_BT, tiled=True)
     nll_BT = np.asarray(nll_BT, np.float64)
-    sums += [nll_BT[index, : len(row) - 1].sum()
-             for index, row in enumerate(batch)]
+    sums += [
+      nll_BT[index, : len(row) - 1].sum() for index, row in enumerate(batch)
+    ]
   return np.array(sums)
 
 
 def _check_length(config, seq_len):
   if not 2 <= seq_len <= config.max_positions:
     raise ValueError(
-        f"seq_len={seq_len}: must be from 2 to the model's context,"
-        f" {config.max_positions}")
+      f"seq_len={seq_len}: must be from 2 to the model's context,"
+      f" {config.max_positions}"
+    )
 
 
 def _check_ids(config, ids, name) -> np.ndarray:
@@ -266,10 +284,12 @@ def _check_ids(config, ids, name) -> np.ndarray:
   ids = np.asarray(ids)
   if ids.ndim != 1 or ids.size and not np.issubdtype(ids.dtype, np.integer):
     raise ValueError(
-        f"{name}: {ids.dtype} {list(ids.shape)}; give a list of token ids")
+      f"{name}: {ids.dtype} {list(ids.shape)}; give a list of token ids"
+    )
   bad = (ids < 0) | (ids >= config.vocab_size)
   if bad.any():
     raise ValueError(
-        f"{name}: id {ids[bad][0]} is outside the vocabulary of"
-        f" {config.vocab_size}; use this model's own tokenizer")
+      f"{name}: id {ids[bad][0]} is outside the vocabulary of"
+      f" {config.vocab_size}; use this model's own tokenizer"
+    )
   return ids

@@ -30,7 +30,7 @@ CUTOFFS = (1, 10, 100)
 
 
 def ndcg(
-    ranked_relevances: np.ndarray, all_relevances: np.ndarray, k: int | None
+  ranked_relevances: np.ndarray, all_relevances: np.ndarray, k: int | None
 ) -> float:
   """Normalised discounted cumulative gain of one query, in [0, 1].
 
@@ -47,7 +47,7 @@ def ndcg(
 
 
 def recall(
-    ranked_relevances: np.ndarray, all_relevances: np.ndarray, k: int | None
+  ranked_relevances: np.ndarray, all_relevances: np.ndarray, k: int | None
 ) -> float:
   """Fraction of the relevant documents at ranks up to k; see `ndcg`."""
   relevant = np.count_nonzero(np.asarray(all_relevances) > 0)
@@ -56,7 +56,7 @@ def recall(
 
 
 def reciprocal_rank(
-    ranked_relevances: np.ndarray, k: int | None = None
+  ranked_relevances: np.ndarray, k: int | None = None
 ) -> float:
   """1 / rank of the first relevant document up to k, else 0; see `ndcg`."""
   hits = np.flatnonzero(np.asarray(ranked_relevances)[:k] > 0)
@@ -64,8 +64,9 @@ def reciprocal_rank(
 
 
 def average_precision(
-    ranked_relevances: np.ndarray, all_relevances: np.ndarray,
-    k: int | None = None
+  ranked_relevances: np.ndarray,
+  all_relevances: np.ndarray,
+  k: int | None = None,
 ) -> float:
   """Mean over all relevant documents of the precision at each; see `ndcg`."""
   relevant = np.count_nonzero(np.asarray(all_relevances) > 0)
@@ -90,18 +91,20 @@ def rank(scores_QD: np.ndarray, k: int | None = None) -> np.ndarray:
   scores_QD = np.asarray(scores_QD)
   if scores_QD.ndim != 2:
     raise ValueError(
-        f"scores: shape {list(scores_QD.shape)}; give [queries, documents]")
+      f"scores: shape {list(scores_QD.shape)}; give [queries, documents]"
+    )
   if np.isnan(scores_QD).any():
     query, document = np.argwhere(np.isnan(scores_QD))[0]
     raise ValueError(
-        f"scores: query {query}, document {document} is not a number; check"
-        " the embeddings")
+      f"scores: query {query}, document {document} is not a number; check"
+      " the embeddings"
+    )
   down_QD = -scores_QD.astype(np.result_type(scores_QD, np.float32))
   return np.argsort(down_QD, axis=1, kind="stable")[:, :k]
 
 
 def search(
-    queries_QE: np.ndarray, documents_DE: np.ndarray, k: int
+  queries_QE: np.ndarray, documents_DE: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """The k best documents of each query by dot product, in bounded memory.
 
@@ -120,21 +123,22 @@ def search(
     raise ValueError(f"k={k}: must be at least 1")
   if queries_QE.shape[1:] != documents_DE.shape[1:]:
     raise ValueError(
-        f"queries of width {queries_QE.shape[1:]} for documents of"
-        f" {documents_DE.shape[1:]}; embed both with one model")
+      f"queries of width {queries_QE.shape[1:]} for documents of"
+      f" {documents_DE.shape[1:]}; embed both with one model"
+    )
   queries = len(queries_QE)
   step = max(1, _BLOCK // max(queries, 1))
   order_QK = np.zeros((queries, 0), np.int64)
   best_QK = np.zeros((queries, 0), np.float32)
   for start in range(0, len(documents_DE), step):
     block_DE = documents_DE[start : start + step]
-    scores_QD = np.einsum(
-        "QE,DE->QD", queries_QE, block_DE, optimize=True)
+    scores_QD = np.einsum("QE,DE->QD", queries_QE, block_DE, optimize=True)
     here_QK = rank(scores_QD, k)
     # Earlier documents stand first, so a stable sort keeps ties by index.
     order_QK = np.concatenate([order_QK, start + here_QK], axis=1)
     best_QK = np.concatenate(
-        [best_QK, np.take_along_axis(scores_QD, here_QK, axis=1)], axis=1)
+      [best_QK, np.take_along_axis(scores_QD, here_QK, axis=1)], axis=1
+    )
     pick_QK = rank(best_QK, k)
     order_QK = np.take_along_axis(order_QK, pick_QK, axis=1)
     best_QK = np.take_along_axis(best_QK, pick_QK, axis=1)
@@ -142,10 +146,10 @@ def search(
 
 
 def evaluate_ranking(
-    scores_QD: np.ndarray,
-    qrels: Sequence[Mapping[int, float]],
-    *,
-    cutoffs: Sequence[int] = CUTOFFS,
+  scores_QD: np.ndarray,
+  qrels: Sequence[Mapping[int, float]],
+  *,
+  cutoffs: Sequence[int] = CUTOFFS,
 ) -> list[dict[str, float]]:
   """Rank all documents by their scores and measure each query.
 
@@ -167,10 +171,10 @@ def evaluate_ranking(
 
 
 def evaluate_order(
-    order_QK: np.ndarray,
-    qrels: Sequence[Mapping[int, float]],
-    *,
-    cutoffs: Sequence[int] = CUTOFFS,
+  order_QK: np.ndarray,
+  qrels: Sequence[Mapping[int, float]],
+  *,
+  cutoffs: Sequence[int] = CUTOFFS,
 ) -> list[dict[str, float]]:
   """Measure a ranking that is there already, whole or its beginning.
 
@@ -190,8 +194,9 @@ def evaluate_order(
   """
   if len(order_QK) != len(qrels):
     raise ValueError(
-        f"qrels: {len(qrels)} entries for {len(order_QK)} queries; give one"
-        " mapping each, {} without judgements")
+      f"qrels: {len(qrels)} entries for {len(order_QK)} queries; give one"
+      " mapping each, {} without judgements"
+    )
   if not any(qrels):
     raise ValueError("qrels: no query has a judgement; check the ids")
   if min(cutoffs, default=1) < 1:
@@ -204,10 +209,11 @@ def evaluate_order(
     row = {"question": question}
     for k in cutoffs:
       row |= {
-          f"ndcg@{k}": ndcg(found, judged, k),
-          f"recall@{k}": recall(found, judged, k),
-          f"mrr@{k}": reciprocal_rank(found, k),
-          f"map@{k}": average_precision(found, judged, k)}
+        f"ndcg@{k}": ndcg(found, judged, k),
+        f"recall@{k}": recall(found, judged, k),
+        f"mrr@{k}": reciprocal_rank(found, k),
+        f"map@{k}": average_precision(found, judged, k),
+      }
     rows.append(row)
   return rows
 
@@ -216,7 +222,8 @@ def _relevances(order_QK, qrels, question):
   """Relevance at each rank, and of all judged documents."""
   judgements = qrels[question]
   found = np.array(
-      [judgements.get(int(index), 0) for index in order_QK[question]], float)
+    [judgements.get(int(index), 0) for index in order_QK[question]], float
+  )
   return found, np.array(list(judgements.values()), float)
 
 

@@ -25,7 +25,7 @@ _STEP = 16
 
 
 def tokenise(
-    tokenizer: "tokenizers.Tokenizer", texts: Sequence[str], max_tokens: int
+  tokenizer: "tokenizers.Tokenizer", texts: Sequence[str], max_tokens: int
 ) -> list[list[int]]:
   """Ids of texts between the special tokens of the encoder.
 
@@ -41,8 +41,9 @@ def tokenise(
     raise ValueError("no texts: give at least one")
   if max_tokens < 3:
     raise ValueError(
-        f"max_tokens={max_tokens}: must be at least 3, one token between two"
-        " special ones")
+      f"max_tokens={max_tokens}: must be at least 3, one token between two"
+      " special ones"
+    )
   tokenizer.enable_truncation(max_tokens)
   try:
     return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
@@ -51,7 +52,7 @@ def tokenise(
 
 
 def pad(
-    ids: Sequence[Sequence[int]], length: int, pad_id: int
+  ids: Sequence[Sequence[int]], length: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Put padding behind sequences.
 
@@ -72,12 +73,12 @@ def pad(
 
 
 def embed_texts(
-    config: EncoderConfig,
-    params: Mapping[str, Any],
-    ids: Sequence[Sequence[int]],
-    pooling: Pooling,
-    *,
-    batch_size: int = 8,
+  config: EncoderConfig,
+  params: Mapping[str, Any],
+  ids: Sequence[Sequence[int]],
+  pooling: Pooling,
+  *,
+  batch_size: int = 8,
 ) -> np.ndarray:
   """One vector for each text, in their order.
 
@@ -98,13 +99,15 @@ def embed_texts(
   largest = max(map(max, ids))
   if largest >= config.vocab_size:
     raise ValueError(
-        f"id {largest} is outside the vocabulary of {config.vocab_size}: use"
-        " the tokenizer of this checkpoint")
+      f"id {largest} is outside the vocabulary of {config.vocab_size}: use"
+      " the tokenizer of this checkpoint"
+    )
   lengths = [len(own) for own in ids]
   if max(lengths) > config.max_positions:
     raise ValueError(
-        f"a text of {max(lengths)} tokens is longer than the"
-        f" {config.max_positions} positions of the encoder: cut it")
+      f"a text of {max(lengths)} tokens is longer than the"
+      f" {config.max_positions} positions of the encoder: cut it"
+    )
   order = np.argsort(lengths, kind="stable")
   vectors = np.zeros((len(ids), config.embed_dim), np.float32)
   for start in range(0, len(order), batch_size):
@@ -113,8 +116,10 @@ def embed_texts(
     # The last batch is filled up with its first text: one shape for all.
     filled = [*chosen, *[chosen[0]] * (batch_size - len(chosen))]
     tokens_BT, valid_BT = pad(
-        [ids[index] for index in filled], min(longest, config.max_positions),
-        config.pad_id or 0)
+      [ids[index] for index in filled],
+      min(longest, config.max_positions),
+      config.pad_id or 0,
+    )
     pooled_BD = _embed(config, pooling, params, tokens_BT, valid_BT)
     vectors[chosen] = np.asarray(pooled_BD)[: len(chosen)]
   return vectors
@@ -123,6 +128,8 @@ def embed_texts(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _embed(config, pooling, params, tokens_BT, valid_BT):
   x_BTD, _ = encoder.forward(
-      config, params, jnp.asarray(tokens_BT), valid_BT=jnp.asarray(valid_BT))
+    config, params, jnp.asarray(tokens_BT), valid_BT=jnp.asarray(valid_BT)
+  )
   return encoder.pool(
-      x_BTD, valid_BT, pooling=pooling.kind, normalise=pooling.normalise)
+    x_BTD, valid_BT, pooling=pooling.kind, normalise=pooling.normalise
+  )

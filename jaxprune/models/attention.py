@@ -23,13 +23,13 @@ _UNREAD = -1e30
 
 
 def allowed(
-    query_slots_T: jax.Array,
-    key_slots_S: jax.Array,
-    query_positions_BT: jax.Array,
-    key_positions_BS: jax.Array,
-    key_valid_BS: jax.Array | None,
-    window: int | None,
-    sliding: bool | jax.Array,
+  query_slots_T: jax.Array,
+  key_slots_S: jax.Array,
+  query_positions_BT: jax.Array,
+  key_positions_BS: jax.Array,
+  key_valid_BS: jax.Array | None,
+  window: int | None,
+  sliding: bool | jax.Array,
 ) -> jax.Array:
   """Which keys each query reads.
 
@@ -52,7 +52,8 @@ def allowed(
   mask_BTS = (key_1S <= query_T1)[None]
   if window is not None and sliding is not False:
     near_BTS = (
-        query_positions_BT[:, :, None] - key_positions_BS[:, None] < window)
+      query_positions_BT[:, :, None] - key_positions_BS[:, None] < window
+    )
     mask_BTS = mask_BTS & (near_BTS | jnp.logical_not(sliding))
   if key_valid_BS is not None:
     self_BTS = (key_1S == query_T1)[None]
@@ -61,10 +62,10 @@ def allowed(
 
 
 def plain(
-    query_BTNH: jax.Array,
-    key_BSKH: jax.Array,
-    value_BSKH: jax.Array,
-    mask_BTS: jax.Array,
+  query_BTNH: jax.Array,
+  key_BSKH: jax.Array,
+  value_BSKH: jax.Array,
+  mask_BTS: jax.Array,
 ) -> jax.Array:
   """Softmax attention over all keys.
 
@@ -78,14 +79,15 @@ def plain(
     [B, T, N, H] in the dtype of the queries.
   """
   return jax.nn.dot_product_attention(
-      query_BTNH, key_BSKH, value_BSKH, mask=mask_BTS[:, None])
+    query_BTNH, key_BSKH, value_BSKH, mask=mask_BTS[:, None]
+  )
 
 
 def chunked(
-    query_BTNH: jax.Array,
-    key_BTKH: jax.Array,
-    value_BTKH: jax.Array,
-    mask_BTS: jax.Array,
+  query_BTNH: jax.Array,
+  key_BTKH: jax.Array,
+  value_BTKH: jax.Array,
+  mask_BTS: jax.Array,
 ) -> jax.Array:
   """What `plain` gives, for a sequence that reads itself causally.
 
@@ -99,17 +101,18 @@ def chunked(
     [B, T, N, H] in the dtype of the queries.
   """
   mask_BTS = jnp.broadcast_to(
-      mask_BTS, (query_BTNH.shape[0], *mask_BTS.shape[1:]))
+    mask_BTS, (query_BTNH.shape[0], *mask_BTS.shape[1:])
+  )
   return jax.lax.map(
-      lambda row: _chunked_row(*row),
-      (query_BTNH, key_BTKH, value_BTKH, mask_BTS))
+    lambda row: _chunked_row(*row), (query_BTNH, key_BTKH, value_BTKH, mask_BTS)
+  )
 
 
 def single(
-    query_BTNH: jax.Array,
-    key_BSKH: jax.Array,
-    value_BSKH: jax.Array,
-    mask_BTS: jax.Array,
+  query_BTNH: jax.Array,
+  key_BSKH: jax.Array,
+  value_BSKH: jax.Array,
+  mask_BTS: jax.Array,
 ) -> jax.Array:
   """What `plain` gives, for T = 1.
 
@@ -128,15 +131,19 @@ def single(
   batch, _, heads, width = query_BTNH.shape
   kv_heads = key_BSKH.shape[2]
   query_BTKGH = query_BTNH.reshape(
-      batch, 1, kv_heads, heads // kv_heads, width).astype(jnp.float32)
+    batch, 1, kv_heads, heads // kv_heads, width
+  ).astype(jnp.float32)
   scores_BSKG = jnp.sum(
-      query_BTKGH * key_BSKH[:, :, :, None].astype(jnp.float32), axis=-1)
+    query_BTKGH * key_BSKH[:, :, :, None].astype(jnp.float32), axis=-1
+  )
   scores_BSKG = jnp.where(
-      mask_BTS[:, 0, :, None, None], scores_BSKG * width ** -0.5, _UNREAD)
+    mask_BTS[:, 0, :, None, None], scores_BSKG * width**-0.5, _UNREAD
+  )
   weights_BSKG = jax.nn.softmax(scores_BSKG, axis=1)
   read_BKGH = jnp.sum(
-      weights_BSKG[..., None] * value_BSKH[:, :, :, None].astype(jnp.float32),
-      axis=1)
+    weights_BSKG[..., None] * value_BSKH[:, :, :, None].astype(jnp.float32),
+    axis=1,
+  )
   return read_BKGH.reshape(query_BTNH.shape).astype(query_BTNH.dtype)
 
 
@@ -145,21 +152,31 @@ def _chunked_row(query_TNH, key_TKH, value_TKH, mask_TS):
   length, _, width = query_TNH.shape
   key_KTH, value_KTH = (jnp.moveaxis(x, 1, 0) for x in (key_TKH, value_TKH))
   heads = len(key_KTH)
-  query_KGTH = jnp.moveaxis(
-      query_TNH.reshape(length, heads, -1, width), 0, 2)
+  query_KGTH = jnp.moveaxis(query_TNH.reshape(length, heads, -1, width), 0, 2)
   parts = []
   for start in range(0, length, CHUNK):
     end = min(start + CHUNK, length)
     chunk_KGTH = query_KGTH[:, :, start:end]
     chunk_KRH = chunk_KGTH.reshape(heads, -1, width)
-    scores_KRS = jnp.einsum(
-        "KRH,KSH->KRS", chunk_KRH, key_KTH[:, :end],
-        preferred_element_type=jnp.float32) * width ** -0.5
+    scores_KRS = (
+      jnp.einsum(
+        "KRH,KSH->KRS",
+        chunk_KRH,
+        key_KTH[:, :end],
+        preferred_element_type=jnp.float32,
+      )
+      * width**-0.5
+    )
     scores_KGTS = jnp.where(
-        mask_TS[None, None, start:end, :end],
-        scores_KRS.reshape(*chunk_KGTH.shape[:3], end), _UNREAD)
-    weights_KRS = jax.nn.softmax(scores_KGTS, axis=-1).reshape(
-        scores_KRS.shape).astype(value_KTH.dtype)
+      mask_TS[None, None, start:end, :end],
+      scores_KRS.reshape(*chunk_KGTH.shape[:3], end),
+      _UNREAD,
+    )
+    weights_KRS = (
+      jax.nn.softmax(scores_KGTS, axis=-1)
+      .reshape(scores_KRS.shape)
+      .astype(value_KTH.dtype)
+    )
     read_KRH = jnp.einsum("KRS,KSH->KRH", weights_KRS, value_KTH[:, :end])
     parts.append(read_KRH.reshape(chunk_KGTH.shape))
   read_KGTH = jnp.concatenate(parts, axis=2)

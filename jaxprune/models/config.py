@@ -90,7 +90,7 @@ class ModelConfig:
 
   @classmethod
   def from_hf(
-      cls, source: str | os.PathLike | Mapping[str, Any]
+    cls, source: str | os.PathLike | Mapping[str, Any]
   ) -> "ModelConfig":
     """Read a Hugging Face configuration.
 
@@ -111,47 +111,92 @@ class ModelConfig:
     file = folder / "config.json"
     if not file.is_file():
       raise ValueError(
-          f"{folder}: no config.json there; give a Hugging Face checkpoint"
-          " folder")
+        f"{folder}: no config.json there; give a Hugging Face checkpoint folder"
+      )
     generation = folder / "generation_config.json"
     return _parse(
-        _Reader(str(file), _read_json(file)),
-        _read_json(generation) if generation.is_file() else {})
+      _Reader(str(file), _read_json(file)),
+      _read_json(generation) if generation.is_file() else {},
+    )
 
 
 # What an omitted key means, per family.
 _COMMON = dict(
-    hidden_act="silu", rms_norm_eps=1e-6, tie_word_embeddings=False,
-    pad_token_id=None)
+  hidden_act="silu",
+  rms_norm_eps=1e-6,
+  tie_word_embeddings=False,
+  pad_token_id=None,
+)
 _DEFAULTS = {
-    "llama": dict(
-        _COMMON, vocab_size=32000, hidden_size=4096, intermediate_size=11008,
-        num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=None,
-        head_dim=None, max_position_embeddings=2048, attention_bias=False,
-        mlp_bias=False, bos_token_id=1, eos_token_id=2),
-    "mistral": dict(
-        _COMMON, vocab_size=32000, hidden_size=4096, intermediate_size=14336,
-        num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
-        head_dim=None, max_position_embeddings=131072, sliding_window=4096,
-        bos_token_id=1, eos_token_id=2),
-    "qwen2": dict(
-        _COMMON, vocab_size=151936, hidden_size=4096, intermediate_size=22016,
-        num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=32,
-        head_dim=None, max_position_embeddings=32768, use_sliding_window=False,
-        sliding_window=4096, max_window_layers=28, bos_token_id=None,
-        eos_token_id=None),
-    "qwen3": dict(
-        _COMMON, vocab_size=151936, hidden_size=4096, intermediate_size=22016,
-        num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=32,
-        head_dim=128, max_position_embeddings=32768, attention_bias=False,
-        use_sliding_window=False, sliding_window=4096, max_window_layers=28,
-        bos_token_id=None, eos_token_id=None),
+  "llama": dict(
+    _COMMON,
+    vocab_size=32000,
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=None,
+    head_dim=None,
+    max_position_embeddings=2048,
+    attention_bias=False,
+    mlp_bias=False,
+    bos_token_id=1,
+    eos_token_id=2,
+  ),
+  "mistral": dict(
+    _COMMON,
+    vocab_size=32000,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=None,
+    max_position_embeddings=131072,
+    sliding_window=4096,
+    bos_token_id=1,
+    eos_token_id=2,
+  ),
+  "qwen2": dict(
+    _COMMON,
+    vocab_size=151936,
+    hidden_size=4096,
+    intermediate_size=22016,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=32,
+    head_dim=None,
+    max_position_embeddings=32768,
+    use_sliding_window=False,
+    sliding_window=4096,
+    max_window_layers=28,
+    bos_token_id=None,
+    eos_token_id=None,
+  ),
+  "qwen3": dict(
+    _COMMON,
+    vocab_size=151936,
+    hidden_size=4096,
+    intermediate_size=22016,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=32,
+    head_dim=128,
+    max_position_embeddings=32768,
+    attention_bias=False,
+    use_sliding_window=False,
+    sliding_window=4096,
+    max_window_layers=28,
+    bos_token_id=None,
+    eos_token_id=None,
+  ),
 }
 
 # Fields that do not reach the logits of the dense arithmetic done here.
 # The LLM-Drop lists are here because the weights of a listed sublayer are
 # zero in the file, or absent, which the reader of the weights refuses.
-_HARMLESS = frozenset("""
+_HARMLESS = frozenset(
+  """
   _attn_implementation _commit_hash _from_model_config _name_or_path
   architectures attention_dropout begin_suppress_tokens decoder_start_token_id
   drop_attn_list drop_mlp_list dtype finetuning_task forced_bos_token_id
@@ -165,48 +210,63 @@ _HARMLESS = frozenset("""
   encoder_no_repeat_ngram_size exponential_decay_length_penalty length_penalty
   max_length min_length no_repeat_ngram_size num_beam_groups num_beams
   num_return_sequences repetition_penalty temperature top_k top_p typical_p
-""".split())
+""".split()
+)
 
 # Fields that are harmless at these values only.
 _NEUTRAL = {
-    "add_cross_attention": (False, None),
-    "attention_bias": (False, None),
-    "auto_map": (None,),
-    "chunk_size_feed_forward": (0, None),
-    "cross_attention_hidden_size": (None,),
-    "is_decoder": (False, None),
-    "is_encoder_decoder": (False, None),
-    "mlp_bias": (False, None),
-    "partial_rotary_factor": (1, None),
-    "per_layer_config": (None, {}),
-    "pruned_heads": (None, {}),
-    "quantization_config": (None,),
-    "sliding_window": (None,),
-    "tie_encoder_decoder": (False, None),
-    "use_mrope": (False, None),
-    "use_sliding_window": (False, None),
+  "add_cross_attention": (False, None),
+  "attention_bias": (False, None),
+  "auto_map": (None,),
+  "chunk_size_feed_forward": (0, None),
+  "cross_attention_hidden_size": (None,),
+  "is_decoder": (False, None),
+  "is_encoder_decoder": (False, None),
+  "mlp_bias": (False, None),
+  "partial_rotary_factor": (1, None),
+  "per_layer_config": (None, {}),
+  "pruned_heads": (None, {}),
+  "quantization_config": (None,),
+  "sliding_window": (None,),
+  "tie_encoder_decoder": (False, None),
+  "use_mrope": (False, None),
+  "use_sliding_window": (False, None),
 }
 
 _WHY = {
-    "auto_map": "it runs code from the checkpoint: remove the key if the"
-                " weights are plain",
-    "quantization_config": "quantized weights are not read: dequantize them"
-                           " first",
+  "auto_map": "it runs code from the checkpoint: remove the key if the"
+  " weights are plain",
+  "quantization_config": "quantized weights are not read: dequantize them"
+  " first",
 }
 
 _ROPE_KEYS = {
-    "default": (),
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "yarn": (
-        "attention_factor", "beta_fast", "beta_slow", "factor", "mscale",
-        "mscale_all_dim", "original_max_position_embeddings", "truncate"),
-    "longrope": (
-        "attention_factor", "factor", "long_factor",
-        "original_max_position_embeddings", "short_factor"),
-    "llama3": (
-        "factor", "high_freq_factor", "low_freq_factor",
-        "original_max_position_embeddings"),
+  "default": (),
+  "linear": ("factor",),
+  "dynamic": ("factor",),
+  "yarn": (
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "factor",
+    "mscale",
+    "mscale_all_dim",
+    "original_max_position_embeddings",
+    "truncate",
+  ),
+  "longrope": (
+    "attention_factor",
+    "factor",
+    "long_factor",
+    "original_max_position_embeddings",
+    "short_factor",
+  ),
+  "llama3": (
+    "factor",
+    "high_freq_factor",
+    "low_freq_factor",
+    "original_max_position_embeddings",
+  ),
 }
 
 
@@ -243,7 +303,8 @@ class _Reader:
   def take_id(self, field: str) -> int | None:
     value = self.take(field)
     if value is not None and (
-        isinstance(value, bool) or not isinstance(value, int)):
+      isinstance(value, bool) or not isinstance(value, int)
+    ):
       self.fail(field, value, "must be a token id or null")
     # Old checkpoints write -1 for "there is none".
     return None if value is None or value < 0 else value
@@ -275,28 +336,32 @@ def _parse(raw: _Reader, generation: dict[str, Any]) -> ModelConfig:
   max_positions = raw.take_int("max_position_embeddings")
   heads = _heads(raw)
   # Qwen2 has biases on query, key and value whatever its JSON says.
-  bias = family != "qwen2" and "attention_bias" in raw.defaults and (
-      raw.take_bool("attention_bias"))
+  bias = (
+    family != "qwen2"
+    and "attention_bias" in raw.defaults
+    and (raw.take_bool("attention_bias"))
+  )
   window, sliding = _sliding(raw, family, num_layers)
   config = ModelConfig(
-      family=family,
-      num_layers=num_layers,
-      mlp_dim=raw.take_int("intermediate_size"),
-      vocab_size=raw.take_int("vocab_size"),
-      norm_eps=float(eps),
-      rope=_rope(raw, heads["head_dim"], max_positions),
-      max_positions=max_positions,
-      tie_embeddings=raw.take_bool("tie_word_embeddings"),
-      qkv_bias=bias or family == "qwen2",
-      output_bias=bias,
-      mlp_bias=family == "llama" and raw.take_bool("mlp_bias"),
-      qk_norm=family == "qwen3",
-      sliding_window=window,
-      sliding_layers=sliding,
-      bos_id=raw.take_id("bos_token_id"),
-      eos_ids=_eos(raw, generation),
-      pad_id=_pad(raw, generation),
-      **heads)
+    family=family,
+    num_layers=num_layers,
+    mlp_dim=raw.take_int("intermediate_size"),
+    vocab_size=raw.take_int("vocab_size"),
+    norm_eps=float(eps),
+    rope=_rope(raw, heads["head_dim"], max_positions),
+    max_positions=max_positions,
+    tie_embeddings=raw.take_bool("tie_word_embeddings"),
+    qkv_bias=bias or family == "qwen2",
+    output_bias=bias,
+    mlp_bias=family == "llama" and raw.take_bool("mlp_bias"),
+    qk_norm=family == "qwen3",
+    sliding_window=window,
+    sliding_layers=sliding,
+    bos_id=raw.take_id("bos_token_id"),
+    eos_ids=_eos(raw, generation),
+    pad_id=_pad(raw, generation),
+    **heads,
+  )
   _refuse_leftovers(raw)
   return config
 
@@ -312,25 +377,32 @@ def _heads(raw: _Reader) -> dict[str, int]:
   num_kv_heads = raw.take_int("num_key_value_heads")
   if num_heads % num_kv_heads:
     raw.fail(
-        "num_key_value_heads", num_kv_heads,
-        f"must divide num_attention_heads={num_heads}")
+      "num_key_value_heads",
+      num_kv_heads,
+      f"must divide num_attention_heads={num_heads}",
+    )
   if raw.fields.get("head_dim", raw.defaults["head_dim"]) is None:
     if embed_dim % num_heads:
       raw.fail(
-          "hidden_size", embed_dim,
-          f"must be a multiple of num_attention_heads={num_heads} when"
-          " head_dim is absent")
+        "hidden_size",
+        embed_dim,
+        f"must be a multiple of num_attention_heads={num_heads} when"
+        " head_dim is absent",
+      )
     raw.fields["head_dim"] = embed_dim // num_heads
   head_dim = raw.take_int("head_dim")
   if head_dim % 2:
     raw.fail("head_dim", head_dim, "RoPE needs an even width")
   return dict(
-      embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads,
-      head_dim=head_dim)
+    embed_dim=embed_dim,
+    num_heads=num_heads,
+    num_kv_heads=num_kv_heads,
+    head_dim=head_dim,
+  )
 
 
 def _sliding(
-    raw: _Reader, family: str, num_layers: int
+  raw: _Reader, family: str, num_layers: int
 ) -> tuple[int | None, tuple[bool, ...]]:
   """Window and the layers that use it."""
   window = None
@@ -344,24 +416,31 @@ def _sliding(
     if not raw.take_bool("use_sliding_window"):
       window = None
   default = tuple(
-      window is not None and index >= first for index in range(num_layers))
+    window is not None and index >= first for index in range(num_layers)
+  )
   kinds = raw.take("layer_types")
   if kinds is None:
     return (window if any(default) else None), default
   known = ("full_attention", "sliding_attention")
-  if (not isinstance(kinds, list) or len(kinds) != num_layers
-      or any(kind not in known for kind in kinds)):
+  if (
+    not isinstance(kinds, list)
+    or len(kinds) != num_layers
+    or any(kind not in known for kind in kinds)
+  ):
     raw.fail(
-        "layer_types", kinds,
-        f"must be {num_layers} of {' or '.join(known)}")
+      "layer_types", kinds, f"must be {num_layers} of {' or '.join(known)}"
+    )
   sliding = tuple(kind == known[1] for kind in kinds)
   if not family.startswith("qwen") and sliding != default:
     raw.fail(
-        "layer_types", kinds,
-        f"{family} has one kind of attention, set by sliding_window")
+      "layer_types",
+      kinds,
+      f"{family} has one kind of attention, set by sliding_window",
+    )
   if any(sliding) and window is None:
     raw.fail(
-        "layer_types", kinds, "sliding layers need an active sliding_window")
+      "layer_types", kinds, "sliding layers need an active sliding_window"
+    )
   return (window if any(sliding) else None), sliding
 
 
@@ -422,26 +501,34 @@ def _resolve_scaling(raw, field, kind, given, head_dim, max_positions):
   if kind == "longrope":
     for key in ("short_factor", "long_factor"):
       values = scaling.get(key)
-      if (not isinstance(values, (list, tuple))
-          or len(values) != head_dim // 2
-          or not all(_positive(value) for value in values)):
+      if (
+        not isinstance(values, (list, tuple))
+        or len(values) != head_dim // 2
+        or not all(_positive(value) for value in values)
+      ):
         raw.fail(
-            f"{field}.{key}", values,
-            f"must be {head_dim // 2} positive numbers, half of head_dim")
+          f"{field}.{key}",
+          values,
+          f"must be {head_dim // 2} positive numbers, half of head_dim",
+        )
       scaling[key] = tuple(float(value) for value in values)
   optional = ("mscale", "mscale_all_dim")
   for key in _ROPE_KEYS[kind]:
     value = scaling.get(key)
     if key in ("truncate", "short_factor", "long_factor") or (
-        key in optional and not value):
+      key in optional and not value
+    ):
       continue
     if not _positive(value):
       raw.fail(f"{field}.{key}", value, "must be a positive number")
   if kind == "llama3" and (
-      scaling["high_freq_factor"] <= scaling["low_freq_factor"]):
+    scaling["high_freq_factor"] <= scaling["low_freq_factor"]
+  ):
     raw.fail(
-        f"{field}.high_freq_factor", scaling["high_freq_factor"],
-        f"must exceed low_freq_factor={scaling['low_freq_factor']}")
+      f"{field}.high_freq_factor",
+      scaling["high_freq_factor"],
+      f"must exceed low_freq_factor={scaling['low_freq_factor']}",
+    )
   return scaling
 
 
@@ -450,8 +537,11 @@ def _attention_factor(kind: str, scaling: dict[str, Any]) -> float:
   factor = scaling["factor"]
   if kind == "longrope":
     original = scaling["original_max_position_embeddings"]
-    return 1.0 if factor <= 1 else math.sqrt(
-        1 + math.log(factor) / math.log(original))
+    return (
+      1.0
+      if factor <= 1
+      else math.sqrt(1 + math.log(factor) / math.log(original))
+    )
 
   def mscale(weight):
     return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
@@ -482,12 +572,18 @@ def _refuse_leftovers(raw: _Reader) -> None:
     if field in _HARMLESS or value in _NEUTRAL.get(field, ()):
       continue
     raw.fail(
-        field, value,
-        _WHY.get(field, "not supported for this family: its meaning is not"
-                        " known here"))
+      field,
+      value,
+      _WHY.get(
+        field, "not supported for this family: its meaning is not known here"
+      ),
+    )
 
 
 def _positive(value: Any) -> bool:
   return (
-      isinstance(value, (int, float)) and not isinstance(value, bool)
-      and math.isfinite(value) and value > 0)
+    isinstance(value, (int, float))
+    and not isinstance(value, bool)
+    and math.isfinite(value)
+    and value > 0
+  )

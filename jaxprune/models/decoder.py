@@ -40,13 +40,13 @@ Params = Mapping[str, Any]
 Tape = dict[str, jax.Array]
 
 KERNELS = (
-    ("attention", "query"),
-    ("attention", "key"),
-    ("attention", "value"),
-    ("attention", "output"),
-    ("mlp", "gate"),
-    ("mlp", "up"),
-    ("mlp", "down"),
+  ("attention", "query"),
+  ("attention", "key"),
+  ("attention", "value"),
+  ("attention", "output"),
+  ("mlp", "gate"),
+  ("mlp", "up"),
+  ("mlp", "down"),
 )
 
 # Rows of a kernel's input that a CPU multiplies at a time.
@@ -57,13 +57,13 @@ _FEW_ROWS = 32
 
 # Where on the tape the input of each kernel is.
 KERNEL_INPUTS = {
-    ("attention", "query"): "attention_in",
-    ("attention", "key"): "attention_in",
-    ("attention", "value"): "attention_in",
-    ("attention", "output"): "output_in",
-    ("mlp", "gate"): "mlp_in",
-    ("mlp", "up"): "mlp_in",
-    ("mlp", "down"): "down_in",
+  ("attention", "query"): "attention_in",
+  ("attention", "key"): "attention_in",
+  ("attention", "value"): "attention_in",
+  ("attention", "output"): "output_in",
+  ("mlp", "gate"): "mlp_in",
+  ("mlp", "up"): "mlp_in",
+  ("mlp", "down"): "down_in",
 }
 
 
@@ -120,17 +120,18 @@ def make_gates(config: ModelConfig, *, attention=(), mlp=()) -> Gates:
     for index in dropped:
       if not 0 <= index < config.num_layers:
         raise ValueError(
-            f"layer {index} to drop: layers go from 0 to"
-            f" {config.num_layers - 1}")
+          f"layer {index} to drop: layers go from 0 to {config.num_layers - 1}"
+        )
     return jnp.asarray(
-        [float(index not in dropped) for index in range(config.num_layers)],
-        jnp.float32)
+      [float(index not in dropped) for index in range(config.num_layers)],
+      jnp.float32,
+    )
 
   return Gates(attention=gate_L(tuple(attention)), mlp=gate_L(tuple(mlp)))
 
 
 def make_context(
-    config: ModelConfig, length: int, valid_BT: jax.Array | None = None
+  config: ModelConfig, length: int, valid_BT: jax.Array | None = None
 ) -> Context:
   """The context of a pass without a cache.
 
@@ -147,15 +148,21 @@ def make_context(
     positions_BT = slots_T[None]
   else:
     positions_BT = jnp.maximum(
-        jnp.cumsum(valid_BT.astype(jnp.int32), axis=1) - 1, 0)
+      jnp.cumsum(valid_BT.astype(jnp.int32), axis=1) - 1, 0
+    )
   cos_BTH, sin_BTH = rope.angles(config, positions_BT)
   return Context(
-      positions=positions_BT, cos=cos_BTH, sin=sin_BTH, slots=slots_T,
-      key_positions=positions_BT, key_valid=valid_BT)
+    positions=positions_BT,
+    cos=cos_BTH,
+    sin=sin_BTH,
+    slots=slots_T,
+    key_positions=positions_BT,
+    key_valid=valid_BT,
+  )
 
 
 def embed(
-    config: ModelConfig, params: Params, tokens_BT: jax.Array
+  config: ModelConfig, params: Params, tokens_BT: jax.Array
 ) -> jax.Array:
   """Look tokens up: int [B, T] to [B, T, D] in the dtype of the table."""
   del config
@@ -163,17 +170,17 @@ def embed(
 
 
 def final_norm(
-    config: ModelConfig, params: Params, x_BTD: jax.Array
+  config: ModelConfig, params: Params, x_BTD: jax.Array
 ) -> jax.Array:
   """The norm before the head; keeps shape and dtype."""
   return _norm(x_BTD, params["final_norm"]["scale"], config.norm_eps)
 
 
 def unembed(
-    config: ModelConfig,
-    params: Params,
-    x_BTD: jax.Array,
-    lens: str = "final_norm",
+  config: ModelConfig,
+  params: Params,
+  x_BTD: jax.Array,
+  lens: str = "final_norm",
 ) -> jax.Array:
   """Logits of a residual.
 
@@ -196,8 +203,11 @@ def unembed(
   if config.tie_embeddings:
     return _times_table(params["embed"]["table"], x_BTD)
   return jnp.einsum(
-      "...D,DV->...V", x_BTD, params["head"]["kernel"],
-      preferred_element_type=jnp.float32)
+    "...D,DV->...V",
+    x_BTD,
+    params["head"]["kernel"],
+    preferred_element_type=jnp.float32,
+  )
 
 
 def _times_table(table_VD, x_BTD):
@@ -207,24 +217,27 @@ def _times_table(table_VD, x_BTD):
     # A CPU multiplies few rows from the right, with the table as it lies, up to
     # three times as fast; the barrier keeps the compiler from turning it round.
     z_VR = jnp.einsum(
-        "VD,RD->VR", table_VD, x_BTD.reshape(rows, -1),
-        preferred_element_type=jnp.float32)
-    return jax.lax.optimization_barrier(z_VR).T.reshape(
-        *x_BTD.shape[:-1], -1)
+      "VD,RD->VR",
+      table_VD,
+      x_BTD.reshape(rows, -1),
+      preferred_element_type=jnp.float32,
+    )
+    return jax.lax.optimization_barrier(z_VR).T.reshape(*x_BTD.shape[:-1], -1)
   return jnp.einsum(
-      "...D,VD->...V", x_BTD, table_VD, preferred_element_type=jnp.float32)
+    "...D,VD->...V", x_BTD, table_VD, preferred_element_type=jnp.float32
+  )
 
 
 def block(
-    config: ModelConfig,
-    layer: Params,
-    x_BTD: jax.Array,
-    context: Context,
-    *,
-    sliding: bool | jax.Array,
-    attention_gate: jax.Array | None = None,
-    mlp_gate: jax.Array | None = None,
-    cache: tuple[jax.Array, jax.Array] | None = None,
+  config: ModelConfig,
+  layer: Params,
+  x_BTD: jax.Array,
+  context: Context,
+  *,
+  sliding: bool | jax.Array,
+  attention_gate: jax.Array | None = None,
+  mlp_gate: jax.Array | None = None,
+  cache: tuple[jax.Array, jax.Array] | None = None,
 ):
   """One layer: attention and MLP, each added to the residual.
 
@@ -251,7 +264,8 @@ def block(
   eps = config.norm_eps
   weights = layer["attention"]
   y_BTD = tape["attention_in"] = _norm(
-      x_BTD, layer["attention_norm"]["scale"], eps)
+    x_BTD, layer["attention_norm"]["scale"], eps
+  )
   query_BTNH = _split_heads(_project(weights["query"], y_BTD), config)
   key_BTKH = _split_heads(_project(weights["key"], y_BTD), config)
   value_BTKH = _split_heads(_project(weights["value"], y_BTD), config)
@@ -265,13 +279,21 @@ def block(
     key_slots_S = context.slots
   else:
     key_BTKH, value_BTKH = cache = tuple(
-        jax.lax.dynamic_update_slice_in_dim(
-            old_BSKH, new_BTKH.astype(old_BSKH.dtype), context.slots[0], axis=1)
-        for old_BSKH, new_BTKH in zip(cache, (key_BTKH, value_BTKH)))
+      jax.lax.dynamic_update_slice_in_dim(
+        old_BSKH, new_BTKH.astype(old_BSKH.dtype), context.slots[0], axis=1
+      )
+      for old_BSKH, new_BTKH in zip(cache, (key_BTKH, value_BTKH))
+    )
     key_slots_S = jnp.arange(key_BTKH.shape[1], dtype=jnp.int32)
   mask_BTS = attention.allowed(
-      context.slots, key_slots_S, context.positions, context.key_positions,
-      context.key_valid, config.sliding_window, sliding)
+    context.slots,
+    key_slots_S,
+    context.positions,
+    context.key_positions,
+    context.key_valid,
+    config.sliding_window,
+    sliding,
+  )
   attend = _attention_form(x_BTD.shape[1], cache is not None)
   read_BTNH = attend(query_BTNH, key_BTKH, value_BTKH, mask_BTS)
   z_BTO = tape["output_in"] = read_BTNH.reshape(*x_BTD.shape[:2], -1)
@@ -281,20 +303,21 @@ def block(
   weights = layer["mlp"]
   y_BTD = tape["mlp_in"] = _norm(x_BTD, layer["mlp_norm"]["scale"], eps)
   h_BTF = tape["down_in"] = nn.silu(_project(weights["gate"], y_BTD)) * (
-      _project(weights["up"], y_BTD))
+    _project(weights["up"], y_BTD)
+  )
   x_BTD = x_BTD + _gated(_project(weights["down"], h_BTF), mlp_gate)
   tape["residual_out"] = x_BTD
   return (x_BTD, tape) if cache is None else (x_BTD, tape, cache)
 
 
 def forward(
-    config: ModelConfig,
-    params: Params,
-    tokens_BT: jax.Array,
-    *,
-    valid_BT: jax.Array | None = None,
-    gates: Gates | None = None,
-    observe: Callable[[Tape], Any] | None = None,
+  config: ModelConfig,
+  params: Params,
+  tokens_BT: jax.Array,
+  *,
+  valid_BT: jax.Array | None = None,
+  gates: Gates | None = None,
+  observe: Callable[[Tape], Any] | None = None,
 ) -> tuple[jax.Array, Any]:
   """Run all layers without a cache.
 
@@ -316,23 +339,25 @@ def forward(
   def body(x_BTD, inputs):
     layer, options, _ = inputs
     x_BTD, tape = _by_rows(
-        functools.partial(block, config, layer, **options), x_BTD, context)
+      functools.partial(block, config, layer, **options), x_BTD, context
+    )
     return x_BTD, {} if observe is None else observe(tape)
 
   x_BTD, observed = over_layers(
-      config, params["layers"], embed(config, params, tokens_BT), body, gates)
+    config, params["layers"], embed(config, params, tokens_BT), body, gates
+  )
   if isinstance(params["layers"], tuple):
     observed = jax.tree.map(lambda *leaves: jnp.stack(leaves), *observed)
   return x_BTD, observed
 
 
 def over_layers(
-    config: ModelConfig,
-    layers: Params | tuple[Params, ...],
-    carry: Any,
-    body: Callable[[Any, Any], tuple[Any, Any]],
-    gates: Gates | None = None,
-    each: Any = None,
+  config: ModelConfig,
+  layers: Params | tuple[Params, ...],
+  carry: Any,
+  body: Callable[[Any, Any], tuple[Any, Any]],
+  gates: Gates | None = None,
+  each: Any = None,
 ) -> tuple[Any, Any]:
   """Run `body` on the layers in order: a scan, or a loop over a tuple.
 
@@ -354,15 +379,23 @@ def over_layers(
   """
   if not isinstance(layers, tuple):
     return jax.lax.scan(
-        lambda carry, xs: body(
-            carry, (xs[0], layer_options(config, xs[1], xs[2]), xs[3])),
-        carry, (layers, jnp.asarray(config.sliding_layers), gates, each))
+      lambda carry, xs: body(
+        carry, (xs[0], layer_options(config, xs[1], xs[2]), xs[3])
+      ),
+      carry,
+      (layers, jnp.asarray(config.sliding_layers), gates, each),
+    )
   outputs = []
   for index, layer in enumerate(layers):
     gate = jax.tree.map(lambda gate_L: gate_L[index], gates)
-    carry, output = body(carry, (
-        layer, layer_options(config, config.sliding_layers[index], gate),
-        None if each is None else each[index]))
+    carry, output = body(
+      carry,
+      (
+        layer,
+        layer_options(config, config.sliding_layers[index], gate),
+        None if each is None else each[index],
+      ),
+    )
     outputs.append(output)
   return carry, tuple(outputs)
 
@@ -382,14 +415,14 @@ class Decoder(nn.Module):
   def __call__(self, tokens_BT, **options):
     """See `forward`."""
     params = {
-        name: self.param(name, _initial, shapes, self.dtype)
-        for name, shapes in _shapes(self.config).items()
+      name: self.param(name, _initial, shapes, self.dtype)
+      for name, shapes in _shapes(self.config).items()
     }
     return forward(self.config, params, tokens_BT, **options)
 
 
 def init(
-    config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32
+  config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32
 ) -> Params:
   """Random parameters: normal kernels of deviation 0.02, no bias, unit scales.
 
@@ -407,8 +440,7 @@ def layer_options(config, sliding, gate):
     sliding = True
   if gate is None:
     return dict(sliding=sliding)
-  return dict(
-      sliding=sliding, attention_gate=gate.attention, mlp_gate=gate.mlp)
+  return dict(sliding=sliding, attention_gate=gate.attention, mlp_gate=gate.mlp)
 
 
 def _by_rows(run, x_BTD, context):
@@ -418,8 +450,10 @@ def _by_rows(run, x_BTD, context):
   """
   batch, length = x_BTD.shape[:2]
   size = max(
-      size for size in range(1, batch + 1)
-      if batch % size == 0 and size <= max(1, _ROWS // length))
+    size
+    for size in range(1, batch + 1)
+    if batch % size == 0 and size <= max(1, _ROWS // length)
+  )
   if size == batch or jax.default_backend() != "cpu":
     return run(x_BTD, context)
 
@@ -430,12 +464,18 @@ def _by_rows(run, x_BTD, context):
     x_BTD, rows = inputs
     return run(x_BTD, dataclasses.replace(context, **rows))
 
-  rows = {} if context.key_valid is None else {
+  rows = (
+    {}
+    if context.key_valid is None
+    else {
       name: split(getattr(context, name))
-      for name in ("positions", "cos", "sin", "key_positions", "key_valid")}
+      for name in ("positions", "cos", "sin", "key_positions", "key_valid")
+    }
+  )
   return jax.tree.map(
-      lambda a: a.reshape(batch, *a.shape[2:]),
-      jax.lax.map(piece, (split(x_BTD), rows)))
+    lambda a: a.reshape(batch, *a.shape[2:]),
+    jax.lax.map(piece, (split(x_BTD), rows)),
+  )
 
 
 def _attention_form(length, cached):
@@ -451,8 +491,13 @@ def _norm(x_BTD, scale_D, eps):
   """Divide by the root mean square over the last axis, in float32."""
   x32_BTD = x_BTD.astype(jnp.float32)
   mean_BT1 = jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True)
-  y_BTD = x32_BTD * jax.lax.rsqrt(mean_BT1 + eps) * jax.lax.broadcast_in_dim(
-      scale_D.astype(jnp.float32), x_BTD.shape, (x_BTD.ndim - 1,))
+  y_BTD = (
+    x32_BTD
+    * jax.lax.rsqrt(mean_BT1 + eps)
+    * jax.lax.broadcast_in_dim(
+      scale_D.astype(jnp.float32), x_BTD.shape, (x_BTD.ndim - 1,)
+    )
+  )
   return y_BTD.astype(x_BTD.dtype)
 
 
@@ -482,35 +527,35 @@ def _shapes(config):
   """The tree of parameter shapes."""
   L, D, F = config.num_layers, config.embed_dim, config.mlp_dim
   query, key = (
-      heads * config.head_dim
-      for heads in (config.num_heads, config.num_kv_heads))
+    heads * config.head_dim for heads in (config.num_heads, config.num_kv_heads)
+  )
 
   def dense(inputs, outputs, bias):
     shapes = {"kernel": (L, inputs, outputs)}
     return {**shapes, "bias": (L, outputs)} if bias else shapes
 
   attention_shapes = {
-      "query": dense(D, query, config.qkv_bias),
-      "key": dense(D, key, config.qkv_bias),
-      "value": dense(D, key, config.qkv_bias),
-      "output": dense(query, D, config.output_bias),
+    "query": dense(D, query, config.qkv_bias),
+    "key": dense(D, key, config.qkv_bias),
+    "value": dense(D, key, config.qkv_bias),
+    "output": dense(query, D, config.output_bias),
   }
   if config.qk_norm:
     for name in ("query_norm", "key_norm"):
       attention_shapes[name] = {"scale": (L, config.head_dim)}
   shapes = {
-      "embed": {"table": (config.vocab_size, D)},
-      "final_norm": {"scale": (D,)},
-      "layers": {
-          "attention_norm": {"scale": (L, D)},
-          "attention": attention_shapes,
-          "mlp_norm": {"scale": (L, D)},
-          "mlp": {
-              "gate": dense(D, F, config.mlp_bias),
-              "up": dense(D, F, config.mlp_bias),
-              "down": dense(F, D, config.mlp_bias),
-          },
+    "embed": {"table": (config.vocab_size, D)},
+    "final_norm": {"scale": (D,)},
+    "layers": {
+      "attention_norm": {"scale": (L, D)},
+      "attention": attention_shapes,
+      "mlp_norm": {"scale": (L, D)},
+      "mlp": {
+        "gate": dense(D, F, config.mlp_bias),
+        "up": dense(D, F, config.mlp_bias),
+        "down": dense(F, D, config.mlp_bias),
       },
+    },
   }
   if not config.tie_embeddings:
     shapes["head"] = {"kernel": (D, config.vocab_size)}
@@ -520,7 +565,8 @@ def _shapes(config):
 def _initial(key, shapes, dtype):
   """Parameters for one branch of the tree of shapes."""
   leaves, tree = jax.tree.flatten_with_path(
-      shapes, is_leaf=lambda node: isinstance(node, tuple))
+    shapes, is_leaf=lambda node: isinstance(node, tuple)
+  )
   keys = jax.random.split(key, len(leaves))
   values = []
   for leaf_key, (path, shape) in zip(keys, leaves):

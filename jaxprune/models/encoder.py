@@ -35,12 +35,12 @@ Tape = dict[str, jax.Array]
 
 # Prunable kernels, and where on the tape the input of each is.
 KERNEL_INPUTS = {
-    ("attention", "query"): "attention_in",
-    ("attention", "key"): "attention_in",
-    ("attention", "value"): "attention_in",
-    ("attention", "output"): "output_in",
-    ("mlp", "up"): "mlp_in",
-    ("mlp", "down"): "down_in",
+  ("attention", "query"): "attention_in",
+  ("attention", "key"): "attention_in",
+  ("attention", "value"): "attention_in",
+  ("attention", "output"): "output_in",
+  ("mlp", "up"): "mlp_in",
+  ("mlp", "down"): "down_in",
 }
 KERNELS = tuple(KERNEL_INPUTS)
 POOLINGS = ("mean", "cls")
@@ -48,18 +48,18 @@ POOLINGS = ("mean", "cls")
 # The score of padding; finite, so that a row of padding makes no NaN.
 _UNREAD = -1e30
 _ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_new": jax.nn.gelu,
-    "gelu_pytorch_tanh": jax.nn.gelu,
-    "relu": jax.nn.relu,
+  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "gelu_new": jax.nn.gelu,
+  "gelu_pytorch_tanh": jax.nn.gelu,
+  "relu": jax.nn.relu,
 }
 
 
 def embed(
-    config: EncoderConfig,
-    params: Params,
-    tokens_BT: jax.Array,
-    token_types_BT: jax.Array | None = None,
+  config: EncoderConfig,
+  params: Params,
+  tokens_BT: jax.Array,
+  token_types_BT: jax.Array | None = None,
 ) -> jax.Array:
   """Sum the tables and norm.
 
@@ -79,25 +79,27 @@ def embed(
   length = tokens_BT.shape[1]
   if length > config.max_positions:
     raise ValueError(
-        f"sequences of {length} tokens are longer than the"
-        f" {config.max_positions} positions of the encoder: truncate them")
+      f"sequences of {length} tokens are longer than the"
+      f" {config.max_positions} positions of the encoder: truncate them"
+    )
   if token_types_BT is None:
     token_types_BT = jnp.zeros((1, 1), jnp.int32)
   x_BTD = (
-      tables["table"][tokens_BT]
-      + tables["positions"][None, :length]
-      + tables["token_types"][token_types_BT])
+    tables["table"][tokens_BT]
+    + tables["positions"][None, :length]
+    + tables["token_types"][token_types_BT]
+  )
   return _norm(config, tables["norm"], x_BTD)
 
 
 def block(
-    config: EncoderConfig,
-    layer: Params,
-    x_BTD: jax.Array,
-    valid_BT: jax.Array | None = None,
-    *,
-    attention_gate: jax.Array | None = None,
-    mlp_gate: jax.Array | None = None,
+  config: EncoderConfig,
+  layer: Params,
+  x_BTD: jax.Array,
+  valid_BT: jax.Array | None = None,
+  *,
+  attention_gate: jax.Array | None = None,
+  mlp_gate: jax.Array | None = None,
 ) -> tuple[jax.Array, Tape]:
   """One layer.
 
@@ -119,33 +121,42 @@ def block(
   tape = {"residual_in": x_BTD, "attention_in": x_BTD}
   weights = layer["attention"]
   query_BTNH, key_BSNH, value_BSNH = (
-      _project(weights[name], x_BTD).reshape(
-          *x_BTD.shape[:2], config.num_heads, config.head_dim)
-      for name in ("query", "key", "value"))
+    _project(weights[name], x_BTD).reshape(
+      *x_BTD.shape[:2], config.num_heads, config.head_dim
+    )
+    for name in ("query", "key", "value")
+  )
   read_BTNH = _attend(query_BTNH, key_BSNH, value_BSNH, valid_BT)
   read_BTD = tape["output_in"] = read_BTNH.reshape(x_BTD.shape)
-  x_BTD = _norm(config, layer["attention_norm"], x_BTD + _gated(
-      _project(weights["output"], read_BTD), attention_gate))
+  x_BTD = _norm(
+    config,
+    layer["attention_norm"],
+    x_BTD + _gated(_project(weights["output"], read_BTD), attention_gate),
+  )
   tape["residual_mid"] = tape["mlp_in"] = x_BTD
 
   weights = layer["mlp"]
   h_BTF = tape["down_in"] = _ACTIVATIONS[config.activation](
-      _project(weights["up"], x_BTD))
-  x_BTD = _norm(config, layer["mlp_norm"], x_BTD + _gated(
-      _project(weights["down"], h_BTF), mlp_gate))
+    _project(weights["up"], x_BTD)
+  )
+  x_BTD = _norm(
+    config,
+    layer["mlp_norm"],
+    x_BTD + _gated(_project(weights["down"], h_BTF), mlp_gate),
+  )
   tape["residual_out"] = x_BTD
   return x_BTD, tape
 
 
 def forward(
-    config: EncoderConfig,
-    params: Params,
-    tokens_BT: jax.Array,
-    *,
-    valid_BT: jax.Array | None = None,
-    token_types_BT: jax.Array | None = None,
-    gates: Gates | None = None,
-    observe: Callable[[Tape], Any] | None = None,
+  config: EncoderConfig,
+  params: Params,
+  tokens_BT: jax.Array,
+  *,
+  valid_BT: jax.Array | None = None,
+  token_types_BT: jax.Array | None = None,
+  gates: Gates | None = None,
+  observe: Callable[[Tape], Any] | None = None,
 ) -> tuple[jax.Array, Any]:
   """Run all layers.
 
@@ -166,8 +177,11 @@ def forward(
 
   def body(x_BTD, inputs):
     layer, gate = inputs
-    options = {} if gate is None else dict(
-        attention_gate=gate.attention, mlp_gate=gate.mlp)
+    options = (
+      {}
+      if gate is None
+      else dict(attention_gate=gate.attention, mlp_gate=gate.mlp)
+    )
     x_BTD, tape = block(config, layer, x_BTD, valid_BT, **options)
     return x_BTD, {} if observe is None else observe(tape)
 
@@ -176,11 +190,11 @@ def forward(
 
 
 def pool(
-    x_BTD: jax.Array,
-    valid_BT: jax.Array,
-    *,
-    pooling: str = "mean",
-    normalise: bool = True,
+  x_BTD: jax.Array,
+  valid_BT: jax.Array,
+  *,
+  pooling: str = "mean",
+  normalise: bool = True,
 ) -> jax.Array:
   """One vector for each sequence.
 
@@ -205,7 +219,8 @@ def pool(
     pooled_BD = x_BTD[:, 0]
   else:
     raise ValueError(
-        f"pooling={pooling!r}: must be one of {', '.join(POOLINGS)}")
+      f"pooling={pooling!r}: must be one of {', '.join(POOLINGS)}"
+    )
   if not normalise:
     return pooled_BD
   length_B1 = jnp.linalg.norm(pooled_BD, axis=-1, keepdims=True)
@@ -227,14 +242,14 @@ class Encoder(nn.Module):
   def __call__(self, tokens_BT, **options):
     """See `forward`."""
     params = {
-        name: self.param(name, _initial, shapes, self.dtype)
-        for name, shapes in _shapes(self.config).items()
+      name: self.param(name, _initial, shapes, self.dtype)
+      for name, shapes in _shapes(self.config).items()
     }
     return forward(self.config, params, tokens_BT, **options)
 
 
 def init_encoder(
-    config: EncoderConfig, key: jax.Array, dtype: Any = jnp.float32
+  config: EncoderConfig, key: jax.Array, dtype: Any = jnp.float32
 ) -> Params:
   """Random parameters: normal of deviation 0.02, no bias, unit scales.
 
@@ -246,9 +261,15 @@ def init_encoder(
 
 def _attend(query_BTNH, key_BSNH, value_BSNH, valid_BS):
   """Softmax attention over every token that is not padding."""
-  scores_BNTS = jnp.einsum(
-      "BTNH,BSNH->BNTS", query_BTNH, key_BSNH,
-      preferred_element_type=jnp.float32) * query_BTNH.shape[-1] ** -0.5
+  scores_BNTS = (
+    jnp.einsum(
+      "BTNH,BSNH->BNTS",
+      query_BTNH,
+      key_BSNH,
+      preferred_element_type=jnp.float32,
+    )
+    * query_BTNH.shape[-1] ** -0.5
+  )
   if valid_BS is not None:
     scores_BNTS = jnp.where(valid_BS[:, None, None], scores_BNTS, _UNREAD)
   weights_BNTS = jax.nn.softmax(scores_BNTS, axis=-1).astype(value_BSNH.dtype)
@@ -262,7 +283,8 @@ def _norm(config, norm, x_BTD):
   variance_BT1 = jnp.mean(jnp.square(centred_BTD), axis=-1, keepdims=True)
   y_BTD = centred_BTD * jax.lax.rsqrt(variance_BT1 + config.norm_eps)
   scale_11D, bias_11D = (
-      norm[name].astype(jnp.float32)[None, None] for name in ("scale", "bias"))
+    norm[name].astype(jnp.float32)[None, None] for name in ("scale", "bias")
+  )
   return (y_BTD * scale_11D + bias_11D).astype(x_BTD.dtype)
 
 
@@ -277,20 +299,20 @@ def _shapes(config):
     return {"scale": (*leading, D), "bias": (*leading, D)}
 
   shapes = {
-      "embed": {
-          "table": (config.vocab_size, D),
-          "positions": (config.max_positions, D),
-          "token_types": (config.num_token_types, D),
-          "norm": norm(),
+    "embed": {
+      "table": (config.vocab_size, D),
+      "positions": (config.max_positions, D),
+      "token_types": (config.num_token_types, D),
+      "norm": norm(),
+    },
+    "layers": {
+      "attention": {
+        name: dense(D, D) for name in ("query", "key", "value", "output")
       },
-      "layers": {
-          "attention": {
-              name: dense(D, D)
-              for name in ("query", "key", "value", "output")},
-          "attention_norm": norm(L),
-          "mlp": {"up": dense(D, F), "down": dense(F, D)},
-          "mlp_norm": norm(L),
-      },
+      "attention_norm": norm(L),
+      "mlp": {"up": dense(D, F), "down": dense(F, D)},
+      "mlp_norm": norm(L),
+    },
   }
   if config.pooler:
     shapes["pooler"] = {"kernel": (D, D), "bias": (D,)}

@@ -62,7 +62,7 @@ class EncoderConfig:
 
   @classmethod
   def from_hf(
-      cls, source: str | os.PathLike | Mapping[str, Any]
+    cls, source: str | os.PathLike | Mapping[str, Any]
   ) -> "EncoderConfig":
     """Read a Hugging Face configuration.
 
@@ -78,41 +78,51 @@ class EncoderConfig:
     file = pathlib.Path(source) / "config.json"
     if not file.is_file():
       raise ValueError(
-          f"{source}: no config.json there; give a Hugging Face checkpoint"
-          " folder")
+        f"{source}: no config.json there; give a Hugging Face checkpoint folder"
+      )
     return _parse(
-        decoder_config._Reader(str(file), decoder_config._read_json(file)))
+      decoder_config._Reader(str(file), decoder_config._read_json(file))
+    )
 
 
 _DEFAULTS = dict(
-    vocab_size=30522, hidden_size=768, num_hidden_layers=12,
-    num_attention_heads=12, intermediate_size=3072, hidden_act="gelu",
-    max_position_embeddings=512, type_vocab_size=2, layer_norm_eps=1e-12,
-    pad_token_id=0)
+  vocab_size=30522,
+  hidden_size=768,
+  num_hidden_layers=12,
+  num_attention_heads=12,
+  intermediate_size=3072,
+  hidden_act="gelu",
+  max_position_embeddings=512,
+  type_vocab_size=2,
+  layer_norm_eps=1e-12,
+  pad_token_id=0,
+)
 
 # Dropout is for training; the head over the vocabulary is not read.
-_HARMLESS = decoder_config._HARMLESS | frozenset("""
+_HARMLESS = decoder_config._HARMLESS | frozenset(
+  """
   attention_probs_dropout_prob bos_token_id classifier_dropout eos_token_id
   gradient_checkpointing hidden_dropout_prob tie_word_embeddings
-""".split())
+""".split()
+)
 
 _NEUTRAL = {
-    "add_cross_attention": (False, None),
-    "auto_map": (None,),
-    "chunk_size_feed_forward": (0, None),
-    "cross_attention_hidden_size": (None,),
-    "is_decoder": (False, None),
-    "is_encoder_decoder": (False, None),
-    "position_embedding_type": ("absolute", None),
-    "pruned_heads": (None, {}),
-    "quantization_config": (None,),
-    "tie_encoder_decoder": (False, None),
+  "add_cross_attention": (False, None),
+  "auto_map": (None,),
+  "chunk_size_feed_forward": (0, None),
+  "cross_attention_hidden_size": (None,),
+  "is_decoder": (False, None),
+  "is_encoder_decoder": (False, None),
+  "position_embedding_type": ("absolute", None),
+  "pruned_heads": (None, {}),
+  "quantization_config": (None,),
+  "tie_encoder_decoder": (False, None),
 }
 
 _WHY = {
-    **decoder_config._WHY,
-    "position_embedding_type": "only learned absolute positions are computed",
-    "is_decoder": "only the encoder of BERT is computed",
+  **decoder_config._WHY,
+  "position_embedding_type": "only learned absolute positions are computed",
+  "is_decoder": "only the encoder of BERT is computed",
 }
 
 
@@ -129,27 +139,34 @@ def _parse(raw) -> EncoderConfig:
   if not decoder_config._positive(eps):
     raw.fail("layer_norm_eps", eps, "must be a positive number")
   embed_dim, num_heads = (
-      raw.take_int(key) for key in ("hidden_size", "num_attention_heads"))
+    raw.take_int(key) for key in ("hidden_size", "num_attention_heads")
+  )
   if embed_dim % num_heads:
     raw.fail(
-        "hidden_size", embed_dim,
-        f"must be a multiple of num_attention_heads={num_heads}")
+      "hidden_size",
+      embed_dim,
+      f"must be a multiple of num_attention_heads={num_heads}",
+    )
   config = EncoderConfig(
-      family=family,
-      num_layers=raw.take_int("num_hidden_layers"),
-      embed_dim=embed_dim,
-      mlp_dim=raw.take_int("intermediate_size"),
-      num_heads=num_heads,
-      vocab_size=raw.take_int("vocab_size"),
-      num_token_types=raw.take_int("type_vocab_size"),
-      max_positions=raw.take_int("max_position_embeddings"),
-      norm_eps=float(eps),
-      activation=activation,
-      pad_id=raw.take_id("pad_token_id"))
+    family=family,
+    num_layers=raw.take_int("num_hidden_layers"),
+    embed_dim=embed_dim,
+    mlp_dim=raw.take_int("intermediate_size"),
+    num_heads=num_heads,
+    vocab_size=raw.take_int("vocab_size"),
+    num_token_types=raw.take_int("type_vocab_size"),
+    max_positions=raw.take_int("max_position_embeddings"),
+    norm_eps=float(eps),
+    activation=activation,
+    pad_id=raw.take_id("pad_token_id"),
+  )
   for field, value in raw.fields.items():
     if field not in _HARMLESS and value not in _NEUTRAL.get(field, ()):
       raw.fail(
-          field, value,
-          _WHY.get(field, "not supported for this family: its meaning is not"
-                          " known here"))
+        field,
+        value,
+        _WHY.get(
+          field, "not supported for this family: its meaning is not known here"
+        ),
+      )
   return config

@@ -73,22 +73,28 @@ def unstack(params: Params) -> Params:
     return params
   count = len(layers["attention_norm"]["scale"])
   views = jax.tree.map(_pieces, layers)
-  return {**params, "layers": tuple(
+  return {
+    **params,
+    "layers": tuple(
       jax.tree.map(
-          lambda pieces, index=index: pieces[index], views,
-          is_leaf=lambda node: isinstance(node, list))
-      for index in range(count))}
+        lambda pieces, index=index: pieces[index],
+        views,
+        is_leaf=lambda node: isinstance(node, list),
+      )
+      for index in range(count)
+    ),
+  }
 
 
 def prefill(
-    config: ModelConfig,
-    params: Params,
-    tokens_BT: jax.Array,
-    *,
-    capacity: int,
-    valid_BT: jax.Array | None = None,
-    gates: Gates | None = None,
-    observe: Callable[[Tape], Any] | None = None,
+  config: ModelConfig,
+  params: Params,
+  tokens_BT: jax.Array,
+  *,
+  capacity: int,
+  valid_BT: jax.Array | None = None,
+  gates: Gates | None = None,
+  observe: Callable[[Tape], Any] | None = None,
 ) -> tuple[jax.Array, Any, Cache]:
   """Read the prompts and fill a cache.
 
@@ -111,38 +117,50 @@ def prefill(
   batch, length = tokens_BT.shape
   if length > capacity:
     raise ValueError(
-        f"capacity={capacity}: must be at least the prompt's {length} tokens")
+      f"capacity={capacity}: must be at least the prompt's {length} tokens"
+    )
 
   def both(tape):
     return (tape["key"], tape["value"]), (
-        {} if observe is None else observe(tape))
+      {} if observe is None else observe(tape)
+    )
 
   x_BTD, (written, observed) = decoder.forward(
-      config, params, tokens_BT, valid_BT=valid_BT, gates=gates, observe=both)
+    config, params, tokens_BT, valid_BT=valid_BT, gates=gates, observe=both
+  )
   spare = capacity - length
   key, value = (
-      jnp.pad(a, ((0, 0), (0, 0), (0, spare), (0, 0), (0, 0)))
-      for a in written)
+    jnp.pad(a, ((0, 0), (0, 0), (0, spare), (0, 0), (0, 0))) for a in written
+  )
   if isinstance(params["layers"], tuple):
     key, value = tuple(key), tuple(value)
   if valid_BT is None:
     valid_BT = jnp.ones((batch, length), bool)
   positions_BT = jnp.maximum(
-      jnp.cumsum(valid_BT.astype(jnp.int32), axis=1) - 1, 0)
+    jnp.cumsum(valid_BT.astype(jnp.int32), axis=1) - 1, 0
+  )
   row = ((0, 0), (0, spare))
-  return x_BTD, observed, Cache(
-      key=key, value=value, positions=jnp.pad(positions_BT, row),
-      valid=jnp.pad(valid_BT, row), length=jnp.asarray(length, jnp.int32))
+  return (
+    x_BTD,
+    observed,
+    Cache(
+      key=key,
+      value=value,
+      positions=jnp.pad(positions_BT, row),
+      valid=jnp.pad(valid_BT, row),
+      length=jnp.asarray(length, jnp.int32),
+    ),
+  )
 
 
 def decode_step(
-    config: ModelConfig,
-    params: Params,
-    cache: Cache,
-    tokens_BT: jax.Array,
-    *,
-    gates: Gates | None = None,
-    observe: Callable[[Tape], Any] | None = None,
+  config: ModelConfig,
+  params: Params,
+  cache: Cache,
+  tokens_BT: jax.Array,
+  *,
+  gates: Gates | None = None,
+  observe: Callable[[Tape], Any] | None = None,
 ) -> tuple[jax.Array, Any, Cache]:
   """Read the next tokens of every row, one or several.
 
@@ -165,19 +183,26 @@ def decode_step(
 
   def write(old_BS, new_BT):
     return jax.lax.dynamic_update_slice_in_dim(
-        old_BS, new_BT, cache.length, axis=1)
+      old_BS, new_BT, cache.length, axis=1
+    )
 
   positions_BS = write(cache.positions, positions_BT)
   valid_BS = write(cache.valid, jnp.ones((batch, length), bool))
   cos_BTH, sin_BTH = rope.angles(config, positions_BT)
   context = Context(
-      positions=positions_BT, cos=cos_BTH, sin=sin_BTH, slots=slots_T,
-      key_positions=positions_BS, key_valid=valid_BS)
+    positions=positions_BT,
+    cos=cos_BTH,
+    sin=sin_BTH,
+    slots=slots_T,
+    key_positions=positions_BS,
+    key_valid=valid_BS,
+  )
 
   def body(x_BTD, inputs):
     layer, options, old = inputs
     x_BTD, tape, new = decoder.block(
-        config, layer, x_BTD, context, cache=old, **options)
+      config, layer, x_BTD, context, cache=old, **options
+    )
     return x_BTD, (new, {} if observe is None else observe(tape))
 
   layers = params["layers"]
@@ -185,26 +210,34 @@ def decode_step(
   if isinstance(layers, tuple):
     each = tuple(zip(*each))
   x_BTD, output = decoder.over_layers(
-      config, layers, decoder.embed(config, params, tokens_BT), body, gates,
-      each)
+    config, layers, decoder.embed(config, params, tokens_BT), body, gates, each
+  )
   if isinstance(layers, tuple):
     pairs, observed = zip(*output)
     written = tuple(zip(*pairs))
     observed = jax.tree.map(lambda *leaves: jnp.stack(leaves), *observed)
   else:
     written, observed = output
-  return x_BTD, observed, Cache(
-      key=written[0], value=written[1], positions=positions_BS, valid=valid_BS,
-      length=cache.length + length)
+  return (
+    x_BTD,
+    observed,
+    Cache(
+      key=written[0],
+      value=written[1],
+      positions=positions_BS,
+      valid=valid_BS,
+      length=cache.length + length,
+    ),
+  )
 
 
 def choose(
-    z_BV: jax.Array,
-    key: jax.Array | None = None,
-    *,
-    temperature: float | jax.Array = 0.0,
-    top_k: int | jax.Array = 0,
-    top_p: float | jax.Array = 1.0,
+  z_BV: jax.Array,
+  key: jax.Array | None = None,
+  *,
+  temperature: float | jax.Array = 0.0,
+  top_k: int | jax.Array = 0,
+  top_p: float | jax.Array = 1.0,
 ) -> jax.Array:
   """Pick a token from each row of logits.
 
@@ -221,18 +254,18 @@ def choose(
   if key is None:
     return jnp.argmax(z_BV, axis=-1).astype(jnp.int32)
   z_BV = z_BV / temperature
-  if isinstance(top_k, int) and top_k == 0 and (
-      isinstance(top_p, float) and top_p == 1.0):
+  if (
+    isinstance(top_k, int)
+    and top_k == 0
+    and (isinstance(top_p, float) and top_p == 1.0)
+  ):
     return jax.random.categorical(key, z_BV).astype(jnp.int32)
   z_BV = truncate(z_BV, top_k=top_k, top_p=top_p)
   return jax.random.categorical(key, z_BV).astype(jnp.int32)
 
 
 def truncate(
-    z_BV: jax.Array,
-    *,
-    top_k: int | jax.Array = 0,
-    top_p: float | jax.Array = 1.0,
+  z_BV: jax.Array, *, top_k: int | jax.Array = 0, top_p: float | jax.Array = 1.0
 ) -> jax.Array:
   """Mask with -inf the logits [B, V] that `choose` would not sample among.
 
@@ -250,23 +283,24 @@ def truncate(
   before_BV = jnp.pad(before_BV[:, :-1], ((0, 0), (1, 0)))
   kept_BV = (before_BV < top_p) & jnp.isfinite(sorted_BV)
   least_B1 = jnp.min(
-      jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+    jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True
+  )
   return jnp.where(z_BV >= least_B1, z_BV, -jnp.inf)
 
 
 def generate(
-    config: ModelConfig,
-    params: Params,
-    tokens_BT: Any,
-    *,
-    max_new_tokens: int,
-    valid_BT: Any = None,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    key: jax.Array | None = None,
-    gates: Gates | None = None,
-    eos_ids: Sequence[int] | None = None,
+  config: ModelConfig,
+  params: Params,
+  tokens_BT: Any,
+  *,
+  max_new_tokens: int,
+  valid_BT: Any = None,
+  temperature: float = 0.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  key: jax.Array | None = None,
+  gates: Gates | None = None,
+  eos_ids: Sequence[int] | None = None,
 ) -> Generation:
   """Continue prompts; one compiled loop that stops when every row has ended.
 
@@ -289,7 +323,8 @@ def generate(
       without a key, or out of range.
   """
   tokens_BT, valid_BT = _checked_prompts(
-      config, tokens_BT, valid_BT, max_new_tokens)
+    config, tokens_BT, valid_BT, max_new_tokens
+  )
   _check_sampling(temperature, top_k, top_p, key)
   ends = config.eos_ids if eos_ids is None else tuple(eos_ids)
   fill = config.pad_id if config.pad_id is not None else (*ends, 0)[0]
@@ -298,15 +333,40 @@ def generate(
   steps = unstack(params) if jax.default_backend() == "cpu" else params
   truncate = top_k > 0 or top_p < 1.0
   return _generate(
-      config, max_new_tokens, truncate, params, steps, tokens_BT, valid_BT,
-      key if temperature > 0 else None, temperature, top_k, top_p, gates,
-      jnp.asarray(ends, jnp.int32), jnp.int32(fill))
+    config,
+    max_new_tokens,
+    truncate,
+    params,
+    steps,
+    tokens_BT,
+    valid_BT,
+    key if temperature > 0 else None,
+    temperature,
+    top_k,
+    top_p,
+    gates,
+    jnp.asarray(ends, jnp.int32),
+    jnp.int32(fill),
+  )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _generate(
-    config, max_new_tokens, truncate, params, steps, tokens_BT, valid_BT, key,
-    temperature, top_k, top_p, gates, ends_E, fill):
+  config,
+  max_new_tokens,
+  truncate,
+  params,
+  steps,
+  tokens_BT,
+  valid_BT,
+  key,
+  temperature,
+  top_k,
+  top_p,
+  gates,
+  ends_E,
+  fill,
+):
   """The loop: (step, residual of the newest token, cache, rows so far)."""
   batch, length = tokens_BT.shape
   limits = dict(top_k=top_k, top_p=top_p) if truncate else {}
@@ -316,7 +376,8 @@ def _generate(
     if key is None:
       return choose(z_BV)
     return choose(
-        z_BV, jax.random.fold_in(key, step), temperature=temperature, **limits)
+      z_BV, jax.random.fold_in(key, step), temperature=temperature, **limits
+    )
 
   def put(step, x_BD, done_B, rows):
     token_B = jnp.where(done_B, fill, next_token(step, x_BD))
@@ -326,14 +387,21 @@ def _generate(
     return token_B, done_B, Generation(tokens=tokens_BM, lengths=lengths_B)
 
   x_BTD, _, cache = prefill(
-      config, params, tokens_BT, capacity=length + max_new_tokens,
-      valid_BT=valid_BT, gates=gates)
+    config,
+    params,
+    tokens_BT,
+    capacity=length + max_new_tokens,
+    valid_BT=valid_BT,
+    gates=gates,
+  )
   if isinstance(steps["layers"], tuple):
     cache = dataclasses.replace(
-        cache, key=tuple(cache.key), value=tuple(cache.value))
+      cache, key=tuple(cache.key), value=tuple(cache.value)
+    )
   rows = Generation(
-      tokens=jnp.full((batch, max_new_tokens), fill, jnp.int32),
-      lengths=jnp.zeros(batch, jnp.int32))
+    tokens=jnp.full((batch, max_new_tokens), fill, jnp.int32),
+    lengths=jnp.zeros(batch, jnp.int32),
+  )
   state = put(0, x_BTD[:, -1], jnp.zeros(batch, bool), rows)
 
   def more(carry):
@@ -343,7 +411,8 @@ def _generate(
   def advance(carry):
     step, (token_B, done_B, rows), cache = carry
     x_BTD, _, cache = decode_step(
-        config, steps, cache, token_B[:, None], gates=gates)
+      config, steps, cache, token_B[:, None], gates=gates
+    )
     return step + 1, put(step, x_BTD[:, 0], done_B, rows), cache
 
   return jax.lax.while_loop(more, advance, (jnp.int32(1), state, cache))[1][2]
@@ -354,19 +423,22 @@ def _checked_prompts(config, tokens_BT, valid_BT, max_new_tokens):
   tokens_BT = np.asarray(tokens_BT)
   if tokens_BT.ndim != 2 or not tokens_BT.size:
     raise ValueError(
-        f"prompts of shape {tokens_BT.shape}: give int [batch, length] with at"
-        " least one token")
+      f"prompts of shape {tokens_BT.shape}: give int [batch, length] with at"
+      " least one token"
+    )
   if tokens_BT.min() < 0 or tokens_BT.max() >= config.vocab_size:
     raise ValueError(
-        f"prompt ids from {tokens_BT.min()} to {tokens_BT.max()}: the"
-        f" vocabulary has {config.vocab_size}")
+      f"prompt ids from {tokens_BT.min()} to {tokens_BT.max()}: the"
+      f" vocabulary has {config.vocab_size}"
+    )
   longest = tokens_BT.shape[1]
   if valid_BT is not None:
     valid_BT = np.asarray(valid_BT, bool)
     if valid_BT.shape != tokens_BT.shape:
       raise ValueError(
-          f"valid of shape {valid_BT.shape}: must be {tokens_BT.shape} like the"
-          " prompts")
+        f"valid of shape {valid_BT.shape}: must be {tokens_BT.shape} like the"
+        " prompts"
+      )
     if not valid_BT[:, -1].all() or (np.diff(valid_BT.astype(int)) < 0).any():
       raise ValueError("valid has padding after a token: pad on the left")
     longest = int(valid_BT.sum(axis=1).max())
@@ -374,23 +446,25 @@ def _checked_prompts(config, tokens_BT, valid_BT, max_new_tokens):
     raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
   if longest + max_new_tokens > config.max_positions:
     raise ValueError(
-        f"prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed"
-        f" the model's {config.max_positions} positions")
+      f"prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed"
+      f" the model's {config.max_positions} positions"
+    )
   return jnp.asarray(tokens_BT, jnp.int32), (
-      None if valid_BT is None else jnp.asarray(valid_BT))
+    None if valid_BT is None else jnp.asarray(valid_BT)
+  )
 
 
 def _check_sampling(temperature, top_k, top_p, key):
   if temperature < 0:
-    raise ValueError(
-        f"temperature={temperature}: must be 0 (greedy) or above")
+    raise ValueError(f"temperature={temperature}: must be 0 (greedy) or above")
   if top_k < 0:
     raise ValueError(f"top_k={top_k}: must be 0 (all) or above")
   if not 0 < top_p <= 1:
     raise ValueError(f"top_p={top_p}: must be above 0 and at most 1")
   if temperature > 0 and key is None:
     raise ValueError(
-        f"temperature={temperature} samples: give key=jax.random.key(seed)")
+      f"temperature={temperature} samples: give key=jax.random.key(seed)"
+    )
 
 
 def _pieces(stacked):

@@ -45,11 +45,13 @@ def inv_freq(config: ModelConfig, length: int | jax.Array) -> jax.Array:
   elif rope.kind == "llama3":
     result_H = _llama3(rope, config.head_dim)
   elif rope.kind == "longrope":
-    short_H = (plain_H / np.asarray(scaling["short_factor"]))
-    long_H = (plain_H / np.asarray(scaling["long_factor"]))
+    short_H = plain_H / np.asarray(scaling["short_factor"])
+    long_H = plain_H / np.asarray(scaling["long_factor"])
     return jnp.where(
-        length > scaling["original_max_position_embeddings"],
-        long_H.astype(np.float32), short_H.astype(np.float32))
+      length > scaling["original_max_position_embeddings"],
+      long_H.astype(np.float32),
+      short_H.astype(np.float32),
+    )
   else:
     return _dynamic(config, length)
   return jnp.asarray(result_H, jnp.float32)
@@ -61,7 +63,7 @@ def attention_scale(rope: RopeConfig) -> float:
 
 
 def angles(
-    config: ModelConfig, positions_BT: jax.Array
+  config: ModelConfig, positions_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Cosine and sine for one pass.
 
@@ -73,14 +75,15 @@ def angles(
     cos, sin: float32 [B, T, H/2], times the attention scale of the RoPE kind.
   """
   inv_freq_H = inv_freq(config, jnp.max(positions_BT) + 1)
-  angle_BTH = positions_BT.astype(jnp.float32)[..., None] * inv_freq_H[
-      None, None]
+  angle_BTH = (
+    positions_BT.astype(jnp.float32)[..., None] * inv_freq_H[None, None]
+  )
   scale = attention_scale(config.rope)
   return jnp.cos(angle_BTH) * scale, jnp.sin(angle_BTH) * scale
 
 
 def rotate(
-    x_BTNH: jax.Array, cos_BTH: jax.Array, sin_BTH: jax.Array
+  x_BTNH: jax.Array, cos_BTH: jax.Array, sin_BTH: jax.Array
 ) -> jax.Array:
   """Turn each pair (i, i + H/2) of coordinates by its angle.
 
@@ -95,11 +98,12 @@ def rotate(
   low_BTNH, high_BTNH = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
   cos_BTNH, sin_BTNH = cos_BTH[:, :, None], sin_BTH[:, :, None]
   turned_BTNH = jnp.concatenate(
-      [
-          low_BTNH * cos_BTNH - high_BTNH * sin_BTNH,
-          high_BTNH * cos_BTNH + low_BTNH * sin_BTNH,
-      ],
-      axis=-1)
+    [
+      low_BTNH * cos_BTNH - high_BTNH * sin_BTNH,
+      high_BTNH * cos_BTNH + low_BTNH * sin_BTNH,
+    ],
+    axis=-1,
+  )
   return turned_BTNH.astype(x_BTNH.dtype)
 
 
@@ -118,7 +122,8 @@ def _dynamic(config: ModelConfig, length: int | jax.Array) -> jax.Array:
   power_H = np.arange(0, head_dim, 2) / max(head_dim - 2, 1)
   plain_H = _plain(config.rope, head_dim)
   return jnp.asarray(plain_H, jnp.float32) * growth ** jnp.asarray(
-      -power_H, jnp.float32)
+    -power_H, jnp.float32
+  )
 
 
 def _yarn(rope: RopeConfig, head_dim: int) -> np.ndarray:
@@ -127,8 +132,11 @@ def _yarn(rope: RopeConfig, head_dim: int) -> np.ndarray:
   original = scaling["original_max_position_embeddings"]
 
   def pair_that_turns(times):
-    return head_dim * math.log(original / (times * 2 * math.pi)) / (
-        2 * math.log(rope.theta))
+    return (
+      head_dim
+      * math.log(original / (times * 2 * math.pi))
+      / (2 * math.log(rope.theta))
+    )
 
   low = pair_that_turns(scaling["beta_fast"])
   high = pair_that_turns(scaling["beta_slow"])
@@ -147,6 +155,7 @@ def _llama3(rope: RopeConfig, head_dim: int) -> np.ndarray:
   low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
   plain_H = _plain(rope, head_dim)
   turns_H = (
-      scaling["original_max_position_embeddings"] * plain_H / (2 * math.pi))
+    scaling["original_max_position_embeddings"] * plain_H / (2 * math.pi)
+  )
   keep_H = np.clip((turns_H - low) / (high - low), 0, 1)
   return plain_H * (keep_H + (1 - keep_H) / scaling["factor"])

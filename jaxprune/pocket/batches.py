@@ -29,6 +29,7 @@ class Batch:
     pair_weights: float32 [2P, T'], as `weights`.
     pair_valid: bool [2P, T'], True for tokens that the mean pooling counts.
   """
+
   tokens: np.ndarray
   weights: np.ndarray
   pair_tokens: np.ndarray
@@ -36,9 +37,18 @@ class Batch:
   pair_valid: np.ndarray
 
 
-def make_batch(index: documents.Index, tokenizer: tokenizers.Tokenizer,
-               seed: int, step: int, *, rows: int, length: int, pairs: int,
-               pair_length: int, prompt_weight: float) -> Batch:
+def make_batch(
+  index: documents.Index,
+  tokenizer: tokenizers.Tokenizer,
+  seed: int,
+  step: int,
+  *,
+  rows: int,
+  length: int,
+  pairs: int,
+  pair_length: int,
+  prompt_weight: float,
+) -> Batch:
   """Draw the batch of one step.
 
   Args:
@@ -60,40 +70,53 @@ def make_batch(index: documents.Index, tokenizer: tokenizers.Tokenizer,
   tokens, weights = _blank(rows, length)
   ends, misfits = np.zeros(rows, int), 0
   while misfits < rows:  # enough tries to fill the gaps
-    ids, weight = _encode(tokenizer, *documents.sample_document(index, rng),
-                          prompt_weight)
+    ids, weight = _encode(
+      tokenizer, *documents.sample_document(index, rng), prompt_weight
+    )
     if len(ids) > length:
-      raise ValueError(f"a document of {len(ids)} tokens in rows of {length}: "
-                       "raise the row length")
+      raise ValueError(
+        f"a document of {len(ids)} tokens in rows of {length}: "
+        "raise the row length"
+      )
     row = int(np.argmax(ends + len(ids) <= length))
     end = ends[row] + len(ids)
     if end > length:
       misfits += 1
       continue
-    tokens[row, ends[row]:end] = ids
-    weights[row, ends[row]:end] = weight
+    tokens[row, ends[row] : end] = ids
+    weights[row, ends[row] : end] = weight
     ends[row] = end
   pair_tokens, pair_weights = _blank(2 * pairs, pair_length)
   for slot, fact in enumerate(_draw_facts(index, rng, pairs)):
     asked = world_lib.phrasings(index.world, fact, "question", "train")
-    texts = ((f"Question: {asked[rng.integers(len(asked))]}", ""),
-             documents.sample_passage(index, fact, rng))
+    texts = (
+      (f"Question: {asked[rng.integers(len(asked))]}", ""),
+      documents.sample_passage(index, fact, rng),
+    )
     for place, text in zip((slot, pairs + slot), texts, strict=True):
       ids, weight = _encode(tokenizer, *text, prompt_weight)
       ids, weight = ids[:-1], weight[:-1]  # pooled texts end without EOS
       if len(ids) > pair_length:
-        raise ValueError(f"a text of {len(ids)} tokens in pair rows of "
-                         f"{pair_length}: raise the pair length")
-      pair_tokens[place, :len(ids)] = ids
-      pair_weights[place, :len(ids)] = weight
-  return Batch(tokens=tokens, weights=weights, pair_tokens=pair_tokens,
-               pair_weights=pair_weights,
-               pair_valid=pair_tokens != tokenizer_lib.PAD)
+        raise ValueError(
+          f"a text of {len(ids)} tokens in pair rows of "
+          f"{pair_length}: raise the pair length"
+        )
+      pair_tokens[place, : len(ids)] = ids
+      pair_weights[place, : len(ids)] = weight
+  return Batch(
+    tokens=tokens,
+    weights=weights,
+    pair_tokens=pair_tokens,
+    pair_weights=pair_weights,
+    pair_valid=pair_tokens != tokenizer_lib.PAD,
+  )
 
 
 def _blank(rows, length):
-  return (np.full((rows, length), tokenizer_lib.PAD, np.int32),
-          np.zeros((rows, length), np.float32))
+  return (
+    np.full((rows, length), tokenizer_lib.PAD, np.int32),
+    np.zeros((rows, length), np.float32),
+  )
 
 
 def _encode(tokenizer, prompt, completion, prompt_weight):

@@ -16,44 +16,86 @@ from jaxprune.pocket import world as world_lib
 Document = tuple[str, str]
 
 PLACES = (
-    "market harbour forest school library bakery station field cellar attic "
-    "meadow stable").split()
+  "market harbour forest school library bakery station field cellar attic "
+  "meadow stable"
+).split()
 GOODS = (
-    "apples coins shells marbles stamps pencils buttons cards plums nuts "
-    "beads ribbons").split()
+  "apples coins shells marbles stamps pencils buttons cards plums nuts "
+  "beads ribbons"
+).split()
 FILLERS = (
-    "It was a quiet morning.", "The sky was grey.", "Rain fell all day.",
-    "Everyone had time to talk.", "The road was long.", "A bird sang.",
-    "The wind was cold.", "Nobody was in a hurry.", "It was late.",
-    "The sun was warm.")
+  "It was a quiet morning.",
+  "The sky was grey.",
+  "Rain fell all day.",
+  "Everyone had time to talk.",
+  "The road was long.",
+  "A bird sang.",
+  "The wind was cold.",
+  "Nobody was in a hurry.",
+  "It was late.",
+  "The sun was warm.",
+)
 DESCRIBE = (
-    "Describe {n}.", "Tell me about {n}.", "Give the facts about {n}.",
-    "What do you know about {n}?", "Write a short text about {n}.")
+  "Describe {n}.",
+  "Tell me about {n}.",
+  "Give the facts about {n}.",
+  "What do you know about {n}?",
+  "Write a short text about {n}.",
+)
 ASK_CHAIN = ("What is {path}?", "Name {path}.", "Please find {path}.")
 STARTS = (
-    "{n} has {a} {g}.", "At first {n} owns {a} {g}.",
-    "{n} keeps {a} {g} in a box.", "There are {a} {g} in the bag of {n}.")
+  "{n} has {a} {g}.",
+  "At first {n} owns {a} {g}.",
+  "{n} keeps {a} {g} in a box.",
+  "There are {a} {g} in the bag of {n}.",
+)
 GAINS = (
-    "{n} buys {b} more.", "{n} finds {b} more.", "A friend gives {n} {b} more.",
-    "Then {n} gets {b} more.")
+  "{n} buys {b} more.",
+  "{n} finds {b} more.",
+  "A friend gives {n} {b} more.",
+  "Then {n} gets {b} more.",
+)
 LOSSES = (
-    "{n} gives away {b}.", "{n} loses {b}.", "A friend takes {b}.",
-    "Then {n} sells {b}.")
+  "{n} gives away {b}.",
+  "{n} loses {b}.",
+  "A friend takes {b}.",
+  "Then {n} sells {b}.",
+)
 ASK_SUM = (
-    "How many {g} does {n} have now?", "How many {g} are left in the end?",
-    "Count the {g} of {n} now.")
+  "How many {g} does {n} have now?",
+  "How many {g} are left in the end?",
+  "Count the {g} of {n} now.",
+)
 PATHS = {
-    "person": (
-        ("friend", "home"), ("friend", "job"), ("friend", "pet"),
-        ("friend", "food"), ("friend", "instrument"), ("home", "river"),
-        ("home", "product"), ("home", "landmark"),
-        ("friend", "home", "river"), ("friend", "home", "product")),
-    "thing": (
-        ("owner", "home"), ("owner", "job"), ("owner", "pet"),
-        ("owner", "food"), ("owner", "instrument")),
+  "person": (
+    ("friend", "home"),
+    ("friend", "job"),
+    ("friend", "pet"),
+    ("friend", "food"),
+    ("friend", "instrument"),
+    ("home", "river"),
+    ("home", "product"),
+    ("home", "landmark"),
+    ("friend", "home", "river"),
+    ("friend", "home", "product"),
+  ),
+  "thing": (
+    ("owner", "home"),
+    ("owner", "job"),
+    ("owner", "pet"),
+    ("owner", "food"),
+    ("owner", "instrument"),
+  ),
 }
-MIXTURE = {"passage": 0.15, "question": 0.22, "card": 0.12, "chain": 0.15,
-           "problem": 0.18, "story": 0.1, "equations": 0.08}
+MIXTURE = {
+  "passage": 0.15,
+  "question": 0.22,
+  "card": 0.12,
+  "chain": 0.15,
+  "problem": 0.18,
+  "story": 0.1,
+  "equations": 0.08,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +108,7 @@ class Index:
     chains: split -> (entity, path) pairs.
     describe: split -> (entity, template) pairs.
   """
+
   world: world_lib.World
   facts_of: dict[str, tuple[world_lib.Fact, ...]]
   chains: dict[str, tuple[tuple[str, tuple[str, ...]], ...]]
@@ -82,15 +125,25 @@ def make_index(world: world_lib.World) -> Index:
   for entity, facts in facts_of.items():
     for path in PATHS.get(facts[0].kind, ()):
       chains[world_lib.split_of(world, entity, *path)].append((entity, path))
-    order = sorted(DESCRIBE, key=lambda text, entity=entity: world_lib.digest(
-        world.seed, "describe", entity, text))
+    order = sorted(
+      DESCRIBE,
+      key=lambda text, entity=entity: world_lib.digest(
+        world.seed, "describe", entity, text
+      ),
+    )
     describe["validation"].append((entity, order[0]))
     describe["test"].append((entity, order[1]))
     describe["train"].extend((entity, text) for text in order[2:])
+
   def freeze(groups):
     return {k: tuple(v) for k, v in groups.items()}
-  return Index(world=world, facts_of=freeze(facts_of), chains=freeze(chains),
-               describe=freeze(describe))
+
+  return Index(
+    world=world,
+    facts_of=freeze(facts_of),
+    chains=freeze(chains),
+    describe=freeze(describe),
+  )
 
 
 def fact_of(index: Index, entity: str, attribute: str) -> world_lib.Fact:
@@ -114,13 +167,17 @@ def passage(sentences: list[str]) -> Document:
 def card(index: Index, entity: str, template: str) -> Document:
   """All facts of an entity, in a fixed order and fixed words."""
   text = " ".join(
-      world_lib.sentence(world_lib.PHRASES[fact.attribute][1][0], entity,
-                         fact.value) for fact in index.facts_of[entity])
+    world_lib.sentence(
+      world_lib.PHRASES[fact.attribute][1][0], entity, fact.value
+    )
+    for fact in index.facts_of[entity]
+  )
   return f"Task: {template.format(n=entity)}\nText:", f" {text}"
 
 
-def chain(index: Index, entity: str, path: tuple[str, ...],
-          template: str) -> Document:
+def chain(
+  index: Index, entity: str, path: tuple[str, ...], template: str
+) -> Document:
   """Follow relations from fact to fact, every step written out."""
   words = entity
   for attribute in path:
@@ -131,8 +188,7 @@ def chain(index: Index, entity: str, path: tuple[str, ...],
     steps.append(chain_step(fact))
     here = fact.value
   steps.append(f"The answer is {here}.")
-  return (f"Task: {template.format(path=words)}\nSteps:",
-          " " + " ".join(steps))
+  return (f"Task: {template.format(path=words)}\nSteps:", " " + " ".join(steps))
 
 
 def chain_step(fact: world_lib.Fact) -> str:
@@ -162,32 +218,41 @@ def equation(left: int, change: int) -> str:
 
 def problem(numbers: tuple[int, ...], rng: np.random.Generator) -> Document:
   """A word problem about `numbers`, solved step by step."""
+
   def pick(options):
     return str(options[rng.integers(len(options))])
+
   name, goods = pick(world_lib.PEOPLE), pick(GOODS)
   total, *changes = numbers
   story = [pick(STARTS).format(n=name, a=total, g=goods)]
   steps = [f"Start with {total}."]
   for change in changes:
-    story.append(pick(GAINS if change > 0 else LOSSES).format(
-        n=name, b=abs(change)))
+    story.append(
+      pick(GAINS if change > 0 else LOSSES).format(n=name, b=abs(change))
+    )
     verb = "Add" if change > 0 else "Take"
     steps.append(f"{verb} {abs(change)}: {equation(total, change)}.")
     total += change
   story.append(pick(ASK_SUM).format(n=name, g=goods))
   steps.append(f"The answer is {total}.")
-  return f'Problem: {" ".join(story)}\nSteps:', " " + " ".join(steps)
+  return f"Problem: {' '.join(story)}\nSteps:", " " + " ".join(steps)
 
 
 def draw_story(rng: np.random.Generator) -> tuple[tuple[str, str, str], ...]:
   """Three events (person, thing, place), all different."""
-  return tuple(zip(*(
-      [str(word) for word in rng.choice(words, 3, replace=False)]
-      for words in (world_lib.PEOPLE, world_lib.THINGS, PLACES))))
+  return tuple(
+    zip(
+      *(
+        [str(word) for word in rng.choice(words, 3, replace=False)]
+        for words in (world_lib.PEOPLE, world_lib.THINGS, PLACES)
+      )
+    )
+  )
 
 
-def story(events: tuple[tuple[str, str, str], ...], asked: int,
-          slot: int) -> Document:
+def story(
+  events: tuple[tuple[str, str, str], ...], asked: int, slot: int
+) -> Document:
   """Three events and a question about one of them.
 
   Args:
@@ -195,20 +260,28 @@ def story(events: tuple[tuple[str, str, str], ...], asked: int,
     asked: which event is asked about.
     slot: what is asked: 0 the person, 1 the thing, 2 the place.
   """
-  told = " ".join(f"{who} took the {what} to the {where}."
-                  for who, what, where in events)
+  told = " ".join(
+    f"{who} took the {what} to the {where}." for who, what, where in events
+  )
   who, what, where = events[asked]
-  ask = (f"Who took the {what}?", f"What did {who} take?",
-         f"Where did {who} go?")[slot]
-  return (f"Story: {told}\nQuestion: {ask}\nAnswer:",
-          f" {(who, what, where)[slot]}.")
+  ask = (
+    f"Who took the {what}?",
+    f"What did {who} take?",
+    f"Where did {who} go?",
+  )[slot]
+  return (
+    f"Story: {told}\nQuestion: {ask}\nAnswer:",
+    f" {(who, what, where)[slot]}.",
+  )
 
 
 def sample_document(index: Index, rng: np.random.Generator) -> Document:
   """Draw a training document; nothing held out is ever drawn."""
   world = index.world
+
   def pick(options):
     return options[rng.integers(len(options))]
+
   kind = str(rng.choice(list(MIXTURE), p=list(MIXTURE.values())))
   if kind == "card":
     return card(index, *pick(index.describe["train"]))
@@ -232,15 +305,16 @@ def sample_document(index: Index, rng: np.random.Generator) -> Document:
     return story(events, int(rng.integers(3)), int(rng.integers(3)))
   fact = pick(world.facts)
   if kind == "question":
-    return question(pick(world_lib.phrasings(
-        world, fact, "question", "train")), fact.value)
+    return question(
+      pick(world_lib.phrasings(world, fact, "question", "train")), fact.value
+    )
   return sample_passage(index, fact, rng)
 
 
-def sample_passage(index: Index, fact: world_lib.Fact,
-                   rng: np.random.Generator) -> Document:
+def sample_passage(
+  index: Index, fact: world_lib.Fact, rng: np.random.Generator
+) -> Document:
   """A fact in training words, with a sentence of no importance."""
   texts = world_lib.phrasings(index.world, fact, "statement", "train")
-  lines = [texts[rng.integers(len(texts))],
-           FILLERS[rng.integers(len(FILLERS))]]
+  lines = [texts[rng.integers(len(texts))], FILLERS[rng.integers(len(FILLERS))]]
   return passage(lines[::-1] if rng.random() < 0.5 else lines)

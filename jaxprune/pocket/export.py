@@ -23,9 +23,13 @@ from jaxprune.models.config import ModelConfig
 from jaxprune.pocket import tokenizer as tokenizer_lib
 
 
-def write_model(folder: str | os.PathLike, config: ModelConfig,
-                params: decoder.Params, tokenizer: tokenizers.Tokenizer,
-                card: str) -> pathlib.Path:
+def write_model(
+  folder: str | os.PathLike,
+  config: ModelConfig,
+  params: decoder.Params,
+  tokenizer: tokenizers.Tokenizer,
+  card: str,
+) -> pathlib.Path:
   """Write the model folder, whole or not at all.
 
   Args:
@@ -42,20 +46,31 @@ def write_model(folder: str | os.PathLike, config: ModelConfig,
   work = folder.with_name(folder.name + ".partial")
   shutil.rmtree(work, ignore_errors=True)
   work.mkdir(parents=True)
-  shards.write_shard(work / "model.safetensors", _tensors(config, params),
-                     {"format": "pt"})
-  ids = {"bos_token_id": tokenizer_lib.BOS, "eos_token_id": tokenizer_lib.EOS,
-         "pad_token_id": tokenizer_lib.PAD}
+  shards.write_shard(
+    work / "model.safetensors", _tensors(config, params), {"format": "pt"}
+  )
+  ids = {
+    "bos_token_id": tokenizer_lib.BOS,
+    "eos_token_id": tokenizer_lib.EOS,
+    "pad_token_id": tokenizer_lib.PAD,
+  }
   files.atomic_write_json(work / "config.json", {**_config(config), **ids})
   files.atomic_write_json(
-      work / "generation_config.json",
-      {**ids, "do_sample": False, "max_new_tokens": 64})
+    work / "generation_config.json",
+    {**ids, "do_sample": False, "max_new_tokens": 64},
+  )
   pad, bos, eos = tokenizer_lib.SPECIAL
-  files.atomic_write_json(work / "tokenizer_config.json", {
-      "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos,
-      "eos_token": eos, "pad_token": pad,
+  files.atomic_write_json(
+    work / "tokenizer_config.json",
+    {
+      "tokenizer_class": "PreTrainedTokenizerFast",
+      "bos_token": bos,
+      "eos_token": eos,
+      "pad_token": pad,
       "model_max_length": config.max_positions,
-      "clean_up_tokenization_spaces": False})
+      "clean_up_tokenization_spaces": False,
+    },
+  )
   files.atomic_write_text(work / "tokenizer.json", tokenizer.to_str())
   files.atomic_write_text(work / "README.md", card)
   files.publish_folder(work, folder)
@@ -77,39 +92,47 @@ def _tensors(config, params) -> dict[str, np.ndarray]:
 def _tensor(row, leaf) -> np.ndarray:
   array = np.asarray(leaf)
   return np.ascontiguousarray(
-      array.T if row.transpose else array, ml_dtypes.bfloat16)
+    array.T if row.transpose else array, ml_dtypes.bfloat16
+  )
 
 
 def _config(config: ModelConfig) -> dict[str, Any]:
   """config.json, in the layout that transformers 4 and 5 both read."""
   return {
-      "architectures": ["LlamaForCausalLM"],
-      "model_type": "llama",
-      "attention_bias": config.qkv_bias,
-      "dtype": "bfloat16",
-      "head_dim": config.head_dim,
-      "hidden_act": "silu",
-      "hidden_size": config.embed_dim,
-      "intermediate_size": config.mlp_dim,
-      "max_position_embeddings": config.max_positions,
-      "mlp_bias": config.mlp_bias,
-      "num_attention_heads": config.num_heads,
-      "num_hidden_layers": config.num_layers,
-      "num_key_value_heads": config.num_kv_heads,
-      "rms_norm_eps": config.norm_eps,
-      "rope_parameters": {
-          "rope_theta": config.rope.theta, "rope_type": config.rope.kind},
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "attention_bias": config.qkv_bias,
+    "dtype": "bfloat16",
+    "head_dim": config.head_dim,
+    "hidden_act": "silu",
+    "hidden_size": config.embed_dim,
+    "intermediate_size": config.mlp_dim,
+    "max_position_embeddings": config.max_positions,
+    "mlp_bias": config.mlp_bias,
+    "num_attention_heads": config.num_heads,
+    "num_hidden_layers": config.num_layers,
+    "num_key_value_heads": config.num_kv_heads,
+    "rms_norm_eps": config.norm_eps,
+    "rope_parameters": {
       "rope_theta": config.rope.theta,
-      "tie_word_embeddings": config.tie_embeddings,
-      "torch_dtype": "bfloat16",
-      "use_cache": True,
-      "vocab_size": config.vocab_size,
+      "rope_type": config.rope.kind,
+    },
+    "rope_theta": config.rope.theta,
+    "tie_word_embeddings": config.tie_embeddings,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": config.vocab_size,
   }
 
 
-def model_card(train: Mapping[str, Any], world_seed: int, num_params: int,
-               scores: Mapping[str, float], items_hash: str,
-               minutes: float | None) -> str:
+def model_card(
+  train: Mapping[str, Any],
+  world_seed: int,
+  num_params: int,
+  scores: Mapping[str, float],
+  items_hash: str,
+  minutes: float | None,
+) -> str:
   """The text of README.md.
 
   Args:
@@ -120,11 +143,12 @@ def model_card(train: Mapping[str, Any], world_seed: int, num_params: int,
     items_hash: from `tasks.tasks_hash`.
     minutes: wall time of training, None when it was resumed.
   """
-  table = "\n".join(f"| {name} | {value:.3f} |"
-                    for name, value in scores.items())
+  table = "\n".join(
+    f"| {name} | {value:.3f} |" for name, value in scores.items()
+  )
   wall = "" if minutes is None else f" Training took {minutes:.0f} minutes."
   settings = json.dumps(dict(train), indent=2)
-  return f'''---
+  return f"""---
 license: apache-2.0
 language: en
 library_name: transformers
@@ -134,7 +158,7 @@ pipeline_tag: text-generation
 # pocket
 
 A laboratory model for jaxprune, trained from nothing by
-`python -m experiments.train_pocket --seed={train['seed']}
+`python -m experiments.train_pocket --seed={train["seed"]}
 --world_seed={world_seed}`.{wall} It has {num_params:,} parameters, knows an
 invented world and does small sums. It is made to see what pruning does to
 choosing, retrieving and generating within minutes on a CPU; it says nothing
@@ -145,10 +169,10 @@ about large models, and nothing it says is true.
 Text made by code from the world's seed: facts in several phrasings, questions,
 all facts of an entity, chains of facts, word problems with written-out steps,
 short stories. The objective is next-token prediction (weight 1 for what can be
-worked out, {train['prompt_weight']} inside prompts) plus a light contrastive
-term: InfoNCE at T = {train['contrastive_temperature']} on mean-pooled final
+worked out, {train["prompt_weight"]} inside prompts) plus a light contrastive
+term: InfoNCE at T = {train["contrastive_temperature"]} on mean-pooled final
 hidden states of question and passage pairs, weight
-{train['contrastive_weight']}. The embedding is therefore trained to retrieve;
+{train["contrastive_weight"]}. The embedding is therefore trained to retrieve;
 it did not emerge from language modelling alone.
 
 ## What is held out
@@ -177,4 +201,4 @@ Items: sha256 `{items_hash}`.
 ```json
 {settings}
 ```
-'''
+"""

@@ -18,9 +18,14 @@ from jaxprune.pocket import tokenizer as tokenizer_lib
 _ROWS = 64  # per call: small enough for one core's cache, large enough to fill
 
 
-def score(config: ModelConfig, params: decoder.Params,
-          tokenizer: tokenizers.Tokenizer, tasks: tasks_lib.Tasks, *,
-          gates: decoder.Gates | None = None) -> dict[str, float]:
+def score(
+  config: ModelConfig,
+  params: decoder.Params,
+  tokenizer: tokenizers.Tokenizer,
+  tasks: tasks_lib.Tasks,
+  *,
+  gates: decoder.Gates | None = None,
+) -> dict[str, float]:
   """Score a model on all items of a split.
 
   Args:
@@ -44,10 +49,13 @@ def score(config: ModelConfig, params: decoder.Params,
 
 
 def item_scores(
-    config: ModelConfig, params: decoder.Params,
-    tokenizer: tokenizers.Tokenizer, tasks: tasks_lib.Tasks, *,
-    gates: decoder.Gates | None = None,
-    answers: loglikelihoods.LogLikelihoods | None = None,
+  config: ModelConfig,
+  params: decoder.Params,
+  tokenizer: tokenizers.Tokenizer,
+  tasks: tasks_lib.Tasks,
+  *,
+  gates: decoder.Gates | None = None,
+  answers: loglikelihoods.LogLikelihoods | None = None,
 ) -> dict[str, np.ndarray]:
   """Score every item of a split, see `score`.
 
@@ -60,39 +68,55 @@ def item_scores(
     'stories', in the order of the items.
   """
   chosen, told = (
-      tasks_lib.choose_correct(
-          option_log_likelihoods(config, params, tokenizer, items, gates),
-          [item.label for item in items])
-      for items in (tasks.choose, tasks.stories))
+    tasks_lib.choose_correct(
+      option_log_likelihoods(config, params, tokenizer, items, gates),
+      [item.label for item in items],
+    )
+    for items in (tasks.choose, tasks.stories)
+  )
   retrieve = tasks.retrieve
   queries_QD, passages_PD = (
-      embed_texts(config, params, tokenizer, texts, gates)
-      for texts in (retrieve.queries, retrieve.passages))
+    embed_texts(config, params, tokenizer, texts, gates)
+    for texts in (retrieve.queries, retrieve.passages)
+  )
   found = tasks_lib.ndcg(queries_QD @ passages_PD.T, retrieve.relevant)
   answers = answers or read_answers(
-      config, params, tokenizer, tasks.generate, gates)
-  return {"choose": chosen.astype(float), "retrieve": found,
-          "generate": answers.greedy.astype(float),
-          "stories": told.astype(float)}
+    config, params, tokenizer, tasks.generate, gates
+  )
+  return {
+    "choose": chosen.astype(float),
+    "retrieve": found,
+    "generate": answers.greedy.astype(float),
+    "stories": told.astype(float),
+  }
 
 
 def option_log_likelihoods(
-    config: ModelConfig, params: decoder.Params,
-    tokenizer: tokenizers.Tokenizer, items: Sequence[tasks_lib.Choose],
-    gates: decoder.Gates | None = None) -> np.ndarray:
+  config: ModelConfig,
+  params: decoder.Params,
+  tokenizer: tokenizers.Tokenizer,
+  items: Sequence[tasks_lib.Choose],
+  gates: decoder.Gates | None = None,
+) -> np.ndarray:
   """Nats of each option after the prompt, summed over its tokens, [n, 4]."""
   requests = [
-      (_head(tokenizer, item.prompt), tokenizer_lib.encode(tokenizer, option))
-      for item in items for option in item.options]
+    (_head(tokenizer, item.prompt), tokenizer_lib.encode(tokenizer, option))
+    for item in items
+    for option in item.options
+  ]
   found = loglikelihoods.loglikelihoods(
-      config, params, requests, gates=gates, batch_size=_ROWS)
+    config, params, requests, gates=gates, batch_size=_ROWS
+  )
   return found.nats.reshape(len(items), -1)
 
 
 def read_answers(
-    config: ModelConfig, params: decoder.Params,
-    tokenizer: tokenizers.Tokenizer, items: Sequence[tasks_lib.Generate],
-    gates: decoder.Gates | None = None) -> loglikelihoods.LogLikelihoods:
+  config: ModelConfig,
+  params: decoder.Params,
+  tokenizer: tokenizers.Tokenizer,
+  items: Sequence[tasks_lib.Generate],
+  gates: decoder.Gates | None = None,
+) -> loglikelihoods.LogLikelihoods:
   """Read every right answer, and the end of the text after it.
 
   Greedy decoding leaves the answer at the first token whose largest logit is
@@ -101,25 +125,37 @@ def read_answers(
   `jaxprune.models.generation`.
   """
   requests = [
-      (_head(tokenizer, item.prompt),
-       [*tokenizer_lib.encode(tokenizer, item.answer), tokenizer_lib.EOS])
-      for item in items]
+    (
+      _head(tokenizer, item.prompt),
+      [*tokenizer_lib.encode(tokenizer, item.answer), tokenizer_lib.EOS],
+    )
+    for item in items
+  ]
   return loglikelihoods.loglikelihoods(
-      config, params, requests, gates=gates, batch_size=_ROWS)
+    config, params, requests, gates=gates, batch_size=_ROWS
+  )
 
 
 def embed_texts(
-    config: ModelConfig, params: decoder.Params,
-    tokenizer: tokenizers.Tokenizer, texts: Sequence[str],
-    gates: decoder.Gates | None = None) -> np.ndarray:
+  config: ModelConfig,
+  params: decoder.Params,
+  tokenizer: tokenizers.Tokenizer,
+  texts: Sequence[str],
+  gates: decoder.Gates | None = None,
+) -> np.ndarray:
   """Unit vectors: mean over BOS and all tokens of the normed hidden states.
 
   Returns:
     float32 [n, D].
   """
   return embeddings.embed_tokens(
-      config, params, [_head(tokenizer, text) for text in texts],
-      pooling="mean", gates=gates, batch_size=_ROWS)
+    config,
+    params,
+    [_head(tokenizer, text) for text in texts],
+    pooling="mean",
+    gates=gates,
+    batch_size=_ROWS,
+  )
 
 
 def _head(tokenizer, text):

@@ -17,7 +17,7 @@ WORLD_SEED = 0
 
 
 def calibration_tokens(
-    num_samples: int, seq_len: int, seed: int
+  num_samples: int, seq_len: int, seed: int
 ) -> Calibration:
   """Training documents one after the other, cut into sequences.
 
@@ -34,8 +34,12 @@ def calibration_tokens(
     ids += [tokenizer.BOS, *tokenizer.encode(reader, text), tokenizer.EOS]
   rows = np.asarray(ids[: num_samples * seq_len], np.int32)
   return Calibration(
-      tokens=rows.reshape(num_samples, seq_len), source="pocket",
-      sampling="packed", seed=seed, bos=True)
+    tokens=rows.reshape(num_samples, seq_len),
+    source="pocket",
+    sampling="packed",
+    seed=seed,
+    bos=True,
+  )
 
 
 def prompts(limit: int) -> Prompts:
@@ -48,9 +52,12 @@ def prompts(limit: int) -> Prompts:
   turns = zip(*(texts * limit for texts in kinds.values()))
   mixed = list(dict.fromkeys(text for turn in turns for text in turn))[:limit]
   return Prompts(
-      tokens=tuple(
-          (tokenizer.BOS, *tokenizer.encode(reader, text)) for text in mixed),
-      source="pocket", bos=True)
+    tokens=tuple(
+      (tokenizer.BOS, *tokenizer.encode(reader, text)) for text in mixed
+    ),
+    source="pocket",
+    bos=True,
+  )
 
 
 def item_scores(config, params, answers=None) -> dict[str, np.ndarray]:
@@ -73,9 +80,12 @@ def generate_requests(split: str) -> list[tuple[list[int], list[int]]]:
   """
   reader = tokenizer.load_tokenizer(FOLDER)
   return [
-      ([tokenizer.BOS, *tokenizer.encode(reader, item.prompt)],
-       [*tokenizer.encode(reader, item.answer), tokenizer.EOS])
-      for item in _tasks(split).generate]
+    (
+      [tokenizer.BOS, *tokenizer.encode(reader, item.prompt)],
+      [*tokenizer.encode(reader, item.answer), tokenizer.EOS],
+    )
+    for item in _tasks(split).generate
+  ]
 
 
 def items(split: str) -> tasks.Tasks:

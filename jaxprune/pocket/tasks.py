@@ -21,6 +21,7 @@ from jaxprune.pocket import world as world_lib
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choose:
   """One question with four options; `label` is the index of the right one."""
+
   kind: str
   prompt: str
   options: tuple[str, ...]
@@ -30,6 +31,7 @@ class Choose:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Retrieve:
   """Questions and passages; `relevant[i]` is the passage of question i."""
+
   queries: tuple[str, ...]
   passages: tuple[str, ...]
   relevant: tuple[int, ...]
@@ -38,6 +40,7 @@ class Retrieve:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generate:
   """A prompt and the only text that counts as right."""
+
   kind: str
   prompt: str
   answer: str
@@ -55,6 +58,7 @@ class Tasks:
     retrieve: questions and passages about facts.
     generate: sums, chains of facts and all facts of a person, written out.
   """
+
   split: str
   choose: tuple[Choose, ...]
   stories: tuple[Choose, ...]
@@ -62,8 +66,13 @@ class Tasks:
   generate: tuple[Generate, ...]
 
 
-def make_tasks(index: documents.Index, split: str, *, num_stories: int = 120,
-               num_problems: int = 120) -> Tasks:
+def make_tasks(
+  index: documents.Index,
+  split: str,
+  *,
+  num_stories: int = 120,
+  num_problems: int = 120,
+) -> Tasks:
   """Build the items of a split.
 
   Args:
@@ -84,8 +93,11 @@ def make_tasks(index: documents.Index, split: str, *, num_stories: int = 120,
     asked = world_lib.phrasings(world, fact, "question", split)[0]
     told = world_lib.phrasings(world, fact, "statement", split)[0]
     prompt, answer = documents.question(asked, fact.value)
-    wrong = [f" {value}." for value in world_lib.values_of(fact.attribute)
-             if value not in (fact.value, fact.entity)]
+    wrong = [
+      f" {value}."
+      for value in world_lib.values_of(fact.attribute)
+      if value not in (fact.value, fact.entity)
+    ]
     choose.append(_options(fact.attribute, prompt, answer, wrong, rng))
     filler = documents.FILLERS[rng.integers(len(documents.FILLERS))]
     lines = [told, filler] if rng.random() < 0.5 else [filler, told]
@@ -95,10 +107,14 @@ def make_tasks(index: documents.Index, split: str, *, num_stories: int = 120,
     passages.append(documents.passage(lines)[1])
   stories = [_story(world, split, rng) for _ in range(num_stories)]
   return Tasks(
-      split=split, choose=tuple(choose), stories=tuple(stories),
-      retrieve=Retrieve(queries=tuple(queries), passages=tuple(passages),
-                        relevant=tuple(relevant)),
-      generate=_generate(index, split, num_problems, rng))
+    split=split,
+    choose=tuple(choose),
+    stories=tuple(stories),
+    retrieve=Retrieve(
+      queries=tuple(queries), passages=tuple(passages), relevant=tuple(relevant)
+    ),
+    generate=_generate(index, split, num_problems, rng),
+  )
 
 
 def _story(world, split, rng) -> Choose:
@@ -117,9 +133,12 @@ def _options(kind, prompt, answer, wrong, rng) -> Choose:
   """Mix the answer with three of the wrong options."""
   options = [answer, *(str(w) for w in rng.choice(wrong, 3, replace=False))]
   order = rng.permutation(4)
-  return Choose(kind=kind, prompt=prompt,
-                options=tuple(options[i] for i in order),
-                label=int(np.argmin(order)))
+  return Choose(
+    kind=kind,
+    prompt=prompt,
+    options=tuple(options[i] for i in order),
+    label=int(np.argmin(order)),
+  )
 
 
 def _held(world, name, split, draw, rng):
@@ -143,8 +162,10 @@ def _generate(index, split, num_problems, rng) -> tuple[Generate, ...]:
     if entity not in world_lib.PEOPLE:
       continue  # towns and things have too few facts to be worth writing out
     items.append(("card", *documents.card(index, entity, template)))
-  return tuple(Generate(kind=kind, prompt=prompt, answer=answer)
-               for kind, prompt, answer in items)
+  return tuple(
+    Generate(kind=kind, prompt=prompt, answer=answer)
+    for kind, prompt, answer in items
+  )
 
 
 def tasks_hash(tasks: Tasks) -> str:
@@ -190,6 +211,12 @@ def exact(texts: list[str], answers: list[str]) -> np.ndarray:
   """Which texts equal the answer, outer spaces aside; bool [n]."""
   if len(texts) != len(answers):
     raise ValueError(
-        f"{len(texts)} texts for {len(answers)} answers: give one each")
-  return np.array([text.strip() == answer.strip()
-                   for text, answer in zip(texts, answers, strict=True)], bool)
+      f"{len(texts)} texts for {len(answers)} answers: give one each"
+    )
+  return np.array(
+    [
+      text.strip() == answer.strip()
+      for text, answer in zip(texts, answers, strict=True)
+    ],
+    bool,
+  )

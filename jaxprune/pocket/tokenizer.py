@@ -18,8 +18,9 @@ SPECIAL = ("<pad>", "<s>", "</s>")
 _PIECES = r" ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]+|\s"
 
 
-def train_tokenizer(index: documents.Index, *, vocab_size: int = 1024,
-                    num_documents: int = 20000) -> tokenizers.Tokenizer:
+def train_tokenizer(
+  index: documents.Index, *, vocab_size: int = 1024, num_documents: int = 20000
+) -> tokenizers.Tokenizer:
   """Learn merges from sampled training documents.
 
   Args:
@@ -31,22 +32,34 @@ def train_tokenizer(index: documents.Index, *, vocab_size: int = 1024,
     A tokenizer that puts BOS before a text; the same for the same arguments.
   """
   if vocab_size < 256 + len(SPECIAL):
-    raise ValueError(f"vocab_size={vocab_size} has no room for all bytes: "
-                     f"use at least {256 + len(SPECIAL)}")
+    raise ValueError(
+      f"vocab_size={vocab_size} has no room for all bytes: "
+      f"use at least {256 + len(SPECIAL)}"
+    )
   rng = np.random.default_rng([index.world.seed, 3])
-  texts = ("".join(documents.sample_document(index, rng))
-           for _ in range(num_documents))
+  texts = (
+    "".join(documents.sample_document(index, rng)) for _ in range(num_documents)
+  )
   tokenizer = tokenizers.Tokenizer(models.BPE())
-  tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    [
       pre_tokenizers.Split(tokenizers.Regex(_PIECES), "isolated"),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
   tokenizer.decoder = decoders.ByteLevel()
-  tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-      vocab_size=vocab_size, special_tokens=list(SPECIAL),
+  tokenizer.train_from_iterator(
+    texts,
+    trainers.BpeTrainer(
+      vocab_size=vocab_size,
+      special_tokens=list(SPECIAL),
       initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-      show_progress=False))
+      show_progress=False,
+    ),
+  )
   tokenizer.post_processor = processors.TemplateProcessing(
-      single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", BOS)])
+    single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", BOS)]
+  )
   return tokenizer
 
 

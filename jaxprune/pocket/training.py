@@ -44,6 +44,7 @@ class TrainConfig:
     contrastive_weight: factor of the InfoNCE term.
     contrastive_temperature: T that divides its cosines.
   """
+
   seed: int = 0
   steps: int = 2500
   rows: int = 24
@@ -62,13 +63,28 @@ class TrainConfig:
 def model_config(vocab_size: int) -> ModelConfig:
   """The shape of the pocket model: llama, 12 layers, tied embeddings."""
   return ModelConfig(
-      family="llama", num_layers=12, embed_dim=128, mlp_dim=256, num_heads=4,
-      num_kv_heads=2, head_dim=32, vocab_size=vocab_size, norm_eps=1e-5,
-      rope=RopeConfig(kind="default", theta=10000.0), max_positions=256,
-      tie_embeddings=True, qkv_bias=False, output_bias=False, mlp_bias=False,
-      qk_norm=False, sliding_window=None, sliding_layers=(False,) * 12,
-      bos_id=tokenizer_lib.BOS, eos_ids=(tokenizer_lib.EOS,),
-      pad_id=tokenizer_lib.PAD)
+    family="llama",
+    num_layers=12,
+    embed_dim=128,
+    mlp_dim=256,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=32,
+    vocab_size=vocab_size,
+    norm_eps=1e-5,
+    rope=RopeConfig(kind="default", theta=10000.0),
+    max_positions=256,
+    tie_embeddings=True,
+    qkv_bias=False,
+    output_bias=False,
+    mlp_bias=False,
+    qk_norm=False,
+    sliding_window=None,
+    sliding_layers=(False,) * 12,
+    bos_id=tokenizer_lib.BOS,
+    eos_ids=(tokenizer_lib.EOS,),
+    pad_id=tokenizer_lib.PAD,
+  )
 
 
 def initial_params(config: ModelConfig, key: jax.Array) -> decoder.Params:
@@ -81,21 +97,23 @@ def initial_params(config: ModelConfig, key: jax.Array) -> decoder.Params:
   leaves, tree = jax.tree.flatten_with_path(shapes)
   values = []
   for leaf_key, (path, leaf) in zip(
-      jax.random.split(key, len(leaves)), leaves, strict=True):
+    jax.random.split(key, len(leaves)), leaves, strict=True
+  ):
     names = [entry.key for entry in path]
     if names[-1] == "scale":
       values.append(jnp.ones(leaf.shape, jnp.float32))
       continue
     width = config.embed_dim if names[-1] == "table" else leaf.shape[-2]
-    deviation = width ** -0.5
+    deviation = width**-0.5
     if names[-2] in ("output", "down"):
       deviation /= np.sqrt(2 * config.num_layers)
     values.append(deviation * jax.random.normal(leaf_key, leaf.shape))
   return jax.tree.unflatten(tree, values)
 
 
-def hidden_states(config: ModelConfig, params: decoder.Params,
-                  tokens_BT: jax.Array) -> jax.Array:
+def hidden_states(
+  config: ModelConfig, params: decoder.Params, tokens_BT: jax.Array
+) -> jax.Array:
   """`decoder.forward` with less to keep for the backward pass.
 
   Only the results of matrix products are kept; on a CPU, computing the rest
@@ -107,28 +125,36 @@ def hidden_states(config: ModelConfig, params: decoder.Params,
   context = decoder.make_context(config, tokens_BT.shape[1])
 
   @functools.partial(
-      jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
+    jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable
+  )
   def body(x_BTD, layer):
     x_BTD, _ = decoder.block(config, layer, x_BTD, context, sliding=False)
     return x_BTD, None
 
-  return jax.lax.scan(body, decoder.embed(config, params, tokens_BT),
-                      params["layers"])[0]
+  return jax.lax.scan(
+    body, decoder.embed(config, params, tokens_BT), params["layers"]
+  )[0]
 
 
-def info_nce(x_PD: jax.Array, y_PD: jax.Array,
-             temperature: float) -> jax.Array:
+def info_nce(x_PD: jax.Array, y_PD: jax.Array, temperature: float) -> jax.Array:
   """Symmetric InfoNCE in nats: row i of x belongs to row i of y."""
+
   def unit(z_PD):
     return z_PD / jnp.linalg.norm(z_PD, axis=-1, keepdims=True)
+
   logits_PP = jnp.einsum("PD,QD->PQ", unit(x_PD), unit(y_PD)) / temperature
   right_P = jnp.diagonal(logits_PP)
   return 0.5 * jnp.mean(jax.nn.logsumexp(logits_PP, axis=1) - right_P) + (
-      0.5 * jnp.mean(jax.nn.logsumexp(logits_PP, axis=0) - right_P))
+    0.5 * jnp.mean(jax.nn.logsumexp(logits_PP, axis=0) - right_P)
+  )
 
 
-def mean_pool(config: ModelConfig, params: decoder.Params, x_BTD: jax.Array,
-              valid_BT: jax.Array) -> jax.Array:
+def mean_pool(
+  config: ModelConfig,
+  params: decoder.Params,
+  x_BTD: jax.Array,
+  valid_BT: jax.Array,
+) -> jax.Array:
   """Mean of the normed hidden states over valid tokens, [B, D]."""
   y_BTD = decoder.final_norm(config, params, x_BTD)
   weight_BT1 = valid_BT[..., None].astype(y_BTD.dtype)
@@ -145,8 +171,12 @@ def _cross_entropy(config, params, x_BTD, tokens_BT, weights_BT):
   return (weights_BT * nats_BT).sum(), right_BT.sum()
 
 
-def loss(config: ModelConfig, train: TrainConfig, params: decoder.Params,
-         batch: batches.Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+def loss(
+  config: ModelConfig,
+  train: TrainConfig,
+  params: decoder.Params,
+  batch: batches.Batch,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The training objective, and its parts.
 
   Returns:
@@ -157,43 +187,64 @@ def loss(config: ModelConfig, train: TrainConfig, params: decoder.Params,
   y_BTD = hidden_states(config, params, batch.pair_tokens)
   packed = _cross_entropy(config, params, x_BTD, batch.tokens, batch.weights)
   paired = _cross_entropy(
-      config, params, y_BTD, batch.pair_tokens, batch.pair_weights)
+    config, params, y_BTD, batch.pair_tokens, batch.pair_weights
+  )
   total = batch.weights.sum() + batch.pair_weights.sum()
   language = (packed[0] + paired[0]) / total
   pooled_BD = mean_pool(config, params, y_BTD, batch.pair_valid)
   contrastive = info_nce(
-      *jnp.split(pooled_BD, 2), train.contrastive_temperature)
+    *jnp.split(pooled_BD, 2), train.contrastive_temperature
+  )
   right = packed[1] / jnp.maximum((batch.weights == 1).sum(), 1)
   return language + train.contrastive_weight * contrastive, {
-      "language": language, "contrastive": contrastive, "right": right}
+    "language": language,
+    "contrastive": contrastive,
+    "right": right,
+  }
 
 
 def optimizer(train: TrainConfig) -> optax.GradientTransformation:
   """AdamW with clipping, linear warm-up and a cosine to 2 % of the peak."""
   schedule = optax.warmup_cosine_decay_schedule(
-      0.0, train.learning_rate, int(train.warmup * train.steps), train.steps,
-      end_value=0.02 * train.learning_rate)
+    0.0,
+    train.learning_rate,
+    int(train.warmup * train.steps),
+    train.steps,
+    end_value=0.02 * train.learning_rate,
+  )
+
   def matrices(params):
     return jax.tree.map_with_path(
-        lambda path, _: path[-1].key == "kernel", params)
+      lambda path, _: path[-1].key == "kernel", params
+    )
+
   return optax.chain(
-      optax.clip_by_global_norm(train.clip),
-      optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=train.weight_decay,
-                  mask=matrices))
+    optax.clip_by_global_norm(train.clip),
+    optax.adamw(
+      schedule, b1=0.9, b2=0.98, weight_decay=train.weight_decay, mask=matrices
+    ),
+  )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def _update(config, train, state, batch):
   params, moments = state
-  grads, parts = jax.grad(functools.partial(loss, config, train),
-                          has_aux=True)(params, batch)
+  grads, parts = jax.grad(functools.partial(loss, config, train), has_aux=True)(
+    params, batch
+  )
   changes, moments = optimizer(train).update(grads, moments, params)
   return (optax.apply_updates(params, changes), moments), parts
 
 
-def run(config: ModelConfig, train: TrainConfig, index: documents.Index,
-        tokenizer: tokenizers.Tokenizer, folder: pathlib.Path, *,
-        save_every: int, report: Callable[[str], None] = print,
+def run(
+  config: ModelConfig,
+  train: TrainConfig,
+  index: documents.Index,
+  tokenizer: tokenizers.Tokenizer,
+  folder: pathlib.Path,
+  *,
+  save_every: int,
+  report: Callable[[str], None] = print,
 ) -> decoder.Params:
   """Train to the end, from the newest checkpoint if there is one.
 
@@ -219,18 +270,32 @@ def run(config: ModelConfig, train: TrainConfig, index: documents.Index,
 
   start, seen = time.monotonic(), []
   for step in range(first, train.steps):
-    state, parts = _update(config, train, state, batches.make_batch(
-        index, tokenizer, train.seed, step, rows=train.rows,
-        length=train.length, pairs=train.pairs, pair_length=train.pair_length,
-        prompt_weight=train.prompt_weight))
+    state, parts = _update(
+      config,
+      train,
+      state,
+      batches.make_batch(
+        index,
+        tokenizer,
+        train.seed,
+        step,
+        rows=train.rows,
+        length=train.length,
+        pairs=train.pairs,
+        pair_length=train.pair_length,
+        prompt_weight=train.prompt_weight,
+      ),
+    )
     seen.append(parts)
     done = step + 1
     if done % 20 == 0 or done == train.steps:
-      means = {name: float(np.mean([part[name] for part in seen]))
-               for name in seen[0]}
+      means = {
+        name: float(np.mean([part[name] for part in seen])) for name in seen[0]
+      }
       if not np.isfinite(means["language"]):
-        raise ValueError(f"loss {means} at step {done}: lower the learning "
-                         "rate")
+        raise ValueError(
+          f"loss {means} at step {done}: lower the learning rate"
+        )
       left = (time.monotonic() - start) / (done - first) * (train.steps - done)
       values = " ".join(f"{name} {value:.3f}" for name, value in means.items())
       report(f"step {done}/{train.steps} {values} {left / 60:.1f} min left")
@@ -242,8 +307,10 @@ def run(config: ModelConfig, train: TrainConfig, index: documents.Index,
 
 def _named(tree):
   """A flat dict of leaves, which a checkpoint keeps as it is."""
-  return {jax.tree_util.keystr(path, simple=True, separator="."): leaf
-          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="."): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
 def _save(folder, train, step, state):
@@ -265,8 +332,11 @@ def _resume(folder, train, state):
     return 0, state
   leaves, metadata = orbax.load_tree(found[-1], _named(state))
   if metadata != dataclasses.asdict(train):
-    raise ValueError(f"{found[-1]}: checkpoint of another run ({metadata}): "
-                     "choose another output folder or the same flags")
+    raise ValueError(
+      f"{found[-1]}: checkpoint of another run ({metadata}): "
+      "choose another output folder or the same flags"
+    )
   leaves = [leaves[name] for name in _named(state)]
   return int(found[-1].name[5:]), jax.tree.unflatten(
-      jax.tree.structure(state), leaves)
+    jax.tree.structure(state), leaves
+  )

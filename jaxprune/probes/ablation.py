@@ -49,8 +49,10 @@ def logit_damage(z, z_pruned, temperature=1.0) -> dict[str, Array]:
   """
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
   kl, _ = divergences.kl_of(log_ratio.tilt_logits(z_V, zq_V, temperature))
-  return {"kl": kl, "kl_estimate": _variance(
-      z_V, spaces.logit_change(z_V, zq_V), temperature)}
+  return {
+    "kl": kl,
+    "kl_estimate": _variance(z_V, spaces.logit_change(z_V, zq_V), temperature),
+  }
 
 
 def slope_damage(z, dz, temperature=1.0) -> dict[str, Array]:
@@ -71,11 +73,11 @@ def slope_damage(z, dz, temperature=1.0) -> dict[str, Array]:
 
 
 def damages(
-    hidden: Callable[[Tree], Array],
-    measure: Callable[[Array, Array], Tree],
-    candidates: Tree,
-    *,
-    chunk: int = 64,
+  hidden: Callable[[Tree], Array],
+  measure: Callable[[Array, Array], Tree],
+  candidates: Tree,
+  *,
+  chunk: int = 64,
 ) -> Tree:
   """Measure every candidate against the first.
 
@@ -102,20 +104,21 @@ def damages(
     pair = jax.lax.optimization_barrier((dense_BTD, h_BTD))
     return dense_BTD, _means(measure, *pair, chunk)
 
-  first = jax.eval_shape(
-      hidden, jax.tree.map(lambda leaf: leaf[0], candidates))
+  first = jax.eval_shape(hidden, jax.tree.map(lambda leaf: leaf[0], candidates))
   return jax.lax.scan(
-      step, jnp.zeros(first.shape, first.dtype),
-      (jnp.arange(count) == 0, candidates))[1]
+    step,
+    jnp.zeros(first.shape, first.dtype),
+    (jnp.arange(count) == 0, candidates),
+  )[1]
 
 
 def slopes(
-    hidden: Callable[[Tree], Array],
-    measure: Callable[[Array, Array], Tree],
-    at: Tree,
-    directions: Tree,
-    *,
-    chunk: int = 64,
+  hidden: Callable[[Tree], Array],
+  measure: Callable[[Array, Array], Tree],
+  at: Tree,
+  directions: Tree,
+  *,
+  chunk: int = 64,
 ) -> Tree:
   """Measure what the derivative predicts for every direction.
 
@@ -134,8 +137,7 @@ def slopes(
   """
 
   def one(direction):
-    return _means(
-        measure, *jax.jvp(hidden, (at,), (direction,)), chunk)
+    return _means(measure, *jax.jvp(hidden, (at,), (direction,)), chunk)
 
   return jax.lax.map(one, directions)
 

@@ -80,19 +80,20 @@ def speed(start, z, dz, temperature=1.0) -> Speed:
   x_V = (dz_V - dz_V[jnp.argmax(z_V)]) / temperature
   pair = log_ratio.tilt_logits(start_V, z_V, temperature)
   return Speed(
-      p=spaces.norm_of(dp_V) / spaces.norm_of(p_V),
-      turn=jnp.sqrt(logit_moments.cumulants(r_V, x_V)[0]),
-      stretch=jnp.sum((r_V - p_V) * x_V),
-      z=spaces.ratio(spaces.norm_of(dz_V), spaces.norm_of(z_V)),
-      z_centred=_centred_ratio(dz_V, z_V),
-      moved_p=spaces.norm_of(pair.change) / spaces.norm_of(pair.p),
-      moved_z_centred=_centred_ratio(z_V - start_V, start_V),
-      entropy=divergences.concentration(z_V, temperature).entropy,
+    p=spaces.norm_of(dp_V) / spaces.norm_of(p_V),
+    turn=jnp.sqrt(logit_moments.cumulants(r_V, x_V)[0]),
+    stretch=jnp.sum((r_V - p_V) * x_V),
+    z=spaces.ratio(spaces.norm_of(dz_V), spaces.norm_of(z_V)),
+    z_centred=_centred_ratio(dz_V, z_V),
+    moved_p=spaces.norm_of(pair.change) / spaces.norm_of(pair.p),
+    moved_z_centred=_centred_ratio(z_V - start_V, start_V),
+    entropy=divergences.concentration(z_V, temperature).entropy,
   )
 
 
 def _centred_ratio(change_V, base_V):
   """|change| / |base| after centring both; 0 where nothing changed."""
   change, base = (
-      spaces.norm_of(spaces.centre(each_V)) for each_V in (change_V, base_V))
+    spaces.norm_of(spaces.centre(each_V)) for each_V in (change_V, base_V)
+  )
   return spaces.ratio(change, base)

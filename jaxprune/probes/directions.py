@@ -12,8 +12,9 @@ def sublayers(num_layers: int, length: int) -> jax.Array:
   """One per sublayer, all positions: [2L, L, 2, T], attention 0, MLP 0, ..."""
   count = 2 * num_layers
   return jnp.broadcast_to(
-      jnp.eye(count).reshape(count, num_layers, 2, 1),
-      (count, num_layers, 2, length))
+    jnp.eye(count).reshape(count, num_layers, 2, 1),
+    (count, num_layers, 2, length),
+  )
 
 
 def layer_groups(num_layers: int, groups: int) -> list[range]:
@@ -24,14 +25,15 @@ def layer_groups(num_layers: int, groups: int) -> list[range]:
   """
   if not 1 <= groups <= num_layers:
     raise ValueError(
-        f"groups={groups}: the model has {num_layers} layers; use 1 to"
-        f" {num_layers}")
+      f"groups={groups}: the model has {num_layers} layers; use 1 to"
+      f" {num_layers}"
+    )
   ends = [num_layers * index // groups for index in range(groups + 1)]
   return [range(*pair) for pair in zip(ends, ends[1:])]
 
 
 def steps(
-    num_layers: int, length: int, num_steps: int, groups: int = 1
+  num_layers: int, length: int, num_steps: int, groups: int = 1
 ) -> jax.Array:
   """One per group of layers and step: [G * (1 + R), L, 2, T].
 
@@ -40,12 +42,18 @@ def steps(
   """
   cause_T = jnp.maximum(jnp.arange(length) - (length - num_steps) + 1, 0)
   shares_PT = (jnp.arange(num_steps + 1)[:, None] == cause_T[None]).astype(
-      jnp.float32)
-  inside_GL = jnp.asarray([
+    jnp.float32
+  )
+  inside_GL = jnp.asarray(
+    [
       [layer in group for layer in range(num_layers)]
-      for group in layer_groups(num_layers, groups)], jnp.float32)
+      for group in layer_groups(num_layers, groups)
+    ],
+    jnp.float32,
+  )
   shares_GPLT = jnp.einsum("GL,PT->GPLT", inside_GL, shares_PT)
   count = len(inside_GL) * len(shares_PT)
   return jnp.broadcast_to(
-      shares_GPLT.reshape(count, num_layers, 1, length),
-      (count, num_layers, 2, length))
+    shares_GPLT.reshape(count, num_layers, 1, length),
+    (count, num_layers, 2, length),
+  )

@@ -95,13 +95,13 @@ def compare_distributions(z, z_pruned, temperature=1.0) -> Divergences:
   cos_p, one_minus_cos_p = _cosine(pair)
   # The caps undo a last-digit excess of the sum of p or q over 1.
   return Divergences(
-      cos_p=cos_p,
-      one_minus_cos_p=one_minus_cos_p,
-      kl=kl,
-      kl_reverse=kl_reverse,
-      jeffreys=kl + kl_reverse,
-      js=jnp.minimum(_js(pair), math.log(2)),
-      tv=jnp.minimum(jnp.sum(jnp.abs(pair.change)) / 2, 1),
+    cos_p=cos_p,
+    one_minus_cos_p=one_minus_cos_p,
+    kl=kl,
+    kl_reverse=kl_reverse,
+    jeffreys=kl + kl_reverse,
+    js=jnp.minimum(_js(pair), math.log(2)),
+    tv=jnp.minimum(jnp.sum(jnp.abs(pair.change)) / 2, 1),
   )
 
 
@@ -127,7 +127,8 @@ def kl_terms(p, q, log_ratio) -> jax.Array:
   for n in range(terms, 1, -1):
     series = 1 / math.factorial(n) + series * ratio
   return jnp.where(
-      small, p * series * ratio * ratio, q - p - _times_log(p, log_ratio))
+    small, p * series * ratio * ratio, q - p - _times_log(p, log_ratio)
+  )
 
 
 def concentration(z, temperature=1.0) -> Concentration:
@@ -143,11 +144,11 @@ def concentration(z, temperature=1.0) -> Concentration:
   others_V = jnp.where(jnp.arange(z_V.size) == token, -jnp.inf, z_V)
   entropy = -jnp.sum(p_V * jnp.where(p_V > 0, log_p_V, 0))
   return Concentration(
-      token=token,
-      margin=z_V[token] - jnp.max(others_V),
-      entropy=entropy,
-      support=jnp.exp(entropy),
-      participation=1 / jnp.sum(p_V * p_V),
+    token=token,
+    margin=z_V[token] - jnp.max(others_V),
+    entropy=entropy,
+    support=jnp.exp(entropy),
+    participation=1 / jnp.sum(p_V * p_V),
   )
 
 
@@ -192,9 +193,9 @@ def _js(pair: log_ratio_lib.Tilt) -> jax.Array:
   plain_V = jnp.where(near_V, size_V * t_V / 2, math.log(2) - size_V * w_V)
   log_V = jnp.log1p(-jnp.where(near_V, t_V * t_V, w_V))
   # Two sums: a CPU takes half as long over a logarithm that stands alone.
-  return (
-      jnp.sum(both_V / 2 * plain_V)
-      + jnp.sum(both_V * jnp.where(near_V, 0.25, 0.5) * log_V))
+  return jnp.sum(both_V / 2 * plain_V) + jnp.sum(
+    both_V * jnp.where(near_V, 0.25, 0.5) * log_V
+  )
 
 
 def _cosine(pair: log_ratio_lib.Tilt) -> tuple[jax.Array, jax.Array]:
@@ -204,13 +205,16 @@ def _cosine(pair: log_ratio_lib.Tilt) -> tuple[jax.Array, jax.Array]:
   norm, norm_pruned = jnp.sqrt(square), jnp.sqrt(square_pruned)
   gained = jnp.sum(change_V * (p_V + q_V))
   stretch = jnp.where(
-      jnp.abs(gained) < square / 2,
-      gained / (norm_pruned + norm), norm_pruned - norm)
+    jnp.abs(gained) < square / 2,
+    gained / (norm_pruned + norm),
+    norm_pruned - norm,
+  )
   # q / |q| - p / |p|.
   moved_V = (change_V - stretch / norm * p_V) / norm_pruned
   one_minus_cos = jnp.minimum(jnp.sum(moved_V * moved_V) / 2, 1)
   cos = jnp.sum(p_V * q_V) / (norm * norm_pruned)
   near = cos > 0.5
   return (
-      jnp.where(near, 1 - one_minus_cos, cos),
-      jnp.where(near, one_minus_cos, 1 - cos))
+    jnp.where(near, 1 - one_minus_cos, cos),
+    jnp.where(near, one_minus_cos, 1 - cos),
+  )

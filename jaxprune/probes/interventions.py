@@ -41,13 +41,13 @@ PARTS = tuple(name for pair in PAIRS for name in pair)
 OTHER = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
 # Whether a rescue needs the dense logits.
 RESCUES = {
-    "half": "oracle",
-    "variance_of_z": "oracle",
-    "centred_by_p": "oracle",
-    "centred_logits": "usable",
-    "temperature": "usable",
-    "top_k": "usable",
-    "top_p": "usable",
+  "half": "oracle",
+  "variance_of_z": "oracle",
+  "centred_by_p": "oracle",
+  "centred_logits": "usable",
+  "temperature": "usable",
+  "top_k": "usable",
+  "top_p": "usable",
 }
 # Softmax is blind to what these do, and greedy decoding to these besides.
 NULL_IN_P = ("centred_by_p", "centred_logits")
@@ -77,12 +77,12 @@ def split_change(z, z_pruned, *, top: int) -> dict[str, Array]:
   parallel_V = share * z_V
   offset_V = jnp.broadcast_to(jnp.mean(dz_V), dz_V.shape)
   return {
-      "parallel": parallel_V,
-      "orthogonal": dz_V - parallel_V,
-      "offset": offset_V,
-      "centred": dz_V - offset_V,
-      "top": jnp.where(top_V, dz_V, 0),
-      "tail": jnp.where(top_V, 0, dz_V),
+    "parallel": parallel_V,
+    "orthogonal": dz_V - parallel_V,
+    "offset": offset_V,
+    "centred": dz_V - offset_V,
+    "top": jnp.where(top_V, dz_V, 0),
+    "tail": jnp.where(top_V, 0, dz_V),
   }
 
 
@@ -111,7 +111,8 @@ def random_like(key, part, support=True) -> Array:
   """
   (part_N,) = spaces.widen(part)
   noise_N = jnp.where(
-      support, jax.random.normal(key, part_N.shape, part_N.dtype), 0)
+    support, jax.random.normal(key, part_N.shape, part_N.dtype), 0
+  )
   size = spaces.norm_of(noise_N)
   return noise_N * (spaces.norm_of(part_N) / jnp.where(size == 0, 1, size))
 
@@ -128,13 +129,14 @@ def with_variance(direction, like, z, temperature=1.0) -> Array:
   direction_V, like_V, z_V = spaces.widen(direction, like, z)
   weight_V = log_ratio.softmax(z_V, temperature)
   own, wanted = (
-      logit_moments.variance(weight_V, x_V) for x_V in (direction_V, like_V))
+    logit_moments.variance(weight_V, x_V) for x_V in (direction_V, like_V)
+  )
   scale = jnp.sqrt(wanted / jnp.where(own == 0, 1, own))
   return jnp.where(own == 0, 0, scale * direction_V)
 
 
 def replace_change(
-    z, z_pruned, key, *, top: int, temperature=1.0
+  z, z_pruned, key, *, top: int, temperature=1.0
 ) -> dict[str, Array]:
   """Returns logits of every intervention on dz of one position.
 
@@ -161,23 +163,32 @@ def replace_change(
   every_V = jnp.ones_like(top_V)
   keys = jax.random.split(key, len(sizes) + 1)
   # All at once: every draw by itself is a program of its own to the compiler.
-  random = dict(zip(sizes, jax.vmap(random_like)(
-      keys[:-1], jnp.stack(list(sizes.values())),
-      jnp.stack([support.get(name, every_V) for name in sizes]))))
+  random = dict(
+    zip(
+      sizes,
+      jax.vmap(random_like)(
+        keys[:-1],
+        jnp.stack(list(sizes.values())),
+        jnp.stack([support.get(name, every_V) for name in sizes]),
+      ),
+    )
+  )
   found = {"dense": z_V, "pruned": zq_V}
   found |= {f"keep_{name}": z_V + part_V for name, part_V in parts.items()}
   found |= {f"add_random_{name}": z_V + r_V for name, r_V in random.items()}
   found |= {f"remove_random_{name}": zq_V - r_V for name, r_V in random.items()}
   found["shuffled"] = z_V + jax.random.permutation(keys[-1], dz_V)
   found["direction_kept"] = z_V + with_variance(
-      dz_V, random["all"], z_V, temperature)
+    dz_V, random["all"], z_V, temperature
+  )
   found["variance_kept"] = z_V + with_variance(
-      random["all"], dz_V, z_V, temperature)
+    random["all"], dz_V, z_V, temperature
+  )
   return found
 
 
 def rescue(
-    z, z_pruned, *, temperature=1.0, temperatures=()
+  z, z_pruned, *, temperature=1.0, temperatures=()
 ) -> dict[str, Array]:
   """Returns logits of every rescue but truncation, of one position.
 
@@ -200,10 +211,10 @@ def rescue(
   stretched_V = mean + with_variance(zq_V - mean, z_V, z_V, temperature)
   has_none = logit_moments.variance(weight_V, zq_V) == 0
   found = {
-      "half": z_V + dz_V / 2,
-      "variance_of_z": jnp.where(has_none, zq_V, stretched_V),
-      "centred_by_p": zq_V - jnp.sum(weight_V * dz_V),
-      "centred_logits": zq_V - jnp.mean(zq_V),
+    "half": z_V + dz_V / 2,
+    "variance_of_z": jnp.where(has_none, zq_V, stretched_V),
+    "centred_by_p": zq_V - jnp.sum(weight_V * dz_V),
+    "centred_logits": zq_V - jnp.mean(zq_V),
   }
   for other in temperatures:
     found[f"temperature_{other:g}"] = zq_V * (temperature / other)

@@ -100,7 +100,7 @@ def jacobian_vector(z, v, temperature=1.0) -> jax.Array:
   z_V, v_V = spaces.checked_pair(z, v)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
   _, out_V = jax.jvp(
-      lambda z_V: jax.nn.softmax(z_V / temperature), [z_V], [v_V]
+    lambda z_V: jax.nn.softmax(z_V / temperature), [z_V], [v_V]
   )
   return out_V
 
@@ -114,7 +114,7 @@ def vector_jacobian(z, v, temperature=1.0) -> jax.Array:
 
 
 def top_singular(
-    z, temperature=1.0, *, max_iterations=1000, tolerance=1e-4
+  z, temperature=1.0, *, max_iterations=1000, tolerance=1e-4
 ) -> TopSingular:
   """Finds the worst direction of softmax at z [V] by power iteration.
 
@@ -151,16 +151,16 @@ def top_singular(
   state = jax.lax.while_loop(unfinished, step, state)
   value, residual = rayleigh(state)
   return TopSingular(
-      value=value / temperature,
-      vector=state[0],
-      iterations=state[2],
-      residual=residual,
-      converged=residual <= tolerance,
+    value=value / temperature,
+    vector=state[0],
+    iterations=state[2],
+    residual=residual,
+    converged=residual <= tolerance,
   )
 
 
 def softmax_gain(
-    z, z_pruned, temperature=1.0, *, max_iterations=1000, tolerance=1e-4
+  z, z_pruned, temperature=1.0, *, max_iterations=1000, tolerance=1e-4
 ) -> SoftmaxGain:
   """Measures how softmax passed on the change of one position's logits [V].
 
@@ -177,7 +177,7 @@ def softmax_gain(
   pair = log_ratio.tilt_logits(z_V, zq_V, temperature)
   shape = divergences.concentration(z_V, temperature)
   worst = top_singular(
-      z_V, temperature, max_iterations=max_iterations, tolerance=tolerance
+    z_V, temperature, max_iterations=max_iterations, tolerance=tolerance
   )
   p_V, dp = pair.p, spaces.norm_of(pair.change)
   common_V = (z_V != -jnp.inf) & (zq_V != -jnp.inf)
@@ -192,18 +192,18 @@ def softmax_gain(
   dimensions = jnp.maximum(jnp.sum(common_V, dtype=p.dtype) - 1, 1)
   random = _frobenius(p_V) / temperature / jnp.sqrt(dimensions)
   return SoftmaxGain(
-      relative_z=relative_z,
-      relative_z_centred=relative_z_centred,
-      relative_p=dp / p,
-      amplification=spaces.ratio(dp / p, relative_z),
-      amplification_centred=spaces.ratio(dp / p, relative_z_centred),
-      linear_ratio=spaces.ratio(linear, dp),
-      worst_share=spaces.ratio(linear, worst.value * dz_centred),
-      worst_amplification=worst.value * z_centred / p,
-      random_amplification=random * z_centred / p,
-      entropy=shape.entropy,
-      participation=shape.participation,
-      worst=worst,
+    relative_z=relative_z,
+    relative_z_centred=relative_z_centred,
+    relative_p=dp / p,
+    amplification=spaces.ratio(dp / p, relative_z),
+    amplification_centred=spaces.ratio(dp / p, relative_z_centred),
+    linear_ratio=spaces.ratio(linear, dp),
+    worst_share=spaces.ratio(linear, worst.value * dz_centred),
+    worst_amplification=worst.value * z_centred / p,
+    random_amplification=random * z_centred / p,
+    entropy=shape.entropy,
+    participation=shape.participation,
+    worst=worst,
   )
 
 

@@ -87,7 +87,7 @@ def centre_head(kernel) -> jax.Array:
 
 
 def spectrum(
-    kernel, key, num_directions, *, oversampling=8, num_iterations=4
+  kernel, key, num_directions, *, oversampling=8, num_iterations=4
 ) -> Spectrum:
   """Finds the leading singular directions of a head by random sampling.
 
@@ -111,8 +111,8 @@ def spectrum(
   limit = min(kernel_DV.shape)
   if not 1 <= num_directions <= limit:
     raise ValueError(
-        f"num_directions={num_directions}: must be between 1 and"
-        f" min(D, V)={limit}"
+      f"num_directions={num_directions}: must be between 1 and"
+      f" min(D, V)={limit}"
     )
   # Q stands for the P directions and the extra ones.
   shape_VQ = (kernel_DV.shape[1], min(num_directions + oversampling, limit))
@@ -137,10 +137,10 @@ def spectrum(
   miss_DP -= directions_DP * values_P[None]
   top = jnp.where(values_P[0] == 0, 1, values_P[0])
   return Spectrum(
-      values=values_P,
-      directions=directions_DP,
-      residual=jnp.sqrt(jnp.sum(miss_DP**2, axis=0)) / top,
-      frobenius=jnp.sqrt(jnp.sum(kernel_DV**2)),
+    values=values_P,
+    directions=directions_DP,
+    residual=jnp.sqrt(jnp.sum(miss_DP**2, axis=0)) / top,
+    frobenius=jnp.sqrt(jnp.sum(kernel_DV**2)),
   )
 
 
@@ -164,8 +164,8 @@ def head_gain(h, h_pruned, kernel, head: Spectrum) -> HeadGain:
   (kernel_DV,) = spaces.widen(kernel)
   if kernel_DV.shape[:1] != h_D.shape or head.directions.shape[:1] != h_D.shape:
     raise ValueError(
-        f"h has {h_D.size} entries, kernel shape {kernel_DV.shape}, directions"
-        f" shape {head.directions.shape}: the first axes must agree"
+      f"h has {h_D.size} entries, kernel shape {kernel_DV.shape}, directions"
+      f" shape {head.directions.shape}: the first axes must agree"
     )
   dh_D = hq_D - h_D
   embed_dim, num_directions = head.directions.shape
@@ -175,19 +175,19 @@ def head_gain(h, h_pruned, kernel, head: Spectrum) -> HeadGain:
   # The share of k out of D coordinates is Beta(k / 2, (D - k) / 2).
   spread_P = jnp.sqrt(2 * share_P * (1 - share_P) / (embed_dim + 2))
   return HeadGain(
-      gain_h=gain_h,
-      gain_dh=gain_dh,
-      gain_random=head.frobenius / math.sqrt(embed_dim),
-      attenuation=spaces.ratio(gain_dh, gain_h),
-      gain_h_centred=gain_h_centred,
-      gain_dh_centred=gain_dh_centred,
-      attenuation_centred=spaces.ratio(gain_dh_centred, gain_h_centred),
-      energy_h=_energy(h_D, head.directions),
-      energy_dh=_energy(dh_D, head.directions),
-      energy_random=share_P.astype(h_D.dtype),
-      energy_random_std=spread_P.astype(h_D.dtype),
-      offset_z=offset_z,
-      offset_dz=offset_dz,
+    gain_h=gain_h,
+    gain_dh=gain_dh,
+    gain_random=head.frobenius / math.sqrt(embed_dim),
+    attenuation=spaces.ratio(gain_dh, gain_h),
+    gain_h_centred=gain_h_centred,
+    gain_dh_centred=gain_dh_centred,
+    attenuation_centred=spaces.ratio(gain_dh_centred, gain_h_centred),
+    energy_h=_energy(h_D, head.directions),
+    energy_dh=_energy(dh_D, head.directions),
+    energy_random=share_P.astype(h_D.dtype),
+    energy_random_std=spread_P.astype(h_D.dtype),
+    offset_z=offset_z,
+    offset_dz=offset_dz,
   )
 
 

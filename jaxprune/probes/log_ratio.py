@@ -77,9 +77,9 @@ def distribution(z, temperature=1.0) -> tuple[jax.Array, ...]:
   others = jnp.sum(jnp.where(is_top_V, 0 * z_V[top], share_V))
   log_sum = jnp.log1p(others)
   return (
-      below_V - log_sum,
-      share_V * jnp.exp(-log_sum),
-      z_V[top] / temperature + log_sum,
+    below_V - log_sum,
+    share_V * jnp.exp(-log_sum),
+    z_V[top] / temperature + log_sum,
   )
 
 
@@ -155,11 +155,11 @@ def tilt_by(z, z_pruned, temperature, x, offset) -> Tilt:
   shift_V = jnp.where(up_V, jnp.expm1(log_mean), jnp.expm1(-log_mean))
   fall_V += shift_V * (1 + fall_V)
   return Tilt(
-      log_p=log_p_V,
-      log_q=log_q_V,
-      p=p_V,
-      q=q_V,
-      log_ratio=jnp.where(masked_V, 0, y_V - log_mean),
-      change=jnp.where(up_V, -q_V, p_V) * fall_V,
-      log_mean=mean + log_mean,
+    log_p=log_p_V,
+    log_q=log_q_V,
+    p=p_V,
+    q=q_V,
+    log_ratio=jnp.where(masked_V, 0, y_V - log_mean),
+    change=jnp.where(up_V, -q_V, p_V) * fall_V,
+    log_mean=mean + log_mean,
   )

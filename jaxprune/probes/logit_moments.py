@@ -84,18 +84,18 @@ def logit_moments(z, z_pruned, temperature=1.0) -> LogitMoments:
     tops.append((variance, jnp.sum(jnp.abs(dz_k)), spaces.norm_of(dz_k)))
   (var_top5, l1_top5, l2_top5), (var_top10, l1_top10, l2_top10) = tops
   return LogitMoments(
-      var_p=cumulants(p_V, x_V)[0],
-      var_r=cumulants(r_V, x_V)[0],
-      var_uniform=var_uniform,
-      var_top5=var_top5,
-      var_top10=var_top10,
-      max_abs_dz=jnp.max(jnp.abs(dz_V)),
-      mean_abs_dz=jnp.sum(even_V * jnp.abs(dz_V)),
-      rms_dz=jnp.sqrt(var_uniform + mean * mean),
-      l1_top5=l1_top5,
-      l1_top10=l1_top10,
-      l2_top5=l2_top5,
-      l2_top10=l2_top10,
+    var_p=cumulants(p_V, x_V)[0],
+    var_r=cumulants(r_V, x_V)[0],
+    var_uniform=var_uniform,
+    var_top5=var_top5,
+    var_top10=var_top10,
+    max_abs_dz=jnp.max(jnp.abs(dz_V)),
+    mean_abs_dz=jnp.sum(even_V * jnp.abs(dz_V)),
+    rms_dz=jnp.sqrt(var_uniform + mean * mean),
+    l1_top5=l1_top5,
+    l1_top10=l1_top10,
+    l2_top5=l2_top5,
+    l2_top10=l2_top10,
   )
 
 

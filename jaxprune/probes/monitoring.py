@@ -38,8 +38,7 @@ from jaxprune.probes import divergences, log_ratio, logit_moments, spaces
 Array = jax.Array
 Tree = Any
 
-SIGNALS = (
-    "margin", "entropy", "variance", "random", "var_p", "kl", "flip")
+SIGNALS = ("margin", "entropy", "variance", "random", "var_p", "kl", "flip")
 ORACLES = ("var_p", "kl", "flip")
 CACHES = ("own", "shared")
 
@@ -101,7 +100,8 @@ def pruned_risks(z_pruned, temperature=1.0) -> tuple[Array, Array, Array]:
   (zq_V,) = spaces.widen(z_pruned)
   scale = spaces.checked_temperature(temperature, zq_V.dtype)
   variance = logit_moments.variance(
-      log_ratio.softmax(zq_V, temperature), zq_V / scale)
+    log_ratio.softmax(zq_V, temperature), zq_V / scale
+  )
   return -q.margin, q.entropy, variance
 
 
@@ -123,23 +123,28 @@ def step_risks(z, z_pruned, draw, temperature=1.0) -> Risks:
   kl, _ = divergences.kl_of(log_ratio.tilt_logits(z_V, zq_V, temperature))
   flip = jnp.argmax(z_V) != jnp.argmax(zq_V)
   return Risks(
-      margin=margin, entropy=entropy, variance=variance,
-      random=jnp.asarray(draw, z_V.dtype), var_p=var_p, kl=kl,
-      flip=flip.astype(z_V.dtype))
+    margin=margin,
+    entropy=entropy,
+    variance=variance,
+    random=jnp.asarray(draw, z_V.dtype),
+    var_p=var_p,
+    kl=kl,
+    flip=flip.astype(z_V.dtype),
+  )
 
 
 def write_monitored(
-    decode: Callable[[Tree, Array, Tree], tuple[Array, Tree]],
-    weights: dict[str, Tree],
-    caches: dict[str, Tree],
-    token_B: Array,
-    policy: Policy,
-    *,
-    num_steps: int,
-    key: Array,
-    eos_ids: Sequence[int] = (),
-    temperature: float = 1.0,
-    merge: Callable[[Tree, Tree, Array], Tree] | None = None,
+  decode: Callable[[Tree, Array, Tree], tuple[Array, Tree]],
+  weights: dict[str, Tree],
+  caches: dict[str, Tree],
+  token_B: Array,
+  policy: Policy,
+  *,
+  num_steps: int,
+  key: Array,
+  eos_ids: Sequence[int] = (),
+  temperature: float = 1.0,
+  merge: Callable[[Tree, Tree, Array], Tree] | None = None,
 ) -> Monitored:
   """Write greedily with the pruned model, handing steps back to the dense one.
 
@@ -170,32 +175,33 @@ def write_monitored(
     token_B, cache, alive_B = state
     zq_BV, pruned_cache = decode(weights["pruned"], token_B, cache["pruned"])
     z_BV, dense_cache = decode(
-        weights["dense"], token_B, cache["dense" if merge is None else (
-            "pruned")])
+      weights["dense"], token_B, cache["dense" if merge is None else ("pruned")]
+    )
     z_BV, zq_BV = jax.lax.optimization_barrier((z_BV, zq_BV))
     draw_B = jax.random.uniform(jax.random.fold_in(key, t), token_B.shape)
     risks = jax.vmap(
-        lambda z_V, zq_V, draw: step_risks(z_V, zq_V, draw, temperature))(
-            z_BV, zq_BV, draw_B)
+      lambda z_V, zq_V, draw: step_risks(z_V, zq_V, draw, temperature)
+    )(z_BV, zq_BV, draw_B)
     risk_KB = jnp.stack([getattr(risks, name) for name in SIGNALS])
     handed_B = risk_KB[policy.signal, rows_B] > policy.threshold
     new_B = jnp.where(
-        handed_B, jnp.argmax(z_BV, -1), jnp.argmax(zq_BV, -1)).astype(jnp.int32)
+      handed_B, jnp.argmax(z_BV, -1), jnp.argmax(zq_BV, -1)
+    ).astype(jnp.int32)
     if merge is None:
       cache = {"pruned": pruned_cache, "dense": dense_cache}
     else:
       cache = {"pruned": merge(pruned_cache, dense_cache, handed_B)}
     ended_B = jnp.any(new_B[:, None] == eos_E[None], axis=1)
     return (new_B, cache, alive_B & ~ended_B), Monitored(
-        tokens=new_B, handed=handed_B, alive=alive_B, risks=risks)
+      tokens=new_B, handed=handed_B, alive=alive_B, risks=risks
+    )
 
   state = (token_B, dict(caches), jnp.ones(token_B.shape, bool))
   return jax.lax.scan(step, state, jnp.arange(num_steps))[1]
 
 
 def dense_forwards(
-    handed: np.ndarray, alive: np.ndarray, prompt_lengths: np.ndarray,
-    cache: str,
+  handed: np.ndarray, alive: np.ndarray, prompt_lengths: np.ndarray, cache: str
 ) -> np.ndarray:
   """Tokens that the dense model must read for a text under a policy.
 
@@ -224,7 +230,7 @@ def dense_forwards(
 
 
 def risk_coverage(
-    risk: np.ndarray, correct: np.ndarray
+  risk: np.ndarray, correct: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """Accuracy among the k answers of least risk, for k = 1 to n.
 
@@ -242,8 +248,9 @@ def risk_coverage(
   risk, correct = (np.asarray(each, np.float64) for each in (risk, correct))
   if risk.shape != correct.shape or risk.ndim != 1 or not risk.size:
     raise ValueError(
-        f"shapes {risk.shape} and {correct.shape}: give a risk and whether it"
-        " was correct for each answer")
+      f"shapes {risk.shape} and {correct.shape}: give a risk and whether it"
+      " was correct for each answer"
+    )
   if np.isnan(risk).any():
     raise ValueError("risk: has NaN; leave such answers out and say how many")
   _, group, size = np.unique(risk, return_inverse=True, return_counts=True)

@@ -100,25 +100,25 @@ def compare_options(scores, scores_pruned) -> OptionChange:
   slack = 4 * jnp.finfo(s_C.dtype).eps * jnp.max(sizes_C)
   rank_C, rank_pruned_C = _rank(s_C), _rank(sq_C)
   swapped_CC = (rank_C[:, None] < rank_C[None]) & (
-      rank_pruned_C[:, None] > rank_pruned_C[None]
+    rank_pruned_C[:, None] > rank_pruned_C[None]
   )
   return OptionChange(
-      scores=s_C,
-      scores_pruned=sq_C,
-      log_probs=log_p_C,
-      log_probs_pruned=log_q_C,
-      mass=jnp.exp(log_mass),
-      mass_pruned=jnp.exp(log_mass_pruned),
-      inside=divergences.compare_distributions(s_C, sq_C),
-      choice=dense.token,
-      choice_pruned=pruned.token,
-      flip=dense.token != pruned.token,
-      margin=dense.margin,
-      max_pair_change=spread,
-      certified=dense.margin > spread + slack,
-      rank=rank_C,
-      rank_pruned=rank_pruned_C,
-      discordant=jnp.sum(swapped_CC, dtype=jnp.int32),
+    scores=s_C,
+    scores_pruned=sq_C,
+    log_probs=log_p_C,
+    log_probs_pruned=log_q_C,
+    mass=jnp.exp(log_mass),
+    mass_pruned=jnp.exp(log_mass_pruned),
+    inside=divergences.compare_distributions(s_C, sq_C),
+    choice=dense.token,
+    choice_pruned=pruned.token,
+    flip=dense.token != pruned.token,
+    margin=dense.margin,
+    max_pair_change=spread,
+    certified=dense.margin > spread + slack,
+    rank=rank_C,
+    rank_pruned=rank_pruned_C,
+    discordant=jnp.sum(swapped_CC, dtype=jnp.int32),
   )
 
 
@@ -127,8 +127,8 @@ def checked_mask(shape, mask) -> jax.Array:
   mask_CS = jnp.ones(shape, bool) if mask is None else jnp.asarray(mask)
   if len(shape) != 2 or mask_CS.shape != tuple(shape):
     raise ValueError(
-        f"spellings of shape {tuple(shape)}, mask of shape {mask_CS.shape}:"
-        " give [C, S] for both"
+      f"spellings of shape {tuple(shape)}, mask of shape {mask_CS.shape}:"
+      " give [C, S] for both"
     )
   return mask_CS
 

@@ -81,11 +81,11 @@ def gauss_legendre(nodes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def slopes_at(
-    f: Callable[[Array], Tree],
-    directions: Array,
-    t: float | Array,
-    *,
-    batch_size: int | None = None,
+  f: Callable[[Array], Tree],
+  directions: Array,
+  t: float | Array,
+  *,
+  batch_size: int | None = None,
 ) -> Tree:
   """Derivatives of f in every direction, at t of the path to their sum.
 
@@ -104,8 +104,10 @@ def slopes_at(
     return jax.jvp(f, (shares,), (direction,))[1]
 
   return jax.lax.map(
-      slope, directions, batch_size=min(
-          batch_size or len(directions), len(directions)))
+    slope,
+    directions,
+    batch_size=min(batch_size or len(directions), len(directions)),
+  )
 
 
 def integrate(slopes: Callable[[Array], Tree], nodes: int) -> Tree:
@@ -118,8 +120,9 @@ def integrate(slopes: Callable[[Array], Tree], nodes: int) -> Tree:
   total = None
   for place, weight in zip(*gauss_legendre(nodes)):
     part = jax.tree.map(
-        lambda leaf, weight=weight: leaf * weight.astype(leaf.dtype),
-        slopes(jnp.asarray(place)))
+      lambda leaf, weight=weight: leaf * weight.astype(leaf.dtype),
+      slopes(jnp.asarray(place)),
+    )
     total = part if total is None else jax.tree.map(jnp.add, total, part)
   return total
 
@@ -128,17 +131,16 @@ def relative_error(found: Array, truth: Array) -> Array:
   """sum |found - truth| / sum |truth|; 0 / 0 is 0, x / 0 is inf."""
   miss = jnp.sum(jnp.abs(found - truth))
   size = jnp.sum(jnp.abs(truth))
-  return jnp.where(
-      miss == 0, 0.0, miss / jnp.where(size == 0, 0.0, size))
+  return jnp.where(miss == 0, 0.0, miss / jnp.where(size == 0, 0.0, size))
 
 
 def path_attribution(
-    contribute: Callable[[int], Tree],
-    change: Tree,
-    *,
-    tolerance: float = 1e-3,
-    nodes: int = 4,
-    max_nodes: int = 64,
+  contribute: Callable[[int], Tree],
+  change: Tree,
+  *,
+  tolerance: float = 1e-3,
+  nodes: int = 4,
+  max_nodes: int = 64,
 ) -> Attribution:
   """Divide `change` among directions; doubles the nodes until it is complete.
 
@@ -164,14 +166,19 @@ def path_attribution(
   while True:
     contributions = contribute(nodes)
     error = jax.tree.map(
-        lambda parts, whole: relative_error(jnp.sum(parts, axis=0), whole),
-        contributions, change)
+      lambda parts, whole: relative_error(jnp.sum(parts, axis=0), whole),
+      contributions,
+      change,
+    )
     worst = max(map(float, jax.tree.leaves(error)))
     # A NaN does not get better with more nodes, and is returned to be seen.
     if not worst > tolerance or nodes == max_nodes:
       return Attribution(
-          contributions=contributions, change=change,
-          completeness_error=error, nodes=jnp.asarray(nodes, jnp.int32))
+        contributions=contributions,
+        change=change,
+        completeness_error=error,
+        nodes=jnp.asarray(nodes, jnp.int32),
+      )
     nodes = min(2 * nodes, max_nodes)
 
 
@@ -186,10 +193,7 @@ def lagrange_basis(places: np.ndarray, t: np.ndarray) -> np.ndarray:
 
 
 def node_gradients(
-    gradient: Callable[[Array], Tree],
-    states: Array,
-    nodes: int,
-    read_nodes: int,
+  gradient: Callable[[Array], Tree], states: Array, nodes: int, read_nodes: int
 ) -> Tree:
   """What each node of a smooth path weighs in the integral of a sharp read-out.
 
@@ -224,17 +228,20 @@ def node_gradients(
     mix_S, inner_K = inputs
     found = gradient(jnp.tensordot(mix_S, states, axes=1))
     return jax.tree.map(
-        lambda sums, leaf: sums + jnp.tensordot(inner_K, leaf, axes=0),
-        total, found), None
+      lambda sums, leaf: sums + jnp.tensordot(inner_K, leaf, axes=0),
+      total,
+      found,
+    ), None
 
   shapes = jax.eval_shape(gradient, states[0])
   zeros = jax.tree.map(
-      lambda leaf: jnp.zeros((nodes, *leaf.shape), leaf.dtype), shapes)
+    lambda leaf: jnp.zeros((nodes, *leaf.shape), leaf.dtype), shapes
+  )
   return jax.lax.scan(add, zeros, (mix_NS, jnp.asarray(inner_NK, dtype)))[0]
 
 
 def interaction(
-    f: Callable[[Array], Tree], shares: Array, first: Array, second: Array
+  f: Callable[[Array], Tree], shares: Array, first: Array, second: Array
 ) -> Tree:
   """The mixed second derivative of f in two directions; symmetric in them.
 
@@ -255,12 +262,12 @@ def interaction(
 
 
 def along_path(
-    f: Callable[[Array], Tree],
-    direction: Array,
-    grid: Array,
-    *,
-    read: Callable[[Tree], Tree] = lambda value: value,
-    order: int = 1,
+  f: Callable[[Array], Tree],
+  direction: Array,
+  grid: Array,
+  *,
+  read: Callable[[Tree], Tree] = lambda value: value,
+  order: int = 1,
 ) -> AlongPath:
   """f along a straight path from 0, beside its Taylor polynomials at 0.
 
@@ -288,7 +295,8 @@ def along_path(
     for term in terms:
       power = power * t
       sums = jax.tree.map(
-          lambda a, b: a + power.astype(a.dtype) * b, sums, term)
+        lambda a, b: a + power.astype(a.dtype) * b, sums, term
+      )
       predicted.append(read(sums))
     return read(f(t * direction)), tuple(predicted)
 

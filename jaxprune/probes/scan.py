@@ -26,7 +26,7 @@ Tree = Any
 
 
 def measure_rows(
-    measure: Callable[..., Tree], *rows: Array, chunk: int = 64
+  measure: Callable[..., Tree], *rows: Array, chunk: int = 64
 ) -> Tree:
   """Apply a one-position measurement to every row, a chunk at a time.
 
@@ -53,16 +53,16 @@ def pick_rows(h_BTD: Array, rows_BT: Array | None) -> Array:
 
 
 def compare_layers(
-    block: Callable[[Tree, Array], tuple[Array, Array]],
-    measure: Callable[[Array, Array], Tree],
-    x_BTD: Array,
-    layers: Tree,
-    pruned_x_BTD: Array,
-    pruned_layers: Tree,
-    *,
-    pruned_block: Callable[[Tree, Array], tuple[Array, Array]] | None = None,
-    rows_BT: Array | None = None,
-    chunk: int = 64,
+  block: Callable[[Tree, Array], tuple[Array, Array]],
+  measure: Callable[[Array, Array], Tree],
+  x_BTD: Array,
+  layers: Tree,
+  pruned_x_BTD: Array,
+  pruned_layers: Tree,
+  *,
+  pruned_block: Callable[[Tree, Array], tuple[Array, Array]] | None = None,
+  rows_BT: Array | None = None,
+  chunk: int = 64,
 ) -> tuple[Array, Array, Tree]:
   """Run two models on the same tokens and measure after every sublayer.
 
@@ -94,13 +94,15 @@ def compare_layers(
     points = jax.lax.optimization_barrier(block(layer, x))
     pruned_points = jax.lax.optimization_barrier(pruned_block(pruned_layer, y))
     records = [
-        measure_rows(
-            measure, pick_rows(h, rows_BT), pick_rows(g, rows_BT), chunk=chunk)
-        for h, g in zip(points, pruned_points)
+      measure_rows(
+        measure, pick_rows(h, rows_BT), pick_rows(g, rows_BT), chunk=chunk
+      )
+      for h, g in zip(points, pruned_points)
     ]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *records)
     return (points[1], pruned_points[1]), stacked
 
   (x, y), records = jax.lax.scan(
-      step, (x_BTD, pruned_x_BTD), (layers, pruned_layers))
+    step, (x_BTD, pruned_x_BTD), (layers, pruned_layers)
+  )
   return x, y, records

@@ -60,8 +60,8 @@ def checked_pair(dense, pruned) -> list[jax.Array]:
   shape, shape_pruned = jnp.shape(dense), jnp.shape(pruned)
   if shape != shape_pruned or len(shape) != 1 or shape[0] == 0:
     raise ValueError(
-        f"shapes {shape} and {shape_pruned}: give two vectors of one position"
-        " with the same length and vmap over the other axes"
+      f"shapes {shape} and {shape_pruned}: give two vectors of one position"
+      " with the same length and vmap over the other axes"
     )
   return widen(dense, pruned)
 
@@ -75,8 +75,8 @@ def checked_temperature(temperature, dtype) -> jax.Array:
   known = isinstance(temperature, (int, float, np.ndarray, np.generic))
   if known and not (np.ndim(temperature) == 0 and 0 < temperature < math.inf):
     raise ValueError(
-        f"temperature={temperature!r}: must be a positive number; analyse a"
-        " greedy run at temperature 1"
+      f"temperature={temperature!r}: must be a positive number; analyse a"
+      " greedy run at temperature 1"
     )
   return jnp.asarray(temperature, dtype)
 
@@ -101,8 +101,7 @@ def logit_change(z, z_pruned) -> jax.Array:
   """
   z_V, zq_V = checked_pair(z, z_pruned)
   masked_V = (z_V == -jnp.inf) & (zq_V == -jnp.inf)
-  return _difference(
-      jnp.where(masked_V, 0, z_V), jnp.where(masked_V, 0, zq_V))
+  return _difference(jnp.where(masked_V, 0, z_V), jnp.where(masked_V, 0, zq_V))
 
 
 def exact_one_minus_cos(alpha, rho) -> jax.Array:
@@ -145,8 +144,9 @@ def compare_logits(z, z_pruned) -> tuple[Deviation, Deviation]:
   z_V, zq_V = jnp.where(common_V, z_V, 0), jnp.where(common_V, zq_V, 0)
   dz_V = _difference(z_V, zq_V)
   return (
-      _deviation(z_V, dz_V, zq_V),
-      _deviation(z_V, dz_V, zq_V, common_V.astype(z_V.dtype)))
+    _deviation(z_V, dz_V, zq_V),
+    _deviation(z_V, dz_V, zq_V, common_V.astype(z_V.dtype)),
+  )
 
 
 def centre(x, keep=True) -> jax.Array:
@@ -182,7 +182,8 @@ def _deviation(x_D, dx_D, y_D, count_D=None) -> Deviation:
   # Each vector is scaled by its own largest entry, so that products of huge
   # or tiny vectors stay in range.
   x_size, dx_size, y_size = (
-      jnp.max(jnp.abs(array_D)) for array_D in (x_D, dx_D, y_D))
+    jnp.max(jnp.abs(array_D)) for array_D in (x_D, dx_D, y_D)
+  )
   # dx and y have the same part across x. The shorter of the two carries the
   # smaller rounding error.
   by_change = dx_size <= y_size
@@ -205,8 +206,10 @@ def _deviation(x_D, dx_D, y_D, count_D=None) -> Deviation:
   # Once more: what rounding left along x would spoil a tiny remainder.
   left = (jnp.sum(x_D * rest_D) - x_sum * rest_sum / count) / safe
   rest = _at_least_0(
-      jnp.sum(rest_D * rest_D) - rest_sum * rest_sum / count
-      - left * left * square)
+    jnp.sum(rest_D * rest_D)
+    - rest_sum * rest_sum / count
+    - left * left * square
+  )
   # In lengths of x, y is 1 + alpha along it and rho across.
   zero_dense = square == 0
   zero_both = zero_dense & (rest == 0)
@@ -222,11 +225,11 @@ def _deviation(x_D, dx_D, y_D, count_D=None) -> Deviation:
   right = (along == 0) & (rho == 0) & ~zero_both
   angle = jnp.where(zero_both, 0, jnp.arctan2(rho, along))
   return Deviation(
-      cos=1 - one_minus_cos,
-      one_minus_cos=one_minus_cos,
-      angle=jnp.where(right, jnp.pi / 2, angle),
-      alpha=alpha,
-      rho=rho,
+    cos=1 - one_minus_cos,
+    one_minus_cos=one_minus_cos,
+    angle=jnp.where(right, jnp.pi / 2, angle),
+    alpha=alpha,
+    rho=rho,
   )
 
 

@@ -80,7 +80,7 @@ def chain_rule(z, z_pruned, member, temperature=1.0) -> ChainRule:
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
   if jnp.shape(member) != z_V.shape:
     raise ValueError(
-        f"member has shape {jnp.shape(member)}, the logits {z_V.shape}"
+      f"member has shape {jnp.shape(member)}, the logits {z_V.shape}"
     )
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
   x_V, offset = log_ratio_lib.scaled_change(z_V, zq_V, temperature)
@@ -98,8 +98,12 @@ def chain_rule(z, z_pruned, member, temperature=1.0) -> ChainRule:
     start = x_V[spaces.top_token(inner_V)]
     start = jnp.where(jnp.isinf(start), 0, start)
     inside = log_ratio_lib.tilt_by(
-        inner_V, jnp.where(keep_V, zq_V, -jnp.inf), temperature,
-        x_V - start, offset + start)
+      inner_V,
+      jnp.where(keep_V, zq_V, -jnp.inf),
+      temperature,
+      x_V - start,
+      offset + start,
+    )
     # log of q(C) / p(C), by difference of two accurate log means.
     gain = inside.log_mean + start - whole.log_mean
     log_ratio = jnp.where(alive, gain, log_q - log_p)
@@ -112,18 +116,18 @@ def chain_rule(z, z_pruned, member, temperature=1.0) -> ChainRule:
   kl_inside, mass, mass_pruned, term_inside = part(jnp.asarray(member))
   kl_outside, mass_outside, _, term_outside = part(~jnp.asarray(member))
   return ChainRule(
-      kl=divergences.kl_of(whole)[0],
-      kl_mass=term_inside + term_outside,
-      kl_inside=kl_inside,
-      kl_outside=kl_outside,
-      mass=mass,
-      mass_pruned=mass_pruned,
-      mass_outside=mass_outside,
+    kl=divergences.kl_of(whole)[0],
+    kl_mass=term_inside + term_outside,
+    kl_inside=kl_inside,
+    kl_outside=kl_outside,
+    mass=mass,
+    mass_pruned=mass_pruned,
+    mass_outside=mass_outside,
   )
 
 
 def compare_tokens(
-    z, z_pruned, options, temperature=1.0, mask=None
+  z, z_pruned, options, temperature=1.0, mask=None
 ) -> Subspace:
   """Compares options of one token each with the whole vocabulary.
 
@@ -146,12 +150,12 @@ def compare_tokens(
   kept_CS = jnp.where(mask_CS, tokens_CS, z_V.size)
   member_V = jnp.zeros(z_V.shape, bool).at[kept_CS].set(True, mode="drop")
   return Subspace(
-      options=scoring.compare_options(
-          scoring.option_scores(whole.log_p[tokens_CS], mask_CS),
-          scoring.option_scores(whole.log_q[tokens_CS], mask_CS),
-      ),
-      chain=chain_rule(z_V, zq_V, member_V, temperature),
-      whole=divergences.compare_distributions(z_V, zq_V, temperature),
+    options=scoring.compare_options(
+      scoring.option_scores(whole.log_p[tokens_CS], mask_CS),
+      scoring.option_scores(whole.log_q[tokens_CS], mask_CS),
+    ),
+    chain=chain_rule(z_V, zq_V, member_V, temperature),
+    whole=divergences.compare_distributions(z_V, zq_V, temperature),
   )
 
 
@@ -181,7 +185,7 @@ def matched_tokens(key, z, tokens, temperature=1.0, *, scale=0.1) -> jax.Array:
   tokens = jnp.asarray(tokens)
   if 2 * tokens.size > z_V.size:
     raise ValueError(
-        f"{tokens.size} tokens of {z_V.size}: at most half can be matched"
+      f"{tokens.size} tokens of {z_V.size}: at most half can be matched"
     )
   log_p_V, _ = log_ratio_lib.log_softmax(z_V, temperature)
   possible_V = log_p_V > -jnp.inf
@@ -202,7 +206,7 @@ def matched_tokens(key, z, tokens, temperature=1.0, *, scale=0.1) -> jax.Array:
 
 
 def compare_matched(
-    key, z, z_pruned, options, count: int, temperature=1.0, mask=None
+  key, z, z_pruned, options, count: int, temperature=1.0, mask=None
 ) -> Subspace:
   """Compares `count` random token sets that match the options' probabilities.
 
@@ -228,11 +232,11 @@ def _check_tokens(options, mask, vocab_size: int):
   wrong = kept[(kept < 0) | (kept >= vocab_size)]
   if wrong.size:
     raise ValueError(
-        f"token id {wrong[0]} is not in a vocabulary of {vocab_size}"
+      f"token id {wrong[0]} is not in a vocabulary of {vocab_size}"
     )
   ids, counts = np.unique(kept, return_counts=True)
   if (counts > 1).any():
     raise ValueError(
-        f"token id {ids[counts > 1][0]} is given twice: its probability would"
-        " count twice"
+      f"token id {ids[counts > 1][0]} is given twice: its probability would"
+      " count twice"
     )

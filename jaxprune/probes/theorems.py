@@ -114,12 +114,12 @@ def theorem_1(deviation: spaces.Deviation) -> Theorem1:
   along = 1 + deviation.alpha
   corrected = estimate / jnp.where(along == 0, 1, along) ** 2
   return Theorem1(
-      estimate=estimate,
-      exact=deviation.one_minus_cos,
-      error=_signed_error(estimate, deviation.one_minus_cos),
-      corrected=jnp.where(along == 0, jnp.inf, corrected),
-      alpha=deviation.alpha,
-      rho=deviation.rho,
+    estimate=estimate,
+    exact=deviation.one_minus_cos,
+    error=_signed_error(estimate, deviation.one_minus_cos),
+    corrected=jnp.where(along == 0, jnp.inf, corrected),
+    alpha=deviation.alpha,
+    rho=deviation.rho,
   )
 
 
@@ -137,12 +137,12 @@ def theorem_2(z, z_pruned, temperature=1.0) -> Theorem2:
   in_p = divergences.compare_distributions(z_V, zq_V, temperature)
   exact = in_p.one_minus_cos_p
   return Theorem2(
-      estimate=variance / 2,
-      exact=exact,
-      error=_signed_error(variance / 2, exact),
-      third_order=_next_order(variance, third / 2),
-      third_cumulant=third,
-      max_abs_x=_largest(r_V, x_V),
+    estimate=variance / 2,
+    exact=exact,
+    error=_signed_error(variance / 2, exact),
+    third_order=_next_order(variance, third / 2),
+    third_cumulant=third,
+    max_abs_x=_largest(r_V, x_V),
   )
 
 
@@ -158,19 +158,19 @@ def theorem_3(z, z_pruned, temperature=1.0) -> Theorem3:
   p_V = log_ratio.softmax(z_V, temperature)
   variance, third = logit_moments.cumulants(p_V, x_V)
   kl, kl_reverse = divergences.kl_of(
-      log_ratio.tilt_logits(z_V, zq_V, temperature)
+    log_ratio.tilt_logits(z_V, zq_V, temperature)
   )
   return Theorem3(
-      estimate=variance / 2,
-      exact=kl,
-      exact_reverse=kl_reverse,
-      error=_signed_error(variance / 2, kl),
-      error_reverse=_signed_error(variance / 2, kl_reverse),
-      third_order=_next_order(variance, third / 6),
-      third_order_reverse=_next_order(variance, third / 3),
-      bound=(jnp.max(x_V) - jnp.min(x_V)) ** 2 / 8,
-      third_cumulant=third,
-      max_abs_x=_largest(p_V, x_V),
+    estimate=variance / 2,
+    exact=kl,
+    exact_reverse=kl_reverse,
+    error=_signed_error(variance / 2, kl),
+    error_reverse=_signed_error(variance / 2, kl_reverse),
+    third_order=_next_order(variance, third / 6),
+    third_order_reverse=_next_order(variance, third / 3),
+    bound=(jnp.max(x_V) - jnp.min(x_V)) ** 2 / 8,
+    third_cumulant=third,
+    max_abs_x=_largest(p_V, x_V),
   )
 
 

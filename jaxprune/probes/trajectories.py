@@ -66,16 +66,20 @@ DENSE = Lane(name="dense", weights="dense", prefill="dense", own_tokens=True)
 TEACHER_FORCED = Lane(name="teacher_forced")
 FREE_RUNNING = Lane(name="free_running", own_tokens=True)
 CONTROL = Lane(
-    name="control", weights="dense", prefill="dense", own_tokens=True,
-    other_seed=True)
+  name="control",
+  weights="dense",
+  prefill="dense",
+  own_tokens=True,
+  other_seed=True,
+)
 HANDOFF = (
-    Lane(name="dense_then_pruned", prefill="dense", own_tokens=True),
-    Lane(name="pruned_then_dense", weights="dense", own_tokens=True),
+  Lane(name="dense_then_pruned", prefill="dense", own_tokens=True),
+  Lane(name="pruned_then_dense", weights="dense", own_tokens=True),
 )
 HISTORY_SPLIT = (
-    TEACHER_FORCED,
-    Lane(name="direct", borrow="dense"),
-    Lane(name="history", weights="dense", borrow="teacher_forced"),
+  TEACHER_FORCED,
+  Lane(name="direct", borrow="dense"),
+  Lane(name="history", weights="dense", borrow="teacher_forced"),
 )
 
 
@@ -108,17 +112,17 @@ class LaneRecords:
 
 
 def decode_lanes(
-    decode: Callable[[Tree, Array, Tree], tuple[Array, Array, Tree]],
-    measure: Callable[[Array, Array, Array, Array], Tree],
-    weights: dict[str, Tree],
-    caches: dict[str, Tree],
-    token_B: Array,
-    lanes: Sequence[Lane],
-    *,
-    num_steps: int,
-    key: Array,
-    choose: Callable[[Array, Array], Array],
-    eos_ids: Sequence[int] = (),
+  decode: Callable[[Tree, Array, Tree], tuple[Array, Array, Tree]],
+  measure: Callable[[Array, Array, Array, Array], Tree],
+  weights: dict[str, Tree],
+  caches: dict[str, Tree],
+  token_B: Array,
+  lanes: Sequence[Lane],
+  *,
+  num_steps: int,
+  key: Array,
+  choose: Callable[[Array, Array], Array],
+  eos_ids: Sequence[int] = (),
 ) -> dict[str, LaneRecords]:
   """Decode `num_steps` tokens with every lane at once and compare.
 
@@ -153,7 +157,8 @@ def decode_lanes(
     source = lane.borrow or ("teacher_forced" if lane.resync else "")
     if source and source not in names:
       raise ValueError(
-          f"lane {lane.name} reads the cache of {source}: add that lane")
+        f"lane {lane.name} reads the cache of {source}: add that lane"
+      )
   eos = jnp.asarray(tuple(eos_ids) or (-1,), jnp.int32)
 
   def step(state, t):
@@ -163,10 +168,11 @@ def decode_lanes(
     for lane in lanes:
       # A borrowing lane leaves no trace: its source writes its own entry.
       h[lane.name], z[lane.name], new_cache[lane.name] = decode(
-          weights[lane.weights], token[lane.name],
-          cache[lane.borrow or lane.name])
-      lane_key = jax.random.fold_in(step_key, 1) if lane.other_seed else (
-          step_key)
+        weights[lane.weights], token[lane.name], cache[lane.borrow or lane.name]
+      )
+      lane_key = (
+        jax.random.fold_in(step_key, 1) if lane.other_seed else (step_key)
+      )
       chosen[lane.name] = choose(lane_key, z[lane.name])
     positions = _measure_all(measure, h, z)
     records, new_token, new_aligned, new_alive = {}, {}, {}, {}
@@ -182,27 +188,29 @@ def decode_lanes(
         new_aligned[name] = new_aligned[name] | back
         new_alive[name] = jnp.where(back, new_alive["dense"], new_alive[name])
         new_cache[name] = jax.lax.cond(
-            back,
-            lambda own, source: source,
-            lambda own, source: own,
-            new_cache[name], new_cache["teacher_forced"])
+          back,
+          lambda own, source: source,
+          lambda own, source: own,
+          new_cache[name],
+          new_cache["teacher_forced"],
+        )
       if name != "dense":
         records[name] = LaneRecords(
-            position=positions[name],
-            token_dense=chosen["dense"],
-            token_pruned=chosen[name],
-            aligned=aligned[name],
-            alive=alive["dense"] & alive[name],
+          position=positions[name],
+          token_dense=chosen["dense"],
+          token_pruned=chosen[name],
+          aligned=aligned[name],
+          alive=alive["dense"] & alive[name],
         )
     kept = {n: new_cache[n] for n in cache}
     return (new_token, kept, new_aligned, new_alive), records
 
   yes = jnp.ones(token_B.shape, bool)
   state = (
-      {name: token_B for name in names},
-      {lane.name: caches[lane.prefill] for lane in lanes if not lane.borrow},
-      {name: yes for name in names},
-      {name: yes for name in names},
+    {name: token_B for name in names},
+    {lane.name: caches[lane.prefill] for lane in lanes if not lane.borrow},
+    {name: yes for name in names},
+    {name: yes for name in names},
   )
   _, records = jax.lax.scan(step, state, jnp.arange(num_steps))
   return records
@@ -219,11 +227,13 @@ def _measure_all(measure, h, z):
     return {}
   others = tuple(jnp.stack([x[name] for name in names]) for x in (h, z))
   found = jax.lax.map(
-      lambda lane: jax.vmap(measure)(
-          h["dense"], lane[0], z["dense"], lane[1]), others)
+    lambda lane: jax.vmap(measure)(h["dense"], lane[0], z["dense"], lane[1]),
+    others,
+  )
   return {
-      name: jax.tree.map(lambda leaf, i=i: leaf[i], found)
-      for i, name in enumerate(names)}
+    name: jax.tree.map(lambda leaf, i=i: leaf[i], found)
+    for i, name in enumerate(names)
+  }
 
 
 def first_divergence(records: LaneRecords) -> Array:

@@ -51,12 +51,12 @@ _UNREAD = -1e30
 
 
 def attend_to_history(
-    query_BRNH: Array,
-    key_BSKH: Array,
-    value_BSKH: Array,
-    own_key_BRKH: Array,
-    own_value_BRKH: Array,
-    mask_BRS: Array,
+  query_BRNH: Array,
+  key_BSKH: Array,
+  value_BSKH: Array,
+  own_key_BRKH: Array,
+  own_value_BRKH: Array,
+  mask_BRS: Array,
 ) -> Array:
   """Softmax attention over foreign keys and, last, one key of each query.
 
@@ -82,36 +82,42 @@ def attend_to_history(
     query_RNH, key_SKH, value_SKH, own_key_RKH, own_value_RKH, mask_RS = inputs
     query_RKGH = query_RNH.reshape(rows, kv_heads, -1, width)
     scores_KGRS = jnp.einsum(
-        "RKGH,SKH->KGRS", query_RKGH, key_SKH,
-        preferred_element_type=jnp.float32)
+      "RKGH,SKH->KGRS", query_RKGH, key_SKH, preferred_element_type=jnp.float32
+    )
     own_KGR = jnp.einsum(
-        "RKGH,RKH->KGR", query_RKGH, own_key_RKH,
-        preferred_element_type=jnp.float32)
+      "RKGH,RKH->KGR",
+      query_RKGH,
+      own_key_RKH,
+      preferred_element_type=jnp.float32,
+    )
     scores_KGRS = jnp.where(
-        mask_RS[None, None], scores_KGRS * width ** -0.5, _UNREAD)
+      mask_RS[None, None], scores_KGRS * width**-0.5, _UNREAD
+    )
     scores_KGRS = jnp.concatenate(
-        [scores_KGRS, own_KGR[..., None] * width ** -0.5], axis=-1)
+      [scores_KGRS, own_KGR[..., None] * width**-0.5], axis=-1
+    )
     weights_KGRS = jax.nn.softmax(scores_KGRS, axis=-1).astype(value_SKH.dtype)
-    read_RKGH = jnp.einsum(
-        "KGRS,SKH->RKGH", weights_KGRS[..., :-1], value_SKH)
+    read_RKGH = jnp.einsum("KGRS,SKH->RKGH", weights_KGRS[..., :-1], value_SKH)
     read_RKGH += jnp.einsum(
-        "KGR,RKH->RKGH", weights_KGRS[..., -1], own_value_RKH)
+      "KGR,RKH->RKGH", weights_KGRS[..., -1], own_value_RKH
+    )
     return read_RKGH.reshape(rows, heads, width)
 
-  read_BRNH = jax.lax.map(sequence, (
-      query_BRNH, key_BSKH, value_BSKH, own_key_BRKH, own_value_BRKH,
-      mask_BRS))
+  read_BRNH = jax.lax.map(
+    sequence,
+    (query_BRNH, key_BSKH, value_BSKH, own_key_BRKH, own_value_BRKH, mask_BRS),
+  )
   return read_BRNH.astype(query_BRNH.dtype)
 
 
 def compare_sublayers(
-    sublayers: Callable[[Tree, Array], tuple[Array, tuple, tuple]],
-    read: Callable[[Array], Array],
-    measure: Callable[[Array, Array, Array, Array], Tree],
-    x_BTD: Array,
-    layers: Tree,
-    *,
-    chunk: int = 256,
+  sublayers: Callable[[Tree, Array], tuple[Array, tuple, tuple]],
+  read: Callable[[Array], Array],
+  measure: Callable[[Array, Array, Array, Array], Tree],
+  x_BTD: Array,
+  layers: Tree,
+  *,
+  chunk: int = 256,
 ) -> tuple[Array, Tree]:
   """Replace each sublayer of each layer in turn, on the dense stream.
 
@@ -135,12 +141,12 @@ def compare_sublayers(
     x_BTD, dense, pruned = sublayers(layer, x_BTD)
     # Both sides as they are in memory, so that equal weights give equal bits
     # whatever the compiler would fuse into their comparison.
-    pair = jax.lax.optimization_barrier(
-        (jnp.stack(dense), jnp.stack(pruned)))
+    pair = jax.lax.optimization_barrier((jnp.stack(dense), jnp.stack(pruned)))
     records = _measure(read, measure, *pair, chunk)
     shape = (len(dense), *dense[0].shape[:2])
     return x_BTD, jax.tree.map(
-        lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), records)
+      lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), records
+    )
 
   return jax.lax.scan(step, x_BTD, layers)
 
@@ -159,16 +165,22 @@ def _measure(read, measure, h, g, chunk):
     h_RD, g_RD = pair
     z_RV, y_RV = jax.lax.optimization_barrier((read(h_RD), read(g_RD)))
     cached = max(1, _CACHED // z_RV.shape[1]) if on_cpu else size
-    return jax.tree.map(lambda leaf: leaf[0], layers_lib.measure_rows(
-        measure, *(a[None] for a in (h_RD, g_RD, z_RV, y_RV)),
-        chunk=max(n for n in range(1, min(size, cached) + 1) if size % n == 0)))
+    return jax.tree.map(
+      lambda leaf: leaf[0],
+      layers_lib.measure_rows(
+        measure,
+        *(a[None] for a in (h_RD, g_RD, z_RV, y_RV)),
+        chunk=max(n for n in range(1, min(size, cached) + 1) if size % n == 0),
+      ),
+    )
 
   def split(a):
     a = jnp.pad(
-        a.reshape(rows, width), ((0, pieces * size - rows), (0, 0)),
-        mode="edge")
+      a.reshape(rows, width), ((0, pieces * size - rows), (0, 0)), mode="edge"
+    )
     return a.reshape(pieces, size, width)
 
   records = jax.lax.map(piece, (split(h), split(g)))
   return jax.tree.map(
-      lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:rows], records)
+    lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:rows], records
+  )

@@ -49,7 +49,8 @@ def random_control(key: jax.Array, dense: Tree, pruned: Tree) -> Tree:
   for number, (sublayer, last) in enumerate(_LAST.items()):
     sublayer_key = jax.random.fold_in(key, number)
     gone_L = _all_zero(pruned[sublayer][last]["kernel"]) & ~_all_zero(
-        dense[sublayer][last]["kernel"])
+      dense[sublayer][last]["kernel"]
+    )
     dropped_L = jax.random.permutation(sublayer_key, gone_L)
     names = [name for name, leaf in dense[sublayer].items() if "kernel" in leaf]
     layers[sublayer] = dict(dense[sublayer])
@@ -58,15 +59,16 @@ def random_control(key: jax.Array, dense: Tree, pruned: Tree) -> Tree:
       w_LIO, v_LIO = leaf["kernel"], pruned[sublayer][name]["kernel"]
       kept_LIO = (v_LIO != 0) | (w_LIO == 0) | gone_L[:, None, None]
       keys_L = jax.random.split(
-          jax.random.fold_in(sublayer_key, index), len(w_LIO))
+        jax.random.fold_in(sublayer_key, index), len(w_LIO)
+      )
       kept_LIO = jax.vmap(shuffle_mask)(keys_L, kept_LIO)
       if name == last:
         kept_LIO &= ~dropped_L[:, None, None]
-      layers[sublayer][name] = {
-          **leaf, "kernel": jnp.where(kept_LIO, w_LIO, 0)}
+      layers[sublayer][name] = {**leaf, "kernel": jnp.where(kept_LIO, w_LIO, 0)}
       if name == last and "bias" in leaf:
         layers[sublayer][name]["bias"] = jnp.where(
-            dropped_L[:, None], 0, leaf["bias"])
+          dropped_L[:, None], 0, leaf["bias"]
+        )
   return layers
 
 

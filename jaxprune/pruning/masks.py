@@ -19,13 +19,13 @@ def _check_alike(a: object, b: object) -> None:
   if one != two:
     raise ValueError(f"mask trees differ: {one} and {two}")
   pairs = zip(
-      jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
+    jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
   )
   for (path, x), y in pairs:
     if x.shape != y.shape:
       raise ValueError(
-          f"masks{jax.tree_util.keystr(path)} have shapes {list(x.shape)} and"
-          f" {list(y.shape)}; compare masks of one model"
+        f"masks{jax.tree_util.keystr(path)} have shapes {list(x.shape)} and"
+        f" {list(y.shape)}; compare masks of one model"
       )
 
 
@@ -59,21 +59,21 @@ def _share(part: object, whole: object, per: str, empty: float) -> object:
     raise ValueError(f"per is {per!r}; use one of {_PER}")
   if per == "all":
     part, whole = (
-        sum(jnp.sum(leaf) for leaf in jax.tree.leaves(tree))
-        for tree in (part, whole)
+      sum(jnp.sum(leaf) for leaf in jax.tree.leaves(tree))
+      for tree in (part, whole)
     )
   return jax.tree.map(
-      lambda x, y: jnp.where(y > 0, x / jnp.where(y > 0, y, 1.0), empty),
-      part,
-      whole,
+    lambda x, y: jnp.where(y > 0, x / jnp.where(y > 0, y, 1.0), empty),
+    part,
+    whole,
   )
 
 
 def _sizes(masks: object) -> object:
   """Entries of each matrix, float32 like the counts."""
   return jax.tree.map(
-      lambda m: jnp.full(m.shape[:-2], m.shape[-2] * m.shape[-1], jnp.float32),
-      masks,
+    lambda m: jnp.full(m.shape[:-2], m.shape[-2] * m.shape[-1], jnp.float32),
+    masks,
   )
 
 

@@ -44,7 +44,7 @@ def _rowed(keys_IO: jax.Array) -> jax.Array:
   rows = min(max(keys_IO.shape[0] // _FEWEST, 1), _LONGEST)
   pad = -keys_IO.shape[0] % rows
   padded_IO = jnp.pad(
-      keys_IO, ((0, pad), (0, 0)), constant_values=np.uint32(0xFFFFFFFF)
+    keys_IO, ((0, pad), (0, 0)), constant_values=np.uint32(0xFFFFFFFF)
   )
   return padded_IO.reshape(-1, rows, keys_IO.shape[1])
 
@@ -68,9 +68,9 @@ def _running_sum(x: jax.Array) -> jax.Array:
 
 
 def _bisect(
-    count_below: Callable[[jax.Array], jax.Array],
-    removed: jax.Array,
-    zero: jax.Array,
+  count_below: Callable[[jax.Array], jax.Array],
+  removed: jax.Array,
+  zero: jax.Array,
 ) -> jax.Array:
   """Find the removed-th lowest key, bit by bit from the top.
 
@@ -97,14 +97,12 @@ def _kth_by_counting(keys_IO, removed_O, group):
   # Zeros made from the keys, so that they vary over the same devices.
   if group == "output":
     return _bisect(
-        lambda key_O: _counts(keys_XRO < key_O[None, None]),
-        removed_O,
-        keys_IO[0] & 0,
+      lambda key_O: _counts(keys_XRO < key_O[None, None]),
+      removed_O,
+      keys_IO[0] & 0,
     )
   return _bisect(
-      lambda key: _counts(keys_XRO < key).sum(),
-      removed_O,
-      keys_IO[0, 0] & 0,
+    lambda key: _counts(keys_XRO < key).sum(), removed_O, keys_IO[0, 0] & 0
   )
 
 
@@ -133,7 +131,7 @@ def _kth(keys_IO, removed_O, group):
     return _kth_by_sorting(keys_IO, removed_O, group)
 
   return jax.lax.platform_dependent(
-      keys_IO, removed_O, cuda=sorting, rocm=sorting, default=counting
+    keys_IO, removed_O, cuda=sorting, rocm=sorting, default=counting
   )
 
 
@@ -149,7 +147,7 @@ def keep_output(keys_IO: jax.Array, removed_O: jax.Array) -> jax.Array:
   full_O = jnp.sum(upto_XO <= need_O[None], axis=0, dtype=jnp.int32)
   inside_O = jnp.minimum(full_O, upto_XO.shape[0] - 1)
   before_O = jnp.take_along_axis(
-      jnp.pad(upto_XO, ((1, 0), (0, 0))), inside_O[None], axis=0
+    jnp.pad(upto_XO, ((1, 0), (0, 0))), inside_O[None], axis=0
   )[0]
   tie_RO = jnp.take_along_axis(tie_XRO, inside_O[None, None], axis=0)[0]
   upto_RO = _running_sum(tie_RO.astype(jnp.int32)) + before_O[None]
@@ -157,7 +155,7 @@ def keep_output(keys_IO: jax.Array, removed_O: jax.Array) -> jax.Array:
   cut_O = inside_O * keys_XRO.shape[1] + place_O
   index_I1 = jnp.arange(keys_IO.shape[0], dtype=jnp.int32)[:, None]
   return (keys_IO > kth_O[None]) | (
-      (keys_IO == kth_O[None]) & (index_I1 >= cut_O[None])
+    (keys_IO == kth_O[None]) & (index_I1 >= cut_O[None])
   )
 
 
@@ -172,7 +170,7 @@ def _keep_lowest_rows(keys_IO: jax.Array, kth: jax.Array, need: jax.Array):
   tie_IO = keys_IO == kth
   upto_I = _running_sum(jnp.sum(tie_IO, axis=1, dtype=need.dtype))
   row = jnp.minimum(
-      jnp.sum(upto_I <= need, dtype=jnp.int32), upto_I.shape[0] - 1
+    jnp.sum(upto_I <= need, dtype=jnp.int32), upto_I.shape[0] - 1
   )
   before = jnp.where(row > 0, upto_I[row - 1], jnp.zeros_like(need))
   upto_O = _running_sum(tie_IO[row].astype(need.dtype)) + before
@@ -193,7 +191,7 @@ def keep_matrix(keys_IO: jax.Array, removed: jax.Array) -> jax.Array:
 
 
 def keep_together(
-    keys: Sequence[jax.Array], removed: jax.Array
+  keys: Sequence[jax.Array], removed: jax.Array
 ) -> list[jax.Array]:
   """Masks [I, O] that lose `removed` entries in all, uint32 []."""
   rowed = [_rowed(keys_IO) for keys_IO in keys]
@@ -219,7 +217,7 @@ def keep_n_of_m(keys_IO: jax.Array, keep: int, of: int) -> jax.Array:
   leave = of - keep
   if of > _MOST_PAIRED:
     kept_XMO = jax.vmap(lambda k_MO: keep_output(k_MO, jnp.int32(leave)))(
-        keys_XMO
+      keys_XMO
     )
     return kept_XMO.reshape(inputs, outputs)
   # rank = how many of the group leave before this one. Each pair is compared

@@ -34,7 +34,6 @@ from jaxprune.pruning import order_statistics
 GROUPS = ("output", "matrix", "global")
 
 
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Unstructured:
   """Remove a fraction of every comparison group.
@@ -52,7 +51,7 @@ class Unstructured:
     # Not `< 0 or >= 1`: a nan must not pass.
     if not 0 <= self.sparsity < 1:
       raise ValueError(
-          f"sparsity is {self.sparsity}; use a fraction removed in [0, 1)"
+        f"sparsity is {self.sparsity}; use a fraction removed in [0, 1)"
       )
     if self.group not in GROUPS:
       raise ValueError(f"group is {self.group!r}; use one of {GROUPS}")
@@ -77,8 +76,8 @@ class NofM:
         raise ValueError(f"{name} is {value!r}; use a whole number")
     if not 0 < self.keep < self.of:
       raise ValueError(
-          f"{self.keep}:{self.of} keeps {self.keep} of {self.of}; use"
-          " 0 < keep < of"
+        f"{self.keep}:{self.of} keeps {self.keep} of {self.of}; use"
+        " 0 < keep < of"
       )
 
 
@@ -102,8 +101,8 @@ def check_shape(shape: tuple[int, int], pattern: Pattern) -> None:
   """
   if isinstance(pattern, NofM) and shape[0] % pattern.of:
     raise ValueError(
-        f"{pattern.keep}:{pattern.of} needs a multiple of {pattern.of} inputs;"
-        f" the kernel [I, O] is {list(shape)}"
+      f"{pattern.keep}:{pattern.of} needs a multiple of {pattern.of} inputs;"
+      f" the kernel [I, O] is {list(shape)}"
     )
 
 
@@ -121,21 +120,21 @@ def check_scores(scores: object, name: str = "scores") -> None:
     nans = int(jnp.sum(jnp.isnan(leaf)))
     if nans:
       raise ValueError(
-          f"{name}{jax.tree_util.keystr(path)} {list(leaf.shape)} has {nans}"
-          " nan; nothing can be ranked, look at the weights and statistics"
+        f"{name}{jax.tree_util.keystr(path)} {list(leaf.shape)} has {nans}"
+        " nan; nothing can be ranked, look at the weights and statistics"
       )
 
 
 def _check_matrix(scores_IO):
   if scores_IO.ndim != 2 or not scores_IO.size:
     raise ValueError(
-        f"scores have shape {list(scores_IO.shape)}; use [I, O], not empty,"
-        " and vmap over leading axes"
+      f"scores have shape {list(scores_IO.shape)}; use [I, O], not empty,"
+      " and vmap over leading axes"
     )
 
 
 def keep_mask_count(
-    scores_IO: jax.Array, removed: jax.Array | int, group: str = "output"
+  scores_IO: jax.Array, removed: jax.Array | int, group: str = "output"
 ) -> jax.Array:
   """Remove the lowest scores, how many of them being data.
 
@@ -154,11 +153,15 @@ def keep_mask_count(
   _check_matrix(scores_IO)
   if group not in GROUPS[:2]:
     raise ValueError(
-        f"group is {group!r}; use 'output' or 'matrix' (keep_masks_global"
-        " takes all kernels at once)"
+      f"group is {group!r}; use 'output' or 'matrix' (keep_masks_global"
+      " takes all kernels at once)"
     )
   removed = jnp.asarray(removed, jnp.int32)
-  keep = order_statistics.keep_output if group == "output" else order_statistics.keep_matrix
+  keep = (
+    order_statistics.keep_output
+    if group == "output"
+    else order_statistics.keep_matrix
+  )
   return keep(order_statistics.ordered_keys(scores_IO), removed)
 
 
@@ -207,8 +210,8 @@ def keep_masks_global(scores: object, pattern: Unstructured) -> object:
   """
   if pattern.group != "global":
     raise ValueError(
-        f"group is {pattern.group!r}; use Unstructured(group='global') here"
-        " and keep_mask for single kernels"
+      f"group is {pattern.group!r}; use Unstructured(group='global') here"
+      " and keep_mask for single kernels"
     )
   leaves, structure = jax.tree.flatten(scores)
   if not leaves:
@@ -216,15 +219,16 @@ def keep_masks_global(scores: object, pattern: Unstructured) -> object:
   size = sum(leaf.size for leaf in leaves)
   if size >= 2**32:
     raise ValueError(
-        f"{size} entries are more than 32 bits can count; use group 'matrix'"
-        " or compare fewer kernels"
+      f"{size} entries are more than 32 bits can count; use group 'matrix'"
+      " or compare fewer kernels"
     )
   removed = jnp.uint32(removed_count(size, pattern.sparsity))
   keys = [
-      order_statistics.ordered_keys(leaf.reshape(-1, leaf.shape[-1])) for leaf in leaves
+    order_statistics.ordered_keys(leaf.reshape(-1, leaf.shape[-1]))
+    for leaf in leaves
   ]
   masks = order_statistics.keep_together(keys, removed)
   return jax.tree.unflatten(
-      structure,
-      [m.reshape(leaf.shape) for m, leaf in zip(masks, leaves, strict=True)],
+    structure,
+    [m.reshape(leaf.shape) for m, leaf in zip(masks, leaves, strict=True)],
   )

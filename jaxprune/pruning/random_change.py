@@ -16,7 +16,7 @@ Tree = dict[str, Any]
 
 
 def random_change(
-    key: jax.Array, w_IO: jax.Array, pruned_IO: jax.Array
+  key: jax.Array, w_IO: jax.Array, pruned_IO: jax.Array
 ) -> jax.Array:
   """Add normal noise with the Frobenius norm of the method's change.
 
@@ -52,9 +52,11 @@ def random_changes(key: jax.Array, dense: Tree, pruned: Tree) -> Tree:
     for index, name in enumerate(sorted(names)):
       w_LIO = dense[sublayer][name]["kernel"]
       keys_L = jax.random.split(
-          jax.random.fold_in(jax.random.fold_in(key, number), index),
-          len(w_LIO))
+        jax.random.fold_in(jax.random.fold_in(key, number), index), len(w_LIO)
+      )
       changed[sublayer][name] = dense[sublayer][name] | {
-          "kernel": jax.vmap(random_change)(
-              keys_L, w_LIO, pruned[sublayer][name]["kernel"])}
+        "kernel": jax.vmap(random_change)(
+          keys_L, w_LIO, pruned[sublayer][name]["kernel"]
+        )
+      }
   return changed

@@ -22,10 +22,10 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 def product(gram_II: jax.Array, x_IO: jax.Array) -> jax.Array:
   """Multiply a Gram [I, I] by [I, O], in float32 on every platform."""
   return jnp.einsum(
-      "IJ,JO->IO",
-      gram_II.astype(jnp.float32),
-      x_IO.astype(jnp.float32),
-      precision=_HIGHEST,
+    "IJ,JO->IO",
+    gram_II.astype(jnp.float32),
+    x_IO.astype(jnp.float32),
+    precision=_HIGHEST,
   )
 
 
@@ -47,7 +47,7 @@ def output_errors(delta_IO: jax.Array, gram_II: jax.Array) -> jax.Array:
 
 
 def layer_error(
-    w_IO: jax.Array, new_IO: jax.Array, gram_II: jax.Array
+  w_IO: jax.Array, new_IO: jax.Array, gram_II: jax.Array
 ) -> jax.Array:
   """Compare two kernels by their outputs on the calibration tokens.
 

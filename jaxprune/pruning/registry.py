@@ -49,8 +49,10 @@ class KernelMethod:
 
   apply: Callable[[Array, Any, Any], tuple[Array, Array | None]]
   statistic: str | None = None
-  prepare: Callable[[Any], tuple[Any, dict[str, Any]]] = (
-      lambda statistics: (statistics, {}))
+  prepare: Callable[[Any], tuple[Any, dict[str, Any]]] = lambda statistics: (
+    statistics,
+    {},
+  )
   patterns: tuple[type, ...] = (Unstructured, NofM)
 
 
@@ -95,12 +97,14 @@ def _merge_gram_and_size(a, b):
 
 
 OBSERVERS = {
-    "squares": Observer(observe=statistics.observe_squares),
-    "gram": Observer(observe=statistics.observe_gram),
-    "gram_and_size": Observer(
-        observe=_observe_gram_and_size, merge=_merge_gram_and_size),
-    "moments": Observer(
-        observe=moments.observe_moments, merge=moments.merge_moments),
+  "squares": Observer(observe=statistics.observe_squares),
+  "gram": Observer(observe=statistics.observe_gram),
+  "gram_and_size": Observer(
+    observe=_observe_gram_and_size, merge=_merge_gram_and_size
+  ),
+  "moments": Observer(
+    observe=moments.observe_moments, merge=moments.merge_moments
+  ),
 }
 
 
@@ -113,15 +117,23 @@ def _factorised(gram: statistics.Gram) -> tuple[Any, dict[str, Any]]:
 def _round(w_IO, prepared, levels):
   del prepared
   return quantize.round_to_nearest(
-      w_IO, bits=levels.bits, group_size=levels.group_size,
-      symmetric=levels.symmetric)[0], None
+    w_IO,
+    bits=levels.bits,
+    group_size=levels.group_size,
+    symmetric=levels.symmetric,
+  )[0], None
 
 
 def _awq(w_IO, seen, levels):
   gram, size = seen
   return awq.awq(
-      w_IO, gram, mean_abs=size, bits=levels.bits,
-      group_size=levels.group_size, symmetric=levels.symmetric)[0], None
+    w_IO,
+    gram,
+    mean_abs=size,
+    bits=levels.bits,
+    group_size=levels.group_size,
+    symmetric=levels.symmetric,
+  )[0], None
 
 
 def _neuron(mlp, squares, sparsity):
@@ -133,27 +145,28 @@ def _neuron_root(mlp, squares, sparsity):
 
 
 KERNEL_METHODS = {
-    "magnitude": KernelMethod(apply=magnitude.magnitude),
-    "wanda": KernelMethod(apply=wanda.wanda, statistic="squares"),
-    "wanda_variant": KernelMethod(
-        apply=wanda.wanda_variant, statistic="squares",
-        patterns=(Unstructured,)),
-    "ria": KernelMethod(apply=ria.ria, statistic="squares"),
-    "sparse_swaps": KernelMethod(
-        apply=sparse_swaps.sparse_swaps, statistic="gram"),
-    "sparsegpt": KernelMethod(
-        apply=sparsegpt.prune_with_factor, statistic="gram",
-        prepare=_factorised),
-    "rtn": KernelMethod(apply=_round, patterns=(Levels,)),
-    "awq": KernelMethod(
-        apply=_awq, statistic="gram_and_size", patterns=(Levels,)),
+  "magnitude": KernelMethod(apply=magnitude.magnitude),
+  "wanda": KernelMethod(apply=wanda.wanda, statistic="squares"),
+  "wanda_variant": KernelMethod(
+    apply=wanda.wanda_variant, statistic="squares", patterns=(Unstructured,)
+  ),
+  "ria": KernelMethod(apply=ria.ria, statistic="squares"),
+  "sparse_swaps": KernelMethod(
+    apply=sparse_swaps.sparse_swaps, statistic="gram"
+  ),
+  "sparsegpt": KernelMethod(
+    apply=sparsegpt.prune_with_factor, statistic="gram", prepare=_factorised
+  ),
+  "rtn": KernelMethod(apply=_round, patterns=(Levels,)),
+  "awq": KernelMethod(
+    apply=_awq, statistic="gram_and_size", patterns=(Levels,)
+  ),
 }
 
 UNIT_METHODS = {
-    "neuron": UnitMethod(apply=_neuron, statistic="squares"),
-    "neuron_root": UnitMethod(apply=_neuron_root, statistic="squares"),
-    "flap": UnitMethod(
-        apply=flap.flap, statistic="moments", compensates=True),
+  "neuron": UnitMethod(apply=_neuron, statistic="squares"),
+  "neuron_root": UnitMethod(apply=_neuron_root, statistic="squares"),
+  "flap": UnitMethod(apply=flap.flap, statistic="moments", compensates=True),
 }
 
 METHODS = {**KERNEL_METHODS, **UNIT_METHODS}

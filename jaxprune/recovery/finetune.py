@@ -91,40 +91,49 @@ def check(recovery: Recovery, tokens: np.ndarray, dense: bool) -> None:
   """
   if recovery.objective not in losses.OBJECTIVES:
     raise ValueError(
-        f"objective={recovery.objective!r}: use one of"
-        f" {', '.join(losses.OBJECTIVES)}")
+      f"objective={recovery.objective!r}: use one of"
+      f" {', '.join(losses.OBJECTIVES)}"
+    )
   if recovery.objective != "language" and not dense:
     raise ValueError(
-        f"objective={recovery.objective!r} needs the dense model: give it, or"
-        " use 'language'")
-  for name, least in (("steps", 1), ("batch", 1), ("weight", 0),
-                      ("weight_decay", 0), ("warmup", 0)):
+      f"objective={recovery.objective!r} needs the dense model: give it, or"
+      " use 'language'"
+    )
+  for name, least in (
+    ("steps", 1),
+    ("batch", 1),
+    ("weight", 0),
+    ("weight_decay", 0),
+    ("warmup", 0),
+  ):
     if not getattr(recovery, name) >= least:
       raise ValueError(
-          f"{name}={getattr(recovery, name)}: must be at least {least}")
+        f"{name}={getattr(recovery, name)}: must be at least {least}"
+      )
   for name in ("learning_rate", "clip", "temperature"):
     if not 0 < getattr(recovery, name) < np.inf:
       raise ValueError(
-          f"{name}={getattr(recovery, name)}: must be a positive number")
+        f"{name}={getattr(recovery, name)}: must be a positive number"
+      )
   if recovery.warmup > 1:
     raise ValueError(f"warmup={recovery.warmup}: must be at most 1")
-  if tokens.ndim != 2 or tokens.shape[1] < 2 or (
-      len(tokens) < recovery.batch):
+  if tokens.ndim != 2 or tokens.shape[1] < 2 or (len(tokens) < recovery.batch):
     raise ValueError(
-        f"tokens of shape {list(tokens.shape)}: need at least"
-        f" batch={recovery.batch} rows of two tokens or more")
+      f"tokens of shape {list(tokens.shape)}: need at least"
+      f" batch={recovery.batch} rows of two tokens or more"
+    )
 
 
 def recover(
-    config: ModelConfig,
-    params: Params,
-    tokens: np.ndarray,
-    recovery: Recovery,
-    *,
-    masks: freedom.Masks,
-    drops: Mapping[str, Any] | None = None,
-    dense: tuple[ModelConfig, Params] | None = None,
-    report: Callable[[str], None] = lambda line: None,
+  config: ModelConfig,
+  params: Params,
+  tokens: np.ndarray,
+  recovery: Recovery,
+  *,
+  masks: freedom.Masks,
+  drops: Mapping[str, Any] | None = None,
+  dense: tuple[ModelConfig, Params] | None = None,
+  report: Callable[[str], None] = lambda line: None,
 ) -> Recovered:
   """Train a pruned model, its zeros kept.
 
@@ -157,33 +166,56 @@ def recover(
   state = (params, optimizer(recovery).init(params))
   # What the program takes as data does not compile it again.
   static = dataclasses.replace(
-      recovery, weight=0.0, seed=0, steps=1, batch=1, learning_rate=1.0,
-      warmup=0.0)
+    recovery,
+    weight=0.0,
+    seed=0,
+    steps=1,
+    batch=1,
+    learning_rate=1.0,
+    warmup=0.0,
+  )
   rate = schedule(recovery)
   began, seen = time.monotonic(), []
   for step in range(recovery.steps):
     rows = batch_rows(len(tokens), recovery, step)
     state, parts = _update(
-        config, dense_config, static, state, free, dense_params, gates,
-        jnp.asarray(tokens[rows]), jnp.float32(recovery.weight),
-        jnp.float32(rate(step)))
+      config,
+      dense_config,
+      static,
+      state,
+      free,
+      dense_params,
+      gates,
+      jnp.asarray(tokens[rows]),
+      jnp.float32(recovery.weight),
+      jnp.float32(rate(step)),
+    )
     seen.append(parts)
     done = step + 1
     if done % _EVERY == 0 or done == recovery.steps:
-      recent = {name: float(np.mean([part[name] for part in seen[-_EVERY:]]))
-                for name in parts}
+      recent = {
+        name: float(np.mean([part[name] for part in seen[-_EVERY:]]))
+        for name in parts
+      }
       if not all(map(np.isfinite, recent.values())):
         raise ValueError(
-            f"loss {recent} at step {done} is not finite: lower"
-            f" learning_rate={recovery.learning_rate} or"
-            f" weight={recovery.weight}")
+          f"loss {recent} at step {done} is not finite: lower"
+          f" learning_rate={recovery.learning_rate} or"
+          f" weight={recovery.weight}"
+        )
       spent = time.monotonic() - began
       left = spent / done * (recovery.steps - done)
       values = " ".join(f"{name} {value:.4g}" for name, value in recent.items())
-      report(f"step {done}/{recovery.steps} {values}"
-             f" {spent:.1f} s, {left:.0f} s left")
-  return Recovered(params=state[0], losses={
-      name: np.array([float(part[name]) for part in seen]) for name in seen[0]})
+      report(
+        f"step {done}/{recovery.steps} {values}"
+        f" {spent:.1f} s, {left:.0f} s left"
+      )
+  return Recovered(
+    params=state[0],
+    losses={
+      name: np.array([float(part[name]) for part in seen]) for name in seen[0]
+    },
+  )
 
 
 def batch_rows(count: int, recovery: Recovery, step: int) -> np.ndarray:
@@ -195,8 +227,9 @@ def batch_rows(count: int, recovery: Recovery, step: int) -> np.ndarray:
     int [batch], a function of the arguments alone.
   """
   per_pass = count // recovery.batch
-  order = np.random.default_rng(
-      [recovery.seed, step // per_pass]).permutation(count)
+  order = np.random.default_rng([recovery.seed, step // per_pass]).permutation(
+    count
+  )
   start = step % per_pass * recovery.batch
   return order[start : start + recovery.batch]
 
@@ -205,31 +238,37 @@ def schedule(recovery: Recovery) -> Callable[[int], Any]:
   """Learning rate at a step from 0: linear warm-up, then a cosine to 0."""
   warm = int(recovery.warmup * recovery.steps)
   return optax.warmup_cosine_decay_schedule(
-      0.0 if warm else recovery.learning_rate, recovery.learning_rate, warm,
-      recovery.steps)
+    0.0 if warm else recovery.learning_rate,
+    recovery.learning_rate,
+    warm,
+    recovery.steps,
+  )
 
 
 def optimizer(recovery: Recovery) -> optax.GradientTransformation:
   """AdamW with clipping, but for its last step: `- rate * change`."""
+
   def kernels(params):
     return jax.tree.map_with_path(
-        lambda path, _: path[-1].key == "kernel", params)
+      lambda path, _: path[-1].key == "kernel", params
+    )
 
   return optax.chain(
-      optax.clip_by_global_norm(recovery.clip),
-      optax.scale_by_adam(b1=0.9, b2=0.98),
-      optax.add_decayed_weights(recovery.weight_decay, mask=kernels))
+    optax.clip_by_global_norm(recovery.clip),
+    optax.scale_by_adam(b1=0.9, b2=0.98),
+    optax.add_decayed_weights(recovery.weight_decay, mask=kernels),
+  )
 
 
 def objective(
-    config: ModelConfig,
-    params: Params,
-    recovery: Recovery,
-    tokens_BT: jax.Array,
-    *,
-    weight: float | jax.Array,
-    gates: Gates | None = None,
-    dense: tuple[ModelConfig, Params] | None = None,
+  config: ModelConfig,
+  params: Params,
+  recovery: Recovery,
+  tokens_BT: jax.Array,
+  *,
+  weight: float | jax.Array,
+  gates: Gates | None = None,
+  dense: tuple[ModelConfig, Params] | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The loss of a batch, and its parts; differentiable in `params`.
 
@@ -248,18 +287,25 @@ def objective(
   """
   zq_BTV = _logits(config, params, tokens_BT, gates)
   if recovery.objective == "language":
-    loss = jnp.mean(_over_positions(losses.next_token)(
-        zq_BTV, tokens_BT[:, 1:]))
+    loss = jnp.mean(
+      _over_positions(losses.next_token)(zq_BTV, tokens_BT[:, 1:])
+    )
     return loss, {"loss": loss, "language": loss}
   z_BTV = jax.lax.stop_gradient(_logits(*dense, tokens_BT, None))
-  parts = {"kl": jnp.mean(_over_positions(
-      lambda z_V, zq_V: losses.distillation(
-          z_V, zq_V, recovery.temperature))(z_BTV, zq_BTV))}
+  parts = {
+    "kl": jnp.mean(
+      _over_positions(
+        lambda z_V, zq_V: losses.distillation(z_V, zq_V, recovery.temperature)
+      )(z_BTV, zq_BTV)
+    )
+  }
   loss = parts["kl"]
   if recovery.objective == "distill_variance":
-    parts["variance"] = jnp.mean(_over_positions(
-        lambda z_V, zq_V: losses.logit_variance(
-            z_V, zq_V, recovery.temperature))(z_BTV, zq_BTV))
+    parts["variance"] = jnp.mean(
+      _over_positions(
+        lambda z_V, zq_V: losses.logit_variance(z_V, zq_V, recovery.temperature)
+      )(z_BTV, zq_BTV)
+    )
     loss = loss + weight * parts["variance"]
   return loss, {"loss": loss, **parts}
 
@@ -280,27 +326,49 @@ def _logits(config, params, tokens_BT, gates):
     layer, options, _ = inputs
 
     @functools.partial(
-        jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
+      jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable
+    )
     def run(x_BTD, layer):
       return decoder.block(config, layer, x_BTD, context, **options)[0]
 
     return run(x_BTD, layer), None
 
   x_BTD, _ = decoder.over_layers(
-      config, params["layers"],
-      decoder.embed(config, params, tokens_BT[:, :-1]), body, gates)
+    config,
+    params["layers"],
+    decoder.embed(config, params, tokens_BT[:, :-1]),
+    body,
+    gates,
+  )
   return decoder.unembed(config, params, x_BTD)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def _update(config, dense_config, recovery, state, free, dense_params, gates,
-            tokens_BT, weight, rate):
+def _update(
+  config,
+  dense_config,
+  recovery,
+  state,
+  free,
+  dense_params,
+  gates,
+  tokens_BT,
+  weight,
+  rate,
+):
   params, moments = state
   dense = None if dense_config is None else (dense_config, dense_params)
 
   def loss(params):
-    return objective(config, params, recovery, tokens_BT, weight=weight,
-                     gates=gates, dense=dense)
+    return objective(
+      config,
+      params,
+      recovery,
+      tokens_BT,
+      weight=weight,
+      gates=gates,
+      dense=dense,
+    )
 
   (_, parts), grads = jax.value_and_grad(loss, has_aux=True)(params)
   grads = freedom.keep_fixed(free, grads, jax.tree.map(jnp.zeros_like, grads))

@@ -37,9 +37,7 @@ def masks_from_zeros(params: Params) -> dict[str, dict[str, np.ndarray]]:
 
 
 def free_entries(
-    params: Params,
-    masks: Masks,
-    drops: Mapping[str, Sequence[int]] | None = None,
+  params: Params, masks: Masks, drops: Mapping[str, Sequence[int]] | None = None
 ) -> Params:
   """Say of every entry whether training may change it.
 
@@ -60,8 +58,9 @@ def free_entries(
   layers = params["layers"]
   count = len(layers["attention_norm"]["scale"])
   open_L = {
-      group: np.isin(np.arange(count), drops.get(group, ()), invert=True)
-      for group in ("attention", "mlp")}
+    group: np.isin(np.arange(count), drops.get(group, ()), invert=True)
+    for group in ("attention", "mlp")
+  }
 
   def free(path, leaf):
     names = [entry.key for entry in path]
@@ -74,20 +73,23 @@ def free_entries(
       return jnp.asarray(stays)
     if np.shape(keep) != leaf.shape:
       raise ValueError(
-          f"mask {group}/{names[2]} has shape {list(np.shape(keep))}, the"
-          f" kernel {list(leaf.shape)}: give the masks of this model")
+        f"mask {group}/{names[2]} has shape {list(np.shape(keep))}, the"
+        f" kernel {list(leaf.shape)}: give the masks of this model"
+      )
     wrong = int(np.sum(np.asarray(leaf)[~np.asarray(keep)] != 0))
     if wrong:
       raise ValueError(
-          f"{wrong} weights of {group}/{names[2]} are removed by the mask and"
-          " not zero: give the masks of this model, or prune it again")
+        f"{wrong} weights of {group}/{names[2]} are removed by the mask and"
+        " not zero: give the masks of this model, or prune it again"
+      )
     return jnp.asarray(keep & stays)
 
   for group, kernels in masks.items():
     for kernel in kernels:
       if (group, kernel) not in KERNELS:
         raise ValueError(
-            f"mask {group}/{kernel}: the decoder has no such kernel; remove it")
+          f"mask {group}/{kernel}: the decoder has no such kernel; remove it"
+        )
   return jax.tree.map_with_path(free, params)
 
 

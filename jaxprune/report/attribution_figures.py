@@ -13,11 +13,11 @@ _REDS = ("#7a3300", "#D55E00", "#E69F00", "#f3d08a")
 
 
 def contribution_bars(
-    attention: Sequence[Interval],
-    mlp: Sequence[Interval],
-    *,
-    y: str,
-    completeness: str,
+  attention: Sequence[Interval],
+  mlp: Sequence[Interval],
+  *,
+  y: str,
+  completeness: str,
 ) -> bytes:
   """Contribution of every sublayer with its interval; two bars per layer.
 
@@ -33,14 +33,23 @@ def contribution_bars(
   with figures._style():
     figure, (axes,) = figures._figure(figures._WIDE)
     for index, (name, bars) in enumerate(
-        (("attention", attention), ("MLP", mlp))):
+      (("attention", attention), ("MLP", mlp))
+    ):
       at = np.arange(len(bars)) + 0.4 * index - 0.2
       heights, low, high = (
-          np.array([getattr(bar, field) for bar in bars], np.float64)
-          for field in ("estimate", "low", "high"))
+        np.array([getattr(bar, field) for bar in bars], np.float64)
+        for field in ("estimate", "low", "high")
+      )
       colour = (figures._BLUE, figures._VERMILION)[index]
-      axes.bar(at, heights, 0.38, color=colour, label=name,
-               hatch=(None, "//")[index], edgecolor="white")
+      axes.bar(
+        at,
+        heights,
+        0.38,
+        color=colour,
+        label=name,
+        hatch=(None, "//")[index],
+        edgecolor="white",
+      )
       axes.vlines(at, low, high, color=figures._INK, linewidth=1.2)
     axes.axhline(0, color="#666666", linewidth=0.8)
     axes.set_title(completeness, fontsize=8, color="#666666")
@@ -50,11 +59,11 @@ def contribution_bars(
 
 
 def stacked_steps(
-    attention: Mapping[str, np.ndarray],
-    mlp: Mapping[str, np.ndarray],
-    truth: np.ndarray,
-    *,
-    y: str,
+  attention: Mapping[str, np.ndarray],
+  mlp: Mapping[str, np.ndarray],
+  truth: np.ndarray,
+  *,
+  y: str,
 ) -> bytes:
   """Contributions of groups of sublayers at each step, one on the other.
 
@@ -76,13 +85,23 @@ def stacked_steps(
     up, down = np.zeros(len(truth)), np.zeros(len(truth))
     count = 1
     for kind, groups, colours, hatch in (
-        ("attention", attention, _BLUES, None), ("MLP", mlp, _REDS, "//")):
+      ("attention", attention, _BLUES, None),
+      ("MLP", mlp, _REDS, "//"),
+    ):
       for index, (name, values) in enumerate(groups.items()):
         values = np.asarray(values, np.float64)
         base = np.where(values >= 0, up, down)
-        axes.bar(at, values, 0.85, bottom=base, hatch=hatch,
-                 color=colours[index % len(colours)], edgecolor="white",
-                 linewidth=0.3, label=f"{kind}, {name}")
+        axes.bar(
+          at,
+          values,
+          0.85,
+          bottom=base,
+          hatch=hatch,
+          color=colours[index % len(colours)],
+          edgecolor="white",
+          linewidth=0.3,
+          label=f"{kind}, {name}",
+        )
         up += np.maximum(values, 0)
         down += np.minimum(values, 0)
         count += 1
@@ -90,8 +109,15 @@ def stacked_steps(
     axes.axhline(0, color="#666666", linewidth=0.8)
     figures._finish(axes, "step", y)
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=4,
-                  handlelength=1.6, columnspacing=1.2, fontsize=7.5)
+    figure.legend(
+      handles,
+      labels,
+      loc="outside upper left",
+      ncols=4,
+      handlelength=1.6,
+      columnspacing=1.2,
+      fontsize=7.5,
+    )
     return figures._png(figure)
 
 
@@ -107,15 +133,23 @@ def time_influence(panels: Mapping[str, np.ndarray], *, value: str) -> bytes:
   Returns:
     A PNG.
   """
-  size = max(float(np.nanmax(np.abs(values), initial=0))
-             for values in panels.values()) or 1.0
+  size = (
+    max(
+      float(np.nanmax(np.abs(values), initial=0)) for values in panels.values()
+    )
+    or 1.0
+  )
   with figures._style():
     figure, row = figures._figure(
-        figures._WIDE if len(panels) > 1 else figures._SQUARE, len(panels))
+      figures._WIDE if len(panels) > 1 else figures._SQUARE, len(panels)
+    )
     for axes, (title, values) in zip(row, panels.items()):
       image = _signed(
-          axes, values, size,
-          (-0.5, values.shape[1] - 0.5, -1.5, values.shape[0] - 1.5))
+        axes,
+        values,
+        size,
+        (-0.5, values.shape[1] - 0.5, -1.5, values.shape[0] - 1.5),
+      )
       figures._finish(axes, "step", "")
       axes.set_title(title)
     row[0].set_ylabel("step changed (−1: text before)")
@@ -150,9 +184,15 @@ def _signed(axes, values, size, extent):
   axes.grid(False)
   axes.set_facecolor("#bbbbbb")
   return axes.imshow(
-      np.ma.masked_invalid(values), aspect="auto", origin="lower",
-      cmap="RdBu_r", vmin=-size, vmax=size, interpolation="nearest",
-      extent=extent)
+    np.ma.masked_invalid(values),
+    aspect="auto",
+    origin="lower",
+    cmap="RdBu_r",
+    vmin=-size,
+    vmax=size,
+    interpolation="nearest",
+    extent=extent,
+  )
 
 
 def _colour_bar(figure, image, row, value):

@@ -36,7 +36,9 @@ def _table(kind: str, lines: str) -> dict[str, Field]:
 
 
 FIELDS: Mapping[str, Field] = {
-    **_table("text", """
+  **_table(
+    "text",
+    """
         protocol | | who reads whose tokens, teacher_forced for example
         model | | which model was measured
         method | | pruning method
@@ -50,8 +52,11 @@ FIELDS: Mapping[str, Field] = {
         task | | task or data set
         metric | | what `value` is
         token_set | | vocabulary, options, option_tokens, random or top
-        """),
-    **_table("int", """
+        """,
+  ),
+  **_table(
+    "int",
+    """
         prompt | | index of the prompt, from 0
         step | | predictions after the last prompt token; 0 is the first
         layer | | index of the layer, from 0
@@ -72,16 +77,22 @@ FIELDS: Mapping[str, Field] = {
         rank | | place under p, 0 is the likeliest
         rank_pruned | | place under q
         discordant | pairs | pairs whose order is another under q
-        """),
-    **_table("bool", """
+        """,
+  ),
+  **_table(
+    "bool",
+    """
         flip | | the most likely next token changed
         aligned | | both models have read the same tokens so far
         alive | | neither model has ended its text
         correct | | the answer was right
         correct_pruned | | the pruned model's answer was right
         certified | | score_margin exceeds score_change: no flip is possible
-        """),
-    **_table("float", """
+        """,
+  ),
+  **_table(
+    "float",
+    """
         sparsity | | fraction of weights removed
         temperature | | of sampling; 0 is greedy
         analysis_temperature | | T of the softmax that is analysed
@@ -138,7 +149,8 @@ FIELDS: Mapping[str, Field] = {
         layer_error | | relative squared error of the layer's kernel outputs
         seconds | s | wall time
         memory | bytes | peak memory
-        """),
+        """,
+  ),
 }
 
 
@@ -152,30 +164,30 @@ def axis_label(name: str) -> str:
 
 
 _LABELS = {
-    "step": "decoding step",
-    "layer": "layer",
-    "cos_h": "cosine of embeddings h",
-    "cos_z": "cosine of logits z",
-    "cos_z_centred": "cosine of centred logits z",
-    "cos_p": "cosine of probabilities p",
-    "one_minus_cos_h": "1 − cosine of embeddings h",
-    "one_minus_cos_z": "1 − cosine of logits z",
-    "one_minus_cos_p": "1 − cosine of probabilities p",
-    "kl": "KL(p‖q)",
-    "kl_reverse": "KL(q‖p)",
-    "js": "Jensen–Shannon divergence",
-    "tv": "total variation distance",
-    "kl_estimate": "estimate Varₚ(Δz) / 2T²",
-    "one_minus_cos_p_estimate": "estimate Varᵣ(Δz) / 2T²",
-    "one_minus_cos_h_estimate": "estimate ρ(h)² / 2",
-    "one_minus_cos_z_estimate": "estimate ρ(z)² / 2",
-    "var_p": "Varₚ(Δz)",
-    "var_r": "Varᵣ(Δz)",
-    "var_uniform": "uniform variance of Δz",
-    "rms_dz": "root mean square of Δz",
-    "max_abs_dz": "largest |Δz|",
-    "rho_h": "change across h, relative",
-    "rho_z": "change across z, relative",
-    "alpha_h": "change along h, relative",
-    "alpha_z": "change along z, relative",
+  "step": "decoding step",
+  "layer": "layer",
+  "cos_h": "cosine of embeddings h",
+  "cos_z": "cosine of logits z",
+  "cos_z_centred": "cosine of centred logits z",
+  "cos_p": "cosine of probabilities p",
+  "one_minus_cos_h": "1 − cosine of embeddings h",
+  "one_minus_cos_z": "1 − cosine of logits z",
+  "one_minus_cos_p": "1 − cosine of probabilities p",
+  "kl": "KL(p‖q)",
+  "kl_reverse": "KL(q‖p)",
+  "js": "Jensen–Shannon divergence",
+  "tv": "total variation distance",
+  "kl_estimate": "estimate Varₚ(Δz) / 2T²",
+  "one_minus_cos_p_estimate": "estimate Varᵣ(Δz) / 2T²",
+  "one_minus_cos_h_estimate": "estimate ρ(h)² / 2",
+  "one_minus_cos_z_estimate": "estimate ρ(z)² / 2",
+  "var_p": "Varₚ(Δz)",
+  "var_r": "Varᵣ(Δz)",
+  "var_uniform": "uniform variance of Δz",
+  "rms_dz": "root mean square of Δz",
+  "max_abs_dz": "largest |Δz|",
+  "rho_h": "change across h, relative",
+  "rho_z": "change across z, relative",
+  "alpha_h": "change along h, relative",
+  "alpha_z": "change along z, relative",
 }

@@ -21,11 +21,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
-    FuncFormatter,
-    LogFormatterMathtext,
-    LogLocator,
-    MaxNLocator,
-    NullFormatter,
+  FuncFormatter,
+  LogFormatterMathtext,
+  LogLocator,
+  MaxNLocator,
+  NullFormatter,
 )
 
 from jaxprune.report.fields import axis_label
@@ -35,41 +35,46 @@ _WIDE, _SQUARE = (7.5, 3.7), (4.6, 4.4)  # inches
 _INK, _FAINT = "#222222", "#d9d9d9"
 _BLUE, _VERMILION, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#E69F00", "#009E73"
 _STYLES = {
-    "_h": (_BLUE, "-", "o"),
-    "_z": (_VERMILION, "--", "s"),
-    "_z_centred": (_ORANGE, "-.", "D"),
-    "_p": (_GREEN, ":", "^"),
+  "_h": (_BLUE, "-", "o"),
+  "_z": (_VERMILION, "--", "s"),
+  "_z_centred": (_ORANGE, "-.", "D"),
+  "_p": (_GREEN, ":", "^"),
 }
 _OTHERS = (
-    (_BLUE, "-", "o"), (_VERMILION, "--", "s"), (_GREEN, ":", "^"),
-    ("#CC79A7", "-.", "D"), ("#56B4E9", (0, (5, 1)), "v"),
-    ("#000000", (0, (1, 1)), "x"), (_ORANGE, (0, (3, 1, 1, 1)), "P"))
+  (_BLUE, "-", "o"),
+  (_VERMILION, "--", "s"),
+  (_GREEN, ":", "^"),
+  ("#CC79A7", "-.", "D"),
+  ("#56B4E9", (0, (5, 1)), "v"),
+  ("#000000", (0, (1, 1)), "x"),
+  (_ORANGE, (0, (3, 1, 1, 1)), "P"),
+)
 _FEW = 40  # points up to which each has a marker
 
 _RC = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#666666",
-    "axes.grid": True,
-    "axes.labelcolor": _INK,
-    "axes.labelsize": 9.5,
-    "axes.linewidth": 0.8,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "axes.unicode_minus": True,
-    "figure.facecolor": "white",
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9,
-    "grid.color": _FAINT,
-    "grid.linewidth": 0.6,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4,
-    "text.color": _INK,
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
+  "axes.axisbelow": True,
+  "axes.edgecolor": "#666666",
+  "axes.grid": True,
+  "axes.labelcolor": _INK,
+  "axes.labelsize": 9.5,
+  "axes.linewidth": 0.8,
+  "axes.spines.right": False,
+  "axes.spines.top": False,
+  "axes.titlelocation": "left",
+  "axes.titlesize": 10,
+  "axes.unicode_minus": True,
+  "figure.facecolor": "white",
+  "font.family": ["DejaVu Sans"],
+  "font.size": 9,
+  "grid.color": _FAINT,
+  "grid.linewidth": 0.6,
+  "legend.fontsize": 8.5,
+  "legend.frameon": False,
+  "lines.linewidth": 1.6,
+  "lines.markersize": 4,
+  "text.color": _INK,
+  "xtick.color": "#444444",
+  "ytick.color": "#444444",
 }
 
 
@@ -102,18 +107,19 @@ def mean_and_range(x: np.ndarray, values: np.ndarray) -> Series:
   at = np.unique(x)
   parts = [values[x == one] for one in at]
   return Series(
-      x=at,
-      y=np.array([part.mean() for part in parts]),
-      low=np.array([part.min() for part in parts]),
-      high=np.array([part.max() for part in parts]))
+    x=at,
+    y=np.array([part.mean() for part in parts]),
+    low=np.array([part.min() for part in parts]),
+    high=np.array([part.max() for part in parts]),
+  )
 
 
 def lines(
-    series: Mapping[str, Series],
-    *,
-    x: str = "step",
-    y: str = "cosine",
-    log_y: bool = False,
+  series: Mapping[str, Series],
+  *,
+  x: str = "step",
+  y: str = "cosine",
+  log_y: bool = False,
 ) -> bytes:
   """Lines with bands, one per entry.
 
@@ -135,11 +141,11 @@ def lines(
 
 
 def lines_by_layer(
-    attention: Mapping[str, Series],
-    mlp: Mapping[str, Series],
-    *,
-    y: str = "cosine",
-    log_y: bool = False,
+  attention: Mapping[str, Series],
+  mlp: Mapping[str, Series],
+  *,
+  y: str = "cosine",
+  log_y: bool = False,
 ) -> bytes:
   """Two panels over layers: attention and MLP, with one vertical axis.
 
@@ -155,7 +161,9 @@ def lines_by_layer(
   with _style():
     figure, (left, right) = _figure(_WIDE, panels=2)
     for axes, series, title in (
-        (left, attention, "Attention"), (right, mlp, "MLP")):
+      (left, attention, "Attention"),
+      (right, mlp, "MLP"),
+    ):
       _draw(axes, series, log_y)
       _finish(axes, "layer", y if axes is left else "")
       axes.set_title(title)
@@ -164,12 +172,12 @@ def lines_by_layer(
 
 
 def heat_map(
-    values: np.ndarray,
-    *,
-    value: str,
-    x: str = "step",
-    y: str = "layer",
-    log: bool = False,
+  values: np.ndarray,
+  *,
+  value: str,
+  x: str = "step",
+  y: str = "layer",
+  log: bool = False,
 ) -> bytes:
   """A number for every layer and step.
 
@@ -190,7 +198,8 @@ def heat_map(
   values = np.asarray(values, np.float64)
   if values.ndim != 2 or not values.size:
     raise ValueError(
-        f"values: shape {list(values.shape)}; give [layers, steps]")
+      f"values: shape {list(values.shape)}; give [layers, steps]"
+    )
   shown = np.isfinite(values) & ((values > 0) | (not log))
   with _style():
     figure, (axes,) = _figure(_WIDE)
@@ -198,8 +207,13 @@ def heat_map(
     axes.set_facecolor("#bbbbbb")
     norm = LogNorm() if log and shown.any() else None
     image = axes.imshow(
-        np.ma.masked_array(values, ~shown), aspect="auto", origin="lower",
-        cmap="cividis", interpolation="nearest", norm=norm)
+      np.ma.masked_array(values, ~shown),
+      aspect="auto",
+      origin="lower",
+      cmap="cividis",
+      interpolation="nearest",
+      norm=norm,
+    )
     _finish(axes, x, y)
     axes.yaxis.set_major_locator(_whole())
     bar = figure.colorbar(image, ax=axes, pad=0.02)
@@ -210,11 +224,7 @@ def heat_map(
 
 
 def scatter_against_truth(
-    truth: np.ndarray,
-    estimate: np.ndarray,
-    *,
-    x: str,
-    y: str,
+  truth: np.ndarray, estimate: np.ndarray, *, x: str, y: str
 ) -> bytes:
   """Estimates over what they estimate, both logarithmic, with the identity.
 
@@ -229,7 +239,8 @@ def scatter_against_truth(
     A PNG.
   """
   truth, estimate = (
-      np.asarray(each, np.float64).ravel() for each in (truth, estimate))
+    np.asarray(each, np.float64).ravel() for each in (truth, estimate)
+  )
   good = np.isfinite(truth) & np.isfinite(estimate)
   good &= (truth > 0) & (estimate > 0)
   truth_shown, estimate_shown = truth[good], estimate[good]
@@ -242,9 +253,14 @@ def scatter_against_truth(
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
     axes.plot(ends, ends, color="#666666", linewidth=1, label="equal")
     axes.plot(
-        truth_shown, estimate_shown, "o", color=_BLUE, markeredgewidth=0,
-        markersize=6 if good.sum() <= _FEW else 4,
-        alpha=max(0.15, min(0.8, 60 / max(good.sum(), 1))))
+      truth_shown,
+      estimate_shown,
+      "o",
+      color=_BLUE,
+      markeredgewidth=0,
+      markersize=6 if good.sum() <= _FEW else 4,
+      alpha=max(0.15, min(0.8, 60 / max(good.sum(), 1))),
+    )
     for axis in (axes.xaxis, axes.yaxis):
       _log_ticks(axis, *ends)
     axes.set(xlabel=_label(x), ylabel=_label(y))
@@ -254,7 +270,7 @@ def scatter_against_truth(
 
 
 def histogram(
-    values: Mapping[str, np.ndarray], *, x: str, bins: int = 40
+  values: Mapping[str, np.ndarray], *, x: str, bins: int = 40
 ) -> bytes:
   """How values are distributed; several sets as outlines over common bins.
 
@@ -268,8 +284,8 @@ def histogram(
     A PNG.
   """
   sets = {
-      name: np.asarray(each, np.float64).ravel()
-      for name, each in values.items()}
+    name: np.asarray(each, np.float64).ravel() for name, each in values.items()
+  }
   kept = {name: each[np.isfinite(each)] for name, each in sets.items()}
   left_out = sum(map(len, sets.values())) - sum(map(len, kept.values()))
   together = np.concatenate([*kept.values(), [] if kept else [0.0]])
@@ -281,11 +297,22 @@ def histogram(
     for index, (name, each) in enumerate(kept.items()):
       colour, style, _ = _style_of(name, index)
       axes.hist(
-          each, edges, histtype="stepfilled", color=colour, alpha=0.18,
-          linewidth=0)
+        each,
+        edges,
+        histtype="stepfilled",
+        color=colour,
+        alpha=0.18,
+        linewidth=0,
+      )
       axes.hist(
-          each, edges, histtype="step", color=colour, linestyle=style,
-          linewidth=1.5, label=_label(name))
+        each,
+        edges,
+        histtype="step",
+        color=colour,
+        linestyle=style,
+        linewidth=1.5,
+        label=_label(name),
+      )
     axes.set(xlabel=_label(x), ylabel="count")
     axes.yaxis.set_major_locator(_whole())
     axes.grid(False, axis="x")
@@ -295,7 +322,7 @@ def histogram(
 
 
 def paired_bars(
-    *panels: tuple[str, Sequence[str], np.ndarray, np.ndarray, str],
+  *panels: tuple[str, Sequence[str], np.ndarray, np.ndarray, str],
 ) -> bytes:
   """Dense beside pruned for a few named things, as in Fig 8 of the paper.
 
@@ -313,16 +340,27 @@ def paired_bars(
     for axes, (title, labels, dense, pruned, y) in zip(row, panels):
       at = np.arange(len(labels))
       for values, shift, colour, hatch, name in (
-          (dense, -0.2, _BLUE, None, "dense"),
-          (pruned, 0.2, _VERMILION, "///", "pruned")):
+        (dense, -0.2, _BLUE, None, "dense"),
+        (pruned, 0.2, _VERMILION, "///", "pruned"),
+      ):
         values = np.asarray(values, np.float64)
         axes.bar(
-            at + shift, np.where(np.isfinite(values), values, 0), 0.4,
-            color=colour, hatch=hatch, edgecolor="white", label=name)
+          at + shift,
+          np.where(np.isfinite(values), values, 0),
+          0.4,
+          color=colour,
+          hatch=hatch,
+          edgecolor="white",
+          label=name,
+        )
       # A dollar sign would begin a formula.
       names = [label.replace("$", r"\$") for label in labels]
-      axes.set_xticks(at, names, rotation=40 if len(at) > 5 else 0,
-                      ha="right" if len(at) > 5 else "center")
+      axes.set_xticks(
+        at,
+        names,
+        rotation=40 if len(at) > 5 else 0,
+        ha="right" if len(at) > 5 else "center",
+      )
       axes.set(ylabel=_label(y), title=title)
       axes.grid(False, axis="x")
     _legend(figure, row[0], 2)
@@ -367,12 +405,18 @@ def _draw(axes: Axes, series: Mapping[str, Series], log_y: bool) -> None:
     colour, style, marker = _style_of(name, index)
     few = len(line.x) <= _FEW
     axes.plot(
-        line.x, line.y, color=colour, linestyle=style, label=_label(name),
-        marker=marker if few else None)
+      line.x,
+      line.y,
+      color=colour,
+      linestyle=style,
+      label=_label(name),
+      marker=marker if few else None,
+    )
     if line.low is None:
       continue
     axes.fill_between(
-        line.x, line.low, line.high, color=colour, alpha=0.14, linewidth=0)
+      line.x, line.low, line.high, color=colour, alpha=0.14, linewidth=0
+    )
     if len(line.x) == 1:  # a band without width
       axes.vlines(line.x, line.low, line.high, color=colour, alpha=0.4)
   at = {float(x) for line in series.values() for x in line.x}
@@ -394,8 +438,13 @@ def _legend(figure: Figure, axes: Axes, entries: int) -> None:
   if entries > 1:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside upper left", ncols=2 if entries > 3 else
-        entries, handlelength=2.6, columnspacing=1.6)
+      handles,
+      labels,
+      loc="outside upper left",
+      ncols=2 if entries > 3 else entries,
+      handlelength=2.6,
+      columnspacing=1.6,
+    )
 
 
 def _note(axes: Axes, count, what: str, positive: bool) -> None:
@@ -414,18 +463,19 @@ def _log_ticks(axis, low: float, high: float) -> None:
   wide = high / low > 300
   axis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
   axis.set_major_formatter(
-      LogFormatterMathtext() if wide else FuncFormatter(lambda v, _: f"{v:g}"))
+    LogFormatterMathtext() if wide else FuncFormatter(lambda v, _: f"{v:g}")
+  )
   axis.set_minor_formatter(NullFormatter())
 
 
 def lines_by_sublayer(
-    attention: Mapping[str, Series],
-    mlp: Mapping[str, Series],
-    *,
-    x: str = "layer",
-    y: str = "cosine",
-    log_y: bool = False,
-    intervals: tuple[Mapping[str, Series], Mapping[str, Series]] = ({}, {}),
+  attention: Mapping[str, Series],
+  mlp: Mapping[str, Series],
+  *,
+  x: str = "layer",
+  y: str = "cosine",
+  log_y: bool = False,
+  intervals: tuple[Mapping[str, Series], Mapping[str, Series]] = ({}, {}),
 ) -> bytes:
   """Two panels, attention and MLP, over layers or steps, with error bars.
 
@@ -444,12 +494,18 @@ def lines_by_sublayer(
   with _style():
     figure, panels = _figure(_WIDE, panels=2)
     for axes, series, bars, title in zip(
-        panels, (attention, mlp), intervals, ("Attention", "MLP")):
+      panels, (attention, mlp), intervals, ("Attention", "MLP")
+    ):
       _draw(axes, series, log_y)
       for index, (name, bar) in enumerate(bars.items()):
         axes.vlines(
-            bar.x, bar.low, bar.high, color=_style_of(name, index)[0],
-            linewidth=2.4, alpha=0.7)
+          bar.x,
+          bar.low,
+          bar.high,
+          color=_style_of(name, index)[0],
+          linewidth=2.4,
+          alpha=0.7,
+        )
       _finish(axes, x, y if axes is panels[0] else "")
       axes.set_title(title)
     shown = panels[0] if attention else panels[1]

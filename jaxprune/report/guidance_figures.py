@@ -10,14 +10,14 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def score_against_feature(
-    feature: np.ndarray,
-    kept: np.ndarray,
-    learnt: np.ndarray,
-    kinds: Mapping[str, np.ndarray],
-    *,
-    x: str,
-    keep: float,
-    threshold: float | None,
+  feature: np.ndarray,
+  kept: np.ndarray,
+  learnt: np.ndarray,
+  kinds: Mapping[str, np.ndarray],
+  *,
+  x: str,
+  keep: float,
+  threshold: float | None,
 ) -> bytes:
   """Share of the dense score over a feature, a point per pruned model.
 
@@ -46,19 +46,26 @@ def score_against_feature(
       colour = figures._OTHERS[index % len(figures._OTHERS)][0]
       for hollow, at in ((True, chosen & learnt), (False, chosen & ~learnt)):
         axes.plot(
-            shown[at], kept[at], _MARKERS[index % len(_MARKERS)], alpha=0.8,
-            color=colour, markerfacecolor="none" if hollow else colour,
-            label=None if hollow else name)
+          shown[at],
+          kept[at],
+          _MARKERS[index % len(_MARKERS)],
+          alpha=0.8,
+          color=colour,
+          markerfacecolor="none" if hollow else colour,
+          label=None if hollow else name,
+        )
     axes.axhline(keep, color="#666666", linewidth=1)
     if threshold is not None:
-      axes.axvline(max(threshold, floor), color=figures._INK, linewidth=1,
-                   linestyle="--")
+      axes.axvline(
+        max(threshold, floor), color=figures._INK, linewidth=1, linestyle="--"
+      )
     low, high = axes.get_xlim()
     figures._log_ticks(axes.xaxis, low, high)
     figures._finish(axes, x, "share of the dense score kept")
     zeros = int(np.sum(feature <= 0))
     if zeros:
-      axes.set_title(f"{zeros} at 0, drawn at the left edge", fontsize=8,
-                     color="#666666")
+      axes.set_title(
+        f"{zeros} at 0, drawn at the left edge", fontsize=8, color="#666666"
+      )
     figures._legend(figure, axes, len(kinds))
     return figures._png(figure)

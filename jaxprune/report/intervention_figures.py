@@ -11,12 +11,12 @@ from jaxprune.statistics.bootstrap import Interval
 
 
 def interval_dots(
-    labels: Sequence[str],
-    series: Mapping[str, Sequence[Interval | None]],
-    *,
-    x: str,
-    reference: float | None = None,
-    log_x: bool = False,
+  labels: Sequence[str],
+  series: Mapping[str, Sequence[Interval | None]],
+  *,
+  x: str,
+  reference: float | None = None,
+  log_x: bool = False,
 ) -> bytes:
   """Estimates with intervals, one row per label, the first on top.
 
@@ -38,7 +38,8 @@ def interval_dots(
   with figures._style():
     width, _ = figures._WIDE
     figure = Figure(
-        figsize=(width, 1.1 + 0.26 * len(labels)), layout="constrained")
+      figsize=(width, 1.1 + 0.26 * len(labels)), layout="constrained"
+    )
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     if log_x:
@@ -46,19 +47,25 @@ def interval_dots(
     for index, (name, entries) in enumerate(series.items()):
       if len(entries) != len(labels):
         raise ValueError(
-            f"series {name!r} has {len(entries)} entries for {len(labels)}"
-            " labels: give one each")
+          f"series {name!r} has {len(entries)} entries for {len(labels)}"
+          " labels: give one each"
+        )
       colour, _, marker = figures._style_of(name, index)
       shown = [
-          (row, entry) for row, entry in enumerate(entries)
-          if entry is not None and np.isfinite(entry.estimate)
-          and (entry.estimate > 0 or not log_x)]
+        (row, entry)
+        for row, entry in enumerate(entries)
+        if entry is not None
+        and np.isfinite(entry.estimate)
+        and (entry.estimate > 0 or not log_x)
+      ]
       left_out += sum(entry is not None for entry in entries) - len(shown)
       at = np.array([row for row, _ in shown]) + 0.5 * (
-          (index + 0.5) / count - 0.5)
+        (index + 0.5) / count - 0.5
+      )
       middle, low, high = (
-          np.array([getattr(entry, field) for _, entry in shown], np.float64)
-          for field in ("estimate", "low", "high"))
+        np.array([getattr(entry, field) for _, entry in shown], np.float64)
+        for field in ("estimate", "low", "high")
+      )
       if log_x and len(shown):
         low = np.where(low > 0, low, middle)
       axes.hlines(at, low, high, color=colour, linewidth=1.6)

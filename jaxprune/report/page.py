@@ -71,12 +71,12 @@ class Section:
 
 
 def render_page(
-    *,
-    title: str,
-    verdict: str,
-    sections: Sequence[Section],
-    run: Mapping[str, Any],
-    protocol: Mapping[str, Cell] | None = None,
+  *,
+  title: str,
+  verdict: str,
+  sections: Sequence[Section],
+  run: Mapping[str, Any],
+  protocol: Mapping[str, Cell] | None = None,
 ) -> str:
   """Render report.html.
 
@@ -96,17 +96,21 @@ def render_page(
       its alternative text is missing.
   """
   body = [
-      f"<h1>{_text(title)}</h1>",
-      '<section class="verdict" aria-label="Verdict">',
-      *_paragraphs(verdict.split("\n\n")),
-      "</section>",
-      *(line for section in sections for line in _section(section)),
-      *_section(Section(
-          title="How this was measured",
-          tables=_protocol_tables(run, protocol or {}))),
+    f"<h1>{_text(title)}</h1>",
+    '<section class="verdict" aria-label="Verdict">',
+    *_paragraphs(verdict.split("\n\n")),
+    "</section>",
+    *(line for section in sections for line in _section(section)),
+    *_section(
+      Section(
+        title="How this was measured",
+        tables=_protocol_tables(run, protocol or {}),
+      )
+    ),
   ]
   return _DOCUMENT.format(
-      title=_text(title), style=_STYLE, body="\n".join(body))
+    title=_text(title), style=_STYLE, body="\n".join(body)
+  )
 
 
 def format_number(value: float, digits: int = _DIGITS) -> str:
@@ -123,7 +127,8 @@ def format_number(value: float, digits: int = _DIGITS) -> str:
     power = int(exponent)
     if value and not -4 <= power < 6:
       text = mantissa.rstrip("0").rstrip(".") + (
-          f"·10{str(power).translate(_SUPERSCRIPT)}")
+        f"·10{str(power).translate(_SUPERSCRIPT)}"
+      )
     else:
       text = f"{value:.{max(digits - 1 - power, 0)}f}"
       text = text.rstrip("0").rstrip(".") if "." in text else text
@@ -135,14 +140,16 @@ def format_interval(interval: Interval) -> tuple[str, str]:
   width = interval.high - interval.low
   if not math.isfinite(width):
     return format_number(interval.estimate), "[no interval]"
-  if width <= 0 or not 1e-4 <= max(
-      abs(interval.low), abs(interval.high)) < 10**6:
+  if (
+    width <= 0 or not 1e-4 <= max(abs(interval.low), abs(interval.high)) < 10**6
+  ):
     low, high = format_number(interval.low), format_number(interval.high)
     return format_number(interval.estimate), f"[{low}, {high}]"
   places = min(max(1 - math.floor(math.log10(width)), 0), 8)
   shown = [
-      f"{round(number, places) + 0.0:.{places}f}".replace("-", "−")
-      for number in (interval.estimate, interval.low, interval.high)]
+    f"{round(number, places) + 0.0:.{places}f}".replace("-", "−")
+    for number in (interval.estimate, interval.low, interval.high)
+  ]
   return shown[0], f"[{shown[1]}, {shown[2]}]"
 
 
@@ -157,56 +164,69 @@ def _text(value: Any) -> str:
 
 def _paragraphs(paragraphs):
   return [
-      f"<p>{_text(each.strip())}</p>" for each in paragraphs if each.strip()]
+    f"<p>{_text(each.strip())}</p>" for each in paragraphs if each.strip()
+  ]
 
 
 def _section(section: Section) -> list[str]:
   return [
-      "<section>",
-      f"<h2>{_text(section.title)}</h2>",
-      *_paragraphs(section.paragraphs),
-      *map(_table, section.tables),
-      *map(_figure, section.figures),
-      "</section>",
+    "<section>",
+    f"<h2>{_text(section.title)}</h2>",
+    *_paragraphs(section.paragraphs),
+    *map(_table, section.tables),
+    *map(_figure, section.figures),
+    "</section>",
   ]
 
 
 def _figure(figure: Figure) -> str:
   if not figure.png.startswith(b"\x89PNG\r\n\x1a\n"):
     raise ValueError(
-        f"figure {figure.caption!r}: not a PNG; give the bytes of one")
+      f"figure {figure.caption!r}: not a PNG; give the bytes of one"
+    )
   if not figure.alt.strip():
     raise ValueError(
-        f"figure {figure.caption!r}: alt is empty; say what it shows")
+      f"figure {figure.caption!r}: alt is empty; say what it shows"
+    )
   # The size, from the PNG's header: sharp on dense screens, and known to the
   # browser before the picture is decoded.
   width, height = (
-      round(int.from_bytes(figure.png[at : at + 4], "big") * _SCREEN_DPI / DPI)
-      for at in (16, 20))
+    round(int.from_bytes(figure.png[at : at + 4], "big") * _SCREEN_DPI / DPI)
+    for at in (16, 20)
+  )
   data = base64.b64encode(figure.png).decode("ascii")
   return (
-      f'<figure>\n<img src="data:image/png;base64,{data}"'
-      f' alt="{_text(figure.alt)}" width="{width}" height="{height}">\n'
-      f"<figcaption>{_text(figure.caption)}</figcaption>\n</figure>")
+    f'<figure>\n<img src="data:image/png;base64,{data}"'
+    f' alt="{_text(figure.alt)}" width="{width}" height="{height}">\n'
+    f"<figcaption>{_text(figure.caption)}</figcaption>\n</figure>"
+  )
 
 
 def _table(table: Table) -> str:
   for row in table.rows:
     if len(row) != len(table.columns):
       raise ValueError(
-          f"table {table.caption!r}: a row has {len(row)} cells and there are"
-          f" {len(table.columns)} columns: {list(row)!r:.80}")
+        f"table {table.caption!r}: a row has {len(row)} cells and there are"
+        f" {len(table.columns)} columns: {list(row)!r:.80}"
+      )
   numeric = [
-      _is_numeric([row[index] for row in table.rows])
-      for index in range(len(table.columns))]
+    _is_numeric([row[index] for row in table.rows])
+    for index in range(len(table.columns))
+  ]
 
   def line(tags, cells):
-    return "<tr>" + "".join(
+    return (
+      "<tr>"
+      + "".join(
         f"<{tag}{' class=num' if right else ''}>{cell}</{tag.split()[0]}>"
-        for tag, right, cell in zip(tags, numeric, cells)) + "</tr>"
+        for tag, right, cell in zip(tags, numeric, cells)
+      )
+      + "</tr>"
+    )
 
   tags = ['th scope="row"'] + ["td"] * (len(table.columns) - 1)
-  return "\n".join([
+  return "\n".join(
+    [
       f"<figure>\n<figcaption>{_text(table.caption)}</figcaption>",
       '<div class="scroll" tabindex="0" role="region"'
       f' aria-label="{_text(table.caption)}">',
@@ -218,14 +238,16 @@ def _table(table: Table) -> str:
       *(line(tags, map(_cell, row)) for row in table.rows),
       "</tbody>",
       "</table>\n</div>\n</figure>",
-  ])
+    ]
+  )
 
 
 def _is_numeric(cells) -> bool:
   known = [cell for cell in cells if cell is not None]
   return bool(known) and all(
-      isinstance(cell, (int, float, Interval)) and not isinstance(cell, bool)
-      for cell in known)
+    isinstance(cell, (int, float, Interval)) and not isinstance(cell, bool)
+    for cell in known
+  )
 
 
 def _cell(value: Cell) -> str:
@@ -253,19 +275,27 @@ def _protocol_tables(run, protocol) -> list[Table]:
   if calibration:
     token_hash = calibration.pop("hash", None)
     rows += [
-        ("Calibration", _listed(calibration)),
-        ("Calibration tokens", token_hash)]
+      ("Calibration", _listed(calibration)),
+      ("Calibration tokens", token_hash),
+    ]
   rows += [
-      (name.capitalize(), _listed(run.get(name) or {}))
-      for name in ("seeds", "device", "versions")]
+    (name.capitalize(), _listed(run.get(name) or {}))
+    for name in ("seeds", "device", "versions")
+  ]
   rows.append(("Command", run.get("command")))
   flags = list((run.get("flags") or {}).items())
   return [
-      Table(caption=caption, columns=(heading, "Value"), rows=[
-          (name, _setting(value)) for name, value in chosen])
-      for caption, heading, chosen in (
-          ("Protocol", "Setting", rows), ("Flags", "Flag", flags))
-      if chosen]
+    Table(
+      caption=caption,
+      columns=(heading, "Value"),
+      rows=[(name, _setting(value)) for name, value in chosen],
+    )
+    for caption, heading, chosen in (
+      ("Protocol", "Setting", rows),
+      ("Flags", "Flag", flags),
+    )
+    if chosen
+  ]
 
 
 def _setting(value) -> Cell:
@@ -276,8 +306,10 @@ def _setting(value) -> Cell:
 
 def _listed(values: Mapping[str, Any]) -> str:
   return ", ".join(
-      f"{name} {_setting(value)}" for name, value in values.items()
-      if value is not None)
+    f"{name} {_setting(value)}"
+    for name, value in values.items()
+    if value is not None
+  )
 
 
 _DOCUMENT = """<!DOCTYPE html>

@@ -33,19 +33,23 @@ from jaxprune.report.fields import FIELDS, Field
 from jaxprune.report.tables import RECORDS, read_records
 
 RUN, SUMMARY, FIGURES, PAGE = (
-    "run.json", "summary.json", "figures", "report.html")
+  "run.json",
+  "summary.json",
+  "figures",
+  "report.html",
+)
 _MAKER = "jaxprune"
 # Settings that may differ between a run and its resumption.
 _FREE_FLAGS = ("out", "resume", "verbosity")
 
 
 def describe_run(
-    *,
-    flags: Mapping[str, Any],
-    command: Sequence[str],
-    seeds: Mapping[str, int | None],
-    checkpoint_hash: str | Mapping[str, str] | None = None,
-    calibration: Mapping[str, Any] | None = None,
+  *,
+  flags: Mapping[str, Any],
+  command: Sequence[str],
+  seeds: Mapping[str, int | None],
+  checkpoint_hash: str | Mapping[str, str] | None = None,
+  calibration: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """What run.json says.
 
@@ -61,25 +65,27 @@ def describe_run(
   """
   devices = jax.devices()
   return {
-      "made_by": _MAKER,
-      "command": shlex.join(map(str, command)),
-      "flags": dict(flags),
-      "seeds": dict(seeds),
-      "checkpoint_hash": checkpoint_hash,
-      "calibration": None if calibration is None else dict(calibration),
-      "versions": {
-          "jaxprune": jaxprune.__version__,
-          **{name: _version(name) for name in (
-              "jax", "jaxlib", "flax", "numpy", "tokenizers")},
-          "python": platform.python_version(),
+    "made_by": _MAKER,
+    "command": shlex.join(map(str, command)),
+    "flags": dict(flags),
+    "seeds": dict(seeds),
+    "checkpoint_hash": checkpoint_hash,
+    "calibration": None if calibration is None else dict(calibration),
+    "versions": {
+      "jaxprune": jaxprune.__version__,
+      **{
+        name: _version(name)
+        for name in ("jax", "jaxlib", "flax", "numpy", "tokenizers")
       },
-      "device": {
-          "platform": devices[0].platform,
-          "kind": devices[0].device_kind,
-          "devices": len(devices),
-          "processes": jax.process_count(),
-          "system": platform.platform(),
-      },
+      "python": platform.python_version(),
+    },
+    "device": {
+      "platform": devices[0].platform,
+      "kind": devices[0].device_kind,
+      "devices": len(devices),
+      "processes": jax.process_count(),
+      "system": platform.platform(),
+    },
   }
 
 
@@ -95,13 +101,13 @@ class RunFolder:
   """
 
   def __init__(
-      self,
-      out: str | os.PathLike,
-      description: Mapping[str, Any],
-      *,
-      main_process: bool = True,
-      resume: bool = False,
-      extra_fields: Mapping[str, Field] | None = None,
+    self,
+    out: str | os.PathLike,
+    description: Mapping[str, Any],
+    *,
+    main_process: bool = True,
+    resume: bool = False,
+    extra_fields: Mapping[str, Field] | None = None,
   ):
     """Make the folder and write run.json.
 
@@ -128,7 +134,8 @@ class RunFolder:
     _check_folder(self.folder)
     description = json.loads(json.dumps(_plain(description)))
     description["extra_fields"] = {
-        name: dataclasses.asdict(field) for name, field in extra_fields.items()}
+      name: dataclasses.asdict(field) for name, field in extra_fields.items()
+    }
     if resume and (self.folder / RUN).is_file():
       _check_same(self.folder, description)
       _cut_off(self.folder / RECORDS)
@@ -197,8 +204,10 @@ class RunFolder:
 
   def _checked(self, row):
     return {
-        name: _value(name, value, self._fields, self.non_finite)
-        for name, value in row.items() if value is not None}
+      name: _value(name, value, self._fields, self.non_finite)
+      for name, value in row.items()
+      if value is not None
+    }
 
 
 def _version(name: str) -> str | None:
@@ -220,8 +229,9 @@ def _check_folder(folder: pathlib.Path) -> None:
     made_by = None
   if made_by != _MAKER:
     raise ValueError(
-        f"--out={folder}: is not empty and not a run of jaxprune (no {RUN} that"
-        " says so); give a new folder, or empty this one")
+      f"--out={folder}: is not empty and not a run of jaxprune (no {RUN} that"
+      " says so); give a new folder, or empty this one"
+    )
 
 
 def _check_same(folder: pathlib.Path, description: Mapping[str, Any]) -> None:
@@ -230,12 +240,18 @@ def _check_same(folder: pathlib.Path, description: Mapping[str, Any]) -> None:
     old, new = before.get(name), description.get(name)
     if name == "flags":
       old, new = (
-          {key: value for key, value in (flags or {}).items()
-           if key not in _FREE_FLAGS} for flags in (old, new))
+        {
+          key: value
+          for key, value in (flags or {}).items()
+          if key not in _FREE_FLAGS
+        }
+        for flags in (old, new)
+      )
     if old != new:
       raise ValueError(
-          f"--out={folder}: the run to resume has {name}={old!r}, this one"
-          f" {new!r}; give the same settings, or a new folder")
+        f"--out={folder}: the run to resume has {name}={old!r}, this one"
+        f" {new!r}; give the same settings, or a new folder"
+      )
 
 
 def _clear(folder: pathlib.Path) -> None:
@@ -256,8 +272,11 @@ def _cut_off(path: pathlib.Path) -> None:
 def _count_nulls(path: pathlib.Path) -> dict[str, int]:
   """Non-finite numbers of the rows that are there."""
   rows = read_records(path) if path.is_file() else []
-  return dict(collections.Counter(
-      name for row in rows for name, value in row.items() if value is None))
+  return dict(
+    collections.Counter(
+      name for row in rows for name, value in row.items() if value is None
+    )
+  )
 
 
 def _value(name, value, fields, non_finite):
@@ -266,20 +285,22 @@ def _value(name, value, fields, non_finite):
     near = difflib.get_close_matches(name, fields, 1)
     hint = f"did you mean {near[0]}? else " if near else ""
     raise ValueError(
-        f"record field {name!r} is unknown: {hint}pass it in extra_fields")
+      f"record field {name!r} is unknown: {hint}pass it in extra_fields"
+    )
   value = _plain(value)
   kind = fields[name].kind
   is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
   good = {
-      "text": isinstance(value, str),
-      "int": is_number and isinstance(value, int),
-      "bool": isinstance(value, bool),
-      "float": is_number,
+    "text": isinstance(value, str),
+    "int": is_number and isinstance(value, int),
+    "bool": isinstance(value, bool),
+    "float": is_number,
   }[kind]
   if not good:
     raise ValueError(
-        f"record field {name}={value!r}: must be a {kind}, not"
-        f" {type(value).__name__}")
+      f"record field {name}={value!r}: must be a {kind}, not"
+      f" {type(value).__name__}"
+    )
   if kind == "float":
     return _finite(float(value), name, non_finite)
   return value
@@ -302,8 +323,9 @@ def _finite(value, path, non_finite):
   """Replace what is not finite by None, and count it under its path."""
   if isinstance(value, dict):
     return {
-        key: _finite(entry, f"{path}.{key}".lstrip("."), non_finite)
-        for key, entry in value.items()}
+      key: _finite(entry, f"{path}.{key}".lstrip("."), non_finite)
+      for key, entry in value.items()
+    }
   if isinstance(value, list):
     return [_finite(entry, path, non_finite) for entry in value]
   if isinstance(value, float) and not math.isfinite(value):

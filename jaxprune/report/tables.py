@@ -35,7 +35,8 @@ def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
       row = json.loads(line)
     except ValueError as error:
       raise ValueError(
-          f"{path}: line {number}: not JSON ({error}); remove it") from error
+        f"{path}: line {number}: not JSON ({error}); remove it"
+      ) from error
     if not isinstance(row, dict):
       raise ValueError(f"{path}: line {number}: not an object; remove it")
     rows.append(row)
@@ -54,7 +55,7 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def write_csv(
-    rows: Sequence[Mapping[str, Any]], path: str | os.PathLike
+  rows: Sequence[Mapping[str, Any]], path: str | os.PathLike
 ) -> None:
   """Write rows as a table: fields in the order of `fields.FIELDS`, then others.
 
@@ -69,9 +70,12 @@ def write_csv(
   table.writerow(names)
   for row in rows:
     values = (row.get(name) for name in names)
-    table.writerow([
+    table.writerow(
+      [
         str(value).lower() if isinstance(value, bool) else value
-        for value in values])
+        for value in values
+      ]
+    )
   files.atomic_write_text(path, text.getvalue())
 
 
@@ -85,4 +89,5 @@ def _column(values) -> np.ndarray:
     if all(isinstance(value, int) for value in known):
       return np.array(values, np.int64)
   return np.array(
-      [math.nan if value is None else value for value in values], np.float64)
+    [math.nan if value is None else value for value in values], np.float64
+  )

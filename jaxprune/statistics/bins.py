@@ -45,8 +45,9 @@ def quantile_edges(values: np.ndarray, count: int) -> np.ndarray:
   values = np.asarray(values, np.float64)
   if count < 1 or not values.size or not np.isfinite(values).all():
     raise ValueError(
-        f"count={count}, {values.size} values: need at least one bin and"
-        " finite values only")
+      f"count={count}, {values.size} values: need at least one bin and"
+      " finite values only"
+    )
   distinct = np.unique(values)
   if len(distinct) <= count:
     return np.append(distinct, distinct[-1])
@@ -70,19 +71,20 @@ def bin_index(by: np.ndarray, edges: np.ndarray) -> np.ndarray:
   outside = ~((by >= edges[0]) & (by <= edges[-1]))
   if outside.any():
     raise ValueError(
-        f"{by[outside][0]} is outside of the bins, {edges[0]} to {edges[-1]}")
+      f"{by[outside][0]} is outside of the bins, {edges[0]} to {edges[-1]}"
+    )
   place = np.searchsorted(edges, by, side="right") - 1
   return np.minimum(place, len(edges) - 2)
 
 
 def binned_means(
-    values: np.ndarray,
-    by: np.ndarray,
-    prompts: np.ndarray,
-    edges: np.ndarray,
-    *,
-    seed: int = 0,
-    resamples: int = 1000,
+  values: np.ndarray,
+  by: np.ndarray,
+  prompts: np.ndarray,
+  edges: np.ndarray,
+  *,
+  seed: int = 0,
+  resamples: int = 1000,
 ) -> list[Bin]:
   """Mean of `values` in each bin of `by`, with an interval over prompts.
 
@@ -104,9 +106,14 @@ def binned_means(
   place, found = bin_index(by, edges), []
   for index in np.unique(place):
     keep = place == index
-    found.append(Bin(
-        low=float(edges[index]), high=float(edges[index + 1]),
+    found.append(
+      Bin(
+        low=float(edges[index]),
+        high=float(edges[index + 1]),
         centre=float(np.mean(by[keep])),
         interval=mean_interval(
-            values[keep], prompts[keep], seed=seed, resamples=resamples)))
+          values[keep], prompts[keep], seed=seed, resamples=resamples
+        ),
+      )
+    )
   return found

@@ -51,13 +51,13 @@ class Interval:
 
 
 def mean_interval(
-    values: np.ndarray,
-    prompts: np.ndarray | None = None,
-    *,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    method: str = "bca",
+  values: np.ndarray,
+  prompts: np.ndarray | None = None,
+  *,
+  level: float = 0.95,
+  resamples: int = 2000,
+  seed: int = 0,
+  method: str = "bca",
 ) -> Interval:
   """Interval of the mean over rows; of a paired difference, give differences.
 
@@ -75,20 +75,26 @@ def mean_interval(
   """
   values = _checked(values, 1)
   return ratio_interval(
-      values, np.ones_like(values), prompts, level=level, resamples=resamples,
-      seed=seed, method=method)
+    values,
+    np.ones_like(values),
+    prompts,
+    level=level,
+    resamples=resamples,
+    seed=seed,
+    method=method,
+  )
 
 
 def ratio_interval(
-    numerators: np.ndarray,
-    denominators: np.ndarray,
-    prompts: np.ndarray | None = None,
-    *,
-    transform: Callable[[np.ndarray], np.ndarray] = lambda ratio: ratio,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    method: str = "bca",
+  numerators: np.ndarray,
+  denominators: np.ndarray,
+  prompts: np.ndarray | None = None,
+  *,
+  transform: Callable[[np.ndarray], np.ndarray] = lambda ratio: ratio,
+  level: float = 0.95,
+  resamples: int = 2000,
+  seed: int = 0,
+  method: str = "bca",
 ) -> Interval:
   """Interval of transform(sum of numerators / sum of denominators).
 
@@ -111,32 +117,42 @@ def ratio_interval(
   numerators, denominators = _checked(numerators, 1), _checked(denominators, 1)
   if denominators.shape != numerators.shape or not (denominators > 0).all():
     raise ValueError(
-        f"denominators: need {numerators.size} positive numbers, one for each"
-        " numerator")
+      f"denominators: need {numerators.size} positive numbers, one for each"
+      " numerator"
+    )
   groups = _groups(prompts, numerators.size)
   num = np.bincount(groups, numerators)
   den = np.bincount(groups, denominators)
-  replicates = np.concatenate([
+  replicates = np.concatenate(
+    [
       (weights @ num) / (weights @ den)
-      for weights in _weights(len(num), resamples, seed)])
+      for weights in _weights(len(num), resamples, seed)
+    ]
+  )
   if len(num) > 1:
     jackknife = (num.sum() - num) / (den.sum() - den)
   else:
     jackknife = np.full(1, math.nan)
   return _interval(
-      transform(num.sum() / den.sum()), transform(replicates),
-      transform(jackknife), numerators.size, level, seed, method)
+    transform(num.sum() / den.sum()),
+    transform(replicates),
+    transform(jackknife),
+    numerators.size,
+    level,
+    seed,
+    method,
+  )
 
 
 def statistic_interval(
-    statistic: Callable[[np.ndarray], float],
-    rows: np.ndarray,
-    prompts: np.ndarray | None = None,
-    *,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    method: str = "bca",
+  statistic: Callable[[np.ndarray], float],
+  rows: np.ndarray,
+  prompts: np.ndarray | None = None,
+  *,
+  level: float = 0.95,
+  resamples: int = 2000,
+  seed: int = 0,
+  method: str = "bca",
 ) -> Interval:
   """Interval of any statistic, recomputed on every resample.
 
@@ -163,31 +179,50 @@ def statistic_interval(
     value = float(statistic(rows[np.concatenate(drawn)]))
     if not math.isfinite(value):
       raise ValueError(
-          f"the statistic is {value} on a resample; use one that every choice"
-          " of prompts gives a value, or more prompts")
+        f"the statistic is {value} on a resample; use one that every choice"
+        " of prompts gives a value, or more prompts"
+      )
     return value
 
-  replicates = np.array([
+  replicates = np.array(
+    [
       value_of([of_group[group] for group in np.repeat(np.arange(count), row)])
       for weights in _weights(count, resamples, seed)
-      for row in weights])
-  jackknife = np.array([
-      value_of(of_group[:group] + of_group[group + 1:])
-      for group in range(count)]) if count > 1 else np.full(1, math.nan)
+      for row in weights
+    ]
+  )
+  jackknife = (
+    np.array(
+      [
+        value_of(of_group[:group] + of_group[group + 1 :])
+        for group in range(count)
+      ]
+    )
+    if count > 1
+    else np.full(1, math.nan)
+  )
   return _interval(
-      float(statistic(rows)), replicates, jackknife, len(rows), level, seed,
-      method)
+    float(statistic(rows)),
+    replicates,
+    jackknife,
+    len(rows),
+    level,
+    seed,
+    method,
+  )
 
 
 def _checked(values, ndim) -> np.ndarray:
   values = np.asarray(values, np.float64)
   if values.ndim != ndim or not 1 <= ndim <= 2 or not values.size:
     raise ValueError(
-        f"values: shape {list(values.shape)}; need one row per measurement")
+      f"values: shape {list(values.shape)}; need one row per measurement"
+    )
   if not np.isfinite(values).all():
     where = np.argwhere(~np.isfinite(values))[0].tolist()
     raise ValueError(
-        f"values: not finite at {where}; leave such rows out and say how many")
+      f"values: not finite at {where}; leave such rows out and say how many"
+    )
   return values
 
 
@@ -198,8 +233,8 @@ def _groups(prompts, rows) -> np.ndarray:
   prompts = np.asarray(prompts)
   if prompts.shape != (rows,):
     raise ValueError(
-        f"prompts: shape {list(prompts.shape)}; need one for each of {rows}"
-        " rows")
+      f"prompts: shape {list(prompts.shape)}; need one for each of {rows} rows"
+    )
   return np.unique(prompts, return_inverse=True)[1]
 
 
@@ -214,11 +249,12 @@ def _weights(count: int, resamples: int, seed: int):
     drawn = rng.integers(count, size=(size, count))
     drawn += count * np.arange(size)[:, None]
     yield np.bincount(drawn.ravel(), minlength=size * count).reshape(
-        size, count)
+      size, count
+    )
 
 
 def _interval(
-    estimate, replicates, jackknife, rows, level, seed, method
+  estimate, replicates, jackknife, rows, level, seed, method
 ) -> Interval:
   if method not in METHODS:
     raise ValueError(f"method={method!r}: must be one of {', '.join(METHODS)}")
@@ -231,9 +267,16 @@ def _interval(
   if jackknife.size < 2:
     low = high = math.nan
   return Interval(
-      estimate=float(estimate), low=float(low), high=float(high), level=level,
-      prompts=jackknife.size, rows=rows, resamples=replicates.size, seed=seed,
-      method=method)
+    estimate=float(estimate),
+    low=float(low),
+    high=float(high),
+    level=level,
+    prompts=jackknife.size,
+    rows=rows,
+    resamples=replicates.size,
+    seed=seed,
+    method=method,
+  )
 
 
 def _corrected(tails, estimate, replicates, jackknife):
@@ -250,5 +293,6 @@ def _corrected(tails, estimate, replicates, jackknife):
   bias = normal.inv_cdf(below)
   acceleration = np.sum(spread**3) / (6 * scale)
   shifted = bias + np.array([normal.inv_cdf(tail) for tail in tails])
-  return np.array([
-      normal.cdf(bias + z / (1 - acceleration * z)) for z in shifted])
+  return np.array(
+    [normal.cdf(bias + z / (1 - acceleration * z)) for z in shifted]
+  )

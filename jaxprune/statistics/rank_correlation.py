@@ -20,7 +20,8 @@ def average_ranks(values: np.ndarray) -> np.ndarray:
     float64 [n].
   """
   _, inverse, counts = np.unique(
-      values, return_inverse=True, return_counts=True)
+    values, return_inverse=True, return_counts=True
+  )
   last = np.cumsum(counts)
   return (last - (counts - 1) / 2)[inverse]
 
@@ -39,14 +40,15 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
   x, y = (np.asarray(values, np.float64) for values in (x, y))
   if x.ndim != 1 or x.shape != y.shape or len(x) < 2:
     raise ValueError(
-        f"rank correlation of shapes {list(x.shape)} and {list(y.shape)}: give"
-        " two series of one length, at least 2")
+      f"rank correlation of shapes {list(x.shape)} and {list(y.shape)}: give"
+      " two series of one length, at least 2"
+    )
   if not (np.isfinite(x).all() and np.isfinite(y).all()):
     raise ValueError("rank correlation: a value is not finite")
   x, y = (ranks - ranks.mean() for ranks in map(average_ranks, (x, y)))
   scale = np.sqrt((x @ x) * (y @ y))
   if scale == 0:
     raise ValueError(
-        "rank correlation: all values of one side are equal, so they rank"
-        " nothing")
+      "rank correlation: all values of one side are equal, so they rank nothing"
+    )
   return float(x @ y / scale)

@@ -104,8 +104,11 @@ def fit_threshold(values: np.ndarray, bad: np.ndarray) -> Threshold | None:
   below, above = float(distinct[best]), float(distinct[best + 1])
   middle = below + (above - below) / 2
   return Threshold(
-      value=middle if middle < above else below, below=below, above=above,
-      balanced_error=float(errors[best]))
+    value=middle if middle < above else below,
+    below=below,
+    above=above,
+    balanced_error=float(errors[best]),
+  )
 
 
 def balanced_error(called_bad: np.ndarray, bad: np.ndarray) -> float:
@@ -122,8 +125,12 @@ def balanced_error(called_bad: np.ndarray, bad: np.ndarray) -> float:
 
 
 def error_interval(
-    wrong: np.ndarray, groups: np.ndarray, *, level: float = 0.95,
-    seed: int = 0, resamples: int = 2000
+  wrong: np.ndarray,
+  groups: np.ndarray,
+  *,
+  level: float = 0.95,
+  seed: int = 0,
+  resamples: int = 2000,
 ) -> Interval:
   """Share of wrong cases, with an interval that resamples whole groups.
 
@@ -143,21 +150,24 @@ def error_interval(
   """
   wrong = np.asarray(wrong, bool)
   found = mean_interval(
-      wrong, np.asarray(groups), level=level, seed=seed, resamples=resamples)
+    wrong, np.asarray(groups), level=level, seed=seed, resamples=resamples
+  )
   if 0 < found.estimate < 1:
     return found
   reach = 1 - ((1 - level) / 2) ** (1 / found.prompts)
   ends = (0.0, reach) if found.estimate == 0 else (1 - reach, 1.0)
   return dataclasses.replace(
-      found, low=ends[0], high=ends[1], method="clopper_pearson")
+    found, low=ends[0], high=ends[1], method="clopper_pearson"
+  )
 
 
 def _checked(values, bad):
   values, bad = np.asarray(values, np.float64), np.asarray(bad)
   if values.ndim != 1 or values.shape != bad.shape or bad.dtype != bool:
     raise ValueError(
-        f"values {list(values.shape)}, bad {list(bad.shape)} {bad.dtype}: give"
-        " one number and one bool per case")
+      f"values {list(values.shape)}, bad {list(bad.shape)} {bad.dtype}: give"
+      " one number and one bool per case"
+    )
   if not np.isfinite(values).all():
     raise ValueError("values: not finite; leave such cases out and count them")
   return values, bad

@@ -53,20 +53,21 @@ def drop_candidates(gates: Gates, kinds: Sequence[str]) -> Gates:
   for name in ("attention", "mlp"):
     gate_L = np.asarray(getattr(gates, name), np.float32)
     rows[name] = [np.ones((1, len(gate_L)), np.float32)] + [
-        gate_L * (stay_LL if kind in (name, "block") else np.ones_like(stay_LL))
-        for kind in kinds]
+      gate_L * (stay_LL if kind in (name, "block") else np.ones_like(stay_LL))
+      for kind in kinds
+    ]
   return Gates(**{name: np.concatenate(each) for name, each in rows.items()})
 
 
 def drop_damages(
-    config: ModelConfig,
-    params: Params,
-    tokens: np.ndarray,
-    *,
-    kinds: Sequence[str] = KINDS,
-    gates: Gates | None = None,
-    temperature: float = 1.0,
-    memory: Memory | None = None,
+  config: ModelConfig,
+  params: Params,
+  tokens: np.ndarray,
+  *,
+  kinds: Sequence[str] = KINDS,
+  gates: Gates | None = None,
+  temperature: float = 1.0,
+  memory: Memory | None = None,
 ) -> dict[str, dict[str, np.ndarray]]:
   """Damage of dropping one more sublayer or block, against the dense model.
 
@@ -91,23 +92,30 @@ def drop_damages(
     raise ValueError(f"kinds {sorted(unknown)}: use some of {KINDS}")
   size = config.num_layers
   found = gate_damages(
-      config, params, tokens, drop_candidates(
-          gates or decoder.make_gates(config), kinds),
-      temperature=temperature, memory=memory)
+    config,
+    params,
+    tokens,
+    drop_candidates(gates or decoder.make_gates(config), kinds),
+    temperature=temperature,
+    memory=memory,
+  )
   return {
-      kind: {name: leaf[1 + i * size : 1 + (i + 1) * size]
-             for name, leaf in found.items()}
-      for i, kind in enumerate(kinds)}
+    kind: {
+      name: leaf[1 + i * size : 1 + (i + 1) * size]
+      for name, leaf in found.items()
+    }
+    for i, kind in enumerate(kinds)
+  }
 
 
 def gate_damages(
-    config: ModelConfig,
-    params: Params,
-    tokens: np.ndarray,
-    candidates: Gates,
-    *,
-    temperature: float = 1.0,
-    memory: Memory | None = None,
+  config: ModelConfig,
+  params: Params,
+  tokens: np.ndarray,
+  candidates: Gates,
+  *,
+  temperature: float = 1.0,
+  memory: Memory | None = None,
 ) -> dict[str, np.ndarray]:
   """Damage of any sets of dropped sublayers.
 
@@ -126,17 +134,18 @@ def gate_damages(
     ValueError: tokens that the model cannot read.
   """
   return _in_batches(
-      _gate_damages, config, params, tokens, candidates, temperature, memory)
+    _gate_damages, config, params, tokens, candidates, temperature, memory
+  )
 
 
 def drop_slopes(
-    config: ModelConfig,
-    params: Params,
-    tokens: np.ndarray,
-    *,
-    kinds: Sequence[str] = KINDS,
-    temperature: float = 1.0,
-    memory: Memory | None = None,
+  config: ModelConfig,
+  params: Params,
+  tokens: np.ndarray,
+  *,
+  kinds: Sequence[str] = KINDS,
+  temperature: float = 1.0,
+  memory: Memory | None = None,
 ) -> dict[str, np.ndarray]:
   """What the derivative by each gate, at the dense model, predicts.
 
@@ -154,21 +163,22 @@ def drop_slopes(
   closed = drop_candidates(decoder.make_gates(config), kinds)
   directions = jax.tree.map(lambda leaf: leaf[1:] - 1.0, closed)
   found = _in_batches(
-      _gate_slopes, config, params, tokens, directions, temperature, memory)
+    _gate_slopes, config, params, tokens, directions, temperature, memory
+  )
   parts = np.split(found["kl_first_order"], len(kinds))
   return dict(zip(kinds, parts))
 
 
 def choose_drops(
-    source: checkpoints.Source,
-    count: int,
-    *,
-    target: str,
-    iterative: bool = False,
-    tokens: np.ndarray | None = None,
-    temperature: float = 1.0,
-    memory: Memory | None = None,
-    on_round: Callable[[int], None] = lambda round_: None,
+  source: checkpoints.Source,
+  count: int,
+  *,
+  target: str,
+  iterative: bool = False,
+  tokens: np.ndarray | None = None,
+  temperature: float = 1.0,
+  memory: Memory | None = None,
+  on_round: Callable[[int], None] = lambda round_: None,
 ) -> tuple[Drops, dict[str, np.ndarray]]:
   """Drop what the output misses least.
 
@@ -202,32 +212,45 @@ def choose_drops(
 
   def score(gates):
     found = drop_damages(
-        config, params, tokens, kinds=kinds, gates=Gates(**gates),
-        temperature=temperature, memory=memory)
-    seen.append({
+      config,
+      params,
+      tokens,
+      kinds=kinds,
+      gates=Gates(**gates),
+      temperature=temperature,
+      memory=memory,
+    )
+    seen.append(
+      {
         kind: each["kl"].mean(axis=1, dtype=np.float64)
-        for kind, each in found.items()})
+        for kind, each in found.items()
+      }
+    )
     on_round(len(seen) - 1)
     # The highest score goes first.
     return {kind: -each for kind, each in seen[-1].items()}
 
   chosen = drops.select_iterative(
-      score, config.num_layers, count, target,
-      per_round=1 if iterative else max(count, 1))
+    score,
+    config.num_layers,
+    count,
+    target,
+    per_round=1 if iterative else max(count, 1),
+  )
   if not seen:  # nothing to drop
     score(chosen.gates)
   return chosen, seen[0]
 
 
 def layer_damages(
-    source: checkpoints.Source,
-    method: str,
-    pattern: Pattern,
-    tokens: np.ndarray,
-    *,
-    temperature: float = 1.0,
-    memory: Memory | None = None,
-    on_layer: Callable[[int], None] = lambda layer: None,
+  source: checkpoints.Source,
+  method: str,
+  pattern: Pattern,
+  tokens: np.ndarray,
+  *,
+  temperature: float = 1.0,
+  memory: Memory | None = None,
+  on_layer: Callable[[int], None] = lambda layer: None,
 ) -> np.ndarray:
   """Damage of pruning one layer alone, everything else dense.
 
@@ -252,13 +275,13 @@ def layer_damages(
   streaming.check_tokens(source.config, tokens)
   config, params = checkpoints.load_params(source, jnp.float32)
   pruned = _each_alone(source, method, pattern, tokens, memory, on_layer)
-  both = path.add_delta(
-      config, params, config, {**params, "layers": pruned})
+  both = path.add_delta(config, params, config, {**params, "layers": pruned})
   size = config.num_layers
   alone_PL = np.concatenate([np.zeros((1, size)), np.eye(size)])
   shares_PL2 = np.repeat(alone_PL[:, :, None], 2, axis=2).astype(np.float32)
   found = _in_batches(
-      _share_damages, config, both, tokens, shares_PL2, temperature, memory)
+    _share_damages, config, both, tokens, shares_PL2, temperature, memory
+  )
   return found["kl"][1:]
 
 
@@ -273,7 +296,8 @@ def _each_alone(source, method, pattern, tokens, memory, on_layer):
     old = streaming.place_layer(read, memory)
     sliding = config.sliding_layers[index]
     new, _, _ = layer.prune_layer(
-        config, chosen, pattern, old, sliding, states, memory)
+      config, chosen, pattern, old, sliding, states, memory
+    )
     pruned.append(devices.to_host(layer.as_written(new, read)))
     if index + 1 < config.num_layers:
       streaming.advance(config, old, states, sliding, memory)
@@ -288,14 +312,19 @@ def _in_batches(run, config, params, tokens, candidates, temperature, memory):
   streaming.check_tokens(config, tokens)
   size = memory.size(len(tokens))
   params, candidates = jax.tree.map(
-      lambda leaf: devices.place_leaf(leaf, mesh), (params, candidates))
+    lambda leaf: devices.place_leaf(leaf, mesh), (params, candidates)
+  )
   temperature = devices.place(np.float32(temperature), mesh)
   parts = []
   for start in range(0, len(tokens), size):
     tokens_BT = devices.place_batch(
-        np.asarray(tokens[start : start + size], np.int32), mesh)
-    parts.append(devices.to_host(run(
-        config, mesh, params, tokens_BT, candidates, temperature)))
+      np.asarray(tokens[start : start + size], np.int32), mesh
+    )
+    parts.append(
+      devices.to_host(
+        run(config, mesh, params, tokens_BT, candidates, temperature)
+      )
+    )
   return jax.tree.map(lambda *each: np.concatenate(each, axis=1), *parts)
 
 
@@ -304,8 +333,13 @@ def _on_mesh(run, mesh):
   if mesh is None:
     return run
   return jax.shard_map(
-      run, mesh=mesh, in_specs=(P(), P("data"), P(), P()),
-      out_specs=P(None, "data"), axis_names={"data"}, check_vma=False)
+    run,
+    mesh=mesh,
+    in_specs=(P(), P("data"), P(), P()),
+    out_specs=P(None, "data"),
+    axis_names={"data"},
+    check_vma=False,
+  )
 
 
 def _read(config, params, h_D):
@@ -319,7 +353,8 @@ def _hidden(config, params, tokens_BT, gates):
 
 def _logit_damage(config, params, temperature, h_D, g_D):
   return ablation.logit_damage(
-      *(_read(config, params, each_D) for each_D in (h_D, g_D)), temperature)
+    *(_read(config, params, each_D) for each_D in (h_D, g_D)), temperature
+  )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -327,9 +362,10 @@ def _gate_damages(config, mesh, params, tokens_BT, candidates, temperature):
 
   def run(params, tokens_BT, candidates, temperature):
     return ablation.damages(
-        functools.partial(_hidden, config, params, tokens_BT),
-        functools.partial(_logit_damage, config, params, temperature),
-        candidates)
+      functools.partial(_hidden, config, params, tokens_BT),
+      functools.partial(_logit_damage, config, params, temperature),
+      candidates,
+    )
 
   found = _on_mesh(run, mesh)(params, tokens_BT, candidates, temperature)
   return devices.on_every_device(found, mesh)
@@ -341,11 +377,13 @@ def _gate_slopes(config, mesh, params, tokens_BT, directions, temperature):
   def run(params, tokens_BT, directions, temperature):
     at = jax.tree.map(lambda leaf: jnp.ones_like(leaf[0]), directions)
     return ablation.slopes(
-        functools.partial(_hidden, config, params, tokens_BT),
-        lambda h_D, dh_D: ablation.slope_damage(
-            *(_read(config, params, each_D) for each_D in (h_D, dh_D)),
-            temperature),
-        at, directions)
+      functools.partial(_hidden, config, params, tokens_BT),
+      lambda h_D, dh_D: ablation.slope_damage(
+        *(_read(config, params, each_D) for each_D in (h_D, dh_D)), temperature
+      ),
+      at,
+      directions,
+    )
 
   found = _on_mesh(run, mesh)(params, tokens_BT, directions, temperature)
   return devices.on_every_device(found, mesh)
@@ -359,14 +397,19 @@ def _share_damages(config, mesh, params, tokens_BT, shares, temperature):
 
     def hidden(shares_L2):
       return path.hidden(
-          config, params, tokens_BT, jnp.ones((batch, length), bool),
-          jnp.broadcast_to(
-              shares_L2[:, :, None], (*shares_L2.shape, length)),
-          num_steps=length)
+        config,
+        params,
+        tokens_BT,
+        jnp.ones((batch, length), bool),
+        jnp.broadcast_to(shares_L2[:, :, None], (*shares_L2.shape, length)),
+        num_steps=length,
+      )
 
     return ablation.damages(
-        hidden, functools.partial(_logit_damage, config, params, temperature),
-        shares)
+      hidden,
+      functools.partial(_logit_damage, config, params, temperature),
+      shares,
+    )
 
   found = _on_mesh(run, mesh)(params, tokens_BT, shares, temperature)
   return devices.on_every_device(found, mesh)

@@ -46,9 +46,20 @@ from jaxprune.probes.decoder.propagation import path
 
 Params = Any
 METRICS = (
-    "one_minus_cos_h", "one_minus_cos_z", "one_minus_cos_z_centred",
-    "one_minus_cos_p", "kl", "tv", "flips", "kl_at_flips", "rms_dz", "var_p",
-    "margin_lost", "log_prob", "hits")
+  "one_minus_cos_h",
+  "one_minus_cos_z",
+  "one_minus_cos_z_centred",
+  "one_minus_cos_p",
+  "kl",
+  "tv",
+  "flips",
+  "kl_at_flips",
+  "rms_dz",
+  "var_p",
+  "margin_lost",
+  "log_prob",
+  "hits",
+)
 _CHUNK = 32  # positions whose logits exist at a time
 
 
@@ -85,10 +96,10 @@ class Pair:
 
 
 def make_pair(
-    config: ModelConfig,
-    params: Params,
-    pruned_config: ModelConfig,
-    pruned_params: Params,
+  config: ModelConfig,
+  params: Params,
+  pruned_config: ModelConfig,
+  pruned_params: Params,
 ) -> Pair:
   """Bring two models to one structure; a missing bias becomes 0.
 
@@ -98,48 +109,52 @@ def make_pair(
   transitions.check_replaceable(config, pruned_config)
   if config.mlp_dim != pruned_config.mlp_dim:
     raise ValueError(
-        f"the two models differ in mlp_dim: {config.mlp_dim} and"
-        f" {pruned_config.mlp_dim}; prune without --narrow, so that the"
-        " removed units are zero")
+      f"the two models differ in mlp_dim: {config.mlp_dim} and"
+      f" {pruned_config.mlp_dim}; prune without --narrow, so that the"
+      " removed units are zero"
+    )
   for name in ("embed", "final_norm", "head"):
-    path._check_equal(
-        name, params.get(name), pruned_params.get(name))
+    path._check_equal(name, params.get(name), pruned_params.get(name))
   dense, pruned = (
-      {name: dict(leaf) for name, leaf in tree["layers"].items()}
-      for tree in (params, pruned_params))
+    {name: dict(leaf) for name, leaf in tree["layers"].items()}
+    for tree in (params, pruned_params)
+  )
   for sublayer, name in decoder.KERNELS:
     for mine, other in ((dense, pruned), (pruned, dense)):
       leaf, beside = mine[sublayer][name], other[sublayer][name]
       if "bias" in beside and "bias" not in leaf:
-        mine[sublayer][name] = {
-            **leaf, "bias": jnp.zeros_like(beside["bias"])}
+        mine[sublayer][name] = {**leaf, "bias": jnp.zeros_like(beside["bias"])}
   return Pair(params={**params, "layers": dense}, pruned=pruned)
 
 
 def dense_text(
-    config: ModelConfig,
-    params: Params,
-    tokens_BT: Any,
-    valid_BT: Any,
-    *,
-    num_steps: int,
+  config: ModelConfig,
+  params: Params,
+  tokens_BT: Any,
+  valid_BT: Any,
+  *,
+  num_steps: int,
 ) -> Text:
   """The greedy text of the dense model, to its end or for `num_steps`."""
   text = generation.generate(
-      config, params, tokens_BT, valid_BT=valid_BT, max_new_tokens=num_steps)
+    config, params, tokens_BT, valid_BT=valid_BT, max_new_tokens=num_steps
+  )
   # The last token is a prediction of the last step and is never read.
   return Text(
-      tokens=jnp.concatenate(
-          [jnp.asarray(tokens_BT), text.tokens[:, :-1]], axis=1),
-      valid=jnp.pad(jnp.asarray(valid_BT), ((0, 0), (0, num_steps - 1)),
-                    constant_values=True),
-      target=text.tokens,
-      alive=jnp.arange(num_steps)[None] < text.lengths[:, None])
+    tokens=jnp.concatenate(
+      [jnp.asarray(tokens_BT), text.tokens[:, :-1]], axis=1
+    ),
+    valid=jnp.pad(
+      jnp.asarray(valid_BT), ((0, 0), (0, num_steps - 1)), constant_values=True
+    ),
+    target=text.tokens,
+    alive=jnp.arange(num_steps)[None] < text.lengths[:, None],
+  )
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def frozen(
-    config: ModelConfig, pair: Pair, text: Text, dense_KL: jax.Array
+  config: ModelConfig, pair: Pair, text: Text, dense_KL: jax.Array
 ) -> jax.Array:
   """What the LM head reads when some layers are dense, the others pruned.
 
@@ -155,11 +170,10 @@ def frozen(
   steps = text.target.shape[1]
 
   def run(dense_L):
-    tree = interventions.mix_layers(
-        dense_L, pair.params["layers"], pair.pruned)
+    tree = interventions.mix_layers(dense_L, pair.params["layers"], pair.pruned)
     x_BTD, _ = decoder.forward(
-        config, {**pair.params, "layers": tree}, text.tokens,
-        valid_BT=text.valid)
+      config, {**pair.params, "layers": tree}, text.tokens, valid_BT=text.valid
+    )
     return decoder.final_norm(config, pair.params, x_BTD[:, -steps:])
 
   return jax.lax.map(run, dense_KL)
@@ -167,7 +181,7 @@ def frozen(
 
 @functools.partial(jax.jit, static_argnames="config")
 def patched(
-    config: ModelConfig, pair: Pair, text: Text, key: jax.Array
+  config: ModelConfig, pair: Pair, text: Text, key: jax.Array
 ) -> dict[str, jax.Array]:
   """What the LM head reads when one run is given the h of the other.
 
@@ -185,49 +199,55 @@ def patched(
     `dense` and `pruned` themselves, [1, B, R, D], by the same operations.
   """
   trees = {"dense": pair.params["layers"], "pruned": pair.pruned}
-  past = {name: _history(config, pair.params, tree, text)
-          for name, tree in trees.items()}
+  past = {
+    name: _history(config, pair.params, tree, text)
+    for name, tree in trees.items()
+  }
   steps = text.target.shape[1]
   start_BRD = decoder.embed(config, pair.params, text.tokens[:, -steps:])
 
   def run(name, given_BRD, place):
     return _on_history(
-        config, trees[name], past[name], text, start_BRD, given_BRD, place)
+      config, trees[name], past[name], text, start_BRD, given_BRD, place
+    )
 
   def norm(x_BRD):
     return decoder.final_norm(config, pair.params, x_BRD)
 
   whole = {name: run(name, start_BRD, 0) for name in trees}
   h_KBRD, g_KBRD = jax.lax.optimization_barrier(
-      tuple(states for _, states in whole.values()))
+    tuple(states for _, states in whole.values())
+  )
   flat = (g_KBRD - h_KBRD).reshape(-1, h_KBRD.shape[-1])
   random_KBRD = jax.vmap(interventions.random_like)(
-      jax.random.split(key, len(flat)), flat).reshape(h_KBRD.shape)
+    jax.random.split(key, len(flat)), flat
+  ).reshape(h_KBRD.shape)
   given = {
-      "patch_pruned": ("pruned", h_KBRD),
-      "patch_pruned_random": ("pruned", g_KBRD - random_KBRD),
-      "patch_dense": ("dense", g_KBRD),
-      "patch_dense_random": ("dense", h_KBRD + random_KBRD),
+    "patch_pruned": ("pruned", h_KBRD),
+    "patch_pruned_random": ("pruned", g_KBRD - random_KBRD),
+    "patch_dense": ("dense", g_KBRD),
+    "patch_dense_random": ("dense", h_KBRD + random_KBRD),
   }
   places = jnp.arange(len(h_KBRD))
   found = {
-      label: jax.lax.map(
-          lambda inputs, name=name: norm(run(name, *inputs)[0]),
-          (states, places))
-      for label, (name, states) in given.items()}
+    label: jax.lax.map(
+      lambda inputs, name=name: norm(run(name, *inputs)[0]), (states, places)
+    )
+    for label, (name, states) in given.items()
+  }
   return found | {name: norm(out)[None] for name, (out, _) in whole.items()}
 
 
 @functools.partial(jax.jit, static_argnames=("config", "metrics"))
 def measure_states(
-    config: ModelConfig,
-    pair: Pair,
-    text: Text,
-    dense_BRD: jax.Array,
-    h_KBRD: jax.Array,
-    *,
-    temperature: float | jax.Array = 1.0,
-    metrics: tuple[str, ...] = METRICS,
+  config: ModelConfig,
+  pair: Pair,
+  text: Text,
+  dense_BRD: jax.Array,
+  h_KBRD: jax.Array,
+  *,
+  temperature: float | jax.Array = 1.0,
+  metrics: tuple[str, ...] = METRICS,
 ) -> dict[str, jax.Array]:
   """Compare what the LM head reads with what it reads in the dense model.
 
@@ -251,15 +271,18 @@ def measure_states(
 
   def one(h_BRD):
     def measure(h_D, g_D, target, alive):
-      z_V, y_V = jax.lax.optimization_barrier(tuple(
-          decoder.unembed(config, pair.params, x_D, "raw")
-          for x_D in (h_D, g_D)))
+      z_V, y_V = jax.lax.optimization_barrier(
+        tuple(
+          decoder.unembed(config, pair.params, x_D, "raw") for x_D in (h_D, g_D)
+        )
+      )
       found = compare_logits(z_V, y_V, target, temperature)
       found["one_minus_cos_h"] = spaces.compare_vectors(h_D, g_D).one_minus_cos
       return {name: jnp.where(alive, found[name], 0) for name in metrics}
 
     return scan.measure_rows(
-        measure, dense_BRD, h_BRD, text.target, text.alive, chunk=_CHUNK)
+      measure, dense_BRD, h_BRD, text.target, text.alive, chunk=_CHUNK
+    )
 
   return jax.lax.map(one, h_KBRD)
 
@@ -273,18 +296,18 @@ def compare_logits(z_V, y_V, target, temperature):
   flips = (top != jnp.argmax(y_V)).astype(jnp.float32)
   weight_V = log_ratio.softmax(z_V, temperature)
   return {
-      "one_minus_cos_z": plain.one_minus_cos,
-      "one_minus_cos_z_centred": centred.one_minus_cos,
-      "one_minus_cos_p": found.one_minus_cos_p,
-      "kl": found.kl,
-      "tv": found.tv,
-      "flips": flips,
-      "kl_at_flips": jnp.where(flips == 1, found.kl, 0),
-      "rms_dz": jnp.sqrt(jnp.mean(dz_V * dz_V)),
-      "var_p": logit_moments.variance(weight_V, dz_V),
-      "margin_lost": _lead(z_V, top) - _lead(y_V, top),
-      "log_prob": jax.nn.log_softmax(y_V / temperature)[target],
-      "hits": (jnp.argmax(y_V) == target).astype(jnp.float32),
+    "one_minus_cos_z": plain.one_minus_cos,
+    "one_minus_cos_z_centred": centred.one_minus_cos,
+    "one_minus_cos_p": found.one_minus_cos_p,
+    "kl": found.kl,
+    "tv": found.tv,
+    "flips": flips,
+    "kl_at_flips": jnp.where(flips == 1, found.kl, 0),
+    "rms_dz": jnp.sqrt(jnp.mean(dz_V * dz_V)),
+    "var_p": logit_moments.variance(weight_V, dz_V),
+    "margin_lost": _lead(z_V, top) - _lead(y_V, top),
+    "log_prob": jax.nn.log_softmax(y_V / temperature)[target],
+    "hits": (jnp.argmax(y_V) == target).astype(jnp.float32),
   }
 
 
@@ -297,8 +320,12 @@ def _lead(z_V, token):
 def _history(config, params, tree, text):
   """Keys and values [L, B, T, K, H] that one model leaves of the text."""
   _, kept = decoder.forward(
-      config, {**params, "layers": tree}, text.tokens, valid_BT=text.valid,
-      observe=lambda tape: (tape["key"], tape["value"]))
+    config,
+    {**params, "layers": tree},
+    text.tokens,
+    valid_BT=text.valid,
+    observe=lambda tape: (tape["key"], tape["value"]),
+  )
   return kept
 
 
@@ -323,17 +350,32 @@ def _on_history(config, tree, past, text, x_BRD, given_BRD, place):
   def body(x_BRD, inputs):
     layer, options, (index, key_BTKH, value_BTKH) = inputs
     x_BRD = swap(x_BRD, index)
-    mask_BRT = attention.allowed(
-        context.slots[begin:], context.slots, context.positions[:, begin:],
-        context.key_positions, context.key_valid, config.sliding_window,
-        options["sliding"]) & before_RT[None]
+    mask_BRT = (
+      attention.allowed(
+        context.slots[begin:],
+        context.slots,
+        context.positions[:, begin:],
+        context.key_positions,
+        context.key_valid,
+        config.sliding_window,
+        options["sliding"],
+      )
+      & before_RT[None]
+    )
     out_BRD = x_BRD + transitions._attention(
-        config, layer, x_BRD, context.cos[:, begin:], context.sin[:, begin:],
-        key_BTKH, value_BTKH, mask_BRT)
+      config,
+      layer,
+      x_BRD,
+      context.cos[:, begin:],
+      context.sin[:, begin:],
+      key_BTKH,
+      value_BTKH,
+      mask_BRT,
+    )
     return out_BRD + transitions._mlp(config, layer, out_BRD), x_BRD
 
   x_BRD, states = decoder.over_layers(
-      config, tree, x_BRD, body,
-      each=(jnp.arange(config.num_layers), *past))
+    config, tree, x_BRD, body, each=(jnp.arange(config.num_layers), *past)
+  )
   x_BRD = swap(x_BRD, config.num_layers)
   return x_BRD, jnp.concatenate([states, x_BRD[None]])

@@ -20,18 +20,18 @@ Params = Any
 
 
 def write(
-    config: ModelConfig,
-    params: Params,
-    pruned_params: Params,
-    tokens_BT: jax.Array,
-    valid_BT: jax.Array,
-    policy: monitoring.Policy,
-    *,
-    num_steps: int,
-    key: jax.Array,
-    cache: str = "own",
-    eos_ids: tuple[int, ...] = (),
-    temperature: float = 1.0,
+  config: ModelConfig,
+  params: Params,
+  pruned_params: Params,
+  tokens_BT: jax.Array,
+  valid_BT: jax.Array,
+  policy: monitoring.Policy,
+  *,
+  num_steps: int,
+  key: jax.Array,
+  cache: str = "own",
+  eos_ids: tuple[int, ...] = (),
+  temperature: float = 1.0,
 ) -> monitoring.Monitored:
   """Continue prompts greedily under a policy per row; see `monitoring`.
 
@@ -54,40 +54,75 @@ def write(
   """
   if cache not in monitoring.CACHES:
     raise ValueError(
-        f"cache={cache!r}: use one of {', '.join(monitoring.CACHES)}")
+      f"cache={cache!r}: use one of {', '.join(monitoring.CACHES)}"
+    )
   if jax.default_backend() == "cpu":
     # Separate layers decode there twice as fast as a stack.
     params, pruned_params = map(generation.unstack, (params, pruned_params))
   return _write(
-      config, params, pruned_params, tokens_BT, valid_BT, policy, num_steps,
-      key, cache, tuple(eos_ids), temperature)
+    config,
+    params,
+    pruned_params,
+    tokens_BT,
+    valid_BT,
+    policy,
+    num_steps,
+    key,
+    cache,
+    tuple(eos_ids),
+    temperature,
+  )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6, 8, 9, 10))
 def _write(
-    config, params, pruned_params, tokens_BT, valid_BT, policy, num_steps, key,
-    cache, eos_ids, temperature):
+  config,
+  params,
+  pruned_params,
+  tokens_BT,
+  valid_BT,
+  policy,
+  num_steps,
+  key,
+  cache,
+  eos_ids,
+  temperature,
+):
   # One column of padding, so that a prompt of one token has a cache too.
   tokens_BT = jnp.pad(tokens_BT, ((0, 0), (1, 0)))
   valid_BT = jnp.pad(valid_BT, ((0, 0), (1, 0)))
   weights = {"dense": params, "pruned": pruned_params}
   capacity = tokens_BT.shape[1] + num_steps
   caches = {
-      name: generation.prefill(
-          config, tree, tokens_BT[:, :-1], capacity=capacity,
-          valid_BT=valid_BT[:, :-1])[2]
-      for name, tree in weights.items()
-      if name == "pruned" or cache == "own"}
+    name: generation.prefill(
+      config,
+      tree,
+      tokens_BT[:, :-1],
+      capacity=capacity,
+      valid_BT=valid_BT[:, :-1],
+    )[2]
+    for name, tree in weights.items()
+    if name == "pruned" or cache == "own"
+  }
 
   def decode(tree, token_B, cache):
     x_BTD, _, cache = generation.decode_step(
-        config, tree, cache, token_B[:, None])
+      config, tree, cache, token_B[:, None]
+    )
     return decoder.unembed(config, tree, x_BTD[:, 0]), cache
 
   return monitoring.write_monitored(
-      decode, weights, caches, tokens_BT[:, -1], policy, num_steps=num_steps,
-      key=key, eos_ids=eos_ids, temperature=temperature,
-      merge=None if cache == "own" else _merge)
+    decode,
+    weights,
+    caches,
+    tokens_BT[:, -1],
+    policy,
+    num_steps=num_steps,
+    key=key,
+    eos_ids=eos_ids,
+    temperature=temperature,
+    merge=None if cache == "own" else _merge,
+  )
 
 
 def _merge(pruned, dense, handed_B):
@@ -100,12 +135,14 @@ def _merge(pruned, dense, handed_B):
   def newest(old, new):
     axis = old.ndim - 3  # [B, S, K, H], on L if the layers are stacked
     mine, theirs = (
-        jax.lax.dynamic_slice_in_dim(each, slot, 1, axis)
-        for each in (old, new))
+      jax.lax.dynamic_slice_in_dim(each, slot, 1, axis) for each in (old, new)
+    )
     handed = handed_B.reshape(*(1,) * (axis - 1), -1, 1, 1, 1)
     chosen = jnp.where(handed, theirs, mine)
     return jax.lax.dynamic_update_slice_in_dim(old, chosen, slot, axis)
 
   return dataclasses.replace(
-      pruned, key=jax.tree.map(newest, pruned.key, dense.key),
-      value=jax.tree.map(newest, pruned.value, dense.value))
+    pruned,
+    key=jax.tree.map(newest, pruned.key, dense.key),
+    value=jax.tree.map(newest, pruned.value, dense.value),
+  )

@@ -30,25 +30,25 @@ def check_same_shape(config: ModelConfig, pruned_config: ModelConfig) -> None:
     dense, pruned = getattr(config, field), getattr(pruned_config, field)
     if dense != pruned:
       raise ValueError(
-          f"the two models differ in {field}: {dense} and {pruned}; compare"
-          " checkpoints of one shape")
+        f"the two models differ in {field}: {dense} and {pruned}; compare"
+        " checkpoints of one shape"
+      )
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "pruned_config", "lens"))
+@functools.partial(jax.jit, static_argnames=("config", "pruned_config", "lens"))
 def compare_sequences(
-    config: ModelConfig,
-    params: Params,
-    pruned_config: ModelConfig,
-    pruned_params: Params,
-    tokens_BT: jax.Array,
-    valid_BT: jax.Array,
-    rows_BR: jax.Array,
-    *,
-    temperature: float = 1.0,
-    lens: str = "final_norm",
-    gates: Gates | None = None,
-    pruned_gates: Gates | None = None,
+  config: ModelConfig,
+  params: Params,
+  pruned_config: ModelConfig,
+  pruned_params: Params,
+  tokens_BT: jax.Array,
+  valid_BT: jax.Array,
+  rows_BR: jax.Array,
+  *,
+  temperature: float = 1.0,
+  lens: str = "final_norm",
+  gates: Gates | None = None,
+  pruned_gates: Gates | None = None,
 ) -> tuple[Position, Position]:
   """Compare two models on the same tokens (teacher-forced), in one pass.
 
@@ -77,61 +77,88 @@ def compare_sequences(
   def block(model_config, layer, x_BTD):
     weights, sliding, gate = layer
     out, tape = decoder.block(
-        model_config, weights, x_BTD, context,
-        **decoder.layer_options(model_config, sliding, gate))
+      model_config,
+      weights,
+      x_BTD,
+      context,
+      **decoder.layer_options(model_config, sliding, gate),
+    )
     return tape["residual_mid"], out
 
   def stacked(model_config, model_params, model_gates):
-    return (model_params["layers"], jnp.asarray(model_config.sliding_layers),
-            model_gates)
+    return (
+      model_params["layers"],
+      jnp.asarray(model_config.sliding_layers),
+      model_gates,
+    )
 
   def read(h_D, model_config, model_params, how):
     return decoder.unembed(model_config, model_params, h_D, how)
 
   def inner(h_D, g_D):
     return compare_position(
-        h_D, g_D, read(h_D, config, params, lens),
-        read(g_D, pruned_config, pruned_params, lens), temperature)
+      h_D,
+      g_D,
+      read(h_D, config, params, lens),
+      read(g_D, pruned_config, pruned_params, lens),
+      temperature,
+    )
 
   x_BTD, y_BTD, records = scan.compare_layers(
-      functools.partial(block, config),
-      inner,
-      decoder.embed(config, params, tokens_BT),
-      stacked(config, params, gates),
-      decoder.embed(pruned_config, pruned_params, tokens_BT),
-      stacked(pruned_config, pruned_params, pruned_gates),
-      pruned_block=functools.partial(block, pruned_config),
-      rows_BT=rows_BR,
+    functools.partial(block, config),
+    inner,
+    decoder.embed(config, params, tokens_BT),
+    stacked(config, params, gates),
+    decoder.embed(pruned_config, pruned_params, tokens_BT),
+    stacked(pruned_config, pruned_params, pruned_gates),
+    pruned_block=functools.partial(block, pruned_config),
+    rows_BT=rows_BR,
   )
-  h_BRD, g_BRD = jax.lax.optimization_barrier(tuple(
-      decoder.final_norm(
-          model_config, model_params, scan.pick_rows(x, rows_BR))
+  h_BRD, g_BRD = jax.lax.optimization_barrier(
+    tuple(
+      decoder.final_norm(model_config, model_params, scan.pick_rows(x, rows_BR))
       for model_config, model_params, x in (
-          (config, params, x_BTD), (pruned_config, pruned_params, y_BTD))))
+        (config, params, x_BTD),
+        (pruned_config, pruned_params, y_BTD),
+      )
+    )
+  )
 
   def output(h_D, g_D):
     return compare_position(
-        h_D, g_D, read(h_D, config, params, "raw"),
-        read(g_D, pruned_config, pruned_params, "raw"), temperature)
+      h_D,
+      g_D,
+      read(h_D, config, params, "raw"),
+      read(g_D, pruned_config, pruned_params, "raw"),
+      temperature,
+    )
 
   return records, scan.measure_rows(output, h_BRD, g_BRD)
 
 
-@functools.partial(jax.jit, static_argnames=(
-    "config", "lanes", "num_steps", "sampling_temperature", "eos_ids"))
+@functools.partial(
+  jax.jit,
+  static_argnames=(
+    "config",
+    "lanes",
+    "num_steps",
+    "sampling_temperature",
+    "eos_ids",
+  ),
+)
 def compare_lanes(
-    config: ModelConfig,
-    params: Params,
-    pruned_params: Params,
-    tokens_BT: jax.Array,
-    valid_BT: jax.Array,
-    lanes: tuple[trajectories.Lane, ...],
-    *,
-    num_steps: int,
-    key: jax.Array,
-    sampling_temperature: float = 0.0,
-    temperature: float = 1.0,
-    eos_ids: tuple[int, ...] = (),
+  config: ModelConfig,
+  params: Params,
+  pruned_params: Params,
+  tokens_BT: jax.Array,
+  valid_BT: jax.Array,
+  lanes: tuple[trajectories.Lane, ...],
+  *,
+  num_steps: int,
+  key: jax.Array,
+  sampling_temperature: float = 0.0,
+  temperature: float = 1.0,
+  eos_ids: tuple[int, ...] = (),
 ) -> dict[str, trajectories.LaneRecords]:
   """Decode with several lanes in lockstep and compare; see `trajectories`.
 
@@ -157,14 +184,20 @@ def compare_lanes(
   weights = {"dense": params, "pruned": pruned_params}
   capacity = tokens_BT.shape[1] + num_steps
   caches = {
-      name: generation.prefill(
-          config, tree, tokens_BT[:, :-1], capacity=capacity,
-          valid_BT=valid_BT[:, :-1])[2]
-      for name, tree in weights.items()}
+    name: generation.prefill(
+      config,
+      tree,
+      tokens_BT[:, :-1],
+      capacity=capacity,
+      valid_BT=valid_BT[:, :-1],
+    )[2]
+    for name, tree in weights.items()
+  }
 
   def decode(tree, token_B, cache):
     x_BTD, _, cache = generation.decode_step(
-        config, tree, cache, token_B[:, None])
+      config, tree, cache, token_B[:, None]
+    )
     h_BD = decoder.final_norm(config, tree, x_BTD[:, 0])
     z_BV = decoder.unembed(config, tree, h_BD, "raw")
     return *jax.lax.optimization_barrier((h_BD, z_BV)), cache
@@ -175,9 +208,17 @@ def compare_lanes(
   def choose(step_key, z_BV):
     if not sampling_temperature:
       return generation.choose(z_BV)
-    return generation.choose(
-        z_BV, step_key, temperature=sampling_temperature)
+    return generation.choose(z_BV, step_key, temperature=sampling_temperature)
 
   return trajectories.decode_lanes(
-      decode, measure, weights, caches, tokens_BT[:, -1], lanes,
-      num_steps=num_steps, key=key, eos_ids=eos_ids, choose=choose)
+    decode,
+    measure,
+    weights,
+    caches,
+    tokens_BT[:, -1],
+    lanes,
+    num_steps=num_steps,
+    key=key,
+    eos_ids=eos_ids,
+    choose=choose,
+  )

@@ -32,30 +32,49 @@ def check_replaceable(config: ModelConfig, pruned_config: ModelConfig) -> None:
     ValueError: names the first field that differs.
   """
   for field in (
-      "num_layers", "embed_dim", "vocab_size", "head_dim", "num_heads",
-      "num_kv_heads", "norm_eps", "qk_norm", "rope", "sliding_window"):
+    "num_layers",
+    "embed_dim",
+    "vocab_size",
+    "head_dim",
+    "num_heads",
+    "num_kv_heads",
+    "norm_eps",
+    "qk_norm",
+    "rope",
+    "sliding_window",
+  ):
     dense, pruned = getattr(config, field), getattr(pruned_config, field)
     if dense != pruned:
       raise ValueError(
-          f"the two models differ in {field}: {dense} and {pruned}; a pruned"
-          " sublayer must fit the dense one's place")
+        f"the two models differ in {field}: {dense} and {pruned}; a pruned"
+        " sublayer must fit the dense one's place"
+      )
 
 
-@functools.partial(jax.jit, static_argnames=(
-    "config", "num_steps", "lens", "history", "measure", "chunk"))
+@functools.partial(
+  jax.jit,
+  static_argnames=(
+    "config",
+    "num_steps",
+    "lens",
+    "history",
+    "measure",
+    "chunk",
+  ),
+)
 def compare_transitions(
-    config: ModelConfig,
-    params: Params,
-    pruned_params: Params | None,
-    tokens_BT: jax.Array,
-    valid_BT: jax.Array | None = None,
-    *,
-    num_steps: int,
-    temperature: float = 1.0,
-    lens: str = "final_norm",
-    history: str = "dense",
-    measure: Callable[..., Any] = compare_position,
-    chunk: int = 256,
+  config: ModelConfig,
+  params: Params,
+  pruned_params: Params | None,
+  tokens_BT: jax.Array,
+  valid_BT: jax.Array | None = None,
+  *,
+  num_steps: int,
+  temperature: float = 1.0,
+  lens: str = "final_norm",
+  history: str = "dense",
+  measure: Callable[..., Any] = compare_position,
+  chunk: int = 256,
 ) -> Any:
   """Replace or drop every sublayer in turn at the last positions of texts.
 
@@ -87,11 +106,13 @@ def compare_transitions(
   """
   if history not in transitions.HISTORIES:
     raise ValueError(
-        f"history={history!r}: must be one of {transitions.HISTORIES}")
+      f"history={history!r}: must be one of {transitions.HISTORIES}"
+    )
   length = tokens_BT.shape[1]
   if not 1 <= num_steps <= length:
     raise ValueError(
-        f"num_steps={num_steps}: must be 1 to {length}, the tokens of a text")
+      f"num_steps={num_steps}: must be 1 to {length}, the tokens of a text"
+    )
   context = decoder.make_context(config, length, valid_BT)
   begin = length - num_steps
   before, measured = _split(context, begin)
@@ -105,65 +126,84 @@ def compare_transitions(
     options = decoder.layer_options(config, sliding, None)
     x_BRD, out_BTD = x_BTD[:, begin:], x_BTD[:, :begin]
     keys_values = _keys_values(
-        config, weights, x_BRD, measured.cos, measured.sin)
+      config, weights, x_BRD, measured.cos, measured.sin
+    )
     if begin:
-      out_BTD, tape = decoder.block(
-          config, weights, out_BTD, before, **options)
+      out_BTD, tape = decoder.block(config, weights, out_BTD, before, **options)
       keys_values = tuple(
-          jnp.concatenate(parts, axis=1)
-          for parts in zip((tape["key"], tape["value"]), keys_values))
+        jnp.concatenate(parts, axis=1)
+        for parts in zip((tape["key"], tape["value"]), keys_values)
+      )
     mask_BRS = mask_1RS & attention.allowed(
-        measured.slots, context.slots, measured.positions,
-        context.key_positions, context.key_valid, config.sliding_window,
-        options["sliding"])
+      measured.slots,
+      context.slots,
+      measured.positions,
+      context.key_positions,
+      context.key_valid,
+      config.sliding_window,
+      options["sliding"],
+    )
 
     def attend(layer, keys_values, mask_BRS):
       return x_BRD + _attention(
-          config, layer, x_BRD, measured.cos, measured.sin, *keys_values,
-          mask_BRS)
+        config, layer, x_BRD, measured.cos, measured.sin, *keys_values, mask_BRS
+      )
 
     mid_BRD = jax.lax.optimization_barrier(
-        attend(weights, keys_values, mask_BRS))
+      attend(weights, keys_values, mask_BRS)
+    )
     out_BRD = jax.lax.optimization_barrier(
-        mid_BRD + _mlp(config, weights, mid_BRD))
+      mid_BRD + _mlp(config, weights, mid_BRD)
+    )
     dense = mid_BRD, out_BRD
     out_BTD = jnp.concatenate([out_BTD, out_BRD], axis=1)
     if pruned is None:
       return out_BTD, dense, (x_BRD, mid_BRD)
     if history == "pruned":
       keys_values = _keys_values(
-          config, pruned, x_BTD, context.cos, context.sin)
-    return out_BTD, dense, jax.lax.optimization_barrier((
-        attend(pruned, keys_values, mask_BRS & (history != "none")),
-        mid_BRD + _mlp(config, pruned, mid_BRD)))
+        config, pruned, x_BTD, context.cos, context.sin
+      )
+    return (
+      out_BTD,
+      dense,
+      jax.lax.optimization_barrier(
+        (
+          attend(pruned, keys_values, mask_BRS & (history != "none")),
+          mid_BRD + _mlp(config, pruned, mid_BRD),
+        )
+      ),
+    )
 
   _, records = transitions.compare_sublayers(
-      sublayers,
-      lambda h_RD: decoder.unembed(config, params, h_RD, lens),
-      lambda h_D, g_D, z_V, y_V: measure(h_D, g_D, z_V, y_V, temperature),
-      decoder.embed(config, params, tokens_BT),
-      (params["layers"],
-       None if pruned_params is None else pruned_params["layers"],
-       jnp.asarray(config.sliding_layers)),
-      chunk=chunk)
+    sublayers,
+    lambda h_RD: decoder.unembed(config, params, h_RD, lens),
+    lambda h_D, g_D, z_V, y_V: measure(h_D, g_D, z_V, y_V, temperature),
+    decoder.embed(config, params, tokens_BT),
+    (
+      params["layers"],
+      None if pruned_params is None else pruned_params["layers"],
+      jnp.asarray(config.sliding_layers),
+    ),
+    chunk=chunk,
+  )
   return records
 
 
 def decode_transitions(
-    config: ModelConfig,
-    params: Params,
-    pruned_params: Params | None,
-    tokens_BT: jax.Array,
-    valid_BT: jax.Array,
-    *,
-    num_steps: int,
-    key: jax.Array | None = None,
-    sampling_temperature: float = 0.0,
-    temperature: float = 1.0,
-    lens: str = "final_norm",
-    history: str = "dense",
-    measure: Callable[..., Any] = compare_position,
-    chunk: int = 256,
+  config: ModelConfig,
+  params: Params,
+  pruned_params: Params | None,
+  tokens_BT: jax.Array,
+  valid_BT: jax.Array,
+  *,
+  num_steps: int,
+  key: jax.Array | None = None,
+  sampling_temperature: float = 0.0,
+  temperature: float = 1.0,
+  lens: str = "final_norm",
+  history: str = "dense",
+  measure: Callable[..., Any] = compare_position,
+  chunk: int = 256,
 ) -> tuple[jax.Array, Any]:
   """Continue prompts with the dense model and measure every step.
 
@@ -194,59 +234,108 @@ def decode_transitions(
   """
   if sampling_temperature > 0 and key is None:
     raise ValueError(
-        f"sampling_temperature={sampling_temperature}: give"
-        " key=jax.random.key(seed)")
+      f"sampling_temperature={sampling_temperature}: give"
+      " key=jax.random.key(seed)"
+    )
   if tokens_BT.shape[1] + num_steps > config.max_positions:
     raise ValueError(
-        f"prompts of {tokens_BT.shape[1]} tokens and num_steps={num_steps}"
-        f" exceed the model's {config.max_positions} positions")
+      f"prompts of {tokens_BT.shape[1]} tokens and num_steps={num_steps}"
+      f" exceed the model's {config.max_positions} positions"
+    )
   # As `generation.generate`: a CPU decodes from separate layers.
   on_cpu = jax.default_backend() == "cpu"
   return _decode_transitions(
-      config, params, generation.unstack(params) if on_cpu else params,
-      pruned_params, tokens_BT, valid_BT,
-      key if sampling_temperature > 0 else None, sampling_temperature,
-      temperature, num_steps=num_steps, lens=lens, history=history,
-      measure=measure, chunk=chunk)
+    config,
+    params,
+    generation.unstack(params) if on_cpu else params,
+    pruned_params,
+    tokens_BT,
+    valid_BT,
+    key if sampling_temperature > 0 else None,
+    sampling_temperature,
+    temperature,
+    num_steps=num_steps,
+    lens=lens,
+    history=history,
+    measure=measure,
+    chunk=chunk,
+  )
 
 
-@functools.partial(jax.jit, static_argnames=(
-    "config", "num_steps", "lens", "history", "measure", "chunk"))
+@functools.partial(
+  jax.jit,
+  static_argnames=(
+    "config",
+    "num_steps",
+    "lens",
+    "history",
+    "measure",
+    "chunk",
+  ),
+)
 def _decode_transitions(
-    config, params, steps, pruned_params, tokens_BT, valid_BT, key,
-    sampling_temperature, temperature, *, num_steps, lens, history,
-    measure, chunk):
+  config,
+  params,
+  steps,
+  pruned_params,
+  tokens_BT,
+  valid_BT,
+  key,
+  sampling_temperature,
+  temperature,
+  *,
+  num_steps,
+  lens,
+  history,
+  measure,
+  chunk,
+):
   """Prefill, a scan of steps, and the pass that measures."""
   x_BTD, _, cache = generation.prefill(
-      config, steps, tokens_BT, capacity=tokens_BT.shape[1] + num_steps,
-      valid_BT=valid_BT)
+    config,
+    steps,
+    tokens_BT,
+    capacity=tokens_BT.shape[1] + num_steps,
+    valid_BT=valid_BT,
+  )
 
   def choose(x_BD, step):
     z_BV = decoder.unembed(config, params, x_BD)
     if key is None:
       return generation.choose(z_BV)
     return generation.choose(
-        z_BV, jax.random.fold_in(key, step), temperature=sampling_temperature)
+      z_BV, jax.random.fold_in(key, step), temperature=sampling_temperature
+    )
 
   def advance(carry, step):
     token_B, cache = carry
     x_BTD, _, cache = generation.decode_step(
-        config, steps, cache, token_B[:, None])
+      config, steps, cache, token_B[:, None]
+    )
     token_B = choose(x_BTD[:, 0], step)
     return (token_B, cache), token_B
 
   first_B = choose(x_BTD[:, -1], 0)
-  _, rest_RB = jax.lax.scan(
-      advance, (first_B, cache), jnp.arange(1, num_steps))
+  _, rest_RB = jax.lax.scan(advance, (first_B, cache), jnp.arange(1, num_steps))
   chosen_BR = jnp.concatenate([first_B[None], rest_RB]).T
   # The last token is a prediction of the last step and is never read.
   read_BT = jnp.concatenate([tokens_BT, chosen_BR[:, :-1]], axis=1)
   valid_BT = jnp.pad(
-      valid_BT, ((0, 0), (0, num_steps - 1)), constant_values=True)
+    valid_BT, ((0, 0), (0, num_steps - 1)), constant_values=True
+  )
   return chosen_BR, compare_transitions(
-      config, params, pruned_params, read_BT, valid_BT, num_steps=num_steps,
-      temperature=temperature, lens=lens, history=history, measure=measure,
-      chunk=chunk)
+    config,
+    params,
+    pruned_params,
+    read_BT,
+    valid_BT,
+    num_steps=num_steps,
+    temperature=temperature,
+    lens=lens,
+    history=history,
+    measure=measure,
+    chunk=chunk,
+  )
 
 
 def _split(context, begin):
@@ -254,37 +343,46 @@ def _split(context, begin):
 
   def part(rows, keys):
     return dataclasses.replace(
-        context, positions=context.positions[:, rows],
-        cos=context.cos[:, rows], sin=context.sin[:, rows],
-        slots=context.slots[rows],
-        key_positions=context.key_positions[:, keys],
-        key_valid=(
-            None if context.key_valid is None else context.key_valid[:, keys]))
+      context,
+      positions=context.positions[:, rows],
+      cos=context.cos[:, rows],
+      sin=context.sin[:, rows],
+      slots=context.slots[rows],
+      key_positions=context.key_positions[:, keys],
+      key_valid=(
+        None if context.key_valid is None else context.key_valid[:, keys]
+      ),
+    )
 
   before = slice(None, begin)
   return part(before, before), part(slice(begin, None), slice(None))
 
 
 def _attention(
-    config, layer, x_BRD, cos_BRH, sin_BRH, key_BSKH, value_BSKH, mask_BRS):
+  config, layer, x_BRD, cos_BRH, sin_BRH, key_BSKH, value_BSKH, mask_BRS
+):
   """What attention adds at R positions, given the keys of earlier ones."""
   weights = layer["attention"]
   y_BRD = _norm(config, layer["attention_norm"], x_BRD)
   query_BRNH = _heads(config, weights, "query", y_BRD, cos_BRH, sin_BRH)
   own_key_BRKH, own_value_BRKH = _keys_values(
-      config, layer, x_BRD, cos_BRH, sin_BRH)
+    config, layer, x_BRD, cos_BRH, sin_BRH
+  )
   read_BRNH = transitions.attend_to_history(
-      query_BRNH, key_BSKH, value_BSKH, own_key_BRKH, own_value_BRKH, mask_BRS)
-  return _project(
-      weights["output"], read_BRNH.reshape(*x_BRD.shape[:2], -1))
+    query_BRNH, key_BSKH, value_BSKH, own_key_BRKH, own_value_BRKH, mask_BRS
+  )
+  return _project(weights["output"], read_BRNH.reshape(*x_BRD.shape[:2], -1))
 
 
 def _mlp(config, layer, x_BRD):
   """What the MLP adds."""
   weights = layer["mlp"]
   y_BRD = _norm(config, layer["mlp_norm"], x_BRD)
-  return _project(weights["down"], jax.nn.silu(
-      _project(weights["gate"], y_BRD)) * _project(weights["up"], y_BRD))
+  return _project(
+    weights["down"],
+    jax.nn.silu(_project(weights["gate"], y_BRD))
+    * _project(weights["up"], y_BRD),
+  )
 
 
 def _keys_values(config, layer, x_BTD, cos_BTH, sin_BTH):
@@ -293,8 +391,9 @@ def _keys_values(config, layer, x_BTD, cos_BTH, sin_BTH):
   y_BTD = _norm(config, layer["attention_norm"], x_BTD)
   value_BTO = _project(weights["value"], y_BTD)
   return (
-      _heads(config, weights, "key", y_BTD, cos_BTH, sin_BTH),
-      value_BTO.reshape(*y_BTD.shape[:2], -1, config.head_dim))
+    _heads(config, weights, "key", y_BTD, cos_BTH, sin_BTH),
+    value_BTO.reshape(*y_BTD.shape[:2], -1, config.head_dim),
+  )
 
 
 def _heads(config, weights, name, y_BTD, cos_BTH, sin_BTH):

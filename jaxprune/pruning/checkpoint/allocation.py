@@ -22,14 +22,14 @@ ALLOCATIONS = ("uniform", "linear", "owl")
 
 
 def allocate(
-    source: checkpoints.Source,
-    kind: str,
-    sparsity: float,
-    *,
-    spread: float = 0.08,
-    tokens: np.ndarray | None = None,
-    memory: Memory | None = None,
-    on_layer: Callable[[int], None] = lambda layer: None,
+  source: checkpoints.Source,
+  kind: str,
+  sparsity: float,
+  *,
+  spread: float = 0.08,
+  tokens: np.ndarray | None = None,
+  memory: Memory | None = None,
+  on_layer: Callable[[int], None] = lambda layer: None,
 ) -> tuple[float, ...]:
   """Give each layer of a checkpoint a sparsity.
 
@@ -54,25 +54,28 @@ def allocate(
     return allocation.uniform(num_layers, sparsity)
   if kind == "linear":
     return allocation.linear(
-        num_layers, sparsity, 2 * spread / max(1, num_layers - 1))
+      num_layers, sparsity, 2 * spread / max(1, num_layers - 1)
+    )
   if kind != "owl":
     raise ValueError(
-        f"allocation {kind!r}: use one of {', '.join(ALLOCATIONS)}")
+      f"allocation {kind!r}: use one of {', '.join(ALLOCATIONS)}"
+    )
   if tokens is None:
     raise ValueError("allocation owl looks at calibration tokens: give some")
   shapes = names.kernel_shapes(source.config).values()
   sizes = [sum(math.prod(shape[1:]) for shape in shapes)] * num_layers
   fractions = outlier_fractions(
-      source, tokens, memory=memory or Memory(), on_layer=on_layer)
+    source, tokens, memory=memory or Memory(), on_layer=on_layer
+  )
   return owl.owl(fractions, sparsity, spread=spread, sizes=sizes)
 
 
 def outlier_fractions(
-    source: checkpoints.Source,
-    tokens: np.ndarray,
-    *,
-    memory: Memory,
-    on_layer: Callable[[int], None] = lambda layer: None,
+  source: checkpoints.Source,
+  tokens: np.ndarray,
+  *,
+  memory: Memory,
+  on_layer: Callable[[int], None] = lambda layer: None,
 ) -> list[float]:
   """`owl.outlier_fraction` of the Wanda scores of each dense layer."""
   config = source.config
@@ -80,10 +83,10 @@ def outlier_fractions(
   fractions = []
   for index in range(config.num_layers):
     kernels = streaming.place_layer(
-        checkpoints.read_layer(source, index), memory)
+      checkpoints.read_layer(source, index), memory
+    )
     sliding = config.sliding_layers[index]
-    squares = layer.collect(
-        config, "squares", kernels, sliding, states, memory)
+    squares = layer.collect(config, "squares", kernels, sliding, states, memory)
     fractions.append(float(_fraction(kernels, squares)))
     if index + 1 < config.num_layers:
       streaming.advance(config, kernels, states, sliding, memory)
@@ -93,8 +96,11 @@ def outlier_fractions(
 
 @jax.jit
 def _fraction(kernels, squares):
-  return owl.outlier_fraction([
+  return owl.outlier_fraction(
+    [
       wanda.wanda_scores(
-          kernels[group][kernel]["kernel"],
-          squares[KERNEL_INPUTS[group, kernel]])
-      for group, kernel in KERNELS])
+        kernels[group][kernel]["kernel"], squares[KERNEL_INPUTS[group, kernel]]
+      )
+      for group, kernel in KERNELS
+    ]
+  )

@@ -40,28 +40,31 @@ from jaxprune.pruning.registry import KernelMethod
 Tree = dict[str, Any]
 # Statistics that leave padding out.
 _OBSERVERS = {
-    "squares": statistics.observe_squares,
-    "gram": statistics.observe_gram,
+  "squares": statistics.observe_squares,
+  "gram": statistics.observe_gram,
 }
 METHODS = tuple(
-    name for name, method in registry.METHODS.items()
-    if isinstance(method, KernelMethod) and Unstructured in method.patterns
-    and method.statistic in (None, *_OBSERVERS))
+  name
+  for name, method in registry.METHODS.items()
+  if isinstance(method, KernelMethod)
+  and Unstructured in method.patterns
+  and method.statistic in (None, *_OBSERVERS)
+)
 _INPUTS = tuple(dict.fromkeys(KERNEL_INPUTS.values()))
 
 
 def prune_encoder(
-    source: checkpoints.Source,
-    out: str | os.PathLike,
-    *,
-    method: str,
-    pattern: Unstructured | NofM,
-    tokens: np.ndarray | None = None,
-    valid: np.ndarray | None = None,
-    memory: Memory | None = None,
-    provenance: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    on_layer: Callable[[dict[str, Any]], None] = lambda row: None,
+  source: checkpoints.Source,
+  out: str | os.PathLike,
+  *,
+  method: str,
+  pattern: Unstructured | NofM,
+  tokens: np.ndarray | None = None,
+  valid: np.ndarray | None = None,
+  memory: Memory | None = None,
+  provenance: Mapping[str, Any] | None = None,
+  overwrite: bool = False,
+  on_layer: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
   """Prune every kernel of the layers and write the pruned folder.
 
@@ -95,29 +98,37 @@ def prune_encoder(
   chosen = registry.METHODS[method]
   batches = None if tokens is None else _batches(tokens, valid, memory)
   job = dict(provenance or {}) | {
-      "method": method, "pattern": dataclasses.asdict(pattern)}
+    "method": method,
+    "pattern": dataclasses.asdict(pattern),
+  }
   export = checkpoints.start_export(
-      out, source, provenance=job, overwrite=overwrite)
+    out, source, provenance=job, overwrite=overwrite
+  )
   log = resume.read_log(export)
   start, states = len(log), None
   if batches is not None and start < config.num_layers:
     states = (
-        resume.read_states(export, start, memory) if start
-        else _embedded(source, batches, memory))
+      resume.read_states(export, start, memory)
+      if start
+      else _embedded(source, batches, memory)
+    )
   for index in range(start, config.num_layers):
     began = time.monotonic()
     read = checkpoints.read_layer(source, index)
     old = streaming.place_layer(read, memory)
     new, keep, notes = _prune_layer(
-        config, chosen, pattern, old, states, batches)
+      config, chosen, pattern, old, states, batches
+    )
     new = as_written(new, read)
     row = {"layer": index, "sparsity": sparsity(new)} | notes
     if states is not None:
-      row["layer_error"] = float(_layer_error(
-          config, old, new, states[0], batches[0][1]))
+      row["layer_error"] = float(
+        _layer_error(config, old, new, states[0], batches[0][1])
+      )
       for i, (_, valid_BT) in enumerate(batches):
         states[i] = streaming.place_states(
-            _run(config, new, states[i], valid_BT)[0], memory)
+          _run(config, new, states[i], valid_BT)[0], memory
+        )
     row["seconds"] = time.monotonic() - began
     log.append(row)
     resume.commit(export, index, new, keep, states, log)
@@ -127,11 +138,11 @@ def prune_encoder(
 
 
 def score_encoder(
-    source: checkpoints.Source,
-    tokens: np.ndarray,
-    valid: np.ndarray | None = None,
-    *,
-    memory: Memory | None = None,
+  source: checkpoints.Source,
+  tokens: np.ndarray,
+  valid: np.ndarray | None = None,
+  *,
+  memory: Memory | None = None,
 ) -> dict[str, np.ndarray]:
   """Score every sublayer in one pass, for `drops.select`.
 
@@ -154,8 +165,7 @@ def score_encoder(
   states = _embedded(source, batches, memory)
   scores = {name: [] for name in ("attention", "mlp", "block")}
   for index in range(source.config.num_layers):
-    layer = streaming.place_layer(
-        checkpoints.read_layer(source, index), memory)
+    layer = streaming.place_layer(checkpoints.read_layer(source, index), memory)
     sums = None
     for i, (_, valid_BT) in enumerate(batches):
       y_BTD, new = _run(source.config, layer, states[i], valid_BT)
@@ -178,19 +188,20 @@ def _check(source, method, pattern, tokens, memory) -> None:
   config = source.config
   if not isinstance(config, EncoderConfig):
     raise ValueError(
-        f"{source.folder}: is no encoder; prune a decoder with"
-        " experiments.prune")
+      f"{source.folder}: is no encoder; prune a decoder with experiments.prune"
+    )
   if method not in METHODS:
     raise ValueError(
-        f"method {method!r} is not for encoders: use one of"
-        f" {', '.join(METHODS)}")
+      f"method {method!r} is not for encoders: use one of {', '.join(METHODS)}"
+    )
   if memory.mesh is not None:
     raise ValueError("an encoder is pruned on one device: give no mesh")
   if pattern is not None:
     weights.check_job(config, method, pattern, tokens=tokens is not None)
   if getattr(pattern, "group", "") == "global":
     raise ValueError(
-        "group global is not there for encoders: use group output or matrix")
+      "group global is not there for encoders: use group output or matrix"
+    )
   if tokens is not None:
     streaming.check_tokens(config, tokens)
 
@@ -201,23 +212,27 @@ def _batches(tokens, valid, memory):
     valid = np.ones(tokens.shape, bool)
   if valid.shape != tokens.shape or not valid.any(axis=1).all():
     raise ValueError(
-        f"valid has shape {valid.shape} for tokens {tokens.shape}: give the"
-        " same, with a token that counts in every sequence")
+      f"valid has shape {valid.shape} for tokens {tokens.shape}: give the"
+      " same, with a token that counts in every sequence"
+    )
   size = memory.size(len(tokens))
   return [
-      (tokens[i : i + size], jnp.asarray(valid[i : i + size]))
-      for i in range(0, len(tokens), size)]
+    (tokens[i : i + size], jnp.asarray(valid[i : i + size]))
+    for i in range(0, len(tokens), size)
+  ]
 
 
 def _embedded(source, batches, memory):
   """The activations before the first layer, float32."""
   outer = jax.tree.map(
-      lambda leaf: jnp.asarray(leaf, jnp.float32),
-      checkpoints.read_outer(source))
+    lambda leaf: jnp.asarray(leaf, jnp.float32), checkpoints.read_outer(source)
+  )
   return [
-      streaming.place_states(
-          _embed(source.config, outer, jnp.asarray(tokens_BT)), memory)
-      for tokens_BT, _ in batches]
+    streaming.place_states(
+      _embed(source.config, outer, jnp.asarray(tokens_BT)), memory
+    )
+    for tokens_BT, _ in batches
+  ]
 
 
 def _prune_layer(config, method, pattern, layer, states, batches):
@@ -227,19 +242,26 @@ def _prune_layer(config, method, pattern, layer, states, batches):
     for x_BTD, (_, valid_BT) in zip(states, batches):
       new = _observe(config, method.statistic, layer, x_BTD, valid_BT)
       seen = {
-          key: new[key] if seen[key] is None
-          else statistics.merge(seen[key], new[key]) for key in _INPUTS}
+        key: new[key]
+        if seen[key] is None
+        else statistics.merge(seen[key], new[key])
+        for key in _INPUTS
+      }
   prepared, notes = {}, {}
   for key in _INPUTS:
     prepared[key], said = method.prepare(seen[key])
     # One number for the layer: the worst of its inputs.
-    notes |= {name: max(value, notes.get(name, value))
-              for name, value in said.items()}
+    notes |= {
+      name: max(value, notes.get(name, value)) for name, value in said.items()
+    }
   new, keep = {name: dict(leaf) for name, leaf in layer.items()}, {}
   for group, kernel in KERNELS:
     w_IO, mask_IO = _apply(
-        method.apply, pattern, layer[group][kernel]["kernel"],
-        prepared[KERNEL_INPUTS[group, kernel]])
+      method.apply,
+      pattern,
+      layer[group][kernel]["kernel"],
+      prepared[KERNEL_INPUTS[group, kernel]],
+    )
     new[group][kernel] = {**layer[group][kernel], "kernel": w_IO}
     if mask_IO is not None:
       keep.setdefault(group, {})[kernel] = mask_IO

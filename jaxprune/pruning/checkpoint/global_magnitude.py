@@ -38,13 +38,13 @@ class Threshold:
     key_IO = _key(w_IO)
     keep_IO = key_IO > self.bits
     equal = np.flatnonzero(key_IO == self.bits)
-    keep_IO.ravel()[equal[self.ties:]] = True
+    keep_IO.ravel()[equal[self.ties :]] = True
     self.ties -= min(self.ties, len(equal))
     return keep_IO
 
 
 def find_threshold(
-    source: checkpoints.Source, sparsity: float, first_layer: int = 0
+  source: checkpoints.Source, sparsity: float, first_layer: int = 0
 ) -> Threshold:
   """Read all kernels twice and find what leaves.
 
@@ -54,8 +54,9 @@ def find_threshold(
     first_layer: ties are counted as if the layers before it were done.
   """
   upper = sum(
-      np.bincount(key.ravel() >> _HALF, minlength=2**_HALF)
-      for key in _keys(source))
+    np.bincount(key.ravel() >> _HALF, minlength=2**_HALF)
+    for key in _keys(source)
+  )
   removed = removed_count(int(upper.sum()), sparsity)
   if removed == 0:
     return Threshold(bits=-1, ties=0)
@@ -65,8 +66,7 @@ def find_threshold(
     inside = key[key >> _HALF == bucket] & (2**_HALF - 1)
     lower += np.bincount(inside, minlength=2**_HALF)
   low, inner = _find(lower, removed - before)
-  found = Threshold(
-      bits=bucket << _HALF | low, ties=removed - before - inner)
+  found = Threshold(bits=bucket << _HALF | low, ties=removed - before - inner)
   for key in _keys(source, range(first_layer)):
     found.ties -= min(found.ties, int((key == found.bits).sum()))
   return found

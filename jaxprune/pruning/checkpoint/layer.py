@@ -28,13 +28,13 @@ _UNIT_INPUTS = (KERNEL_INPUTS["mlp", "down"],)
 
 
 def prune_layer(
-    config: ModelConfig,
-    method: KernelMethod | UnitMethod,
-    pattern: Pattern,
-    layer: Tree,
-    sliding: bool,
-    states: States | None,
-    memory: Memory,
+  config: ModelConfig,
+  method: KernelMethod | UnitMethod,
+  pattern: Pattern,
+  layer: Tree,
+  sliding: bool,
+  states: States | None,
+  memory: Memory,
 ) -> tuple[Tree, Tree, dict[str, Any]]:
   """Prune a layer.
 
@@ -59,19 +59,24 @@ def _prune_kernels(config, method, pattern, layer, sliding, states, memory):
   statistics = dict.fromkeys(_INPUTS)
   if method.statistic:
     statistics = collect(
-        config, method.statistic, layer, sliding, states, memory)
+      config, method.statistic, layer, sliding, states, memory
+    )
   prepared, notes = {}, {}
   for key in _INPUTS:
     prepared[key], said = method.prepare(statistics[key])
     # One number for the layer: the worst of its inputs.
-    notes |= {name: max(value, notes.get(name, value))
-              for name, value in said.items()}
+    notes |= {
+      name: max(value, notes.get(name, value)) for name, value in said.items()
+    }
   new = {name: dict(leaf) for name, leaf in layer.items()}
   keep = {}
   for group, kernel in KERNELS:
     w_IO, mask_IO = _apply(
-        method.apply, pattern, layer[group][kernel]["kernel"],
-        prepared[KERNEL_INPUTS[group, kernel]])
+      method.apply,
+      pattern,
+      layer[group][kernel]["kernel"],
+      prepared[KERNEL_INPUTS[group, kernel]],
+    )
     new[group][kernel] = {**layer[group][kernel], "kernel": w_IO}
     if mask_IO is not None:
       keep.setdefault(group, {})[kernel] = mask_IO
@@ -80,10 +85,17 @@ def _prune_kernels(config, method, pattern, layer, sliding, states, memory):
 
 def _prune_units(config, method, pattern, layer, sliding, states, memory):
   statistics = collect(
-      config, method.statistic, layer, sliding, states, memory,
-      inputs=_UNIT_INPUTS)
+    config,
+    method.statistic,
+    layer,
+    sliding,
+    states,
+    memory,
+    inputs=_UNIT_INPUTS,
+  )
   mlp, masks, bias_D = _apply_units(
-      method.apply, pattern.sparsity, layer["mlp"], *statistics.values())
+    method.apply, pattern.sparsity, layer["mlp"], *statistics.values()
+  )
   if bias_D is not None and (config.mlp_bias or has_place_for_bias(config)):
     mlp = _with_bias(mlp, bias_D)
   return {**layer, "mlp": mlp}, {"mlp": masks}, {}
@@ -97,14 +109,15 @@ def has_place_for_bias(config: ModelConfig) -> bool:
 def _with_bias(mlp, bias_D):
   """Add to the bias of `down`; gate and up get one of zeros beside it."""
   mlp = {
-      name: {"bias": jnp.zeros_like(part["kernel"][0]), **part}
-      for name, part in mlp.items()}
+    name: {"bias": jnp.zeros_like(part["kernel"][0]), **part}
+    for name, part in mlp.items()
+  }
   mlp["down"]["bias"] = mlp["down"]["bias"] + bias_D
   return mlp
 
 
 def cut_layer(
-    threshold: Threshold, layer: Tree
+  threshold: Threshold, layer: Tree
 ) -> tuple[Tree, Tree, dict[str, Any]]:
   """As `prune_layer`, by one threshold for the whole model."""
   new = {name: dict(leaf) for name, leaf in layer.items()}
@@ -113,7 +126,9 @@ def cut_layer(
     w_IO = layer[group][kernel]["kernel"]
     mask_IO = threshold.keep(devices.to_host(w_IO))
     new[group][kernel] = {
-        **layer[group][kernel], "kernel": jnp.where(mask_IO, w_IO, 0)}
+      **layer[group][kernel],
+      "kernel": jnp.where(mask_IO, w_IO, 0),
+    }
     keep.setdefault(group, {})[kernel] = mask_IO
   return new, keep, {}
 
@@ -136,13 +151,13 @@ def _apply_units(apply, sparsity, mlp, statistics):
 
 
 def collect(
-    config: ModelConfig,
-    statistic: str,
-    layer: Tree,
-    sliding: bool,
-    states: States,
-    memory: Memory,
-    inputs: tuple[str, ...] = _INPUTS,
+  config: ModelConfig,
+  statistic: str,
+  layer: Tree,
+  sliding: bool,
+  states: States,
+  memory: Memory,
+  inputs: tuple[str, ...] = _INPUTS,
 ) -> dict[str, Any]:
   """The statistics of kernel inputs of a layer over all micro-batches.
 
@@ -158,12 +173,18 @@ def collect(
   Returns:
     {input: statistic}, whole on every device.
   """
-  total = {
-      key: _nothing_seen(statistic, layer, key, memory) for key in inputs}
+  total = {key: _nothing_seen(statistic, layer, key, memory) for key in inputs}
   for x_BTD in states:
     total = _add_statistics(
-        config, memory.mesh, statistic, inputs, layer,
-        devices.place_batch(x_BTD, memory.mesh), sliding, total)
+      config,
+      memory.mesh,
+      statistic,
+      inputs,
+      layer,
+      devices.place_batch(x_BTD, memory.mesh),
+      sliding,
+      total,
+    )
   return total
 
 
@@ -172,22 +193,25 @@ def _nothing_seen(statistic, layer, key, memory):
   group, kernel = next(k for k, name in KERNEL_INPUTS.items() if name == key)
   inputs = layer[group][kernel]["kernel"].shape[0]
   shapes = jax.eval_shape(
-      registry.OBSERVERS[statistic].observe,
-      jax.ShapeDtypeStruct((1, 1, inputs), np.float32))
+    registry.OBSERVERS[statistic].observe,
+    jax.ShapeDtypeStruct((1, 1, inputs), np.float32),
+  )
   return jax.tree.map(
-      lambda s: devices.place(np.zeros(s.shape, s.dtype), memory.mesh),
-      shapes)
+    lambda s: devices.place(np.zeros(s.shape, s.dtype), memory.mesh), shapes
+  )
 
 
 def _observe(config, mesh, statistic, inputs, layer, x_BTD, sliding):
   _, tape = streaming.run_layer(config, layer, x_BTD, sliding, mesh=mesh)
-  return {key: registry.OBSERVERS[statistic].observe(tape[key])
-          for key in inputs}
+  return {
+    key: registry.OBSERVERS[statistic].observe(tape[key]) for key in inputs
+  }
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=7)
 def _add_statistics(
-    config, mesh, statistic, inputs, layer, x_BTD, sliding, total):
+  config, mesh, statistic, inputs, layer, x_BTD, sliding, total
+):
   new = _observe(config, mesh, statistic, inputs, layer, x_BTD, sliding)
   merge = registry.OBSERVERS[statistic].merge
   total = {key: merge(total[key], new[key]) for key in inputs}
@@ -195,11 +219,7 @@ def _add_statistics(
 
 
 def layer_error(
-    config: ModelConfig,
-    old: Tree,
-    new: Tree,
-    states: States,
-    sliding: bool,
+  config: ModelConfig, old: Tree, new: Tree, states: States, sliding: bool
 ) -> float:
   """Mean over kernels of |X(W' - W)|^2 / |XW|^2, X from the layer as it was.
 
@@ -239,11 +259,14 @@ def as_written(layer: Tree, read: Tree) -> Tree:
 
   def rounded(new, old):
     return {
-        name: rounded(leaf, old[name]) if isinstance(leaf, dict)
-        # A new bias gets the dtype of its kernel.
-        else leaf.astype(old.get(name, old.get("kernel")).dtype).astype(
-            leaf.dtype)
-        for name, leaf in new.items()}
+      name: rounded(leaf, old[name])
+      if isinstance(leaf, dict)
+      # A new bias gets the dtype of its kernel.
+      else leaf.astype(old.get(name, old.get("kernel")).dtype).astype(
+        leaf.dtype
+      )
+      for name, leaf in new.items()
+    }
 
   return rounded(layer, read)
 

@@ -44,12 +44,12 @@ class Estimate:
 
 
 def estimate_bytes(
-    config: ModelConfig,
-    method: str,
-    *,
-    sequences: int,
-    length: int,
-    memory: Memory,
+  config: ModelConfig,
+  method: str,
+  *,
+  sequences: int,
+  length: int,
+  memory: Memory,
 ) -> Estimate:
   """Count the bytes of `driver.prune_weights`.
 
@@ -81,9 +81,13 @@ def estimate_bytes(
   # The layer as read and as written, its masks, and activations to commit.
   host = _FLOAT * 2 * size + size + on_host + activations
   return Estimate(
-      layer=layer, statistics=statistics, activations=activations,
-      working=working, device=layer + statistics + on_device + working,
-      host=host)
+    layer=layer,
+    statistics=statistics,
+    activations=activations,
+    working=working,
+    device=layer + statistics + on_device + working,
+    host=host,
+  )
 
 
 def _statistics(statistic, inputs):
@@ -121,14 +125,16 @@ def check_fits(estimate: Estimate) -> None:
   need = estimate.device + estimate.host if shared else estimate.device
   if device is not None and need > device:
     raise ValueError(
-        f"needs {gib(need)} on the device, of which activations"
-        f" {gib(estimate.activations)}, statistics {gib(estimate.statistics)};"
-        f" there are {gib(device)}: use fewer or shorter calibration"
-        " sequences, a smaller micro_batch, offloading or a mesh")
+      f"needs {gib(need)} on the device, of which activations"
+      f" {gib(estimate.activations)}, statistics {gib(estimate.statistics)};"
+      f" there are {gib(device)}: use fewer or shorter calibration"
+      " sequences, a smaller micro_batch, offloading or a mesh"
+    )
   if not shared and host is not None and estimate.host > host:
     raise ValueError(
-        f"needs {gib(estimate.host)} of host memory, there are {gib(host)}:"
-        " use fewer or shorter calibration sequences")
+      f"needs {gib(estimate.host)} of host memory, there are {gib(host)}:"
+      " use fewer or shorter calibration sequences"
+    )
 
 
 def gib(count: int) -> str:

@@ -46,12 +46,12 @@ def read_states(export: Export, index: int, memory: Memory) -> States:
 
 
 def commit(
-    export: Export,
-    index: int,
-    layer: Tree,
-    keep: Tree,
-    states: States | None,
-    log: list[dict[str, Any]],
+  export: Export,
+  index: int,
+  layer: Tree,
+  keep: Tree,
+  states: States | None,
+  log: list[dict[str, Any]],
 ) -> None:
   """Put a finished layer on disk.
 
@@ -65,8 +65,9 @@ def commit(
   """
   layer, keep = devices.to_host(layer), devices.to_host(keep)
   last = index + 1 == export.config.num_layers
-  batches = [] if states is None or last else [
-      devices.to_host(x) for x in states]
+  batches = (
+    [] if states is None or last else [devices.to_host(x) for x in states]
+  )
   if devices.is_writer():
     checkpoints.write_layer(export, index, layer)
     if keep:

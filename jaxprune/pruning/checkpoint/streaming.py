@@ -50,11 +50,13 @@ class Memory:
     ways = 1 if self.mesh is None else self.mesh.shape["data"]
     if sequences % ways:
       raise ValueError(
-          f"{sequences} calibration sequences cannot be split over data:{ways}:"
-          " use a multiple")
+        f"{sequences} calibration sequences cannot be split over data:{ways}:"
+        " use a multiple"
+      )
     most = max(min(self.micro_batch, sequences), ways)
     return next(
-        n for n in range(most, 0, -1) if sequences % n == 0 and n % ways == 0)
+      n for n in range(most, 0, -1) if sequences % n == 0 and n % ways == 0
+    )
 
 
 def check_tokens(config: ModelConfig, tokens: np.ndarray) -> None:
@@ -65,21 +67,24 @@ def check_tokens(config: ModelConfig, tokens: np.ndarray) -> None:
   """
   if tokens.ndim != 2 or not tokens.size:
     raise ValueError(
-        f"calibration tokens have shape {tokens.shape}: give [sequences,"
-        " length], neither of them 0")
+      f"calibration tokens have shape {tokens.shape}: give [sequences,"
+      " length], neither of them 0"
+    )
   if tokens.shape[1] > config.max_positions:
     raise ValueError(
-        f"calibration sequences of {tokens.shape[1]} tokens are longer than"
-        f" the context of {config.max_positions}: use a smaller seq_len")
+      f"calibration sequences of {tokens.shape[1]} tokens are longer than"
+      f" the context of {config.max_positions}: use a smaller seq_len"
+    )
   if tokens.min() < 0 or tokens.max() >= config.vocab_size:
     raise ValueError(
-        f"calibration tokens go from {tokens.min()} to {tokens.max()}, outside"
-        f" the vocabulary of {config.vocab_size}: use the tokenizer of this"
-        " checkpoint")
+      f"calibration tokens go from {tokens.min()} to {tokens.max()}, outside"
+      f" the vocabulary of {config.vocab_size}: use the tokenizer of this"
+      " checkpoint"
+    )
 
 
 def embedded(
-    source: checkpoints.Source, tokens: np.ndarray, memory: Memory
+  source: checkpoints.Source, tokens: np.ndarray, memory: Memory
 ) -> States:
   """The activations before the first layer.
 
@@ -95,15 +100,14 @@ def embedded(
   table_VD = checkpoints.read_outer(source)["embed"]["table"]
   size = memory.size(len(tokens))
   return [
-      place_states(table_VD[tokens[i : i + size]].astype(np.float32), memory)
-      for i in range(0, len(tokens), size)
+    place_states(table_VD[tokens[i : i + size]].astype(np.float32), memory)
+    for i in range(0, len(tokens), size)
   ]
 
 
 def place_layer(layer: Tree, memory: Memory) -> Tree:
   """Put a layer that was read from disk on the devices, in float32."""
-  return jax.tree.map(
-      lambda leaf: devices.place_leaf(leaf, memory.mesh), layer)
+  return jax.tree.map(lambda leaf: devices.place_leaf(leaf, memory.mesh), layer)
 
 
 def place_states(x_BTD: Any, memory: Memory) -> Any:
@@ -114,12 +118,12 @@ def place_states(x_BTD: Any, memory: Memory) -> Any:
 
 
 def run_layer(
-    config: ModelConfig,
-    layer: Tree,
-    x_BTD: jax.Array,
-    sliding: bool | jax.Array,
-    gates: tuple[jax.Array, jax.Array] | None = None,
-    mesh: jax.sharding.Mesh | None = None,
+  config: ModelConfig,
+  layer: Tree,
+  x_BTD: jax.Array,
+  sliding: bool | jax.Array,
+  gates: tuple[jax.Array, jax.Array] | None = None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[jax.Array, Tree]:
   """One layer on whole sequences; returns its output and its tape.
 
@@ -132,13 +136,24 @@ def run_layer(
     context = decoder.make_context(config, x_BTD.shape[1])
     attention_gate, mlp_gate = gates or (None, None)
     return decoder.block(
-        config, layer, x_BTD, context, sliding=sliding,
-        attention_gate=attention_gate, mlp_gate=mlp_gate)
+      config,
+      layer,
+      x_BTD,
+      context,
+      sliding=sliding,
+      attention_gate=attention_gate,
+      mlp_gate=mlp_gate,
+    )
 
   if mesh is not None:
     run = jax.shard_map(
-        run, mesh=mesh, in_specs=(P(), P("data"), P(), P()),
-        out_specs=P("data"), axis_names={"data"}, check_vma=False)
+      run,
+      mesh=mesh,
+      in_specs=(P(), P("data"), P(), P()),
+      out_specs=P("data"),
+      axis_names={"data"},
+      check_vma=False,
+    )
   return run(layer, x_BTD, sliding, gates)
 
 
@@ -148,15 +163,19 @@ def _advance(config, mesh, layer, x_BTD, sliding):
 
 
 def advance(
-    config: ModelConfig,
-    layer: Tree,
-    states: States,
-    sliding: bool,
-    memory: Memory,
+  config: ModelConfig,
+  layer: Tree,
+  states: States,
+  sliding: bool,
+  memory: Memory,
 ) -> None:
   """Push all micro-batches through a layer, replacing them one by one."""
   for i, x_BTD in enumerate(states):
     y_BTD = _advance(
-        config, memory.mesh, layer,
-        devices.place_batch(x_BTD, memory.mesh), sliding)
+      config,
+      memory.mesh,
+      layer,
+      devices.place_batch(x_BTD, memory.mesh),
+      sliding,
+    )
     states[i] = place_states(y_BTD, memory)

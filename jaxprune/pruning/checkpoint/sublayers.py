@@ -29,14 +29,14 @@ SELECTIONS = ("similarity", "reverse", "random", "iterative", "consecutive")
 
 
 def score_sublayers(
-    source: checkpoints.Source,
-    tokens: np.ndarray,
-    *,
-    memory: Memory | None = None,
-    gates: Mapping[str, jax.Array] | None = None,
-    residual: bool = True,
-    window: int = 0,
-    on_layer: Callable[[int], None] = lambda layer: None,
+  source: checkpoints.Source,
+  tokens: np.ndarray,
+  *,
+  memory: Memory | None = None,
+  gates: Mapping[str, jax.Array] | None = None,
+  residual: bool = True,
+  window: int = 0,
+  on_layer: Callable[[int], None] = lambda layer: None,
 ) -> dict[str, np.ndarray]:
   """Score every sublayer of a checkpoint in one pass over the tokens.
 
@@ -65,18 +65,25 @@ def score_sublayers(
   scores = {name: [] for name in ("attention", "mlp", "block")}
   windows, earlier = [], []
   for index in range(config.num_layers):
-    layer = streaming.place_layer(
-        checkpoints.read_layer(source, index), memory)
-    gate = None if gates is None else (
-        gates["attention"][index], gates["mlp"][index])
+    layer = streaming.place_layer(checkpoints.read_layer(source, index), memory)
+    gate = (
+      None
+      if gates is None
+      else (gates["attention"][index], gates["mlp"][index])
+    )
     if window:
       earlier = [*earlier, list(states)][-window:]
     sums = None
     for i, x_BTD in enumerate(states):
       y_BTD, new = _score(
-          config, residual, memory.mesh, layer,
-          devices.place_batch(x_BTD, memory.mesh),
-          config.sliding_layers[index], gate)
+        config,
+        residual,
+        memory.mesh,
+        layer,
+        devices.place_batch(x_BTD, memory.mesh),
+        config.sliding_layers[index],
+        gate,
+      )
       sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
       states[i] = streaming.place_states(y_BTD, memory)
     for name, similarity in sums.items():
@@ -91,16 +98,16 @@ def score_sublayers(
 
 
 def choose_drops(
-    source: checkpoints.Source,
-    count: int,
-    *,
-    target: str,
-    selection: str = "similarity",
-    tokens: np.ndarray | None = None,
-    memory: Memory | None = None,
-    residual: bool = True,
-    seed: int = 0,
-    on_layer: Callable[[int], None] = lambda layer: None,
+  source: checkpoints.Source,
+  count: int,
+  *,
+  target: str,
+  selection: str = "similarity",
+  tokens: np.ndarray | None = None,
+  memory: Memory | None = None,
+  residual: bool = True,
+  seed: int = 0,
+  on_layer: Callable[[int], None] = lambda layer: None,
 ) -> tuple[Drops, dict[str, np.ndarray]]:
   """Score a checkpoint and choose what to drop.
 
@@ -127,7 +134,8 @@ def choose_drops(
   num_layers = source.config.num_layers
   if selection not in SELECTIONS:
     raise ValueError(
-        f"selection {selection!r}: use one of {', '.join(SELECTIONS)}")
+      f"selection {selection!r}: use one of {', '.join(SELECTIONS)}"
+    )
   if selection == "random":
     key = jax.random.key(seed)
     return drops.select_random(key, num_layers, count, target), {}
@@ -136,8 +144,13 @@ def choose_drops(
   if tokens is None:
     raise ValueError(f"selection {selection} needs calibration tokens")
   score = functools.partial(
-      score_sublayers, source, tokens, memory=memory, residual=residual,
-      on_layer=on_layer)
+    score_sublayers,
+    source,
+    tokens,
+    memory=memory,
+    residual=residual,
+    on_layer=on_layer,
+  )
   if selection == "iterative":
     seen = []
 
@@ -159,14 +172,14 @@ def choose_drops(
 
 
 def prune_drops(
-    source: checkpoints.Source,
-    out: str | os.PathLike,
-    chosen: Drops,
-    scores: Mapping[str, Sequence[float]],
-    *,
-    score_name: str = "similarity",
-    provenance: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
+  source: checkpoints.Source,
+  out: str | os.PathLike,
+  chosen: Drops,
+  scores: Mapping[str, Sequence[float]],
+  *,
+  score_name: str = "similarity",
+  provenance: Mapping[str, Any] | None = None,
+  overwrite: bool = False,
 ) -> list[dict[str, Any]]:
   """Write a checkpoint with the chosen sublayers dropped.
 
@@ -188,24 +201,32 @@ def prune_drops(
   """
   dropped = {k: sorted(chosen.layers(k)) for k in ("attention", "mlp")}
   job = dict(provenance or {}) | {
-      "drop_order": [list(pair) for pair in chosen.order]}
+    "drop_order": [list(pair) for pair in chosen.order]
+  }
   log = []
   for index in range(source.config.num_layers):
     row = {"layer": index}
     row |= {f"{k}_kept": index not in dropped[k] for k in dropped}
     row |= {
-        f"{score_name}_{k}": float(scores[k][index])
-        for k in ("attention", "mlp", "block") if k in scores
+      f"{score_name}_{k}": float(scores[k][index])
+      for k in ("attention", "mlp", "block")
+      if k in scores
     }
     log.append(row)
   if devices.is_writer():
     export = checkpoints.start_export(
-        out, source, provenance=job, overwrite=overwrite,
-        drop_attention=dropped["attention"], drop_mlp=dropped["mlp"])
+      out,
+      source,
+      provenance=job,
+      overwrite=overwrite,
+      drop_attention=dropped["attention"],
+      drop_mlp=dropped["mlp"],
+    )
     done = set(checkpoints.finished_layers(export))
     for index in set(range(source.config.num_layers)) - done:
       checkpoints.write_layer(
-          export, index, checkpoints.read_layer(source, index))
+        export, index, checkpoints.read_layer(source, index)
+      )
     files.atomic_write_json(export.work / resume.PROGRESS, {"layers": log})
     checkpoints.finish_export(export)
   devices.wait_for_all("finished")
@@ -215,7 +236,8 @@ def prune_drops(
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _score(config, residual, mesh, layer, x_BTD, sliding, gates):
   y_BTD, tape = streaming.run_layer(
-      config, layer, x_BTD, sliding, gates, mesh=mesh)
+    config, layer, x_BTD, sliding, gates, mesh=mesh
+  )
   scores = similarities.observe_sublayers(tape, residual=residual)
   return y_BTD, devices.on_every_device(scores, mesh)
 
@@ -223,11 +245,13 @@ def _score(config, residual, mesh, layer, x_BTD, sliding, gates):
 @functools.partial(jax.jit, static_argnums=0)
 def _similarity(mesh, x_BTD, y_BTD):
   return devices.on_every_device(
-      similarities.observe_similarity(x_BTD, y_BTD), mesh)
+    similarities.observe_similarity(x_BTD, y_BTD), mesh
+  )
 
 
 def _mean_similarity(xs, ys, mesh) -> float:
   parts = [
-      _similarity(mesh, *(devices.place_batch(a, mesh) for a in pair))
-      for pair in zip(xs, ys)]
+    _similarity(mesh, *(devices.place_batch(a, mesh) for a in pair))
+    for pair in zip(xs, ys)
+  ]
   return float(jax.tree.map(lambda *s: sum(s), *parts).mean)

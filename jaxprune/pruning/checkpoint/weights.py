@@ -44,17 +44,17 @@ from jaxprune.pruning.registry import Pattern, UnitMethod
 
 
 def prune_weights(
-    source: checkpoints.Source,
-    out: str | os.PathLike,
-    *,
-    method: str,
-    pattern: Pattern | Sequence[Pattern],
-    tokens: np.ndarray | None = None,
-    narrow: bool = False,
-    memory: Memory | None = None,
-    provenance: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    on_layer: Callable[[dict[str, Any]], None] = lambda row: None,
+  source: checkpoints.Source,
+  out: str | os.PathLike,
+  *,
+  method: str,
+  pattern: Pattern | Sequence[Pattern],
+  tokens: np.ndarray | None = None,
+  narrow: bool = False,
+  memory: Memory | None = None,
+  provenance: Mapping[str, Any] | None = None,
+  overwrite: bool = False,
+  on_layer: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
   """Prune every kernel of a checkpoint and write the pruned folder.
 
@@ -95,21 +95,27 @@ def prune_weights(
   chosen = registry.METHODS[method]
   written = [dataclasses.asdict(one) for one in patterns]
   job = dict(provenance or {}) | {
-      "method": method, "narrow": narrow,
-      "pattern": written[0] if len(set(patterns)) == 1 else written}
+    "method": method,
+    "narrow": narrow,
+    "pattern": written[0] if len(set(patterns)) == 1 else written,
+  }
   export = _start(
-      out, source, job, _changes(config, chosen, patterns, narrow), overwrite)
+    out, source, job, _changes(config, chosen, patterns, narrow), overwrite
+  )
   log = resume.read_log(export)
   start = len(log)
   threshold = None
   if getattr(patterns[0], "group", "") == "global":
     threshold = global_magnitude.find_threshold(
-        source, patterns[0].sparsity, first_layer=start)
+      source, patterns[0].sparsity, first_layer=start
+    )
   states = None
   if tokens is not None and start < config.num_layers:
     states = (
-        resume.read_states(export, start, memory) if start
-        else streaming.embedded(source, tokens, memory))
+      resume.read_states(export, start, memory)
+      if start
+      else streaming.embedded(source, tokens, memory)
+    )
   for index in range(start, config.num_layers):
     began = time.monotonic()
     read = checkpoints.read_layer(source, index)
@@ -117,7 +123,8 @@ def prune_weights(
     sliding = config.sliding_layers[index]
     if threshold is None:
       new, keep, notes = layer.prune_layer(
-          config, chosen, patterns[index], old, sliding, states, memory)
+        config, chosen, patterns[index], old, sliding, states, memory
+      )
     else:
       new, keep, notes = layer.cut_layer(threshold, old)
     new = layer.as_written(new, read)
@@ -138,7 +145,7 @@ def prune_weights(
 
 
 def each_layer(
-    config: ModelConfig, pattern: Pattern | Sequence[Pattern]
+  config: ModelConfig, pattern: Pattern | Sequence[Pattern]
 ) -> tuple[Pattern, ...]:
   """One pattern per layer.
 
@@ -149,18 +156,19 @@ def each_layer(
     return (pattern,) * config.num_layers
   if len(pattern) != config.num_layers:
     raise ValueError(
-        f"{len(pattern)} patterns for {config.num_layers} layers: give one per"
-        " layer, or one for all")
+      f"{len(pattern)} patterns for {config.num_layers} layers: give one per"
+      " layer, or one for all"
+    )
   return tuple(pattern)
 
 
 def check_job(
-    config: ModelConfig,
-    method: str,
-    pattern: Pattern | Sequence[Pattern],
-    *,
-    tokens: bool,
-    narrow: bool = False,
+  config: ModelConfig,
+  method: str,
+  pattern: Pattern | Sequence[Pattern],
+  *,
+  tokens: bool,
+  narrow: bool = False,
 ) -> None:
   """Refuse, before any work, what cannot be done.
 
@@ -178,29 +186,34 @@ def check_job(
   """
   if method not in registry.METHODS:
     raise ValueError(
-        f"method {method!r}: use one of {', '.join(registry.METHODS)}")
+      f"method {method!r}: use one of {', '.join(registry.METHODS)}"
+    )
   chosen = registry.METHODS[method]
   if chosen.statistic and not tokens:
     raise ValueError(f"method {method} looks at calibration tokens: give some")
   if narrow and not isinstance(chosen, UnitMethod):
     raise ValueError(
-        f"method {method} removes single weights, so nothing becomes narrower:"
-        f" use one of {', '.join(registry.UNIT_METHODS)}")
+      f"method {method} removes single weights, so nothing becomes narrower:"
+      f" use one of {', '.join(registry.UNIT_METHODS)}"
+    )
   patterns = set(each_layer(config, pattern))
   if narrow and len(patterns) > 1:
     raise ValueError(
-        "narrow MLPs of several widths have no config.json: use one sparsity"
-        " for all layers, or no narrowing")
+      "narrow MLPs of several widths have no config.json: use one sparsity"
+      " for all layers, or no narrowing"
+    )
   for one in patterns:
     if not isinstance(one, chosen.patterns):
       raise ValueError(
-          f"method {method} does not take {one}: use"
-          f" {' or '.join(p.__name__ for p in chosen.patterns)}")
+        f"method {method} does not take {one}: use"
+        f" {' or '.join(p.__name__ for p in chosen.patterns)}"
+      )
     if getattr(one, "group", "") == "global" and method != "magnitude":
       raise ValueError(
-          f"group global compares all layers at once, but {method} scores a"
-          " layer after those before it are pruned: use magnitude, or group"
-          " output or matrix")
+        f"group global compares all layers at once, but {method} scores a"
+        " layer after those before it are pruned: use magnitude, or group"
+        " output or matrix"
+      )
     _check_divides(config, one)
 
 
@@ -215,8 +228,9 @@ def _check_divides(config, pattern):
   for kernel, shape in names.kernel_shapes(config).items():
     if shape[1] % size:
       raise ValueError(
-          f"{what} does not divide the {shape[1]} inputs of"
-          f" {'/'.join(kernel)}: use one that does, or none")
+        f"{what} does not divide the {shape[1]} inputs of"
+        f" {'/'.join(kernel)}: use one that does, or none"
+      )
 
 
 def _changes(config, method, patterns, narrow) -> dict[str, Any]:
@@ -224,7 +238,8 @@ def _changes(config, method, patterns, narrow) -> dict[str, Any]:
   changes = {}
   if narrow:
     changes["intermediate_size"] = config.mlp_dim - removed_count(
-        config.mlp_dim, patterns[0].sparsity)
+      config.mlp_dim, patterns[0].sparsity
+    )
   if getattr(method, "compensates", False) and not config.mlp_bias:
     if layer.has_place_for_bias(config):
       changes["mlp_bias"] = True
@@ -236,7 +251,8 @@ def _start(out, source, job, changes, overwrite):
 
   def start():
     return checkpoints.start_export(
-        out, source, provenance=job, changes=changes, overwrite=overwrite)
+      out, source, provenance=job, changes=changes, overwrite=overwrite
+    )
 
   export = start() if devices.is_writer() else None
   devices.wait_for_all("started")
@@ -249,8 +265,9 @@ def folder_sparsity(folder: str | os.PathLike) -> float:
   """Fraction of zeros over the kernels of a checkpoint, layer by layer."""
   source = checkpoints.open_checkpoint(folder)
   layers = range(source.config.num_layers)
-  return float(np.mean(
-      [layer.sparsity(checkpoints.read_layer(source, i)) for i in layers]))
+  return float(
+    np.mean([layer.sparsity(checkpoints.read_layer(source, i)) for i in layers])
+  )
 
 
 def _peak_memory() -> int:

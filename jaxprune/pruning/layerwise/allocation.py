@@ -28,9 +28,7 @@ _MOST = 1.0 - 10.0**-_DECIMALS
 
 
 def meet_budget(
-    wishes: Sequence[float],
-    sparsity: float,
-    sizes: Sequence[int] | None = None,
+  wishes: Sequence[float], sparsity: float, sizes: Sequence[int] | None = None
 ) -> tuple[float, ...]:
   """Shift all wishes by one constant, clipped, to remove the right total.
 
@@ -49,15 +47,16 @@ def meet_budget(
       or of another length.
   """
   wish_L = np.asarray(wishes, np.float64)
-  size_L = np.ones_like(wish_L) if sizes is None else np.asarray(
-      sizes, np.float64)
+  size_L = (
+    np.ones_like(wish_L) if sizes is None else np.asarray(sizes, np.float64)
+  )
   if not 0 <= sparsity < 1:
     raise ValueError(f"sparsity is {sparsity}; use a fraction in [0, 1)")
   if wish_L.ndim != 1 or not wish_L.size or not np.isfinite(wish_L).all():
     raise ValueError(f"wishes are {wishes}; use finite numbers, one per layer")
   if size_L.shape != wish_L.shape or (size_L <= 0).any():
     raise ValueError(
-        f"sizes are {sizes}; use {wish_L.size} positive numbers, as for wishes"
+      f"sizes are {sizes}; use {wish_L.size} positive numbers, as for wishes"
     )
   share_L = size_L / size_L.sum()
 
@@ -91,10 +90,10 @@ def uniform(num_layers: int, sparsity: float) -> tuple[float, ...]:
 
 
 def linear(
-    num_layers: int,
-    sparsity: float,
-    slope: float,
-    sizes: Sequence[int] | None = None,
+  num_layers: int,
+  sparsity: float,
+  slope: float,
+  sizes: Sequence[int] | None = None,
 ) -> tuple[float, ...]:
   """Let sparsity rise by `slope` from each layer to the next.
 
@@ -115,11 +114,11 @@ def linear(
 
 
 def by_damage(
-    damages: Sequence[float],
-    sparsity: float,
-    *,
-    spread: float = 0.08,
-    sizes: Sequence[int] | None = None,
+  damages: Sequence[float],
+  sparsity: float,
+  *,
+  spread: float = 0.08,
+  sizes: Sequence[int] | None = None,
 ) -> tuple[float, ...]:
   """Spare the layers whose pruning does the most damage, by its logarithm.
 

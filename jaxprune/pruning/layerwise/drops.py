@@ -70,8 +70,7 @@ def _units(target: str, num_layers: int) -> list[tuple[tuple[str, int], ...]]:
 def _checked(count: int, most: int, target: str) -> int:
   if not 0 <= count <= most:
     raise ValueError(
-        f"drop count is {count}, but {target} has {most} to drop; "
-        f"use 0 to {most}"
+      f"drop count is {count}, but {target} has {most} to drop; use 0 to {most}"
     )
   return count
 
@@ -81,7 +80,7 @@ def _numbers(name: str, scores: jax.Array, size: int) -> np.ndarray:
   scores = np.asarray(scores, np.float32)
   if scores.shape != (size,):
     raise ValueError(
-        f"scores of {name} have shape {scores.shape}; use ({size},)"
+      f"scores of {name} have shape {scores.shape}; use ({size},)"
     )
   if np.isnan(scores).any():
     where = np.flatnonzero(np.isnan(scores)).tolist()
@@ -90,11 +89,11 @@ def _numbers(name: str, scores: jax.Array, size: int) -> np.ndarray:
 
 
 def _values(
-    scores: Mapping[str, jax.Array], target: str, num_layers: int
+  scores: Mapping[str, jax.Array], target: str, num_layers: int
 ) -> np.ndarray:
   """Scores in the order of `_units`."""
   return np.concatenate(
-      [_numbers(name, scores[name], num_layers) for name in _kinds(target)]
+    [_numbers(name, scores[name], num_layers) for name in _kinds(target)]
   )
 
 
@@ -104,11 +103,11 @@ def _ranked(values: np.ndarray, reverse: bool) -> np.ndarray:
 
 
 def select(
-    scores: Mapping[str, jax.Array],
-    count: int,
-    target: str,
-    *,
-    reverse: bool = False,
+  scores: Mapping[str, jax.Array],
+  count: int,
+  target: str,
+  *,
+  reverse: bool = False,
 ) -> Drops:
   """Drop the `count` sublayers or blocks of highest similarity at once.
 
@@ -134,9 +133,7 @@ def select(
   return Drops(num_layers=num_layers, order=order)
 
 
-def select_window(
-    scores_W: jax.Array, num_layers: int, count: int
-) -> Drops:
+def select_window(scores_W: jax.Array, num_layers: int, count: int) -> Drops:
   """Drop the `count` neighbouring blocks that change the stream least.
 
   Args:
@@ -179,7 +176,7 @@ def select_consecutive(similarity_LL: jax.Array, count: int) -> Drops:
 
 
 def select_random(
-    key: jax.Array, num_layers: int, count: int, target: str
+  key: jax.Array, num_layers: int, count: int, target: str
 ) -> Drops:
   """Drop `count` sublayers or blocks drawn without replacement, a control.
 
@@ -203,13 +200,13 @@ def select_random(
 
 
 def select_iterative(
-    score: Callable[[dict[str, jax.Array]], Mapping[str, jax.Array]],
-    num_layers: int,
-    count: int,
-    target: str,
-    *,
-    per_round: int = 1,
-    reverse: bool = False,
+  score: Callable[[dict[str, jax.Array]], Mapping[str, jax.Array]],
+  num_layers: int,
+  count: int,
+  target: str,
+  *,
+  per_round: int = 1,
+  reverse: bool = False,
 ) -> Drops:
   """Drop a few, score what remains again, until `count` are gone.
 
@@ -243,7 +240,7 @@ def select_iterative(
     left = min(per_round, count - len(gone))
     gone += _ranked(values, reverse)[:left].tolist()
     drops = Drops(
-        num_layers=num_layers,
-        order=tuple(pair for i in gone for pair in units[i]),
+      num_layers=num_layers,
+      order=tuple(pair for i in gone for pair in units[i]),
     )
   return drops

@@ -42,11 +42,11 @@ def outlier_fraction(scores: object, multiple: float = 5.0) -> jax.Array:
 
 
 def owl(
-    fractions: Sequence[float],
-    sparsity: float,
-    *,
-    spread: float = 0.08,
-    sizes: Sequence[int] | None = None,
+  fractions: Sequence[float],
+  sparsity: float,
+  *,
+  spread: float = 0.08,
+  sizes: Sequence[int] | None = None,
 ) -> tuple[float, ...]:
   """Turn outlier fractions into sparsities around a global one.
 

@@ -53,7 +53,7 @@ def _norm(x: jax.Array) -> jax.Array:
 
 
 def observe_similarity(
-    x_BTD: jax.Array, y_BTD: jax.Array, valid_BT: jax.Array | None = None
+  x_BTD: jax.Array, y_BTD: jax.Array, valid_BT: jax.Array | None = None
 ) -> Similarity:
   """Sum the cosine of x and y over tokens.
 
@@ -70,17 +70,17 @@ def observe_similarity(
   if valid_BT is None:
     valid_BT = jnp.ones(cos_BT.shape, bool)
   return Similarity(
-      # where, not times: what stands in padding may be nan.
-      sum=jnp.sum(jnp.where(valid_BT, cos_BT, 0.0)),
-      count=jnp.sum(valid_BT, dtype=jnp.int32),
+    # where, not times: what stands in padding may be nan.
+    sum=jnp.sum(jnp.where(valid_BT, cos_BT, 0.0)),
+    count=jnp.sum(valid_BT, dtype=jnp.int32),
   )
 
 
 def observe_sublayers(
-    tape: Mapping[str, jax.Array],
-    valid_BT: jax.Array | None = None,
-    *,
-    residual: bool = True,
+  tape: Mapping[str, jax.Array],
+  valid_BT: jax.Array | None = None,
+  *,
+  residual: bool = True,
 ) -> dict[str, Similarity]:
   """Score attention, MLP and block of one layer in one pass.
 
@@ -97,21 +97,21 @@ def observe_sublayers(
     {'attention', 'mlp', 'block'}; the block always by the residual stream.
   """
   start, mid, end = (
-      tape[f"residual_{place}"].astype(jnp.float32)
-      for place in ("in", "mid", "out")
+    tape[f"residual_{place}"].astype(jnp.float32)
+    for place in ("in", "mid", "out")
   )
   pairs = {"attention": (start, mid), "mlp": (mid, end)}
   if not residual:
     pairs = {
-        "attention": (tape["attention_in"], mid - start),
-        "mlp": (tape["mlp_in"], end - mid),
+      "attention": (tape["attention_in"], mid - start),
+      "mlp": (tape["mlp_in"], end - mid),
     }
   pairs["block"] = (start, end)
   return {k: observe_similarity(*v, valid_BT) for k, v in pairs.items()}
 
 
 def observe_consecutive(
-    h_LBTD: jax.Array, valid_BT: jax.Array | None = None
+  h_LBTD: jax.Array, valid_BT: jax.Array | None = None
 ) -> Similarity:
   """Score every window of blocks, of every length and start.
 
@@ -138,7 +138,7 @@ def observe_consecutive(
     u_LTD = h_LTD / _norm(h_LTD)[..., None]
     u_LTD = jnp.where(valid_T[:, None], u_LTD, 0.0)
     cos_TLL = jnp.einsum(
-        "LTD,MTD->TLM", u_LTD, u_LTD, precision=jax.lax.Precision.HIGHEST
+      "LTD,MTD->TLM", u_LTD, u_LTD, precision=jax.lax.Precision.HIGHEST
     )
     return jnp.sum(cos_TLL, axis=0)
 
@@ -149,6 +149,6 @@ def observe_consecutive(
   inside_LL = end_LL <= layers
   sum_LL = cos_LL[start_LL, np.minimum(end_LL, layers)]
   return Similarity(
-      sum=jnp.where(inside_LL, sum_LL, 0.0),
-      count=jnp.where(inside_LL, jnp.sum(valid_BT, dtype=jnp.int32), 0),
+    sum=jnp.where(inside_LL, sum_LL, 0.0),
+    count=jnp.where(inside_LL, jnp.sum(valid_BT, dtype=jnp.int32), 0),
   )

@@ -47,14 +47,14 @@ def input_scales(loudness_I: jax.Array, alpha: jax.Array) -> jax.Array:
 
 
 def awq(
-    w_IO: jax.Array,
-    statistics: Gram,
-    *,
-    mean_abs: MeanAbs | None = None,
-    bits: int = 4,
-    group_size: int | None = 128,
-    symmetric: bool = False,
-    grid: int = 20,
+  w_IO: jax.Array,
+  statistics: Gram,
+  *,
+  mean_abs: MeanAbs | None = None,
+  bits: int = 4,
+  group_size: int | None = 128,
+  symmetric: bool = False,
+  grid: int = 20,
 ) -> tuple[jax.Array, Quantized]:
   """Quantise a kernel with the input scales that err least.
 
@@ -88,17 +88,17 @@ def awq(
   def rounded(alpha):
     scale_I = input_scales(loudness_I, alpha)
     quantized = quantize(
-        w32_IO * scale_I[:, None],
-        bits=bits,
-        group_size=group_size,
-        symmetric=symmetric,
+      w32_IO * scale_I[:, None],
+      bits=bits,
+      group_size=group_size,
+      symmetric=symmetric,
     )
     return Quantized(
-        codes=quantized.codes,
-        scales=quantized.scales,
-        zeros=quantized.zeros,
-        input_scales=scale_I,
-        bits=bits,
+      codes=quantized.codes,
+      scales=quantized.scales,
+      zeros=quantized.zeros,
+      input_scales=scale_I,
+      bits=bits,
     )
 
   def error(alpha):

@@ -51,7 +51,7 @@ def fluctuation_scores(down_FD: jax.Array, statistics: Moments) -> jax.Array:
 
 
 def flap(
-    mlp: Tree, statistics: Moments, sparsity: float
+  mlp: Tree, statistics: Moments, sparsity: float
 ) -> tuple[Tree, Tree, jax.Array]:
   """Remove the hidden units of one MLP that fluctuate least, by masking.
 
@@ -72,9 +72,9 @@ def flap(
   scores_F = fluctuation_scores(down_FD, statistics)
   keep_F = keep_mask(scores_F[:, None], Unstructured(sparsity=sparsity))[:, 0]
   bias_D = jnp.einsum(
-      "F,FD->D",
-      jnp.where(keep_F, 0.0, statistics.mean),
-      down_FD.astype(jnp.float32),
-      precision=jax.lax.Precision.HIGHEST,
+    "F,FD->D",
+    jnp.where(keep_F, 0.0, statistics.mean),
+    down_FD.astype(jnp.float32),
+    precision=jax.lax.Precision.HIGHEST,
   )
   return *mask_neurons(mlp, keep_F), bias_D

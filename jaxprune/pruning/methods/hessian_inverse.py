@@ -60,23 +60,25 @@ def _lower_inverse(lower_II: jax.Array) -> jax.Array:
     rows_BI = lower_II[start : start + size]
     corner_BB = rows_BI[:, start : start + size]
     inverse_BB = jax.lax.linalg.triangular_solve(
-        corner_BB, jnp.eye(len(corner_BB), dtype=corner_BB.dtype),
-        left_side=True, lower=True,
+      corner_BB,
+      jnp.eye(len(corner_BB), dtype=corner_BB.dtype),
+      left_side=True,
+      lower=True,
     )
     for j, column in enumerate(columns):
       sum_BC = jnp.matmul(
-          rows_BI[:, j * size : start], column, precision=_HIGHEST
+        rows_BI[:, j * size : start], column, precision=_HIGHEST
       )
       below_BC = -jnp.matmul(inverse_BB, sum_BC, precision=_HIGHEST)
       columns[j] = jnp.concatenate([column, below_BC])
     columns.append(inverse_BB)
   return jnp.concatenate(
-      [jnp.pad(c, ((inputs - len(c), 0), (0, 0))) for c in columns], axis=1
+    [jnp.pad(c, ((inputs - len(c), 0), (0, 0))) for c in columns], axis=1
   )
 
 
 def inverse_factor(
-    statistics: Gram, damping: jax.Array | float = 0.01
+  statistics: Gram, damping: jax.Array | float = 0.01
 ) -> InverseFactor:
   """Factorise the inverse of the damped Hessian of a kernel's inputs.
 
@@ -107,7 +109,7 @@ def inverse_factor(
   diagonal_I = jnp.diagonal(upper_II)
   ok = jnp.all(jnp.isfinite(upper_II)) & jnp.all(diagonal_I > 0)
   return InverseFactor(
-      upper=upper_II, dead=dead_I, ok=ok & (statistics.sequences > 0)
+    upper=upper_II, dead=dead_I, ok=ok & (statistics.sequences > 0)
   )
 
 
@@ -115,7 +117,7 @@ _compiled_inverse_factor = jax.jit(inverse_factor)
 
 
 def inverse_factor_with_retry(
-    statistics: Gram, damping: float = 0.01
+  statistics: Gram, damping: float = 0.01
 ) -> tuple[InverseFactor, list[float]]:
   """Factorise, with ten times more damping whenever that fails.
 
@@ -140,8 +142,8 @@ def inverse_factor_with_retry(
     raise ValueError("statistics saw 0 sequences; observe calibration tokens")
   if not bool(jnp.all(jnp.isfinite(statistics.sum_outer))):
     raise ValueError(
-        "the Gram of the inputs has inf or nan; look at the activations, no"
-        " damping helps"
+      "the Gram of the inputs has inf or nan; look at the activations, no"
+      " damping helps"
     )
   tried = []
   for retry in range(_RETRIES + 1):
@@ -150,6 +152,6 @@ def inverse_factor_with_retry(
     if bool(factor.ok):
       return factor, tried
   raise ValueError(
-      f"the Hessian is not positive definite with damping {tried}; use more"
-      " calibration tokens or more damping"
+    f"the Hessian is not positive definite with damping {tried}; use more"
+    " calibration tokens or more damping"
   )

@@ -19,7 +19,7 @@ from jaxprune.pruning.patterns import Pattern, keep_mask
 
 
 def magnitude(
-    w_IO: jax.Array, statistics: object, pattern: Pattern
+  w_IO: jax.Array, statistics: object, pattern: Pattern
 ) -> tuple[jax.Array, jax.Array]:
   """Remove the smallest weights.
 

@@ -26,7 +26,7 @@ Tree = dict[str, Any]
 
 
 def neuron_scores(
-    down_FO: jax.Array, statistics: SquaredNorm, *, root: bool = False
+  down_FO: jax.Array, statistics: SquaredNorm, *, root: bool = False
 ) -> jax.Array:
   """Score each hidden unit; higher is kept.
 
@@ -44,11 +44,11 @@ def neuron_scores(
 
 
 def keep_neurons(
-    down_FO: jax.Array,
-    statistics: SquaredNorm,
-    sparsity: float,
-    *,
-    root: bool = False,
+  down_FO: jax.Array,
+  statistics: SquaredNorm,
+  sparsity: float,
+  *,
+  root: bool = False,
 ) -> jax.Array:
   """Choose floor(F * sparsity) units of lowest score to go.
 
@@ -102,16 +102,16 @@ def mask_neurons(mlp: Tree, keep_F: jax.Array) -> tuple[Tree, Tree]:
     return jnp.where(keep, leaf, 0).astype(leaf.dtype)
 
   new = _cut(
-      mlp,
-      lambda leaf: zero(jnp.expand_dims(keep_F, range(leaf.ndim - 1)), leaf),
-      lambda leaf: zero(keep_F[:, None], leaf),
+    mlp,
+    lambda leaf: zero(jnp.expand_dims(keep_F, range(leaf.ndim - 1)), leaf),
+    lambda leaf: zero(keep_F[:, None], leaf),
   )
   masks = {
-      name: jnp.broadcast_to(
-          keep_F[:, None] if name == "down" else keep_F[None],
-          leaves["kernel"].shape,
-      )
-      for name, leaves in mlp.items()
+    name: jnp.broadcast_to(
+      keep_F[:, None] if name == "down" else keep_F[None],
+      leaves["kernel"].shape,
+    )
+    for name, leaves in mlp.items()
   }
   return new, masks
 
@@ -134,17 +134,11 @@ def narrow(mlp: Tree, keep_F: jax.Array, width: int) -> Tree:
   if not isinstance(keep_F, jax.core.Tracer) and int(keep_F.sum()) != width:
     raise ValueError(f"width is {width}, but {int(keep_F.sum())} units stay")
   index_W = jnp.nonzero(keep_F, size=width)[0]
-  return _cut(
-      mlp, lambda leaf: leaf[..., index_W], lambda leaf: leaf[index_W]
-  )
+  return _cut(mlp, lambda leaf: leaf[..., index_W], lambda leaf: leaf[index_W])
 
 
 def neuron(
-    mlp: Tree,
-    statistics: SquaredNorm,
-    sparsity: float,
-    *,
-    root: bool = False,
+  mlp: Tree, statistics: SquaredNorm, sparsity: float, *, root: bool = False
 ) -> tuple[Tree, Tree]:
   """Remove the hidden units of lowest score by masking.
 

@@ -43,7 +43,8 @@ class Levels:
       raise ValueError(f"bits is {self.bits}; use 2 to 8")
     if self.group_size is not None and self.group_size < 1:
       raise ValueError(
-          f"group_size is {self.group_size}; use 1 or more, or None")
+        f"group_size is {self.group_size}; use 1 or more, or None"
+      )
 
 
 @jax.tree_util.register_dataclass
@@ -69,7 +70,7 @@ class Quantized:
 
 
 def quantize(
-    w_IO: jax.Array, *, bits: int, group_size: int | None, symmetric: bool
+  w_IO: jax.Array, *, bits: int, group_size: int | None, symmetric: bool
 ) -> Quantized:
   """Round each weight to the nearest level of its group.
 
@@ -91,8 +92,8 @@ def quantize(
   size = inputs if group_size is None else group_size
   if size < 1 or inputs % size:
     raise ValueError(
-        f"group_size {size} does not divide {inputs} inputs; "
-        "use a divisor, or None for one group per output"
+      f"group_size {size} does not divide {inputs} inputs; "
+      "use a divisor, or None for one group per output"
     )
   low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
   w_GSO = w_IO.astype(jnp.float32).reshape(inputs // size, size, outputs)
@@ -109,13 +110,13 @@ def quantize(
     zeros_GO = jnp.clip(jnp.round(low - bottom_GO / scales_GO), low, high)
   codes_GSO = jnp.round(w_GSO / scales_GO[:, None]) + zeros_GO[:, None]
   return Quantized(
-      codes=jnp.clip(codes_GSO, low, high)
-      .astype(jnp.int8)
-      .reshape(inputs, outputs),
-      scales=scales_GO,
-      zeros=zeros_GO.astype(jnp.int8),
-      input_scales=jnp.ones((inputs,), jnp.float32),
-      bits=bits,
+    codes=jnp.clip(codes_GSO, low, high)
+    .astype(jnp.int8)
+    .reshape(inputs, outputs),
+    scales=scales_GO,
+    zeros=zeros_GO.astype(jnp.int8),
+    input_scales=jnp.ones((inputs,), jnp.float32),
+    bits=bits,
   )
 
 
@@ -125,20 +126,19 @@ def dequantize(quantized: Quantized) -> jax.Array:
   groups = quantized.scales.shape[0]
   codes_GSO = quantized.codes.reshape(groups, inputs // groups, outputs)
   steps_GSO = (
-      codes_GSO.astype(jnp.float32)
-      - quantized.zeros.astype(jnp.float32)[:, None]
+    codes_GSO.astype(jnp.float32) - quantized.zeros.astype(jnp.float32)[:, None]
   )
   w_IO = (steps_GSO * quantized.scales[:, None]).reshape(inputs, outputs)
   return w_IO / quantized.input_scales[:, None]
 
 
 def round_to_nearest(
-    w_IO: jax.Array,
-    statistics: object = None,
-    *,
-    bits: int = 4,
-    group_size: int | None = 128,
-    symmetric: bool = False,
+  w_IO: jax.Array,
+  statistics: object = None,
+  *,
+  bits: int = 4,
+  group_size: int | None = 128,
+  symmetric: bool = False,
 ) -> tuple[jax.Array, Quantized]:
   """Quantise a kernel without looking at any data.
 
@@ -158,6 +158,6 @@ def round_to_nearest(
   """
   del statistics
   quantized = quantize(
-      w_IO, bits=bits, group_size=group_size, symmetric=symmetric
+    w_IO, bits=bits, group_size=group_size, symmetric=symmetric
   )
   return dequantize(quantized).astype(w_IO.dtype), quantized

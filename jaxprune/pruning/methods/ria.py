@@ -21,7 +21,7 @@ from jaxprune.pruning.patterns import Pattern, keep_mask
 
 
 def ria_scores(
-    w_IO: jax.Array, statistics: SquaredNorm, power: float = 0.5
+  w_IO: jax.Array, statistics: SquaredNorm, power: float = 0.5
 ) -> jax.Array:
   """Score each weight; higher is kept.
 
@@ -37,19 +37,19 @@ def ria_scores(
   into_O = jnp.sum(size_IO, axis=0)
   from_I = jnp.sum(size_IO, axis=1)
   share_IO = (
-      size_IO / jnp.where(into_O > 0, into_O, 1.0)[None, :]
-      + size_IO / jnp.where(from_I > 0, from_I, 1.0)[:, None]
+    size_IO / jnp.where(into_O > 0, into_O, 1.0)[None, :]
+    + size_IO / jnp.where(from_I > 0, from_I, 1.0)[:, None]
   )
   norm_I = jnp.sqrt(statistics.mean)
   return share_IO * (norm_I**power)[:, None]
 
 
 def ria(
-    w_IO: jax.Array,
-    statistics: SquaredNorm,
-    pattern: Pattern,
-    *,
-    power: float = 0.5,
+  w_IO: jax.Array,
+  statistics: SquaredNorm,
+  pattern: Pattern,
+  *,
+  power: float = 0.5,
 ) -> tuple[jax.Array, jax.Array]:
   """Remove the weights of lowest relative importance.
 

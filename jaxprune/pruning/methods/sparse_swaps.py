@@ -62,9 +62,9 @@ def _likely_pair(w_I, keep_I, g_I, gram_II):
   by_u = remove_I_u[p_u] + restore_I[u]
   by_p = remove_I[p] + restore_I_p[u_p]
   return (
-      jnp.minimum(by_u, by_p),
-      jnp.where(by_u <= by_p, p_u, p),
-      jnp.where(by_u <= by_p, u, u_p),
+    jnp.minimum(by_u, by_p),
+    jnp.where(by_u <= by_p, p_u, p),
+    jnp.where(by_u <= by_p, u, u_p),
   )
 
 
@@ -77,14 +77,14 @@ def _best_pair(w_I, keep_I, g_I, block_GMM):
   # For every removal its best restoration, by value only: a plain minimum is
   # far cheaper than an argmin over all pairs.
   least_GM = jnp.min(
-      restore_GM[:, None, :]
-      - 2 * w_GM[:, :, None] * w_GM[:, None, :] * block_GMM,
-      axis=-1,
+    restore_GM[:, None, :]
+    - 2 * w_GM[:, :, None] * w_GM[:, None, :] * block_GMM,
+    axis=-1,
   )
   p = jnp.argmin(remove_I + least_GM.reshape(-1))
   group, place = p // size, p % size
   restore_M = (
-      restore_GM[group] - 2 * w_I[p] * w_GM[group] * block_GMM[group, place]
+    restore_GM[group] - 2 * w_I[p] * w_GM[group] * block_GMM[group, place]
   )
   u = jnp.argmin(restore_M)
   return remove_I[p] + restore_M[u], p, group * size + u
@@ -102,10 +102,10 @@ def _search(pair, gram_II, max_swaps, w_I, keep_I, g_I, swaps, noise):
     better = change < -noise
     moved_I = g_I + w_I[p] * gram_II[p] - w_I[u] * gram_II[u]
     return (
-        jnp.where(better, keep_I.at[p].set(False).at[u].set(True), keep_I),
-        jnp.where(better, moved_I, g_I),
-        swaps + better,
-        better,
+      jnp.where(better, keep_I.at[p].set(False).at[u].set(True), keep_I),
+      jnp.where(better, moved_I, g_I),
+      swaps + better,
+      better,
     )
 
   start = (keep_I, g_I, swaps, swaps >= 0)
@@ -113,13 +113,13 @@ def _search(pair, gram_II, max_swaps, w_I, keep_I, g_I, swaps, noise):
 
 
 def refine(
-    w_IO: jax.Array,
-    mask_IO: jax.Array,
-    gram_II: jax.Array,
-    *,
-    of: int | None = None,
-    max_swaps: int = 1000,
-    all_pairs: bool = True,
+  w_IO: jax.Array,
+  mask_IO: jax.Array,
+  gram_II: jax.Array,
+  *,
+  of: int | None = None,
+  max_swaps: int = 1000,
+  all_pairs: bool = True,
 ) -> jax.Array:
   """Improve a mask by swaps.
 
@@ -144,15 +144,13 @@ def refine(
   size = inputs if of is None else of
   if size < 1 or inputs % size:
     raise ValueError(
-        f"groups of {size} do not divide {inputs} inputs; use a divisor"
+      f"groups of {size} do not divide {inputs} inputs; use a divisor"
     )
   gram_II = gram_II.astype(jnp.float32)
   w_IO = w_IO.astype(jnp.float32)
 
   def errors(mask_IO):
-    return reconstruction.output_errors(
-        jnp.where(mask_IO, 0.0, w_IO), gram_II
-    )
+    return reconstruction.output_errors(jnp.where(mask_IO, 0.0, w_IO), gram_II)
 
   before_O = errors(mask_IO)
   g_IO = reconstruction.product(gram_II, jnp.where(mask_IO, 0.0, w_IO))
@@ -169,24 +167,27 @@ def refine(
     block_GMM = gram_II[places_GM[:, :, None], places_GM[:, None, :]]
     pair = functools.partial(_best_pair, block_GMM=block_GMM)
     search = functools.partial(_search, pair, gram_II, max_swaps)
-    state = (state[0], *jax.lax.map(
+    state = (
+      state[0],
+      *jax.lax.map(
         lambda args: search(*args),
         (*state, noise_O),
         batch_size=max(1, min(w_IO.shape[1], _PAIRS // (inputs * size))),
-    ))
+      ),
+    )
   better_IO = state[1].T
   kept_O = errors(better_IO) < before_O
   return jnp.where(kept_O[None, :], better_IO, mask_IO)
 
 
 def sparse_swaps(
-    w_IO: jax.Array,
-    statistics: Gram,
-    pattern: Pattern,
-    *,
-    mask_IO: jax.Array | None = None,
-    max_swaps: int = 1000,
-    all_pairs: bool = True,
+  w_IO: jax.Array,
+  statistics: Gram,
+  pattern: Pattern,
+  *,
+  mask_IO: jax.Array | None = None,
+  max_swaps: int = 1000,
+  all_pairs: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
   """Prune, then swap until the layer error falls no further.
 
@@ -209,17 +210,17 @@ def sparse_swaps(
   gram_II = statistics.sum_outer
   if mask_IO is None:
     squares = SquaredNorm(
-        sum_squares=jnp.diagonal(gram_II),
-        sequences=statistics.sequences,
-        tokens=statistics.tokens,
+      sum_squares=jnp.diagonal(gram_II),
+      sequences=statistics.sequences,
+      tokens=statistics.tokens,
     )
     _, mask_IO = wanda.wanda(w_IO, squares, pattern)
   mask_IO = refine(
-      w_IO,
-      mask_IO,
-      gram_II,
-      of=pattern.of if isinstance(pattern, NofM) else None,
-      max_swaps=max_swaps,
-      all_pairs=all_pairs,
+    w_IO,
+    mask_IO,
+    gram_II,
+    of=pattern.of if isinstance(pattern, NofM) else None,
+    max_swaps=max_swaps,
+    all_pairs=all_pairs,
   )
   return jnp.where(mask_IO, w_IO, 0).astype(w_IO.dtype), mask_IO

@@ -58,9 +58,7 @@ def _prune_stretch(w_CO, upper_CC, mask_CO):
 
   def row(i, carry):
     w_CO, error_CO = carry
-    past_O = jnp.einsum(
-        "C,CO->O", upper_CC[:, i], error_CO, precision=_HIGHEST
-    )
+    past_O = jnp.einsum("C,CO->O", upper_CC[:, i], error_CO, precision=_HIGHEST)
     w_O = w_CO[i] - past_O
     error_O = jnp.where(mask_CO[i], 0.0, w_O / upper_CC[i, i])
     return w_CO.at[i].set(w_O), error_CO.at[i].set(error_O)
@@ -89,9 +87,7 @@ def _prune_block(w_BO, upper_BB, removed, pattern):
     upper_CC = jax.lax.dynamic_slice_in_dim(upper_BC, start, stretch)
     w_CO = jax.lax.dynamic_slice_in_dim(w_BO, start, stretch)
     # Rows of error_BO from `start` on are zero still.
-    w_CO -= jnp.einsum(
-        "BC,BO->CO", upper_BC, error_BO, precision=_HIGHEST
-    )
+    w_CO -= jnp.einsum("BC,BO->CO", upper_BC, error_BO, precision=_HIGHEST)
     if mask_BO is None:
       pivot_C1 = jnp.diagonal(upper_CC)[:, None]
       mask_CO = keep_mask(jnp.square(w_CO / pivot_C1), pattern)
@@ -99,12 +95,12 @@ def _prune_block(w_BO, upper_BB, removed, pattern):
       mask_CO = jax.lax.dynamic_slice_in_dim(mask_BO, start, stretch)
     w_CO, error_CO = _prune_stretch(w_CO, upper_CC, mask_CO)
     error_BO = jax.lax.dynamic_update_slice_in_dim(
-        error_BO, error_CO, start, axis=0
+      error_BO, error_CO, start, axis=0
     )
     return error_BO, (w_CO, mask_CO)
 
   error_BO, (w_XCO, mask_XCO) = jax.lax.scan(
-      step, jnp.zeros_like(w_BO), jnp.arange(0, size, stretch)
+    step, jnp.zeros_like(w_BO), jnp.arange(0, size, stretch)
   )
   shape = (size, outputs)
   return w_XCO.reshape(shape), mask_XCO.reshape(shape), error_BO
@@ -126,12 +122,12 @@ def _prune_span(w_SO, upper_SS, removed_X, size, pattern):
     w_BO -= jnp.einsum("SB,SO->BO", upper_SB, error_SO, precision=_HIGHEST)
     w_BO, mask_BO, error_BO = _prune_block(w_BO, upper_BB, removed, pattern)
     error_SO = jax.lax.dynamic_update_slice_in_dim(
-        error_SO, error_BO, start, axis=0
+      error_SO, error_BO, start, axis=0
     )
     return error_SO, (w_BO, mask_BO)
 
   error_SO, (w_XBO, mask_XBO) = jax.lax.scan(
-      step, jnp.zeros_like(w_SO), (removed_X, jnp.arange(0, span, size))
+    step, jnp.zeros_like(w_SO), (removed_X, jnp.arange(0, span, size))
   )
   shape = (span, outputs)
   return w_XBO.reshape(shape), mask_XBO.reshape(shape), error_SO
@@ -156,11 +152,7 @@ def _lost(inputs: int, outputs: int, pattern: Pattern) -> int:
 
 
 def prune_with_factor(
-    w_IO: jax.Array,
-    factor: InverseFactor,
-    pattern: Pattern,
-    *,
-    block: int = 128,
+  w_IO: jax.Array, factor: InverseFactor, pattern: Pattern, *, block: int = 128
 ) -> tuple[jax.Array, jax.Array]:
   """Remove weights and correct those that stay.
 
@@ -185,8 +177,8 @@ def prune_with_factor(
   check_shape(w_IO.shape, pattern)
   if factor.upper.shape != (inputs, inputs):
     raise ValueError(
-        f"factor has shape {list(factor.upper.shape)}; the kernel"
-        f" {list(w_IO.shape)} needs {[inputs, inputs]}"
+      f"factor has shape {list(factor.upper.shape)}; the kernel"
+      f" {list(w_IO.shape)} needs {[inputs, inputs]}"
     )
   if block < 1:
     raise ValueError(f"block is {block}; use at least 1, say 128")
@@ -194,8 +186,8 @@ def prune_with_factor(
     most = min(max(block - block % pattern.of, pattern.of), inputs)
   elif pattern.group == "global":
     raise ValueError(
-        "group is 'global', but weights are corrected kernel by kernel; use"
-        " 'matrix' or 'output'"
+      "group is 'global', but weights are corrected kernel by kernel; use"
+      " 'matrix' or 'output'"
     )
   else:
     most = min(block, inputs)
@@ -205,21 +197,21 @@ def prune_with_factor(
   for start, stop, size in _spans(inputs, most):
     ends = range(start + size, stop + 1, size)
     removed_X = jnp.array(
-        [
-            _lost(end, outputs, pattern) - _lost(end - size, outputs, pattern)
-            for end in ends
-        ],
-        jnp.int32,
+      [
+        _lost(end, outputs, pattern) - _lost(end - size, outputs, pattern)
+        for end in ends
+      ],
+      jnp.int32,
     )
     w_SO, mask_SO, error_SO = _prune_span(
-        rest_RO[: stop - start],
-        upper_II[start:stop, start:stop],
-        removed_X,
-        size,
-        pattern,
+      rest_RO[: stop - start],
+      upper_II[start:stop, start:stop],
+      removed_X,
+      size,
+      pattern,
     )
     rest_RO = rest_RO[stop - start :] - jnp.einsum(
-        "SR,SO->RO", upper_II[start:stop, stop:], error_SO, precision=_HIGHEST
+      "SR,SO->RO", upper_II[start:stop, stop:], error_SO, precision=_HIGHEST
     )
     parts.append(jnp.where(mask_SO, w_SO, 0.0))
     masks.append(mask_SO)
@@ -228,12 +220,12 @@ def prune_with_factor(
 
 
 def sparsegpt(
-    w_IO: jax.Array,
-    statistics: Gram,
-    pattern: Pattern,
-    *,
-    block: int = 128,
-    damping: jax.Array | float = 0.01,
+  w_IO: jax.Array,
+  statistics: Gram,
+  pattern: Pattern,
+  *,
+  block: int = 128,
+  damping: jax.Array | float = 0.01,
 ) -> tuple[jax.Array, jax.Array]:
   """Remove weights and correct those that stay, from the Gram of the inputs.
 

@@ -45,7 +45,7 @@ def wanda_scores(w_IO: jax.Array, statistics: SquaredNorm) -> jax.Array:
 
 
 def wanda(
-    w_IO: jax.Array, statistics: SquaredNorm, pattern: Pattern
+  w_IO: jax.Array, statistics: SquaredNorm, pattern: Pattern
 ) -> tuple[jax.Array, jax.Array]:
   """Remove the weights of lowest |W| ||x||.
 
@@ -76,9 +76,7 @@ def _share_thresholds(scores_IO: jax.Array, share_O: jax.Array) -> jax.Array:
   """
 
   def fits(v_O):
-    below_O = jnp.sum(
-        jnp.where(scores_IO < v_O[None], scores_IO, 0.0), axis=0
-    )
+    below_O = jnp.sum(jnp.where(scores_IO < v_O[None], scores_IO, 0.0), axis=0)
     return below_O + v_O <= share_O
 
   def body(i, bits_O):
@@ -93,7 +91,7 @@ def _share_thresholds(scores_IO: jax.Array, share_O: jax.Array) -> jax.Array:
 
 
 def wanda_variant(
-    w_IO: jax.Array, statistics: SquaredNorm, pattern: Unstructured
+  w_IO: jax.Array, statistics: SquaredNorm, pattern: Unstructured
 ) -> tuple[jax.Array, jax.Array]:
   """Remove from each output the same share of its total score.
 
@@ -115,8 +113,8 @@ def wanda_variant(
   """
   if not isinstance(pattern, Unstructured) or pattern.group != "output":
     raise ValueError(
-        f"pattern is {pattern}; the variant takes Unstructured with group"
-        " 'output' only"
+      f"pattern is {pattern}; the variant takes Unstructured with group"
+      " 'output' only"
     )
   scores_IO = wanda_scores(w_IO, statistics)
   total_O = jnp.sum(scores_IO, axis=0)

@@ -18,12 +18,13 @@ from jaxprune.studies.propagation.measure import peak_memory as peak_memory
 ESTIMATES = ("kl_estimate", "kl_first_order")
 SELECTIONS = ("similarity", "kl", "kl_iterative", "random")
 FIELDS = {
-    "selection": report.Field("text", "", "what chose the dropped sublayers"),
-    "target": report.Field("text", "", "what could be dropped"),
-    "draw": report.Field("int", "", "index of the random order, from 0"),
-    "kl_first_order": report.Field(
-        "float", "nats", "Var_p of the derivative's dz / (2 T^2)"),
-    "similarity": report.Field("float", "", "cosine over the sublayer"),
+  "selection": report.Field("text", "", "what chose the dropped sublayers"),
+  "target": report.Field("text", "", "what could be dropped"),
+  "draw": report.Field("int", "", "index of the random order, from 0"),
+  "kl_first_order": report.Field(
+    "float", "nats", "Var_p of the derivative's dz / (2 T^2)"
+  ),
+  "similarity": report.Field("float", "", "cosine over the sublayer"),
 }
 
 
@@ -81,47 +82,59 @@ def check(config, settings: Settings) -> None:
   for target in settings.targets:
     try:
       drops.select_random(
-          jax.random.key(0), config.num_layers, settings.max_count, target)
+        jax.random.key(0), config.num_layers, settings.max_count, target
+      )
     except ValueError as error:
       raise ValueError(f"--targets or --max_count: {error}") from error
 
 
 def measure_single(
-    source: checkpoints.Source,
-    tokens: np.ndarray,
-    settings: Settings,
-    run: report.RunFolder,
+  source: checkpoints.Source,
+  tokens: np.ndarray,
+  settings: Settings,
+  run: report.RunFolder,
 ) -> Single:
   """Leave out every sublayer and layer alone; writes the rows."""
   config, params = checkpoints.load_params(source, jnp.float32)
-  options = {"temperature": settings.analysis_temperature,
-             "memory": settings.memory}
+  options = {
+    "temperature": settings.analysis_temperature,
+    "memory": settings.memory,
+  }
   found = ablation.drop_damages(config, params, tokens, **options)
   slopes = ablation.drop_slopes(config, params, tokens, **options)
   single = Single(
-      damages={kind: found[kind] | {"kl_first_order": slopes[kind]}
-               for kind in found},
-      similarities=sublayers.score_sublayers(
-          source, tokens, memory=settings.memory))
+    damages={
+      kind: found[kind] | {"kl_first_order": slopes[kind]} for kind in found
+    },
+    similarities=sublayers.score_sublayers(
+      source, tokens, memory=settings.memory
+    ),
+  )
   for kind, measures in single.damages.items():
     for i in range(config.num_layers):
       run.write_all(
-          {"protocol": "single", "sublayer": kind, "layer": i, "document": d,
-           "similarity": single.similarities[kind][i],
-           "analysis_temperature": settings.analysis_temperature}
-          | {name: leaf[i, d] for name, leaf in measures.items()}
-          for d in range(len(tokens)))
+        {
+          "protocol": "single",
+          "sublayer": kind,
+          "layer": i,
+          "document": d,
+          "similarity": single.similarities[kind][i],
+          "analysis_temperature": settings.analysis_temperature,
+        }
+        | {name: leaf[i, d] for name, leaf in measures.items()}
+        for d in range(len(tokens))
+      )
   return single
 
 
 def measure_selections(
-    source: checkpoints.Source,
-    tokens: np.ndarray,
-    held_out: np.ndarray,
-    single: Single,
-    settings: Settings,
-    run: report.RunFolder,
-    progress: Any,
+  source: checkpoints.Source,
+  tokens: np.ndarray,
+  held_out: np.ndarray,
+  single: Single,
+  settings: Settings,
+  run: report.RunFolder,
+  progress: Any,
 ) -> tuple[dict[str, dict[str, list[Drops]]], list[Curve]]:
   """Drop one after the other in every order; writes the rows.
 
@@ -143,19 +156,32 @@ def measure_selections(
     orders[target] = _orders(source, tokens, single, target, settings)
     flat = [each for found in orders[target].values() for each in found]
     found = ablation.gate_damages(
-        config, params, held_out, _prefixes(config, flat, settings.max_count),
-        temperature=settings.analysis_temperature, memory=settings.memory)
+      config,
+      params,
+      held_out,
+      _prefixes(config, flat, settings.max_count),
+      temperature=settings.analysis_temperature,
+      memory=settings.memory,
+    )
     kl_RNS = found["kl"][1:].reshape(
-        len(flat), settings.max_count, len(held_out))
+      len(flat), settings.max_count, len(held_out)
+    )
     for selection, chosen in orders[target].items():
       part, kl_RNS = kl_RNS[: len(chosen)], kl_RNS[len(chosen) :]
       curves.append(Curve(target=target, selection=selection, kl=part))
       run.write_all(
-          {"protocol": "selection", "target": target, "selection": selection,
-           "draw": r, "drop_count": n + 1, "document": d,
-           "kl": part[r, n, d],
-           "analysis_temperature": settings.analysis_temperature}
-          for r, n, d in np.ndindex(part.shape))
+        {
+          "protocol": "selection",
+          "target": target,
+          "selection": selection,
+          "draw": r,
+          "drop_count": n + 1,
+          "document": d,
+          "kl": part[r, n, d],
+          "analysis_temperature": settings.analysis_temperature,
+        }
+        for r, n, d in np.ndindex(part.shape)
+      )
     progress.step(number)
   return orders, curves
 
@@ -163,19 +189,30 @@ def measure_selections(
 def _orders(source, tokens, single, target, settings):
   """By selection, as many orders as it has."""
   layers, count = source.config.num_layers, settings.max_count
-  negated = {kind: -each["kl"].mean(axis=1, dtype=np.float64)
-             for kind, each in single.damages.items()}
+  negated = {
+    kind: -each["kl"].mean(axis=1, dtype=np.float64)
+    for kind, each in single.damages.items()
+  }
   greedy, _ = ablation.choose_drops(
-      source, count, target=target, iterative=True, tokens=tokens,
-      temperature=settings.analysis_temperature, memory=settings.memory)
+    source,
+    count,
+    target=target,
+    iterative=True,
+    tokens=tokens,
+    temperature=settings.analysis_temperature,
+    memory=settings.memory,
+  )
   return {
-      "similarity": [drops.select(single.similarities, count, target)],
-      "kl": [drops.select(negated, count, target)],
-      "kl_iterative": [greedy],
-      "random": [
-          drops.select_random(
-              jax.random.key(settings.seed + draw), layers, count, target)
-          for draw in range(settings.draws)]}
+    "similarity": [drops.select(single.similarities, count, target)],
+    "kl": [drops.select(negated, count, target)],
+    "kl_iterative": [greedy],
+    "random": [
+      drops.select_random(
+        jax.random.key(settings.seed + draw), layers, count, target
+      )
+      for draw in range(settings.draws)
+    ],
+  }
 
 
 def _prefixes(config, orders, count):
@@ -183,7 +220,9 @@ def _prefixes(config, orders, count):
   sets = [Drops(num_layers=config.num_layers)]
   for one in orders:
     each = len(one.order) // count  # a block is two sublayers
-    sets += [dataclasses.replace(one, order=one.order[: (n + 1) * each])
-             for n in range(count)]
+    sets += [
+      dataclasses.replace(one, order=one.order[: (n + 1) * each])
+      for n in range(count)
+    ]
   gates = [ablation.Gates(**each.gates) for each in sets]
   return jax.tree.map(lambda *leaves: np.stack(leaves), *gates)

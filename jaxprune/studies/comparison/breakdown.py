@@ -24,9 +24,11 @@ from jaxprune.report import figures, page
 QUANTITIES = ("step", "text_length", "position", "entropy")
 MEASURES = ("kl", "one_minus_cos_p", "cos_h", "cos_z_centred", "flip")
 LABELS = {
-    "text_length": "length of the text (steps)",
-    "position": "index in the text", "entropy": "entropy of p (nats)",
-    "step": "decoding step"}
+  "text_length": "length of the text (steps)",
+  "position": "index in the text",
+  "entropy": "entropy of p (nats)",
+  "step": "decoding step",
+}
 _BINS = 8
 _AROUND = 8  # steps before and after the first divergence
 
@@ -49,11 +51,13 @@ def with_lengths(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   last = np.zeros(text.max() + 1, np.int64)
   np.maximum.at(last, text, table["step"])
   return dict(table) | {
-      "text_length": last[text] + 1, "one_minus_cos_p": 1 - table["cos_p"]}
+    "text_length": last[text] + 1,
+    "one_minus_cos_p": 1 - table["cos_p"],
+  }
 
 
 def break_down(
-    table: Mapping[str, np.ndarray], *, seed: int
+  table: Mapping[str, np.ndarray], *, seed: int
 ) -> dict[str, list[dict[str, Any]]]:
   """Means per bin of each quantity.
 
@@ -67,13 +71,16 @@ def break_down(
   """
   table = with_lengths(table)
   return {
-      name: _bins(
-          table, table[name], report.quantile_edges(table[name], _BINS), seed)
-      for name in QUANTITIES if name in table}
+    name: _bins(
+      table, table[name], report.quantile_edges(table[name], _BINS), seed
+    )
+    for name in QUANTITIES
+    if name in table
+  }
 
 
 def around_divergence(
-    table: Mapping[str, np.ndarray], *, seed: int
+  table: Mapping[str, np.ndarray], *, seed: int
 ) -> list[dict[str, Any]]:
   """Means by steps since the tokens of a text first differed.
 
@@ -105,30 +112,47 @@ def _bins(table, by, edges, seed) -> list[dict[str, Any]]:
   found: dict[tuple, dict[str, Any]] = {}
   for measure in MEASURES:
     for one in report.binned_means(
-        table[measure][kept].astype(float), by[kept], table["prompt"][kept],
-        edges, seed=seed):
-      entry = found.setdefault((one.low, one.high, one.centre), {
-          "low": one.low, "high": one.high, "centre": one.centre,
-          "positions": one.interval.rows, "prompts": one.interval.prompts})
+      table[measure][kept].astype(float),
+      by[kept],
+      table["prompt"][kept],
+      edges,
+      seed=seed,
+    ):
+      entry = found.setdefault(
+        (one.low, one.high, one.centre),
+        {
+          "low": one.low,
+          "high": one.high,
+          "centre": one.centre,
+          "positions": one.interval.rows,
+          "prompts": one.interval.prompts,
+        },
+      )
       entry[measure] = {
-          "mean": one.interval.estimate, "low": one.interval.low,
-          "high": one.interval.high}
+        "mean": one.interval.estimate,
+        "low": one.interval.low,
+        "high": one.interval.high,
+      }
   return list(found.values())
 
 
 def series_of(bins: Sequence[Mapping[str, Any]], measure: str):
   """Bins as a line with a band, the interval of each mean."""
+
   def column(part):
     values = (entry[measure][part] for entry in bins)
     return np.array([np.nan if v is None else v for v in values], float)
 
   return figures.Series(
-      x=np.array([entry["centre"] for entry in bins]), y=column("mean"),
-      low=column("low"), high=column("high"))
+    x=np.array([entry["centre"] for entry in bins]),
+    y=column("mean"),
+    low=column("low"),
+    high=column("high"),
+  )
 
 
 def sections(
-    run: report.RunFolder, found: Mapping[str, Mapping[str, Any]]
+  run: report.RunFolder, found: Mapping[str, Mapping[str, Any]]
 ) -> list[page.Section]:
   """Figures and tables of the breakdowns by lane; figures are also written.
 
@@ -138,24 +162,38 @@ def sections(
   """
   drawn, tables = [], []
   for name in QUANTITIES:
-    bins = {lane: entry[name] for lane, entry in found.items()
-            if len(entry.get(name, ())) > 1 and _any_damage(entry[name])}
+    bins = {
+      lane: entry[name]
+      for lane, entry in found.items()
+      if len(entry.get(name, ())) > 1 and _any_damage(entry[name])
+    }
     if bins:
       drawn.append(_figure(run, name, bins, LABELS[name]))
       tables.append(_table(LABELS[name], bins))
-  around = {lane: entry["around_divergence"] for lane, entry in found.items()
-            if len(entry.get("around_divergence", ())) > 1}
+  around = {
+    lane: entry["around_divergence"]
+    for lane, entry in found.items()
+    if len(entry.get("around_divergence", ())) > 1
+  }
   if around:
-    drawn.append(_figure(
-        run, "divergence", around, "steps since the tokens first differed"))
+    drawn.append(
+      _figure(
+        run, "divergence", around, "steps since the tokens first differed"
+      )
+    )
   if not drawn:
     return []
-  return [page.Section(
+  return [
+    page.Section(
       title="Where in the texts",
       paragraphs=(
-          "Means over positions with 95 % intervals over prompts. Bins hold"
-          " about as many positions each.",),
-      tables=tables, figures=drawn)]
+        "Means over positions with 95 % intervals over prompts. Bins hold"
+        " about as many positions each.",
+      ),
+      tables=tables,
+      figures=drawn,
+    )
+  ]
 
 
 def _any_damage(bins) -> bool:
@@ -165,32 +203,51 @@ def _any_damage(bins) -> bool:
 
 def _figure(run, name, bins, label) -> page.Figure:
   png = figures.lines(
-      {lane: series_of(entries, "kl") for lane, entries in bins.items()},
-      x=label, y="kl", log_y=True)
+    {lane: series_of(entries, "kl") for lane, entries in bins.items()},
+    x=label,
+    y="kl",
+    log_y=True,
+  )
   run.write_figure(f"kl_by_{name}", png)
   return page.Figure(
-      png=png, caption=f"Mean KL(p‖q) by {label}; band: 95 % interval over"
-      " prompts.", alt=f"Lines of mean KL by {label}, one per lane.")
+    png=png,
+    caption=f"Mean KL(p‖q) by {label}; band: 95 % interval over prompts.",
+    alt=f"Lines of mean KL by {label}, one per lane.",
+  )
 
 
 def _table(label, bins) -> page.Table:
   rows = []
   for lane, entries in bins.items():
     for entry in entries:
-      rows.append((
+      rows.append(
+        (
           f"{lane}, {page.format_number(entry['low'])} to"
           f" {page.format_number(entry['high'])}",
-          entry["positions"], *(cell(entry[m]) for m in MEASURES)))
+          entry["positions"],
+          *(cell(entry[m]) for m in MEASURES),
+        )
+      )
   return page.Table(
-      caption=f"By {label}.",
-      columns=("lane and bin", "positions", *map(report.axis_label, MEASURES)),
-      rows=rows)
+    caption=f"By {label}.",
+    columns=("lane and bin", "positions", *map(report.axis_label, MEASURES)),
+    rows=rows,
+  )
 
 
 def cell(entry: Mapping[str, float]) -> report.Interval:
   """A stored mean with its interval, as a cell of a table."""
   low, high = (
-      np.nan if entry[end] is None else entry[end] for end in ("low", "high"))
+    np.nan if entry[end] is None else entry[end] for end in ("low", "high")
+  )
   return report.Interval(
-      estimate=entry["mean"], low=low, high=high, level=0.95, prompts=0,
-      rows=0, resamples=0, seed=0, method="bca")
+    estimate=entry["mean"],
+    low=low,
+    high=high,
+    level=0.95,
+    prompts=0,
+    rows=0,
+    resamples=0,
+    seed=0,
+    method="bca",
+  )

@@ -38,10 +38,10 @@ def read_rule(path: str) -> dict[str, Any]:
 
 
 def measure(
-    dense: checkpoints.Source,
-    pruned: checkpoints.Source,
-    prompts: prompts_lib.Prompts,
-    steps: int,
+  dense: checkpoints.Source,
+  pruned: checkpoints.Source,
+  prompts: prompts_lib.Prompts,
+  steps: int,
 ) -> dict[str, np.ndarray]:
   """Both models read what the dense one writes after each prompt, T = 1.
 
@@ -57,21 +57,29 @@ def measure(
   """
   sequences.check_same_shape(dense.config, pruned.config)
   tokens_BT, valid_BT = prompts_lib.left_pad(
-      prompts.tokens, dense.config.pad_id or 0)
+    prompts.tokens, dense.config.pad_id or 0
+  )
   _, output, lengths_B = measure_lib.one_pass(
-      checkpoints.load_params(dense, jnp.float32),
-      checkpoints.load_params(pruned, jnp.float32), tokens_BT, valid_BT,
-      jax.random.key(0),
-      measure_lib.Settings(max_new_tokens=steps, batch=len(tokens_BT)))
+    checkpoints.load_params(dense, jnp.float32),
+    checkpoints.load_params(pruned, jnp.float32),
+    tokens_BT,
+    valid_BT,
+    jax.random.key(0),
+    measure_lib.Settings(max_new_tokens=steps, batch=len(tokens_BT)),
+  )
   prompt, step = np.nonzero(np.arange(steps) < lengths_B[:, None])
   return {"prompt": prompt, "step": step} | {
-      field.name: np.asarray(getattr(output, field.name))[prompt, step]
-      for field in dataclasses.fields(output)}
+    field.name: np.asarray(getattr(output, field.name))[prompt, step]
+    for field in dataclasses.fields(output)
+  }
 
 
 def judge(
-    rule: dict[str, Any], dense_hash: str, prompts_hash: str, steps: int,
-    measurements: dict[str, np.ndarray],
+  rule: dict[str, Any],
+  dense_hash: str,
+  prompts_hash: str,
+  steps: int,
+  measurements: dict[str, np.ndarray],
 ) -> dict[str, Any]:
   """Answer for every task of the rule, and say what makes it doubtful."""
   measured = rules.features(measurements)
@@ -79,38 +87,56 @@ def judge(
   doubts = []
   if dense_hash not in known:
     doubts.append(
-        "UNTESTED: the rule was learnt on other dense models"
-        f" ({', '.join(sorted(each[:12] for each in known))}) and never checked"
-        f" on this one ({dense_hash[:12]}); thresholds need not carry over")
+      "UNTESTED: the rule was learnt on other dense models"
+      f" ({', '.join(sorted(each[:12] for each in known))}) and never checked"
+      f" on this one ({dense_hash[:12]}); thresholds need not carry over"
+    )
   seen = {(source["prompts"] or {}).get("hash") for source in rule["sources"]}
   if prompts_hash not in seen:
     doubts.append("measured on other prompts than the rule was learnt from")
   if steps not in {source["steps"] for source in rule["sources"]}:
     doubts.append(
-        f"measured over {steps} steps, not as many as the rule was learnt from")
-  answers = [rules.verdict(task, entry, measured)
-             for task, entry in rule["tasks"].items()]
+      f"measured over {steps} steps, not as many as the rule was learnt from"
+    )
+  answers = [
+    rules.verdict(task, entry, measured)
+    for task, entry in rule["tasks"].items()
+  ]
   return {
-      "tested": dense_hash in known, "doubts": doubts, "answers": answers,
-      "positions": len(measurements["kl"]),
-      "prompts": len(np.unique(measurements["prompt"])), "features": measured}
+    "tested": dense_hash in known,
+    "doubts": doubts,
+    "answers": answers,
+    "positions": len(measurements["kl"]),
+    "prompts": len(np.unique(measurements["prompt"])),
+    "features": measured,
+  }
 
 
 def lines(found: dict[str, Any]) -> list[str]:
   """Doubts first, then a line per task."""
   mark = "" if found["tested"] else "untested: "
   return [f"warning: {doubt}" for doubt in found["doubts"]] + [
-      mark + answer["text"] for answer in found["answers"]]
+    mark + answer["text"] for answer in found["answers"]
+  ]
 
 
 def render(found: dict[str, Any], description: dict[str, Any]) -> str:
   """report.html."""
   return page.render_page(
-      title="What this pruned model may be used for",
-      verdict="\n\n".join(lines(found)),
-      sections=[page.Section(title="Measured", tables=[page.Table(
-          caption=f"At {found['positions']} positions of {found['prompts']}"
-          " prompts that the dense model continues; no labels were used.",
-          columns=("feature", "value"),
-          rows=list(found["features"].items()))])],
-      run=description)
+    title="What this pruned model may be used for",
+    verdict="\n\n".join(lines(found)),
+    sections=[
+      page.Section(
+        title="Measured",
+        tables=[
+          page.Table(
+            caption=f"At {found['positions']} positions of {found['prompts']}"
+            " prompts that the dense model continues; no labels were used.",
+            columns=("feature", "value"),
+            rows=list(found["features"].items()),
+          )
+        ],
+      )
+    ],
+    run=description,
+  )

@@ -36,8 +36,10 @@ class Settings:
 
 def fit(grids: Grids, settings: Settings) -> dict[str, dict[str, Any]]:
   """What a rule file says of each task; JSON values only."""
-  return {name: _fit_task(grids, name, task, settings)
-          for name, task in grids.tasks.items()}
+  return {
+    name: _fit_task(grids, name, task, settings)
+    for name, task in grids.tasks.items()
+  }
 
 
 def feature_rows(grids: Grids, settings: Settings) -> list[dict[str, Any]]:
@@ -48,62 +50,96 @@ def feature_rows(grids: Grids, settings: Settings) -> list[dict[str, Any]]:
     learn, ask = (mask[task.models] for mask in split.folds[0])
     for feature, values in table.items():
       row = {
-          "protocol": "feature", "task": name, "feature": feature,
-          "spearman": separation.rank_correlation(values, task.kept),
-          "auc": separation.auc(values, ~task.survives),
-          "auc_fit": separation.auc(values[learn], ~task.survives[learn]),
-          "auc_held_out": separation.auc(values[ask], ~task.survives[ask]),
-          "spearman_held_out":
-              separation.rank_correlation(values[ask], task.kept[ask])
-              if ask.sum() > 1 else np.nan}
+        "protocol": "feature",
+        "task": name,
+        "feature": feature,
+        "spearman": separation.rank_correlation(values, task.kept),
+        "auc": separation.auc(values, ~task.survives),
+        "auc_fit": separation.auc(values[learn], ~task.survives[learn]),
+        "auc_held_out": separation.auc(values[ask], ~task.survives[ask]),
+        "spearman_held_out": separation.rank_correlation(
+          values[ask], task.kept[ask]
+        )
+        if ask.sum() > 1
+        else np.nan,
+      }
       fitted = separation.fit_threshold(values[learn], ~task.survives[learn])
       if fitted is not None and ask.any():
         held = rules.check_answers(
-            values[ask] <= fitted.value, task.survives[ask],
-            grids.methods[task.models][ask], seed=settings.seed,
-            resamples=settings.resamples)
-        row |= {"threshold": fitted.value, "fit_error": fitted.balanced_error,
-                "error": held["error"], "low": held["low"],
-                "high": held["high"], "balanced_error": held["balanced_error"]}
+          values[ask] <= fitted.value,
+          task.survives[ask],
+          grids.methods[task.models][ask],
+          seed=settings.seed,
+          resamples=settings.resamples,
+        )
+        row |= {
+          "threshold": fitted.value,
+          "fit_error": fitted.balanced_error,
+          "error": held["error"],
+          "low": held["low"],
+          "high": held["high"],
+          "balanced_error": held["balanced_error"],
+        }
       # What one class leaves undefined is left out of the row.
-      rows.append({key: value for key, value in row.items()
-                   if isinstance(value, str) or np.isfinite(value)})
+      rows.append(
+        {
+          key: value
+          for key, value in row.items()
+          if isinstance(value, str) or np.isfinite(value)
+        }
+      )
   return rows
 
 
 def _fit_task(grids, name, task: Task, settings):
   survived = int(task.survives.sum())
   entry: dict[str, Any] = {
-      "metric": task.metric, "models": len(task.models), "survived": survived,
-      "certain": int(np.sum([s.certainty >= CERTAIN for s in task.survivals])),
-      "range": {
-          feature: [float(values[task.models].min()),
-                    float(values[task.models].max())]
-          for feature, values in grids.features.items()},
-      "feature": None, "held_out": None}
+    "metric": task.metric,
+    "models": len(task.models),
+    "survived": survived,
+    "certain": int(np.sum([s.certainty >= CERTAIN for s in task.survivals])),
+    "range": {
+      feature: [
+        float(values[task.models].min()),
+        float(values[task.models].max()),
+      ]
+      for feature, values in grids.features.items()
+    },
+    "feature": None,
+    "held_out": None,
+  }
   if survived in (0, len(task.models)):
     word = "every" if survived else "no"
     return entry | {
-        "reason": f"{word} pruned model of the grid survived, so no threshold"
-        " can be learnt"}
+      "reason": f"{word} pruned model of the grid survived, so no threshold"
+      " can be learnt"
+    }
   every = splits(grids)
   rule = _learn(grids, task, every[0].folds[0][0][task.models], settings)
   entry["splits"] = {
-      split.name: {"said": split.said} | _check(
-          grids, name, task, split, settings) for split in every}
+    split.name: {"said": split.said}
+    | _check(grids, name, task, split, settings)
+    for split in every
+  }
   if rule is None:
     return entry | {
-        "reason": "all models that are learnt from survived, or none: no"
-        " threshold can be learnt from this half"}
+      "reason": "all models that are learnt from survived, or none: no"
+      " threshold can be learnt from this half"
+    }
   held = entry["splits"][HALF].get("rule")
-  rare = min(rule["learnt_survived"],
-             rule["learnt_from"] - rule["learnt_survived"])
+  rare = min(
+    rule["learnt_survived"], rule["learnt_from"] - rule["learnt_survived"]
+  )
   if rare < _FEW:
     entry["warning"] = (
-        f"only {rare} of the {rule['learnt_from']} models learnt from are of"
-        " the rarer class: the threshold hangs on single models")
-  return entry | rule | {
-      "held_out": held, "shuffled": _shuffled(grids, task, settings)}
+      f"only {rare} of the {rule['learnt_from']} models learnt from are of"
+      " the rarer class: the threshold hangs on single models"
+    )
+  return (
+    entry
+    | rule
+    | {"held_out": held, "shuffled": _shuffled(grids, task, settings)}
+  )
 
 
 def _learn(grids, task, learn, settings):
@@ -111,13 +147,23 @@ def _learn(grids, task, learn, settings):
   if not learn.any():
     return None
   rule = rules.fit_rule(
-      {feature: grids.features[feature][task.models][learn]
-       for feature in settings.features},
-      task.kept[learn], task.survives[learn])
-  return None if rule is None else rule | {
+    {
+      feature: grids.features[feature][task.models][learn]
+      for feature in settings.features
+    },
+    task.kept[learn],
+    task.survives[learn],
+  )
+  return (
+    None
+    if rule is None
+    else rule
+    | {
       "spearman": _number(rule["spearman"]),
       "learnt_from": int(learn.sum()),
-      "learnt_survived": int(task.survives[learn].sum())}
+      "learnt_survived": int(task.survives[learn].sum()),
+    }
+  )
 
 
 def _check(grids, name, task, split: Split, settings) -> dict[str, Any]:
@@ -139,8 +185,11 @@ def _check(grids, name, task, split: Split, settings) -> dict[str, Any]:
   asked, yes = np.concatenate(asked), np.concatenate(said_yes)
   groups = grids.methods[task.models][asked]
   truth = task.survives[asked]
-  joined = {rule: np.concatenate(parts) for rule, parts in wrong.items()
-            if len(parts) == len(features)}
+  joined = {
+    rule: np.concatenate(parts)
+    for rule, parts in wrong.items()
+    if len(parts) == len(features)
+  }
   sure = np.array([task.survivals[i].certainty >= CERTAIN for i in asked])
   draws = {"seed": settings.seed, "resamples": settings.resamples}
   found = {}
@@ -149,17 +198,26 @@ def _check(grids, name, task, split: Split, settings) -> dict[str, Any]:
       continue
     interval = separation.error_interval(errors, groups, **draws)
     less = report.mean_interval(
-        joined["rule"].astype(float) - errors, groups, **draws)
+      joined["rule"].astype(float) - errors, groups, **draws
+    )
     found[rule] = {
-        "error": interval.estimate, "low": _number(interval.low),
-        "high": _number(interval.high), "rule_less_this": [
-            less.estimate, _number(less.low), _number(less.high)]}
+      "error": interval.estimate,
+      "low": _number(interval.low),
+      "high": _number(interval.high),
+      "rule_less_this": [less.estimate, _number(less.low), _number(less.high)],
+    }
   checked = rules.check_answers(yes, truth, groups, **draws)
   return {
-      "rule": {key: _number(value) for key, value in checked.items()} | {
-          "error_of_certain": float(np.mean(joined["rule"][sure]))
-          if sure.any() else None, "certain": int(sure.sum())},
-      "features": features, "baselines": found}
+    "rule": {key: _number(value) for key, value in checked.items()}
+    | {
+      "error_of_certain": float(np.mean(joined["rule"][sure]))
+      if sure.any()
+      else None,
+      "certain": int(sure.sum()),
+    },
+    "features": features,
+    "baselines": found,
+  }
 
 
 def _answers(grids, name, task, learn, settings):
@@ -170,9 +228,14 @@ def _answers(grids, name, task, learn, settings):
   majority = bool(np.mean(task.survives[learn]) >= 0.5)
   same = np.full(len(task.models), majority)
   rule = _learn(grids, task, learn, settings)
-  found = {"rule": (same, None) if rule is None else (
+  found = {
+    "rule": (same, None)
+    if rule is None
+    else (
       grids.features[rule["feature"]][task.models] <= rule["threshold"],
-      rule["feature"])}
+      rule["feature"],
+    )
+  }
   columns = _columns(grids, name, task)
   for baseline in ("removed", "perplexity", H_COSINE, KL):
     if baseline not in columns:
@@ -180,9 +243,10 @@ def _answers(grids, name, task, learn, settings):
     values = columns[baseline]
     fitted = separation.fit_threshold(values[learn], ~task.survives[learn])
     found[baseline] = (
-        same if fitted is None else values <= fitted.value, baseline)
-  found["untuned"] = (
-      columns[UNTUNED] <= 1 - settings.keep + 1e-9, UNTUNED)
+      same if fitted is None else values <= fitted.value,
+      baseline,
+    )
+  found["untuned"] = (columns[UNTUNED] <= 1 - settings.keep + 1e-9, UNTUNED)
   found["majority"] = (same, None)
   return found
 
@@ -193,10 +257,10 @@ def _columns(grids, name, task: Task) -> dict[str, np.ndarray]:
   The perplexity is that of a task that every one of them has, and not of the
   task itself.
   """
-  columns = {feature: values[task.models]
-             for feature, values in grids.features.items()}
-  columns["removed"] = np.array(
-      [grids.models[i].removed for i in task.models])
+  columns = {
+    feature: values[task.models] for feature, values in grids.features.items()
+  }
+  columns["removed"] = np.array([grids.models[i].removed for i in task.models])
   for other, values in grids.perplexity.items():
     if other != name and np.isfinite(values[task.models]).all():
       columns["perplexity"] = values[task.models]
@@ -212,21 +276,30 @@ def _shuffled(grids, task, settings) -> dict[str, float]:
     least over the shuffles; and the share of shuffles that are as good.
   """
   learn = splits(grids)[0].folds[0][0][task.models]
-  table = {feature: grids.features[feature][task.models][learn]
-           for feature in settings.features}
+  table = {
+    feature: grids.features[feature][task.models][learn]
+    for feature in settings.features
+  }
   kept, survives = task.kept[learn], task.survives[learn]
   true = rules.fit_rule(table, kept, survives)["balanced_error"]
   draw, found = np.random.default_rng(settings.seed), []
   for _ in range(settings.shuffles):
     order = draw.permutation(len(kept))
-    found.append(min(
+    found.append(
+      min(
         separation.fit_threshold(values, ~survives[order]).balanced_error
-        for values in table.values() if np.ptp(values)))
+        for values in table.values()
+        if np.ptp(values)
+      )
+    )
   found = np.array(found)
   return {
-      "true": true, "mean": float(found.mean()), "least": float(found.min()),
-      "as_good": float(np.mean(found <= true + 1e-9)),
-      "shuffles": settings.shuffles}
+    "true": true,
+    "mean": float(found.mean()),
+    "least": float(found.min()),
+    "as_good": float(np.mean(found <= true + 1e-9)),
+    "shuffles": settings.shuffles,
+  }
 
 
 def _number(value):

@@ -30,7 +30,9 @@ def strength(cell: str) -> tuple[float, ...]:
   if ":" in amount:
     kept, of = map(int, amount.split(":"))
     return 1 - kept / of, -of
-  return (-float(amount) if method in configurations.ROUNDING else float(amount),)
+  return (
+    -float(amount) if method in configurations.ROUNDING else float(amount),
+  )
 
 
 def recommend(grids: Grids, *, seed: int = 0) -> list[dict[str, Any]]:
@@ -48,20 +50,29 @@ def recommend(grids: Grids, *, seed: int = 0) -> list[dict[str, Any]]:
     families = dict.fromkeys(map(family, cells))
     for one in sorted(families, key=_place):
       ladder = sorted(
-          {cell for cell in cells if family(cell) == one}, key=strength)
+        {cell for cell in cells if family(cell) == one}, key=strength
+      )
       good = [bool(task.survives[cells == cell].all()) for cell in ladder]
       after = good.index(False) if False in good else len(good)
       best = after - 1 if after else None
       beyond = [cell for cell, ok in zip(ladder, good) if ok][after:]
-      found.append({
-          "task": name, "family": one, "kind": _kind(one),
-          "metric": task.metric, "tried": ladder,
+      found.append(
+        {
+          "task": name,
+          "family": one,
+          "kind": _kind(one),
+          "metric": task.metric,
+          "tried": ladder,
           "cell": None if best is None else ladder[best],
           "beyond": beyond[-1] if beyond else None,
-          "evidence": None if best is None else _evidence(
-              task, cells == ladder[best], ladder[best], seed),
-          "next": None if after == len(ladder) else _evidence(
-              task, cells == ladder[after], ladder[after], seed)})
+          "evidence": None
+          if best is None
+          else _evidence(task, cells == ladder[best], ladder[best], seed),
+          "next": None
+          if after == len(ladder)
+          else _evidence(task, cells == ladder[after], ladder[after], seed),
+        }
+      )
   return found
 
 
@@ -69,15 +80,23 @@ def _evidence(task: Task, chosen, cell, seed) -> dict[str, Any]:
   """Mean score over seeds, interval over items, and the worst run."""
   transform = np.exp if task.metric == "nll" else lambda ratio: ratio
   score = report.ratio_interval(
-      task.items[chosen].mean(axis=0), task.weights, transform=transform,
-      seed=seed)
+    task.items[chosen].mean(axis=0),
+    task.weights,
+    transform=transform,
+    seed=seed,
+  )
   runs = [task.survivals[i] for i in np.flatnonzero(chosen)]
   return {
-      "cell": cell, "score": score.estimate, "low": score.low,
-      "high": score.high, "dense": float(np.mean([r.dense for r in runs])),
-      "runs": len(runs), "survived": sum(run.survives for run in runs),
-      "least_kept": min(run.kept for run in runs),
-      "least_certainty": min(run.certainty for run in runs)}
+    "cell": cell,
+    "score": score.estimate,
+    "low": score.low,
+    "high": score.high,
+    "dense": float(np.mean([r.dense for r in runs])),
+    "runs": len(runs),
+    "survived": sum(run.survives for run in runs),
+    "least_kept": min(run.kept for run in runs),
+    "least_certainty": min(run.certainty for run in runs),
+  }
 
 
 def _kind(one: str) -> str:

@@ -20,22 +20,44 @@ import numpy as np
 from jaxprune.statistics import bootstrap, separation
 
 QUANTITIES = (
-    "one_minus_cos_h", "one_minus_cos_z", "one_minus_cos_z_centred",
-    "one_minus_cos_p", "kl", "sd_p", "relative_shift")
+  "one_minus_cos_h",
+  "one_minus_cos_z",
+  "one_minus_cos_z_centred",
+  "one_minus_cos_p",
+  "kl",
+  "sd_p",
+  "relative_shift",
+)
 STATISTICS = {
-    "mean": np.mean,
-    "median": np.median,
-    "p90": lambda values: np.quantile(values, 0.9),
-    "max": np.max,
+  "mean": np.mean,
+  "median": np.median,
+  "p90": lambda values: np.quantile(values, 0.9),
+  "max": np.max,
 }
 DECISIONS = ("flip_rate", "first_flip_hazard", "flipped_prompts", "reachable")
 # Simple ones first: of equally good features the first is taken.
-FEATURES = (*DECISIONS, *(
-    f"{statistic}_{quantity}" for statistic in STATISTICS
-    for quantity in QUANTITIES))
+FEATURES = (
+  *DECISIONS,
+  *(
+    f"{statistic}_{quantity}"
+    for statistic in STATISTICS
+    for quantity in QUANTITIES
+  ),
+)
 _COLUMNS = (
-    "prompt", "step", "cos_h", "cos_z", "cos_z_centred", "cos_p", "kl", "var_p",
-    "rms_dz", "max_abs_dz", "margin", "flip")
+  "prompt",
+  "step",
+  "cos_h",
+  "cos_z",
+  "cos_z_centred",
+  "cos_p",
+  "kl",
+  "var_p",
+  "rms_dz",
+  "max_abs_dz",
+  "margin",
+  "flip",
+)
 _LEAST_MARGIN = 1e-6  # logits; two equal top tokens have none
 _ROUNDING = 1e-9  # 0.36 / 0.4 is less than 0.9 in floating point
 
@@ -85,33 +107,38 @@ def features(measurements: Mapping[str, Sequence[float]]) -> dict[str, float]:
   """
   table = _columns(measurements)
   by_quantity = {
-      f"one_minus_{name}": np.maximum(1 - table[name], 0)
-      for name in ("cos_h", "cos_z", "cos_z_centred", "cos_p")}
+    f"one_minus_{name}": np.maximum(1 - table[name], 0)
+    for name in ("cos_h", "cos_z", "cos_z_centred", "cos_p")
+  }
   by_quantity |= {
-      "kl": table["kl"],
-      "sd_p": np.sqrt(np.maximum(table["var_p"], 0)),
-      "relative_shift":
-          table["rms_dz"] / np.maximum(table["margin"], _LEAST_MARGIN)}
+    "kl": table["kl"],
+    "sd_p": np.sqrt(np.maximum(table["var_p"], 0)),
+    "relative_shift": table["rms_dz"]
+    / np.maximum(table["margin"], _LEAST_MARGIN),
+  }
   flip = table["flip"] > 0.5
   found = {
-      "flip_rate": np.mean(flip),
-      "reachable": np.mean(2 * table["max_abs_dz"] >= table["margin"]),
-      **_first_flips(table["prompt"], table["step"], flip)}
+    "flip_rate": np.mean(flip),
+    "reachable": np.mean(2 * table["max_abs_dz"] >= table["margin"]),
+    **_first_flips(table["prompt"], table["step"], flip),
+  }
   found |= {
-      f"{statistic}_{quantity}": reduce(by_quantity[quantity])
-      for statistic, reduce in STATISTICS.items() for quantity in QUANTITIES}
+    f"{statistic}_{quantity}": reduce(by_quantity[quantity])
+    for statistic, reduce in STATISTICS.items()
+    for quantity in QUANTITIES
+  }
   return {name: float(found[name]) for name in FEATURES}
 
 
 def survival(
-    dense: np.ndarray,
-    pruned: np.ndarray,
-    *,
-    weights: np.ndarray | None = None,
-    lower_is_better: bool = False,
-    keep: float = 0.9,
-    seed: int = 0,
-    resamples: int = 1000,
+  dense: np.ndarray,
+  pruned: np.ndarray,
+  *,
+  weights: np.ndarray | None = None,
+  lower_is_better: bool = False,
+  keep: float = 0.9,
+  seed: int = 0,
+  resamples: int = 1000,
 ) -> Survival:
   """Whether the pruned model keeps enough of the dense score.
 
@@ -128,32 +155,41 @@ def survival(
     ValueError: shapes differ, a score is not finite, or the dense score is 0.
   """
   dense, pruned = (np.asarray(x, np.float64) for x in (dense, pruned))
-  weights = np.ones_like(dense) if weights is None else np.asarray(
-      weights, np.float64)
-  if not dense.shape == pruned.shape == weights.shape or dense.ndim != 1 or (
-      not dense.size):
+  weights = (
+    np.ones_like(dense) if weights is None else np.asarray(weights, np.float64)
+  )
+  if (
+    not dense.shape == pruned.shape == weights.shape
+    or dense.ndim != 1
+    or (not dense.size)
+  ):
     raise ValueError(
-        f"scores of {list(dense.shape)} and {list(pruned.shape)} items with"
-        f" weights {list(weights.shape)}: give both models' scores of the same"
-        " items")
+      f"scores of {list(dense.shape)} and {list(pruned.shape)} items with"
+      f" weights {list(weights.shape)}: give both models' scores of the same"
+      " items"
+    )
   if not (np.isfinite(dense).all() and np.isfinite(pruned).all()):
     raise ValueError("scores: not finite; leave such a cell out and say so")
   sums = np.stack([dense, pruned, weights])
   score, base = _ratio(sums.sum(1), lower_is_better)
   if base == 0:
     raise ValueError(
-        "the dense model scores 0: no share of it can be kept; leave the task"
-        " out")
+      "the dense model scores 0: no share of it can be kept; leave the task out"
+    )
   kept = _kept(score, base, lower_is_better)
-  drawn = np.concatenate([
-      draw @ sums.T
-      for draw in bootstrap._weights(dense.size, resamples, seed)])
+  drawn = np.concatenate(
+    [draw @ sums.T for draw in bootstrap._weights(dense.size, resamples, seed)]
+  )
   score_R, base_R = _ratio(drawn.T, lower_is_better)
   survives = is_enough(kept, keep)
   same = is_enough(_kept(score_R, base_R, lower_is_better), keep) == survives
   return Survival(
-      score=float(score), dense=float(base), kept=float(kept),
-      survives=bool(survives), certainty=float(same.mean()))
+    score=float(score),
+    dense=float(base),
+    kept=float(kept),
+    survives=bool(survives),
+    certainty=float(same.mean()),
+  )
 
 
 def is_enough(kept, keep):
@@ -162,7 +198,7 @@ def is_enough(kept, keep):
 
 
 def fit_rule(
-    table: Mapping[str, np.ndarray], kept: np.ndarray, survives: np.ndarray
+  table: Mapping[str, np.ndarray], kept: np.ndarray, survives: np.ndarray
 ) -> dict[str, Any] | None:
   """Choose the feature that tells best which models survived.
 
@@ -188,27 +224,37 @@ def fit_rule(
     fitted = separation.fit_threshold(values, ~survives)
     if fitted is None:
       continue
-    found.append({
-        "feature": name, "threshold": fitted.value, "direction": "<=",
+    found.append(
+      {
+        "feature": name,
+        "threshold": fitted.value,
+        "direction": "<=",
         "gap": [fitted.below, fitted.above],
         "balanced_error": fitted.balanced_error,
         "auc": separation.auc(values, ~survives),
         "spearman": separation.rank_correlation(values, kept),
-        "tried": len(table)})
+        "tried": len(table),
+      }
+    )
   if not found:
     return None
-  return min(found, key=lambda rule: (
-      round(rule["balanced_error"], 9), round(-rule["auc"], 9),
-      round(_worst(rule["spearman"]), 9)))
+  return min(
+    found,
+    key=lambda rule: (
+      round(rule["balanced_error"], 9),
+      round(-rule["auc"], 9),
+      round(_worst(rule["spearman"]), 9),
+    ),
+  )
 
 
 def check_answers(
-    yes: np.ndarray,
-    survives: np.ndarray,
-    groups: np.ndarray,
-    *,
-    seed: int = 0,
-    resamples: int = 2000,
+  yes: np.ndarray,
+  survives: np.ndarray,
+  groups: np.ndarray,
+  *,
+  seed: int = 0,
+  resamples: int = 2000,
 ) -> dict[str, Any]:
   """How often a rule is wrong on models that it was not learnt from.
 
@@ -226,18 +272,23 @@ def check_answers(
   """
   yes, survives = np.asarray(yes, bool), np.asarray(survives, bool)
   found = separation.error_interval(
-      yes != survives, groups, seed=seed, resamples=resamples)
+    yes != survives, groups, seed=seed, resamples=resamples
+  )
   return {
-      "error": found.estimate, "low": found.low, "high": found.high,
-      "balanced_error": separation.balanced_error(~yes, ~survives),
-      "false_yes": int(np.sum(yes & ~survives)),
-      "false_no": int(np.sum(~yes & survives)),
-      "models": len(survives), "survived": int(survives.sum()),
-      "groups": found.prompts}
+    "error": found.estimate,
+    "low": found.low,
+    "high": found.high,
+    "balanced_error": separation.balanced_error(~yes, ~survives),
+    "false_yes": int(np.sum(yes & ~survives)),
+    "false_no": int(np.sum(~yes & survives)),
+    "models": len(survives),
+    "survived": int(survives.sum()),
+    "groups": found.prompts,
+  }
 
 
 def verdict(
-    task: str, entry: Mapping[str, Any], measured: Mapping[str, float]
+  task: str, entry: Mapping[str, Any], measured: Mapping[str, float]
 ) -> dict[str, Any]:
   """Apply what was learnt about a task to one pruned model.
 
@@ -254,61 +305,86 @@ def verdict(
   """
   name = entry["feature"]
   if name is None:
-    outside = [each for each, (_, most) in entry["range"].items()
-               if measured[each] > most]
+    outside = [
+      each
+      for each, (_, most) in entry["range"].items()
+      if measured[each] > most
+    ]
     where = (
-        f" Here {', '.join(outside)} lie above all that was seen."
-        if outside else " No feature lies above what was seen.")
-    return {"task": task, "answer": "unknown", "text":
-            f"{task}: unknown ({entry['reason']}.{where})"}
+      f" Here {', '.join(outside)} lie above all that was seen."
+      if outside
+      else " No feature lies above what was seen."
+    )
+    return {
+      "task": task,
+      "answer": "unknown",
+      "text": f"{task}: unknown ({entry['reason']}.{where})",
+    }
   value, threshold, held = measured[name], entry["threshold"], entry["held_out"]
   answer = "yes" if value <= threshold else "no"
   sign = "<=" if answer == "yes" else ">"
   below, above = entry["gap"]
   between = (
-      f"; no model with a value between {below:.3g} and {above:.3g} was learnt"
-      " from" if below < value < above else "")
+    f"; no model with a value between {below:.3g} and {above:.3g} was learnt"
+    " from"
+    if below < value < above
+    else ""
+  )
   if entry.get("warning"):
     between += f"; {entry['warning']}"
   return {
-      "task": task, "answer": answer, "feature": name, "value": value,
-      "threshold": threshold, "text":
-          f"{task}: {answer} ({name} {value:.3g} {sign} {threshold:.3g};"
-          f" {_reliability(held)}{between})"}
+    "task": task,
+    "answer": answer,
+    "feature": name,
+    "value": value,
+    "threshold": threshold,
+    "text": f"{task}: {answer} ({name} {value:.3g} {sign} {threshold:.3g};"
+    f" {_reliability(held)}{between})",
+  }
 
 
 def _reliability(held) -> str:
   if held is None:
     return "never checked on other models"
-  ends = "no interval" if held["low"] is None or math.isnan(held["low"]) else (
-      f"{100 * held['low']:.0f}, {100 * held['high']:.0f}")
+  ends = (
+    "no interval"
+    if held["low"] is None or math.isnan(held["low"])
+    else (f"{100 * held['low']:.0f}, {100 * held['high']:.0f}")
+  )
   return (
-      f"held-out error {100 * held['error']:.0f} % [{ends}],"
-      f" {held['models']} models of {held['groups']} methods"
-      + ("" if 0 < held["survived"] < held["models"] else
-         ", none of which failed: a false yes could not be seen"
-         if held["survived"] else
-         ", all of which failed: a false no could not be seen"))
+    f"held-out error {100 * held['error']:.0f} % [{ends}],"
+    f" {held['models']} models of {held['groups']} methods"
+    + (
+      ""
+      if 0 < held["survived"] < held["models"]
+      else ", none of which failed: a false yes could not be seen"
+      if held["survived"]
+      else ", all of which failed: a false no could not be seen"
+    )
+  )
 
 
 def _columns(measurements) -> dict[str, np.ndarray]:
   missing = [name for name in _COLUMNS if name not in measurements]
   if missing:
     raise ValueError(
-        f"measurements lack {', '.join(missing)}: measure them at every"
-        " position")
-  table = {name: np.asarray(measurements[name], np.float64)
-           for name in _COLUMNS}
+      f"measurements lack {', '.join(missing)}: measure them at every position"
+    )
+  table = {
+    name: np.asarray(measurements[name], np.float64) for name in _COLUMNS
+  }
   sizes = {values.shape for values in table.values()}
   if len(sizes) != 1 or len(*sizes) != 1 or not table["kl"].size:
     raise ValueError(
-        f"measurements: columns of shapes {sorted(sizes)}; give one value per"
-        " position in each")
+      f"measurements: columns of shapes {sorted(sizes)}; give one value per"
+      " position in each"
+    )
   for name, values in table.items():
     if not np.isfinite(values).all():
       raise ValueError(
-          f"measurements: {name} is not finite at"
-          f" {int(np.sum(~np.isfinite(values)))} of {values.size} positions")
+        f"measurements: {name} is not finite at"
+        f" {int(np.sum(~np.isfinite(values)))} of {values.size} positions"
+      )
   return table
 
 
@@ -319,8 +395,10 @@ def _first_flips(prompt, step, flip) -> dict[str, float]:
     ordered = flip[prompt == one][np.argsort(step[prompt == one])]
     flipped += bool(ordered.any())
     exposure += int(np.argmax(ordered)) + 1 if ordered.any() else len(ordered)
-  return {"first_flip_hazard": flipped / exposure,
-          "flipped_prompts": flipped / len(prompts)}
+  return {
+    "first_flip_hazard": flipped / exposure,
+    "flipped_prompts": flipped / len(prompts),
+  }
 
 
 def _ratio(sums, lower_is_better):

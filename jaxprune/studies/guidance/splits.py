@@ -43,38 +43,47 @@ def splits(grids: Grids) -> list[Split]:
   present = [name for name in ORDER if name in methods]
   first = np.isin(methods, present[::2])
   denses = list(dict.fromkeys(model.dense for model in grids.models))
-  run = np.array([
-      denses.index(model.dense) * 10**6 + model.seed for model in grids.models])
+  run = np.array(
+    [denses.index(model.dense) * 10**6 + model.seed for model in grids.models]
+  )
   runs = np.unique(run)
   early = runs[: -(-len(runs) // 2)]
-  late = runs if len(runs) == 1 else runs[len(early):]
+  late = runs if len(runs) == 1 else runs[len(early) :]
   single = np.array([len(set(run[methods == name])) == 1 for name in methods])
   learn, ask = np.isin(run, early) | single, np.isin(run, late) | single
   halves = tuple(", ".join(part) for part in (present[::2], present[1::2]))
   numbers = tuple(
-      ", ".join(f"{denses[one // 10**6][:6]}/{one % 10**6}" for one in part)
-      for part in (early, late))
+    ", ".join(f"{denses[one // 10**6][:6]}/{one % 10**6}" for one in part)
+    for part in (early, late)
+  )
 
   def said(a, b):
     return (
-        f"learnt from {halves[a] or 'nothing'} (runs {numbers[0]}), asked of"
-        f" {halves[b] or 'nothing'} (runs {numbers[1]}; a run is dense"
-        " model/calibration seed; a method with one run keeps it)")
+      f"learnt from {halves[a] or 'nothing'} (runs {numbers[0]}), asked of"
+      f" {halves[b] or 'nothing'} (runs {numbers[1]}; a run is dense"
+      " model/calibration seed; a method with one run keeps it)"
+    )
 
   found = [
-      Split(name=HALF, said=said(0, 1),
-            folds=[(first & learn, ~first & ask)]),
-      Split(name="swapped", said=said(1, 0),
-            folds=[(~first & learn, first & ask)])]
+    Split(name=HALF, said=said(0, 1), folds=[(first & learn, ~first & ask)]),
+    Split(
+      name="swapped", said=said(1, 0), folds=[(~first & learn, first & ask)]
+    ),
+  ]
   for name, labels in (
-      ("leave one method out", methods),
-      ("leave one kind out", np.array([m.kind for m in grids.models])),
-      ("leave one dense model out", np.array([m.dense for m in grids.models]))):
+    ("leave one method out", methods),
+    ("leave one kind out", np.array([m.kind for m in grids.models])),
+    ("leave one dense model out", np.array([m.dense for m in grids.models])),
+  ):
     distinct = np.unique(labels)
     if len(distinct) > 1:
-      found.append(Split(
-          name=name, said=f"{len(distinct)} folds, all runs",
-          folds=[(labels != one, labels == one) for one in distinct]))
+      found.append(
+        Split(
+          name=name,
+          said=f"{len(distinct)} folds, all runs",
+          folds=[(labels != one, labels == one) for one in distinct],
+        )
+      )
   return found
 
 
@@ -94,7 +103,8 @@ def without_twins(grids: Grids, known=()) -> Grids:
     if mark in seen:
       model = grids.models[index]
       said.append(
-          f"{model.cell} seed {model.seed}: the same model as an earlier one")
+        f"{model.cell} seed {model.seed}: the same model as an earlier one"
+      )
     else:
       keep.append(index)
     seen.add(mark)
@@ -104,12 +114,18 @@ def without_twins(grids: Grids, known=()) -> Grids:
     chosen = [i for i, old in enumerate(task.models) if old in place]
     if chosen:
       tasks[name] = dataclasses.replace(
-          task, models=np.array([place[task.models[i]] for i in chosen]),
-          survivals=[task.survivals[i] for i in chosen],
-          items=task.items[chosen])
+        task,
+        models=np.array([place[task.models[i]] for i in chosen]),
+        survivals=[task.survivals[i] for i in chosen],
+        items=task.items[chosen],
+      )
   return dataclasses.replace(
-      grids, tasks=tasks, models=[grids.models[i] for i in keep],
-      left_out=grids.left_out + said,
-      features={name: values[keep] for name, values in grids.features.items()},
-      perplexity={
-          name: values[keep] for name, values in grids.perplexity.items()})
+    grids,
+    tasks=tasks,
+    models=[grids.models[i] for i in keep],
+    left_out=grids.left_out + said,
+    features={name: values[keep] for name, values in grids.features.items()},
+    perplexity={
+      name: values[keep] for name, values in grids.perplexity.items()
+    },
+  )

@@ -19,10 +19,10 @@ from jaxprune.studies.sweep import configurations
 # the length of a text.
 METRICS = ("acc", "ndcg@10", "exact", "same", "nll")
 KINDS = {
-    "weights": configurations.ENTRIES,
-    "units": configurations.UNITS,
-    "rounding": configurations.ROUNDING,
-    "drops": tuple(configurations.DROPS),
+  "weights": configurations.ENTRIES,
+  "units": configurations.UNITS,
+  "rounding": configurations.ROUNDING,
+  "drops": tuple(configurations.DROPS),
 }
 ORDER = tuple(method for methods in KINDS.values() for method in methods)
 
@@ -52,7 +52,8 @@ class Model:
   def kind(self) -> str:
     """A key of KINDS."""
     return next(
-        kind for kind, methods in KINDS.items() if self.method in methods)
+      kind for kind, methods in KINDS.items() if self.method in methods
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,11 +112,16 @@ class Grids:
   def fingerprints(self) -> list[str]:
     """One per model; equal for two methods that made the same model."""
     return [
-        hashlib.sha256(" ".join(
-            [model.dense, *(f"{values[index]:.6g}"
-                            for values in self.features.values())]
-        ).encode()).hexdigest()[:16]
-        for index, model in enumerate(self.models)]
+      hashlib.sha256(
+        " ".join(
+          [
+            model.dense,
+            *(f"{values[index]:.6g}" for values in self.features.values()),
+          ]
+        ).encode()
+      ).hexdigest()[:16]
+      for index, model in enumerate(self.models)
+    ]
 
   @property
   def methods(self) -> np.ndarray:
@@ -124,8 +130,13 @@ class Grids:
 
 
 def read_grids(
-    folders, *, keep: float, skip=(), num_prompts: int | None = None,
-    seed: int = 0, resamples: int = 1000
+  folders,
+  *,
+  keep: float,
+  skip=(),
+  num_prompts: int | None = None,
+  seed: int = 0,
+  resamples: int = 1000,
 ) -> Grids:
   """Read finished cells.
 
@@ -147,8 +158,12 @@ def read_grids(
     job, dense, cells = _read_folder(pathlib.Path(folder), digest)
     taken = []
     for cell in cells:
-      model = Model(dense=job["checkpoint_hash"], cell=cell["cell"],
-                    seed=cell["seed"], removed=cell["removed"])
+      model = Model(
+        dense=job["checkpoint_hash"],
+        cell=cell["cell"],
+        seed=cell["seed"],
+        removed=cell["removed"],
+      )
       if model.method in configurations.DATA_FREE:
         # The same model whatever the seed says: once is enough.
         model = dataclasses.replace(model, seed=0)
@@ -156,8 +171,9 @@ def read_grids(
           continue
       if model in seen:
         raise ValueError(
-            f"--grids={folder}: {model.cell} with seed {model.seed} of the same"
-            " dense model is in an earlier grid too: give each once")
+          f"--grids={folder}: {model.cell} with seed {model.seed} of the same"
+          " dense model is in an earlier grid too: give each once"
+        )
       columns = _first_prompts(cell.get("measurements") or {}, num_prompts)
       try:
         features = rules.features(columns)
@@ -172,14 +188,19 @@ def read_grids(
     sources.append(_source(pathlib.Path(folder), job, taken))
   if not models:
     raise ValueError(
-        "--grids: no pruned model with measurements: run"
-        " experiments.discrepancy with --prompts"
-        + (f" ({left_out[0]})" if left_out else ""))
+      "--grids: no pruned model with measurements: run"
+      " experiments.discrepancy with --prompts"
+      + (f" ({left_out[0]})" if left_out else "")
+    )
   names = dict.fromkeys(
-      task for dense, _ in scores for task in dense if task not in skip)
+    task for dense, _ in scores for task in dense if task not in skip
+  )
   tasks = {
-      name: _task(name, scores, models, left_out, keep=keep, seed=seed,
-                  resamples=resamples) for name in names}
+    name: _task(
+      name, scores, models, left_out, keep=keep, seed=seed, resamples=resamples
+    )
+    for name in names
+  }
   tasks = {name: task for name, task in tasks.items() if task is not None}
   if not tasks:
     raise ValueError("--grids: no task has a score that can be lost")
@@ -189,10 +210,17 @@ def read_grids(
       perplexity[name] = np.full(len(models), np.nan)
       perplexity[name][task.models] = 1 / task.kept
   return Grids(
-      models=models, perplexity=perplexity, tasks=tasks, left_out=left_out,
-      sources=sources, hash=digest.hexdigest(),
-      features={name: np.array([each[name] for each in measured])
-                for name in rules.FEATURES})
+    models=models,
+    perplexity=perplexity,
+    tasks=tasks,
+    left_out=left_out,
+    sources=sources,
+    hash=digest.hexdigest(),
+    features={
+      name: np.array([each[name] for each in measured])
+      for name in rules.FEATURES
+    },
+  )
 
 
 def _read_folder(folder, digest):
@@ -208,8 +236,9 @@ def _read_folder(folder, digest):
       raise ValueError(f"{path}: not JSON ({error}); remove it") from error
   if not {"job", "dense"} <= cells.keys():
     raise ValueError(
-        f"--grids={folder}: no finished dense cell (cells/dense.json): give a"
-        " folder that experiments.discrepancy wrote")
+      f"--grids={folder}: no finished dense cell (cells/dense.json): give a"
+      " folder that experiments.discrepancy wrote"
+    )
   return cells.pop("job"), cells.pop("dense"), list(cells.values())
 
 
@@ -218,8 +247,10 @@ def _first_prompts(columns, count):
   if count is None:
     return columns
   keep = [prompt < count for prompt in columns.get("prompt", ())]
-  return {name: [value for value, kept in zip(values, keep) if kept]
-          for name, values in columns.items()}
+  return {
+    name: [value for value, kept in zip(values, keep) if kept]
+    for name, values in columns.items()
+  }
 
 
 def _source(folder, job, measurements) -> dict[str, Any]:
@@ -228,14 +259,19 @@ def _source(folder, job, measurements) -> dict[str, Any]:
   if (folder / "run.json").is_file():
     prompts = json.loads((folder / "run.json").read_text()).get("prompts")
   return {
-      "checkpoint_hash": job["checkpoint_hash"],
-      "model": job.get("model"), "calibration": job.get("calibration"),
-      "num_samples": job.get("num_samples"), "seq_len": job.get("seq_len"),
-      "prompts": prompts, "models": len(measurements),
-      "positions": max((len(each["kl"]) for each in measurements), default=0),
-      "steps": max((max(each["step"]) + 1 for each in measurements), default=0),
-      "num_prompts": max(
-          (len(set(each["prompt"])) for each in measurements), default=0)}
+    "checkpoint_hash": job["checkpoint_hash"],
+    "model": job.get("model"),
+    "calibration": job.get("calibration"),
+    "num_samples": job.get("num_samples"),
+    "seq_len": job.get("seq_len"),
+    "prompts": prompts,
+    "models": len(measurements),
+    "positions": max((len(each["kl"]) for each in measurements), default=0),
+    "steps": max((max(each["step"]) + 1 for each in measurements), default=0),
+    "num_prompts": max(
+      (len(set(each["prompt"])) for each in measurements), default=0
+    ),
+  }
 
 
 def _task(name, scores, models, left_out, *, keep, seed, resamples):
@@ -248,20 +284,30 @@ def _task(name, scores, models, left_out, *, keep, seed, resamples):
     metric = metric or next((m for m in METRICS if m in columns), None)
     if metric not in columns:
       left_out.append(
-          f"{name}: has no score among {', '.join(METRICS)}"
-          if metric is None else f"{name}: not all grids have {metric}")
+        f"{name}: has no score among {', '.join(METRICS)}"
+        if metric is None
+        else f"{name}: not all grids have {metric}"
+      )
       return None
     values = np.array(pruned[name]["columns"][metric], np.float64)
     if weights is None:
-      weights = np.ones(len(values)) if entry["weights"] is None else np.array(
-          entry["weights"], np.float64)
+      weights = (
+        np.ones(len(values))
+        if entry["weights"] is None
+        else np.array(entry["weights"], np.float64)
+      )
     try:
       if values.shape != weights.shape:
         raise ValueError("has other items than the first grid")
       found = rules.survival(
-          np.array(columns[metric], np.float64), values, weights=weights,
-          lower_is_better=metric == "nll", keep=keep, seed=seed,
-          resamples=resamples)
+        np.array(columns[metric], np.float64),
+        values,
+        weights=weights,
+        lower_is_better=metric == "nll",
+        keep=keep,
+        seed=seed,
+        resamples=resamples,
+      )
     except ValueError as error:
       model = models[place]
       left_out.append(f"{name}: {model.cell} seed {model.seed}: {error}")
@@ -271,5 +317,10 @@ def _task(name, scores, models, left_out, *, keep, seed, resamples):
     items.append(values)
   if not index:
     return None
-  return Task(metric=metric, models=np.array(index), survivals=survivals,
-              items=np.array(items), weights=weights)
+  return Task(
+    metric=metric,
+    models=np.array(index),
+    survivals=survivals,
+    items=np.array(items),
+    weights=weights,
+  )

@@ -21,26 +21,37 @@ from jaxprune.studies.interventions.measure import (
 
 # Where the numbers of each protocol are means over positions, or over texts.
 BY_POSITION = {
-    READ: POSITION_METRICS, CONTINUED: ("kl", "flips"), ANSWERS: ("hits",)}
+  READ: POSITION_METRICS,
+  CONTINUED: ("kl", "flips"),
+  ANSWERS: ("hits",),
+}
 BY_TEXT = {
-    READ: ("common_steps", "same_text"),
-    CONTINUED: ("common_steps", "same_text"),
-    ANSWERS: ("exact", "exact_sampled")}
+  READ: ("common_steps", "same_text"),
+  CONTINUED: ("common_steps", "same_text"),
+  ANSWERS: ("exact", "exact_sampled"),
+}
 PAIRED = {
-    READ: ("kl", "tv", "flips", "common_steps"),
-    CONTINUED: ("kl", "flips", "common_steps"),
-    ANSWERS: ("exact", "exact_sampled")}
+  READ: ("kl", "tv", "flips", "common_steps"),
+  CONTINUED: ("kl", "flips", "common_steps"),
+  ANSWERS: ("exact", "exact_sampled"),
+}
 
 
 def summarise(
-    table: dict[str, np.ndarray], settings: Settings
+  table: dict[str, np.ndarray], settings: Settings
 ) -> dict[str, Any]:
   """Every intervention of every model, and what must be null."""
   groups: dict[tuple, list[int]] = {}
   depth = table["depth"].astype(float)
-  for row, key in enumerate(zip(
-      table["protocol"], table["cell"], table["source"],
-      table["intervention"], np.where(np.isnan(depth), -1, depth))):
+  for row, key in enumerate(
+    zip(
+      table["protocol"],
+      table["cell"],
+      table["source"],
+      table["intervention"],
+      np.where(np.isnan(depth), -1, depth),
+    )
+  ):
     groups.setdefault(key, []).append(row)
   groups = {key: np.array(rows) for key, rows in groups.items()}
 
@@ -49,28 +60,36 @@ def summarise(
     found = groups.get((*key[:3], "pruned", -1))
     return groups[(*key[:3], "freeze_first", 0)] if found is None else found
 
-  entries = [_entry(table, key, rows, plain(key))
-             for key, rows in groups.items()]
+  entries = [
+    _entry(table, key, rows, plain(key)) for key, rows in groups.items()
+  ]
   return {
-      "analysis_temperature": settings.analysis_temperature,
-      "top_tokens": settings.top_tokens,
-      "steps": settings.max_new_tokens,
-      "prompts": _count(table["prompt"]),
-      "questions": _count(table["question"]) if "question" in table else 0,
-      "seeds": sorted({int(seed) for seed in table["seed"]}),
-      "entries": entries,
-      "checks": _checks(entries),
+    "analysis_temperature": settings.analysis_temperature,
+    "top_tokens": settings.top_tokens,
+    "steps": settings.max_new_tokens,
+    "prompts": _count(table["prompt"]),
+    "questions": _count(table["question"]) if "question" in table else 0,
+    "seeds": sorted({int(seed) for seed in table["seed"]}),
+    "entries": entries,
+    "checks": _checks(entries),
   }
 
 
 def find(
-    summary: dict[str, Any], protocol: str, cell: str, source: str, name: str
+  summary: dict[str, Any], protocol: str, cell: str, source: str, name: str
 ) -> list[dict[str, Any]]:
   """Entries of one intervention, by depth."""
   found = [
-      entry for entry in summary["entries"]
-      if (entry["protocol"], entry["cell"], entry["source"],
-          entry["intervention"]) == (protocol, cell, source, name)]
+    entry
+    for entry in summary["entries"]
+    if (
+      entry["protocol"],
+      entry["cell"],
+      entry["source"],
+      entry["intervention"],
+    )
+    == (protocol, cell, source, name)
+  ]
   return sorted(found, key=lambda entry: entry["depth"] or 0)
 
 
@@ -79,8 +98,16 @@ def as_interval(entry: dict[str, float] | None) -> report.Interval | None:
   if entry is None:
     return None
   return report.Interval(
-      estimate=entry["mean"], low=entry["low"], high=entry["high"], level=0.95,
-      prompts=0, rows=0, resamples=0, seed=0, method="bca")
+    estimate=entry["mean"],
+    low=entry["low"],
+    high=entry["high"],
+    level=0.95,
+    prompts=0,
+    rows=0,
+    resamples=0,
+    seed=0,
+    method="bca",
+  )
 
 
 def _entry(table, key, rows, base) -> dict[str, Any]:
@@ -89,23 +116,33 @@ def _entry(table, key, rows, base) -> dict[str, Any]:
   unit = table["question" if protocol == ANSWERS else "prompt"]
   # Both in one order, so that they are the same seed and text row by row.
   rows, base = (
-      each[np.lexsort((unit[each], table["seed"][each]))]
-      for each in (rows, base))
+    each[np.lexsort((unit[each], table["seed"][each]))] for each in (rows, base)
+  )
   unit, weight, seed = unit[rows], table["count"][rows], table["seed"][rows]
   entry: dict[str, Any] = {
-      "protocol": protocol, "cell": cell, "source": source,
-      "intervention": name, "depth": None if depth < 0 else int(depth),
-      "removed": _mean_or_none(table, rows)}
-  for metrics, by in ((BY_POSITION[protocol], weight),
-                      (BY_TEXT[protocol], np.ones(len(rows)))):
+    "protocol": protocol,
+    "cell": cell,
+    "source": source,
+    "intervention": name,
+    "depth": None if depth < 0 else int(depth),
+    "removed": _mean_or_none(table, rows),
+  }
+  for metrics, by in (
+    (BY_POSITION[protocol], weight),
+    (BY_TEXT[protocol], np.ones(len(rows))),
+  ):
     for metric in metrics:
       value = table[metric][rows].astype(float)
       if not np.isfinite(value).all():
         continue  # inner h of a change of logits, or KL under truncation
-      each = [np.average(value[seed == one], weights=by[seed == one])
-              for one in np.unique(seed)]
+      each = [
+        np.average(value[seed == one], weights=by[seed == one])
+        for one in np.unique(seed)
+      ]
       entry[metric] = _interval(value * by, by, unit) | {
-          "seed_low": float(min(each)), "seed_high": float(max(each))}
+        "seed_low": float(min(each)),
+        "seed_high": float(max(each)),
+      }
       before = table[metric][base].astype(float)
       if metric in PAIRED[protocol]:
         entry[f"{metric}_change"] = _interval((value - before) * by, by, unit)
@@ -134,18 +171,22 @@ def _checks(entries) -> dict[str, float]:
   """Largest deviations where there must be none."""
   last = max(entry["depth"] or 0 for entry in entries)
   null = {
-      "dense": ("dense", None), "freeze_first, all layers": (
-          "freeze_first", last),
-      "freeze_last, no layer": ("freeze_last", 0),
-      "patch_pruned, last layer": ("patch_pruned", last),
-      "patch_dense, no layer": ("patch_dense", 0),
-      "keep_offset": ("keep_offset", None)}
+    "dense": ("dense", None),
+    "freeze_first, all layers": ("freeze_first", last),
+    "freeze_last, no layer": ("freeze_last", 0),
+    "patch_pruned, last layer": ("patch_pruned", last),
+    "patch_dense, no layer": ("patch_dense", 0),
+    "keep_offset": ("keep_offset", None),
+  }
   found = {
-      f"kl of {label}": max(
-          entry["kl"]["mean"] for entry in entries
-          if entry["protocol"] == READ
-          and (entry["intervention"], entry["depth"]) == key)
-      for label, key in null.items()}
+    f"kl of {label}": max(
+      entry["kl"]["mean"]
+      for entry in entries
+      if entry["protocol"] == READ
+      and (entry["intervention"], entry["depth"]) == key
+    )
+    for label, key in null.items()
+  }
   for name in ("keep_centred", "centred_by_p", "centred_logits"):
     found[f"kl_change of {name}"] = _largest(entries, READ, "kl", name)
   for name in NULL_IN_GREEDY:
@@ -158,10 +199,14 @@ def _checks(entries) -> dict[str, float]:
 
 def _largest(entries, protocol, metric, name):
   values = [
-      abs(entry[f"{metric}_change"]["mean"]) for entry in entries
-      if entry["protocol"] == protocol
-      and (entry["intervention"] == name
-           or entry["intervention"].startswith(f"{name}_"))]
+    abs(entry[f"{metric}_change"]["mean"])
+    for entry in entries
+    if entry["protocol"] == protocol
+    and (
+      entry["intervention"] == name
+      or entry["intervention"].startswith(f"{name}_")
+    )
+  ]
   return max(values) if values else None
 
 

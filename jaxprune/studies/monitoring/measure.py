@@ -22,21 +22,26 @@ from jaxprune.studies import inputs
 from jaxprune.studies.sweep import configurations
 
 FIELDS = {
-    "cell": report.Field("text", "", "METHOD:AMOUNT, or pruned"),
-    "signal": report.Field(
-        "text", "", "what hands back; none, flip and dense are ends"),
-    "fraction": report.Field(
-        "float", "", "of steps, asked for on the validation prompts"),
-    "threshold": report.Field("float", "", "risk above which is handed back"),
-    "steps": report.Field("int", "tokens", "written, the end included"),
-    "handed": report.Field("int", "tokens", "decided by the dense model"),
-    "dense_forwards": report.Field(
-        "int", "tokens", "read by the dense model, the prompt included"),
-    "dense_alone": report.Field(
-        "int", "tokens", "read by the dense model when it writes alone"),
-    "same": report.Field("bool", "", "the dense model's text, to the end"),
-    "agreement": report.Field(
-        "float", "", "share of the dense text before the first difference"),
+  "cell": report.Field("text", "", "METHOD:AMOUNT, or pruned"),
+  "signal": report.Field(
+    "text", "", "what hands back; none, flip and dense are ends"
+  ),
+  "fraction": report.Field(
+    "float", "", "of steps, asked for on the validation prompts"
+  ),
+  "threshold": report.Field("float", "", "risk above which is handed back"),
+  "steps": report.Field("int", "tokens", "written, the end included"),
+  "handed": report.Field("int", "tokens", "decided by the dense model"),
+  "dense_forwards": report.Field(
+    "int", "tokens", "read by the dense model, the prompt included"
+  ),
+  "dense_alone": report.Field(
+    "int", "tokens", "read by the dense model when it writes alone"
+  ),
+  "same": report.Field("bool", "", "the dense model's text, to the end"),
+  "agreement": report.Field(
+    "float", "", "share of the dense text before the first difference"
+  ),
 }
 _ROWS = 120  # texts written together
 _VALIDATION = 120  # prompts that thresholds are taken from
@@ -72,9 +77,12 @@ class Texts:
   def describe(self) -> dict[str, Any]:
     """For run.json."""
     text = repr((self.prompts, self.validation)).encode()
-    return {"source": self.source, "count": len(self.prompts),
-            "validation": len(self.validation),
-            "hash": hashlib.sha256(text).hexdigest()}
+    return {
+      "source": self.source,
+      "count": len(self.prompts),
+      "validation": len(self.validation),
+      "hash": hashlib.sha256(text).hexdigest(),
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,55 +109,69 @@ def check(settings: Settings) -> None:
   known = monitoring.SIGNALS[:-1]  # flip has one threshold and is always there
   for signal in settings.signals:
     if signal not in known:
-      raise ValueError(
-          f"--signals={signal}: use some of {', '.join(known)}")
+      raise ValueError(f"--signals={signal}: use some of {', '.join(known)}")
   if "random" not in settings.signals:
     raise ValueError("--signals: keep random, the control")
   if not settings.fractions or not all(
-      0 < fraction < 1 for fraction in settings.fractions):
+    0 < fraction < 1 for fraction in settings.fractions
+  ):
     raise ValueError(
-        f"--fractions={settings.fractions}: use numbers between 0 and 1")
+      f"--fractions={settings.fractions}: use numbers between 0 and 1"
+    )
 
 
 def read_prompts(
-    dense: checkpoints.Source, name: str, limit: int, max_new_tokens: int
+  dense: checkpoints.Source, name: str, limit: int, max_new_tokens: int
 ) -> Texts:
   """Test and validation prompts, evenly spaced over what there is."""
   if name == "pocket":
     # For its checks.
     inputs.read_prompts(dense, name, limit=1, max_new_tokens=max_new_tokens)
     test, other = (
-        _spread(shipped.generate_requests(split), count)
-        for split, count in (("test", limit), ("validation", _VALIDATION)))
+      _spread(shipped.generate_requests(split), count)
+      for split, count in (("test", limit), ("validation", _VALIDATION))
+    )
     return Texts(
-        prompts=[head for head, _ in test], answers=[tail for _, tail in test],
-        validation=[head for head, _ in other], source=name)
+      prompts=[head for head, _ in test],
+      answers=[tail for _, tail in test],
+      validation=[head for head, _ in other],
+      source=name,
+    )
   read = inputs.read_prompts(
-      dense, name, limit=None, max_new_tokens=max_new_tokens).tokens
+    dense, name, limit=None, max_new_tokens=max_new_tokens
+  ).tokens
   if len(read) < 4:
     raise ValueError(
-        f"--prompts={name}: has {len(read)}; every fourth sets thresholds, so"
-        " give at least 4")
+      f"--prompts={name}: has {len(read)}; every fourth sets thresholds, so"
+      " give at least 4"
+    )
   rest = [list(ids) for index, ids in enumerate(read) if index % 4]
   return Texts(
-      prompts=_spread(rest, limit), answers=None,
-      validation=_spread([list(ids) for ids in read[::4]], _VALIDATION),
-      source=name)
+    prompts=_spread(rest, limit),
+    answers=None,
+    validation=_spread([list(ids) for ids in read[::4]], _VALIDATION),
+    source=name,
+  )
 
 
 def opened(source: checkpoints.Source) -> Model:
   """The model of a folder."""
   return Model(
-      cell="pruned", seed=0, load=functools.partial(
-          checkpoints.load_params, source, jnp.float32))
+    cell="pruned",
+    seed=0,
+    load=functools.partial(checkpoints.load_params, source, jnp.float32),
+  )
 
 
-def cell_model(source, cell: configurations.Cell, seed, num_samples, seq_len) -> Model:
+def cell_model(
+  source, cell: configurations.Cell, seed, num_samples, seq_len
+) -> Model:
   """The model of a cell, pruned when it is opened."""
 
   def load():
     calibration = inputs.read_calibration(
-        source, "pocket", num_samples=num_samples, seq_len=seq_len, seed=seed)
+      source, "pocket", num_samples=num_samples, seq_len=seq_len, seed=seed
+    )
     with tempfile.TemporaryDirectory() as folder:
       out = f"{folder}/pruned"
       configurations.prune(source, cell, calibration.tokens, seed, out)
@@ -159,14 +181,19 @@ def cell_model(source, cell: configurations.Cell, seed, num_samples, seq_len) ->
 
 
 def measure(
-    dense: checkpoints.Source, models: list[Model], texts: Texts,
-    settings: Settings, run: report.RunFolder, progress: Any,
+  dense: checkpoints.Source,
+  models: list[Model],
+  texts: Texts,
+  settings: Settings,
+  run: report.RunFolder,
+  progress: Any,
 ) -> None:
   """Write the rows of every model."""
   config, params = checkpoints.load_params(dense, jnp.float32)
   both = [*texts.prompts, *texts.validation]
   writer = functools.partial(
-      write, config, params, settings=settings, width=max(map(len, both)))
+    write, config, params, settings=settings, width=max(map(len, both))
+  )
   always = writer(params, texts.prompts, [("margin", -np.inf)])
   reference = text_ids(always.tokens[0], always.alive[0])
   for index, model in enumerate(models):
@@ -174,21 +201,22 @@ def measure(
     sequences.check_same_shape(config, pruned_config)
     free = writer(pruned, texts.validation, [("margin", np.inf)])
     policies = sweep(free, settings)
-    found = writer(
-        pruned, texts.prompts, [policy[:2] for policy in policies])
+    found = writer(pruned, texts.prompts, [policy[:2] for policy in policies])
     tag = {"cell": model.cell, "seed": model.seed}
     for place, (_, threshold, name, fraction) in enumerate(policies):
       policy = tag | {"signal": name, "fraction": fraction}
       if np.isfinite(threshold):
         policy["threshold"] = threshold
-      run.write_all(policy | row for row in _rows(
-          found, place, texts, reference, settings.cache))
+      run.write_all(
+        policy | row
+        for row in _rows(found, place, texts, reference, settings.cache)
+      )
     run.write_all(tag | row for row in _stop_rows(found, texts, reference))
     progress.step(index)
 
 
 def sweep(
-    free: monitoring.Monitored, settings: Settings
+  free: monitoring.Monitored, settings: Settings
 ) -> list[tuple[str, float, str, float | None]]:
   """(signal, threshold, name, fraction): first never, then always, then flip.
 
@@ -197,22 +225,33 @@ def sweep(
       leaves [1, T, n].
     settings: signals and fractions.
   """
-  policies = [("margin", np.inf, "none", 0.0),
-              ("margin", -np.inf, "dense", 1.0),
-              ("flip", 0.5, "flip", None)]
+  policies = [
+    ("margin", np.inf, "none", 0.0),
+    ("margin", -np.inf, "dense", 1.0),
+    ("flip", 0.5, "flip", None),
+  ]
   alive = free.alive[0]
   for signal in settings.signals:
     risk = getattr(free.risks, signal)[0][alive]
     for fraction in settings.fractions:
-      threshold = 1 - fraction if signal == "random" else float(
-          np.quantile(risk, 1 - fraction))
+      threshold = (
+        1 - fraction
+        if signal == "random"
+        else float(np.quantile(risk, 1 - fraction))
+      )
       policies.append((signal, threshold, signal, fraction))
   return policies
 
 
 def write(
-    config, params, pruned_params, prompts, policies, *, settings: Settings,
-    width: int,
+  config,
+  params,
+  pruned_params,
+  prompts,
+  policies,
+  *,
+  settings: Settings,
+  width: int,
 ) -> monitoring.Monitored:
   """Texts for every prompt under every policy, leaves [policies, T, prompts].
 
@@ -231,31 +270,49 @@ def write(
   count = len(prompts)
   total = len(policies) * count
   signal_N = np.repeat(
-      [monitoring.SIGNALS.index(signal) for signal, _ in policies], count)
+    [monitoring.SIGNALS.index(signal) for signal, _ in policies], count
+  )
   threshold_N = np.repeat([threshold for _, threshold in policies], count)
   parts = []
   for start in range(0, total, _ROWS):
     # The last batch is filled up, so that it has the shape of the others.
     at = np.minimum(start + np.arange(_ROWS), total - 1)
-    parts.append(jax.tree.map(np.asarray, decoder_monitoring.write(
-        config, params, pruned_params, jnp.asarray(tokens_NT[at % count]),
-        jnp.asarray(valid_NT[at % count]),
-        monitoring.Policy(
+    parts.append(
+      jax.tree.map(
+        np.asarray,
+        decoder_monitoring.write(
+          config,
+          params,
+          pruned_params,
+          jnp.asarray(tokens_NT[at % count]),
+          jnp.asarray(valid_NT[at % count]),
+          monitoring.Policy(
             signal=jnp.asarray(signal_N[at], jnp.int32),
-            threshold=jnp.asarray(threshold_N[at], jnp.float32)),
-        num_steps=settings.max_new_tokens,
-        key=jax.random.fold_in(jax.random.key(0), start),
-        cache=settings.cache, eos_ids=config.eos_ids,
-        temperature=settings.temperature)))
+            threshold=jnp.asarray(threshold_N[at], jnp.float32),
+          ),
+          num_steps=settings.max_new_tokens,
+          key=jax.random.fold_in(jax.random.key(0), start),
+          cache=settings.cache,
+          eos_ids=config.eos_ids,
+          temperature=settings.temperature,
+        ),
+      )
+    )
   return jax.tree.map(
-      lambda *leaves: np.concatenate(leaves, axis=1)[:, :total].reshape(
-          len(leaves[0]), len(policies), count).swapaxes(0, 1), *parts)
+    lambda *leaves: (
+      np.concatenate(leaves, axis=1)[:, :total]
+      .reshape(len(leaves[0]), len(policies), count)
+      .swapaxes(0, 1)
+    ),
+    *parts,
+  )
 
 
 def text_ids(tokens_TN, alive_TN) -> list[list[int]]:
   """Ids of each text, the token that ends it included."""
-  return [tokens_TN[alive_TN[:, n], n].tolist()
-          for n in range(tokens_TN.shape[1])]
+  return [
+    tokens_TN[alive_TN[:, n], n].tolist() for n in range(tokens_TN.shape[1])
+  ]
 
 
 def _rows(found, place, texts, reference, cache):
@@ -263,16 +320,19 @@ def _rows(found, place, texts, reference, cache):
   handed, alive = found.handed[place], found.alive[place]
   written = text_ids(found.tokens[place], alive)
   forwards = monitoring.dense_forwards(
-      handed, alive, np.array([len(p) for p in texts.prompts]), cache)
+    handed, alive, np.array([len(p) for p in texts.prompts]), cache
+  )
   for index, (text, dense) in enumerate(zip(written, reference, strict=True)):
     parted = first_divergence(text, dense)
     row = {
-        "question": index, "steps": len(text),
-        "handed": int((handed & alive)[:, index].sum()),
-        "dense_forwards": int(forwards[index]),
-        "dense_alone": len(texts.prompts[index]) + len(dense) - 1,
-        "same": parted is None,
-        "agreement": 1.0 if parted is None else parted / len(dense)}
+      "question": index,
+      "steps": len(text),
+      "handed": int((handed & alive)[:, index].sum()),
+      "dense_forwards": int(forwards[index]),
+      "dense_alone": len(texts.prompts[index]) + len(dense) - 1,
+      "same": parted is None,
+      "agreement": 1.0 if parted is None else parted / len(dense),
+    }
     if texts.answers is not None:
       row["correct"] = text == texts.answers[index]
     yield row
@@ -284,16 +344,27 @@ def _stop_rows(found, texts, reference):
   written = text_ids(found.tokens[0], alive)
   goals = reference if texts.answers is None else texts.answers
   largest = {
-      name: np.where(alive, getattr(found.risks, name)[0], -np.inf).max(axis=0)
-      for name in monitoring.SIGNALS if name != "flip"}
+    name: np.where(alive, getattr(found.risks, name)[0], -np.inf).max(axis=0)
+    for name in monitoring.SIGNALS
+    if name != "flip"
+  }
   largest["length"] = alive.sum(axis=0)
   for name, values in largest.items():
     for index, value in enumerate(values):
-      yield {"signal": name, "metric": "stop", "question": index,
-             "value": float(value), "correct": written[index] == goals[index]}
+      yield {
+        "signal": name,
+        "metric": "stop",
+        "question": index,
+        "value": float(value),
+        "correct": written[index] == goals[index],
+      }
 
 
 def _spread(rows, count):
   """At most `count` rows, evenly spaced."""
-  return [rows[index] for index in np.unique(
-      np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
+  return [
+    rows[index]
+    for index in np.unique(
+      np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)
+    )
+  ]

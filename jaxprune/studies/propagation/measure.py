@@ -111,7 +111,7 @@ class Found:
 
 
 def estimate_bytes(
-    config: ModelConfig, prompts: prompts_lib.Prompts, settings: Settings
+  config: ModelConfig, prompts: prompts_lib.Prompts, settings: Settings
 ) -> memory.Estimate:
   """Bytes of the run.
 
@@ -120,17 +120,22 @@ def estimate_bytes(
   """
   steps = settings.max_new_tokens
   found = memory.estimate_bytes(
-      config, batch=settings.batch,
-      length=max(map(len, prompts.tokens)) + steps - 1, num_steps=steps,
-      directions=max(2 * config.num_layers, settings.groups * (steps + 1)),
-      nodes=settings.max_nodes, memory=_TANGENTS)
+    config,
+    batch=settings.batch,
+    length=max(map(len, prompts.tokens)) + steps - 1,
+    num_steps=steps,
+    directions=max(2 * config.num_layers, settings.groups * (steps + 1)),
+    nodes=settings.max_nodes,
+    memory=_TANGENTS,
+  )
   there, _ = memory_lib.available_bytes()
   if there is not None and found.total > there:
     raise ValueError(
-        f"needs {memory_lib.gib(found.total)} on the device, of which weights"
-        f" {memory_lib.gib(found.weights)}, tangents"
-        f" {memory_lib.gib(found.tangents)}; there are {memory_lib.gib(there)}:"
-        " use a smaller --batch, fewer --max_new_tokens or shorter prompts")
+      f"needs {memory_lib.gib(found.total)} on the device, of which weights"
+      f" {memory_lib.gib(found.weights)}, tangents"
+      f" {memory_lib.gib(found.tangents)}; there are {memory_lib.gib(there)}:"
+      " use a smaller --batch, fewer --max_new_tokens or shorter prompts"
+    )
   return found
 
 
@@ -144,34 +149,44 @@ def peak_memory() -> int:
 
 
 def write_texts(
-    config: ModelConfig, params: Any, prompts: prompts_lib.Prompts,
-    settings: Settings,
+  config: ModelConfig,
+  params: Any,
+  prompts: prompts_lib.Prompts,
+  settings: Settings,
 ) -> list[Text]:
   """The dense model's greedy texts, in batches of one shape."""
-  tokens_XT, valid_XT = prompts_lib.left_pad(
-      prompts.tokens, config.pad_id or 0)
+  tokens_XT, valid_XT = prompts_lib.left_pad(prompts.tokens, config.pad_id or 0)
   count, steps, texts = len(tokens_XT), settings.max_new_tokens, []
   for start in range(0, count, settings.batch):
     size = min(settings.batch, count - start)
     pick = np.minimum(start + np.arange(settings.batch), count - 1)
     tokens_BT, valid_BT = tokens_XT[pick], valid_XT[pick]
     text = generation.generate(
-        config, params, jnp.asarray(tokens_BT), valid_BT=jnp.asarray(valid_BT),
-        max_new_tokens=steps)
+      config,
+      params,
+      jnp.asarray(tokens_BT),
+      valid_BT=jnp.asarray(valid_BT),
+      max_new_tokens=steps,
+    )
     alive_BR = np.arange(steps)[None] < np.asarray(text.lengths)[:, None]
-    texts.append(Text(
+    texts.append(
+      Text(
         # The last token is a prediction of the last step and is never read.
         tokens=np.concatenate([tokens_BT, text.tokens[:, :-1]], axis=1),
-        valid=np.pad(
-            valid_BT, ((0, 0), (0, steps - 1)), constant_values=True),
+        valid=np.pad(valid_BT, ((0, 0), (0, steps - 1)), constant_values=True),
         alive=alive_BR & (np.arange(len(alive_BR)) < size)[:, None],
-        size=size))
+        size=size,
+      )
+    )
   return texts
 
 
 def measure(
-    config: ModelConfig, both: Any, texts: list[Text], settings: Settings,
-    pairs: tuple[tuple[int, int], ...] | None = None,
+  config: ModelConfig,
+  both: Any,
+  texts: list[Text],
+  settings: Settings,
+  pairs: tuple[tuple[int, int], ...] | None = None,
 ) -> Found:
   """Measure one changed model.
 
@@ -186,9 +201,14 @@ def measure(
   parts = []
   for text in texts:
     path = decoder_path.make_path(
-        config, both, jnp.asarray(text.tokens), jnp.asarray(text.valid),
-        jnp.asarray(text.alive), temperature=settings.analysis_temperature,
-        options=settings.options)
+      config,
+      both,
+      jnp.asarray(text.tokens),
+      jnp.asarray(text.valid),
+      jnp.asarray(text.alive),
+      temperature=settings.analysis_temperature,
+      options=settings.options,
+    )
     part = _measure_batch(config, path, settings, pairs)
     pairs = part["pairs"]
     parts.append((part, text.size))
@@ -207,51 +227,72 @@ def _measure_batch(config, path, settings, pairs):
     seconds[name], began = now - began, now
 
   quadrature = decoder_path.find_quadrature(
-      config, path, tolerance=settings.tolerance,
-      nodes=min(_FIRST_NODES, settings.max_nodes), max_nodes=settings.max_nodes)
+    config,
+    path,
+    tolerance=settings.tolerance,
+    nodes=min(_FIRST_NODES, settings.max_nodes),
+    max_nodes=settings.max_nodes,
+  )
   nodes = len(quadrature.places)
   lap("quadrature")
   first, whole = decoder_path.attribute(
-      config, path, lines, quadrature, memory=_TANGENTS)
+    config, path, lines, quadrature, memory=_TANGENTS
+  )
   completeness = {"sublayer": _floats(whole.completeness_error)}
   lap("sublayers")
   steps_first, by_step = decoder_path.attribute(
-      config, path,
-      directions.steps(config.num_layers, length, steps, settings.groups),
-      quadrature, memory=_TANGENTS)
+    config,
+    path,
+    directions.steps(config.num_layers, length, steps, settings.groups),
+    quadrature,
+    memory=_TANGENTS,
+  )
   completeness["step"] = _floats(by_step.completeness_error)
   lap("steps")
   completeness["logits"] = {"z": _check_logits(config, path, quadrature)}
-  scan = along_path.scan_path(
-      config, path, jnp.asarray(GRID, jnp.float32))
-  speeds = along_path.speeds(
-      config, path, jnp.asarray(SPEED_GRID, jnp.float32))
+  scan = along_path.scan_path(config, path, jnp.asarray(GRID, jnp.float32))
+  speeds = along_path.speeds(config, path, jnp.asarray(SPEED_GRID, jnp.float32))
   lap("path")
   together = memory.directions_at_once(
-      config, *path.alive.shape, length, _TANGENTS)
+    config, *path.alive.shape, length, _TANGENTS
+  )
   curvature = decoder_interactions.curvature_of_kl(
-      config, path, lines, batch_size=min(together, len(lines)))
+    config, path, lines, batch_size=min(together, len(lines))
+  )
   if pairs is None:
     pairs = strongest(curvature, settings.interactions)
   alone, exact, second = _pairs(config, path, lines, pairs)
   lap("interactions")
   by_group = lambda tree: jax.tree.map(
-      lambda leaf: leaf.reshape(settings.groups, steps + 1, *leaf.shape[1:]),
-      tree)
+    lambda leaf: leaf.reshape(settings.groups, steps + 1, *leaf.shape[1:]), tree
+  )
   arrays = {
-      "alive": path.alive, "change": whole.change,
-      "sublayers": whole.contributions, "sublayers_first": first,
-      "steps": by_group(by_step.contributions),
-      "steps_first": by_group(steps_first),
-      "scan": {
-          "size": scan.size, "error_1": scan.error[0],
-          "error_2": scan.error[1], "truth": scan.truth,
-          "order_1": scan.predicted[0], "order_2": scan.predicted[1]},
-      "speeds": speeds, "curvature": curvature, "alone": alone,
-      "pairs_exact": exact, "pairs_second": second}
+    "alive": path.alive,
+    "change": whole.change,
+    "sublayers": whole.contributions,
+    "sublayers_first": first,
+    "steps": by_group(by_step.contributions),
+    "steps_first": by_group(steps_first),
+    "scan": {
+      "size": scan.size,
+      "error_1": scan.error[0],
+      "error_2": scan.error[1],
+      "truth": scan.truth,
+      "order_1": scan.predicted[0],
+      "order_2": scan.predicted[1],
+    },
+    "speeds": speeds,
+    "curvature": curvature,
+    "alone": alone,
+    "pairs_exact": exact,
+    "pairs_second": second,
+  }
   return jax.tree.map(np.asarray, arrays) | {
-      "pairs": pairs, "completeness": completeness, "nodes": nodes,
-      "seconds": seconds}
+    "pairs": pairs,
+    "completeness": completeness,
+    "nodes": nodes,
+    "seconds": seconds,
+  }
 
 
 def strongest(curvature: np.ndarray, count: int) -> tuple[tuple[int, int], ...]:
@@ -270,23 +311,30 @@ def _pairs(config, path, lines, pairs):
   """Effects of sublayers alone, interactions of pairs, their second order."""
   i, j = np.array(pairs, int).reshape(-1, 2).T
   found = decoder_interactions.alone(
-      config, path, jnp.concatenate([lines, lines[i] + lines[j]]))
-  alone = {name: leaf[:len(lines)] for name, leaf in found.items()}
+    config, path, jnp.concatenate([lines, lines[i] + lines[j]])
+  )
+  alone = {name: leaf[: len(lines)] for name, leaf in found.items()}
   if not pairs:
     return alone, {}, {}
-  exact = {name: leaf[len(lines):] - leaf[i] - leaf[j]
-           for name, leaf in found.items()}
-  return alone, exact, decoder_interactions.second_order(
-      config, path, lines[i], lines[j])
+  exact = {
+    name: leaf[len(lines) :] - leaf[i] - leaf[j] for name, leaf in found.items()
+  }
+  return (
+    alone,
+    exact,
+    decoder_interactions.second_order(config, path, lines[i], lines[j]),
+  )
 
 
 def _check_logits(config, path, quadrature):
   """Relative completeness error of all logits at once."""
   _, weights_K = propagation.gauss_legendre(len(quadrature.places))
   change_BRD = jnp.einsum(
-      "K,KBRD->BRD", jnp.asarray(weights_K, jnp.float32), quadrature.slopes)
+    "K,KBRD->BRD", jnp.asarray(weights_K, jnp.float32), quadrature.slopes
+  )
   error_BR, size_BR = along_path.logit_norms(
-      config, path, path.start + change_BRD, path.end)
+    config, path, path.start + change_BRD, path.end
+  )
   return ratio(error_BR.sum(), size_BR.sum())
 
 
@@ -309,17 +357,25 @@ def _join(parts):
       continue
     # The prompts are the last axis but one of every array.
     joined[name] = jax.tree.map(
-        lambda *leaves: np.concatenate(
-            [leaf[..., :size, :] for leaf, (_, size) in zip(leaves, parts)],
-            axis=-2),
-        *(part[name] for part, _ in parts))
+      lambda *leaves: np.concatenate(
+        [leaf[..., :size, :] for leaf, (_, size) in zip(leaves, parts)], axis=-2
+      ),
+      *(part[name] for part, _ in parts),
+    )
   each = [part for part, _ in parts]
   return Found(
-      **joined, pairs=first["pairs"],
-      completeness={
-          cause: {name: max(part["completeness"][cause][name] for part in each)
-                  for name in values}
-          for cause, values in first["completeness"].items()},
-      nodes=max(part["nodes"] for part in each),
-      seconds={name: sum(part["seconds"][name] for part in each)
-               for name in first["seconds"]})
+    **joined,
+    pairs=first["pairs"],
+    completeness={
+      cause: {
+        name: max(part["completeness"][cause][name] for part in each)
+        for name in values
+      }
+      for cause, values in first["completeness"].items()
+    },
+    nodes=max(part["nodes"] for part in each),
+    seconds={
+      name: sum(part["seconds"][name] for part in each)
+      for name in first["seconds"]
+    },
+  )

@@ -41,13 +41,13 @@ class Model:
 
 
 def of_cells(
-    source: checkpoints.Source,
-    params: Any,
-    cells: Sequence[configurations.Cell],
-    drawn: Mapping[int, np.ndarray],
-    work: pathlib.Path,
-    *,
-    with_controls: bool,
+  source: checkpoints.Source,
+  params: Any,
+  cells: Sequence[configurations.Cell],
+  drawn: Mapping[int, np.ndarray],
+  work: pathlib.Path,
+  *,
+  with_controls: bool,
 ) -> Iterator[Model]:
   """Prune once per cell and seed; the folders are removed again.
 
@@ -64,25 +64,28 @@ def of_cells(
       folder = work / f"{cell.file}-seed{seed}"
       configurations.prune(source, cell, tokens, seed, folder)
       found = checkpoints.load_params(
-          checkpoints.open_checkpoint(folder), jnp.float32)
+        checkpoints.open_checkpoint(folder), jnp.float32
+      )
       shutil.rmtree(work)
       yield from _with_controls(
-          source.config, params, *found, cell.name, seed, with_controls)
+        source.config, params, *found, cell.name, seed, with_controls
+      )
 
 
 def of_pair(
-    source: checkpoints.Source,
-    params: Any,
-    pruned: checkpoints.Source,
-    seeds: Sequence[int],
-    *,
-    with_controls: bool,
+  source: checkpoints.Source,
+  params: Any,
+  pruned: checkpoints.Source,
+  seeds: Sequence[int],
+  *,
+  with_controls: bool,
 ) -> Iterator[Model]:
   """One pruned folder, and chance once per seed."""
   found = checkpoints.load_params(pruned, jnp.float32)
   for seed in seeds:
     models = _with_controls(
-        source.config, params, *found, "pruned", seed, with_controls)
+      source.config, params, *found, "pruned", seed, with_controls
+    )
     for model in models:
       if model.source != "pruned" or seed == seeds[0]:
         yield model
@@ -95,17 +98,25 @@ def count(cells: int, seeds: int, *, with_controls: bool) -> int:
 
 
 def _with_controls(
-    config, params, pruned_config, pruned_params, cell, seed, with_controls):
+  config, params, pruned_config, pruned_params, cell, seed, with_controls
+):
   for number, source in enumerate(SOURCES if with_controls else SOURCES[:1]):
     changed = pruned_params
     if source != "pruned":
-      draw = (controls.random_control if source == "random"
-              else random_change.random_changes)
+      draw = (
+        controls.random_control
+        if source == "random"
+        else random_change.random_changes
+      )
       layers = draw(
-          jax.random.fold_in(jax.random.key(seed), number), params["layers"],
-          pruned_params["layers"])
+        jax.random.fold_in(jax.random.key(seed), number),
+        params["layers"],
+        pruned_params["layers"],
+      )
       changed = {**params, "layers": layers}
     yield Model(
-        cell=cell, source=source, seed=seed,
-        both=path.add_delta(
-            config, params, pruned_config, changed))
+      cell=cell,
+      source=source,
+      seed=seed,
+      both=path.add_delta(config, params, pruned_config, changed),
+    )

@@ -22,10 +22,10 @@ _ROUNDED = ("rtn", "awq")
 
 
 def check(
-    pruned: checkpoints.Source,
-    dense: checkpoints.Source | None,
-    recovery: finetune.Recovery,
-    tokens: np.ndarray,
+  pruned: checkpoints.Source,
+  dense: checkpoints.Source | None,
+  recovery: finetune.Recovery,
+  tokens: np.ndarray,
 ) -> None:
   """Refuse, before any work, what cannot be trained.
 
@@ -38,13 +38,15 @@ def check(
     sequences.check_same_shape(dense.config, pruned.config)
   if tokens.max() >= pruned.config.vocab_size:
     raise ValueError(
-        f"token id {tokens.max()}: the vocabulary has"
-        f" {pruned.config.vocab_size}; use this model's own tokenizer")
+      f"token id {tokens.max()}: the vocabulary has"
+      f" {pruned.config.vocab_size}; use this model's own tokenizer"
+    )
   method = pruned.hf.get("jaxprune", {}).get("method")
   if method in _ROUNDED:
     raise ValueError(
-        f"{pruned.folder}: its weights are rounded ({method}), and training"
-        " would leave the levels; recover a pruned model instead")
+      f"{pruned.folder}: its weights are rounded ({method}), and training"
+      " would leave the levels; recover a pruned model instead"
+    )
 
 
 def read_masks(source: checkpoints.Source, params: Any) -> freedom.Masks:
@@ -56,32 +58,37 @@ def read_masks(source: checkpoints.Source, params: Any) -> freedom.Masks:
 
 
 def train(
-    pruned: checkpoints.Source,
-    dense: checkpoints.Source | None,
-    recovery: finetune.Recovery,
-    tokens: np.ndarray,
-    report: Callable[[str], None],
+  pruned: checkpoints.Source,
+  dense: checkpoints.Source | None,
+  recovery: finetune.Recovery,
+  tokens: np.ndarray,
+  report: Callable[[str], None],
 ) -> tuple[finetune.Recovered, freedom.Masks]:
   """Train a pruned folder; returns the model and the masks that held."""
   config, params = checkpoints.load_params(pruned, jnp.float32)
   masks = read_masks(pruned, params)
   needed = dense is not None and recovery.objective != "language"
   return finetune.recover(
-      config, params, tokens, recovery, masks=masks,
-      drops=checkpoints.read_drops(pruned),
-      dense=checkpoints.load_params(dense, jnp.float32) if needed else None,
-      report=report), masks
+    config,
+    params,
+    tokens,
+    recovery,
+    masks=masks,
+    drops=checkpoints.read_drops(pruned),
+    dense=checkpoints.load_params(dense, jnp.float32) if needed else None,
+    report=report,
+  ), masks
 
 
 def write(
-    folder: str | os.PathLike,
-    pruned: checkpoints.Source,
-    params: Any,
-    masks: freedom.Masks,
-    recovery: finetune.Recovery,
-    *,
-    notes: dict[str, Any] | None = None,
-    overwrite: bool = False,
+  folder: str | os.PathLike,
+  pruned: checkpoints.Source,
+  params: Any,
+  masks: freedom.Masks,
+  recovery: finetune.Recovery,
+  *,
+  notes: dict[str, Any] | None = None,
+  overwrite: bool = False,
 ) -> pathlib.Path:
   """Write the recovered model beside its masks, in the dtype of the pruned.
 
@@ -97,9 +104,11 @@ def write(
   """
   earlier = dict(pruned.hf.get("jaxprune", {}))
   provenance = earlier | {
-      "recovery": dataclasses.asdict(recovery) | (notes or {})}
+    "recovery": dataclasses.asdict(recovery) | (notes or {})
+  }
   export = checkpoints.start_export(
-      folder, pruned, provenance=provenance, overwrite=overwrite)
+    folder, pruned, provenance=provenance, overwrite=overwrite
+  )
   layers = params["layers"]
   for index in range(pruned.config.num_layers):
     checkpoints.write_layer(export, index, _pick(layers, index))

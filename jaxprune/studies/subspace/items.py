@@ -69,20 +69,22 @@ def pocket_questions(limit: int | None) -> list[Question]:
   found = tasks.make_tasks(index, "test").choose
   order = np.random.default_rng(0).permutation(len(found))  # mixes the kinds
   return [
-      Question(context=found[i].prompt, options=found[i].options,
-               answer=found[i].label)
-      for i in order[:limit]]
+    Question(
+      context=found[i].prompt, options=found[i].options, answer=found[i].label
+    )
+    for i in order[:limit]
+  ]
 
 
 def read_items(
-    questions: Sequence[Question],
-    tokenizer: "tokenizers.Tokenizer",
-    *,
-    answer_as: str,
-    cue: str,
-    bos_id: int | None,
-    longest: int,
-    source: str | os.PathLike,
+  questions: Sequence[Question],
+  tokenizer: "tokenizers.Tokenizer",
+  *,
+  answer_as: str,
+  cue: str,
+  bos_id: int | None,
+  longest: int,
+  source: str | os.PathLike,
 ) -> list[Item]:
   """Put questions into ids.
 
@@ -106,15 +108,18 @@ def read_items(
     context, ways = _written(question, answer_as, cue, place)
     head = tuple(calibration.encode(tokenizer, context, None, bos_id))
     spellings = tuple(
-        _spellings(tokenizer, context, head, texts, bos_id, place)
-        for texts in ways)
+      _spellings(tokenizer, context, head, texts, bos_id, place)
+      for texts in ways
+    )
     item = _checked(head, spellings, question.answer, place)
     size = len(item.head) + max(
-        len(ids) for option in item.spellings for ids in option)
+      len(ids) for option in item.spellings for ids in option
+    )
     if size > longest:
       raise ValueError(
-          f"{place} has {size} tokens, more than the context of the model,"
-          f" {longest}: remove it")
+        f"{place} has {size} tokens, more than the context of the model,"
+        f" {longest}: remove it"
+      )
     items.append(item)
   return items
 
@@ -123,17 +128,19 @@ def make_arrays(items: Sequence[Item]) -> Arrays:
   """Pad items to common shapes."""
   rows = [_rows(item) for item in items]
   first = [
-      tuple(dict.fromkeys(
-          ids[0] for option in item.spellings for ids in option))
-      for item in items]
+    tuple(dict.fromkeys(ids[0] for option in item.spellings for ids in option))
+    for item in items
+  ]
   ways = [ids for item in items for option in item.spellings for ids in option]
   shape = (
-      len(items), max(len(item.spellings) for item in items),
-      max(len(option) for item in items for option in item.spellings),
-      max(map(len, ways)))
+    len(items),
+    max(len(item.spellings) for item in items),
+    max(len(option) for item in items for option in item.spellings),
+    max(map(len, ways)),
+  )
   length = max(
-      len(item.head) + len(row) for item, each in zip(items, rows)
-      for row in each)
+    len(item.head) + len(row) for item, each in zip(items, rows) for row in each
+  )
   tokens = np.zeros((len(items), max(map(len, rows)), length), np.int32)
   row = np.zeros(shape[:3], np.int32)
   ids, live = np.zeros(shape, np.int32), np.zeros(shape, bool)
@@ -142,21 +149,28 @@ def make_arrays(items: Sequence[Item]) -> Arrays:
   for n, item in enumerate(items):
     for k, tail in enumerate(rows[n]):
       whole = item.head + tail
-      tokens[n, k, :len(whole)] = whole
+      tokens[n, k, : len(whole)] = whole
     for c, option in enumerate(item.spellings):
       for s, way in enumerate(option):
-        ids[n, c, s, :len(way)], live[n, c, s, :len(way)] = way, True
+        ids[n, c, s, : len(way)], live[n, c, s, : len(way)] = way, True
         row[n, c, s] = next(
-            k for k, tail in enumerate(rows[n])
-            if tail[:len(way) - 1] == way[:-1])
+          k
+          for k, tail in enumerate(rows[n])
+          if tail[: len(way) - 1] == way[:-1]
+        )
     # Unused places repeat the last token; nothing reads what stands there.
     firsts[n] = first[n][-1]
-    firsts[n, :len(first[n])] = first[n]
-    first_live[n, :len(first[n])] = True
+    firsts[n, : len(first[n])] = first[n]
+    first_live[n, : len(first[n])] = True
   return Arrays(
-      tokens=tokens, row=row, ids=ids, live=live, first=firsts,
-      first_live=first_live,
-      start=np.array([len(item.head) - 1 for item in items], np.int32))
+    tokens=tokens,
+    row=row,
+    ids=ids,
+    live=live,
+    first=firsts,
+    first_live=first_live,
+    start=np.array([len(item.head) - 1 for item in items], np.int32),
+  )
 
 
 def items_hash(items: Sequence[Item]) -> str:
@@ -170,18 +184,22 @@ def _written(question, answer_as, cue, place):
   context = question.context.rstrip(" ")
   if answer_as == "text":
     return context, [
-        (text if text.startswith(" ") else f" {text}",)
-        for text in question.options]
+      (text if text.startswith(" ") else f" {text}",)
+      for text in question.options
+    ]
   if len(question.options) > len(string.ascii_uppercase):
     raise ValueError(f"{place}: more options than letters; use fewer")
-  letters = string.ascii_uppercase[:len(question.options)]
+  letters = string.ascii_uppercase[: len(question.options)]
   listed = "\n".join(
-      f"{letter}. {text.strip()}"
-      for letter, text in zip(letters, question.options))
+    f"{letter}. {text.strip()}"
+    for letter, text in zip(letters, question.options)
+  )
   context = f"{context}\n{listed}" + (f"\n{cue}" if cue else "")
   return context, [
-      # ' a' is left out: it is the article, too.
-      (f" {one}", one, f" ({one})", f"({one})") for one in letters]
+    # ' a' is left out: it is the article, too.
+    (f" {one}", one, f" ({one})", f"({one})")
+    for one in letters
+  ]
 
 
 def _spellings(tokenizer, context, head, texts, bos_id, place):
@@ -191,17 +209,20 @@ def _spellings(tokenizer, context, head, texts, bos_id, place):
     whole = tuple(calibration.encode(tokenizer, context + text, None, bos_id))
     # Where the text merges with the end of the context, the model never writes
     # it there.
-    if whole[:len(head)] == head and len(whole) > len(head):
-      found.append(whole[len(head):])
+    if whole[: len(head)] == head and len(whole) > len(head):
+      found.append(whole[len(head) :])
   if not found:
     raise ValueError(
-        f"{place}: the tokenizer merges option {texts[0]!r} with the end of the"
-        f" context, {context[-20:]!r}; end the context with a colon")
+      f"{place}: the tokenizer merges option {texts[0]!r} with the end of the"
+      f" context, {context[-20:]!r}; end the context with a colon"
+    )
   # A way that goes on from another is part of that event already.
   found = sorted(set(found), key=lambda ids: (len(ids), ids))
   return tuple(
-      ids for ids in found
-      if not any(len(o) < len(ids) and ids[:len(o)] == o for o in found))
+    ids
+    for ids in found
+    if not any(len(o) < len(ids) and ids[: len(o)] == o for o in found)
+  )
 
 
 def _checked(head, spellings, answer, place) -> Item:
@@ -213,30 +234,42 @@ def _checked(head, spellings, answer, place) -> Item:
           size = min(len(a), len(b))
           if a[:size] == b[:size]:
             raise ValueError(
-                f"{place}: one option begins with another, so that their"
-                " probabilities overlap; end the options with a full stop")
+              f"{place}: one option begins with another, so that their"
+              " probabilities overlap; end the options with a full stop"
+            )
   ways = [ids for option in spellings for ids in option]
   shared = 0
   while len({ids[shared] for ids in ways}) == 1:
     shared += 1
   return Item(
-      head=head + ways[0][:shared], answer=answer,
-      spellings=tuple(
-          tuple(ids[shared:] for ids in option) for option in spellings))
+    head=head + ways[0][:shared],
+    answer=answer,
+    spellings=tuple(
+      tuple(ids[shared:] for ids in option) for option in spellings
+    ),
+  )
 
 
 def _rows(item) -> list[Ids]:
   """The fewest texts after the head in which every spelling can be read."""
   tails = sorted(
-      {ids[:-1] for option in item.spellings for ids in option},
-      key=lambda ids: (-len(ids), ids))
+    {ids[:-1] for option in item.spellings for ids in option},
+    key=lambda ids: (-len(ids), ids),
+  )
   kept: list[Ids] = []
   for tail in tails:
-    if not any(other[:len(tail)] == tail for other in kept):
+    if not any(other[: len(tail)] == tail for other in kept):
       kept.append(tail)
   return kept
 
 
 __all__ = [
-    "Arrays", "Item", "Question", "items_hash", "make_arrays",
-    "pocket_questions", "read_items", "read_questions"]
+  "Arrays",
+  "Item",
+  "Question",
+  "items_hash",
+  "make_arrays",
+  "pocket_questions",
+  "read_items",
+  "read_questions",
+]

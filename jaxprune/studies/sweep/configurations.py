@@ -12,23 +12,29 @@ import pathlib
 from typing import Any
 
 ENTRIES = (  # single weights
-    "magnitude", "wanda", "wanda_variant", "ria", "sparse_swaps", "sparsegpt")
+  "magnitude",
+  "wanda",
+  "wanda_variant",
+  "ria",
+  "sparse_swaps",
+  "sparsegpt",
+)
 UNITS = ("neuron", "neuron_root", "flap")  # hidden units of the MLP
 ROUNDING = ("rtn", "awq")
 DROPS = {  # method -> (target, selection); a target of None has to be chosen
-    "drop_attention": ("attention", "similarity"),
-    "drop_mlp": ("mlp", "similarity"),
-    "drop_joint": ("joint", "similarity"),
-    "drop_block": ("block", "similarity"),
-    "drop_consecutive": ("block", "consecutive"),
-    "drop_iterative": (None, "iterative"),
-    "drop_random": (None, "random"),
-    "drop_reverse": (None, "reverse"),
-    "kl_attention": ("attention", "kl"),
-    "kl_mlp": ("mlp", "kl"),
-    "kl_joint": ("joint", "kl"),
-    "kl_block": ("block", "kl"),
-    "kl_iterative": (None, "kl_iterative"),
+  "drop_attention": ("attention", "similarity"),
+  "drop_mlp": ("mlp", "similarity"),
+  "drop_joint": ("joint", "similarity"),
+  "drop_block": ("block", "similarity"),
+  "drop_consecutive": ("block", "consecutive"),
+  "drop_iterative": (None, "iterative"),
+  "drop_random": (None, "random"),
+  "drop_reverse": (None, "reverse"),
+  "kl_attention": ("attention", "kl"),
+  "kl_mlp": ("mlp", "kl"),
+  "kl_joint": ("joint", "kl"),
+  "kl_block": ("block", "kl"),
+  "kl_iterative": (None, "kl_iterative"),
 }
 ALLOCATIONS = ("linear", "owl", "kl")
 # Give the same model whatever was drawn.
@@ -92,15 +98,24 @@ def read_cell(text: str, *, group_size: int | None, target: str) -> Cell:
   name, _, amount = text.partition(":")
   method, at, allocation = name.partition("@")
   try:
-    if at and (allocation not in ALLOCATIONS or ":" in amount
-               or method not in (*ENTRIES, *UNITS)):
+    if at and (
+      allocation not in ALLOCATIONS
+      or ":" in amount
+      or method not in (*ENTRIES, *UNITS)
+    ):
       raise ValueError(
-          f"@{allocation} is not one of {', '.join(ALLOCATIONS)} after a method"
-          " that removes weights, and a sparsity")
+        f"@{allocation} is not one of {', '.join(ALLOCATIONS)} after a method"
+        " that removes weights, and a sparsity"
+      )
     if method in DROPS:
       what, selection = DROPS[method]
-      return Cell(method=method, amount=amount, drop=int(amount),
-                  target=what or target, selection=selection)
+      return Cell(
+        method=method,
+        amount=amount,
+        drop=int(amount),
+        target=what or target,
+        selection=selection,
+      )
     if method in ROUNDING:
       pattern = quantize.Levels(bits=int(amount), group_size=group_size)
     elif method in UNITS:
@@ -114,10 +129,12 @@ def read_cell(text: str, *, group_size: int | None, target: str) -> Cell:
       raise ValueError("unknown method")
   except ValueError as error:
     raise ValueError(
-        f"--cells={text}: {error}; use METHOD:AMOUNT such as wanda:0.5,"
-        " sparsegpt:2:4, rtn:4 or drop_attention:4") from error
-  return Cell(method=name, amount=amount, pattern=pattern,
-              allocation=allocation or None)
+      f"--cells={text}: {error}; use METHOD:AMOUNT such as wanda:0.5,"
+      " sparsegpt:2:4, rtn:4 or drop_attention:4"
+    ) from error
+  return Cell(
+    method=name, amount=amount, pattern=pattern, allocation=allocation or None
+  )
 
 
 def check(config, cell: Cell) -> None:
@@ -130,7 +147,8 @@ def check(config, cell: Cell) -> None:
   most = 2 * config.num_layers if cell.target == "joint" else config.num_layers
   if not 0 <= cell.drop <= most:
     raise ValueError(
-        f"--cells={cell.name}: the model has {most} to drop: use fewer")
+      f"--cells={cell.name}: the model has {most} to drop: use fewer"
+    )
 
 
 def prune(source, cell: Cell, tokens, seed: int, out: pathlib.Path) -> float:
@@ -150,17 +168,35 @@ def prune(source, cell: Cell, tokens, seed: int, out: pathlib.Path) -> float:
     pattern = cell.pattern
     if cell.allocation:
       pattern, _ = spread_pattern(
-          source, cell.base, pattern, cell.allocation, tokens=tokens)
+        source, cell.base, pattern, cell.allocation, tokens=tokens
+      )
     weights.prune_weights(
-        source, out, method=cell.base, pattern=pattern, tokens=tokens,
-        provenance=provenance, overwrite=True)
+      source,
+      out,
+      method=cell.base,
+      pattern=pattern,
+      tokens=tokens,
+      provenance=provenance,
+      overwrite=True,
+    )
   else:
     chosen, scores = choose_drops(
-        source, cell.drop, target=cell.target, selection=cell.selection,
-        tokens=tokens, seed=seed)
+      source,
+      cell.drop,
+      target=cell.target,
+      selection=cell.selection,
+      tokens=tokens,
+      seed=seed,
+    )
     sublayers.prune_drops(
-        source, out, chosen, scores, score_name=score_name(cell.selection),
-        provenance=provenance, overwrite=True)
+      source,
+      out,
+      chosen,
+      scores,
+      score_name=score_name(cell.selection),
+      provenance=provenance,
+      overwrite=True,
+    )
   return weights.folder_sparsity(out)
 
 
@@ -169,8 +205,17 @@ def score_name(selection: str) -> str:
   return "kl" if selection.startswith("kl") else "similarity"
 
 
-def choose_drops(source, count, *, target, selection, tokens, seed, memory=None,
-                 on_layer=lambda layer: None):
+def choose_drops(
+  source,
+  count,
+  *,
+  target,
+  selection,
+  tokens,
+  seed,
+  memory=None,
+  on_layer=lambda layer: None,
+):
   """Choose what is dropped, by similarity or by the damage to the output.
 
   Args:
@@ -191,15 +236,37 @@ def choose_drops(source, count, *, target, selection, tokens, seed, memory=None,
 
   if score_name(selection) == "kl":
     return ablation.choose_drops(
-        source, count, target=target, iterative=selection == "kl_iterative",
-        tokens=tokens, memory=memory, on_round=on_layer)
+      source,
+      count,
+      target=target,
+      iterative=selection == "kl_iterative",
+      tokens=tokens,
+      memory=memory,
+      on_round=on_layer,
+    )
   return sublayers.choose_drops(
-      source, count, target=target, selection=selection, tokens=tokens,
-      seed=seed, memory=memory, on_layer=on_layer)
+    source,
+    count,
+    target=target,
+    selection=selection,
+    tokens=tokens,
+    seed=seed,
+    memory=memory,
+    on_layer=on_layer,
+  )
 
 
-def spread_pattern(source, method, pattern, allocation, *, tokens, spread=0.08,
-                   memory=None, on_layer=lambda layer: None):
+def spread_pattern(
+  source,
+  method,
+  pattern,
+  allocation,
+  *,
+  tokens,
+  spread=0.08,
+  memory=None,
+  on_layer=lambda layer: None,
+):
   """One pattern per layer, of unequal sparsity; as many weights in all.
 
   Args:
@@ -228,12 +295,21 @@ def spread_pattern(source, method, pattern, allocation, *, tokens, spread=0.08,
     if tokens is None:
       raise ValueError("allocation kl looks at calibration tokens: give some")
     damages = ablation.layer_damages(
-        source, method, pattern, tokens, memory=memory,
-        on_layer=on_layer).mean(axis=1, dtype=float)
-    found = layerwise_allocation.by_damage(damages, pattern.sparsity, spread=spread)
+      source, method, pattern, tokens, memory=memory, on_layer=on_layer
+    ).mean(axis=1, dtype=float)
+    found = layerwise_allocation.by_damage(
+      damages, pattern.sparsity, spread=spread
+    )
   else:
     found = allocation_lib.allocate(
-        source, allocation, pattern.sparsity, spread=spread, tokens=tokens,
-        memory=memory, on_layer=on_layer)
+      source,
+      allocation,
+      pattern.sparsity,
+      spread=spread,
+      tokens=tokens,
+      memory=memory,
+      on_layer=on_layer,
+    )
   return [
-      dataclasses.replace(pattern, sparsity=share) for share in found], damages
+    dataclasses.replace(pattern, sparsity=share) for share in found
+  ], damages

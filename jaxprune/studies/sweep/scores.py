@@ -24,17 +24,21 @@ def read_cells(folder: pathlib.Path) -> dict[str, list[Score]]:
   Raises:
     ValueError: there are no cells.
   """
-  found = [json.loads(path.read_text())
-           for path in sorted((folder / "cells").glob("*.json"))]
+  found = [
+    json.loads(path.read_text())
+    for path in sorted((folder / "cells").glob("*.json"))
+  ]
   # job.json has no tasks.
   cells = _by_cell([score for score in found if "tasks" in score])
   if "dense" not in cells:
     raise ValueError(
-        f"{folder}: no scores of a dense model in cells/; give a folder"
-        " that experiments.discrepancy wrote")
+      f"{folder}: no scores of a dense model in cells/; give a folder"
+      " that experiments.discrepancy wrote"
+    )
   return {
-      name: sorted(seeds, key=lambda one: one["seed"])
-      for name, seeds in cells.items()}
+    name: sorted(seeds, key=lambda one: one["seed"])
+    for name, seeds in cells.items()
+  }
 
 
 def rows(scores: list[Score]):
@@ -43,9 +47,15 @@ def rows(scores: list[Score]):
     for task, entry in score["tasks"].items():
       for metric, values in entry["columns"].items():
         name, value = _value(metric, values, entry["weights"])
-        yield {"cell": score["cell"], "seed": score["seed"],
-               "removed": score["removed"], "task": task, "metric": name,
-               "value": value, "count": len(values)}
+        yield {
+          "cell": score["cell"],
+          "seed": score["seed"],
+          "removed": score["removed"],
+          "task": task,
+          "metric": name,
+          "value": value,
+          "count": len(values),
+        }
 
 
 def summarise(scores: list[Score]) -> list[dict[str, Any]]:
@@ -57,11 +67,17 @@ def summarise(scores: list[Score]) -> list[dict[str, Any]]:
     for task, entry in dense["tasks"].items():
       for metric, base in entry["columns"].items():
         values = np.array(
-            [seed["tasks"][task]["columns"][metric] for seed in seeds])
+          [seed["tasks"][task]["columns"][metric] for seed in seeds]
+        )
         table.append(
-            {"cell": cell, "task": task, "seeds": len(seeds),
-             "removed": float(np.mean([seed["removed"] for seed in seeds]))}
-            | _entry(metric, values, np.array(base), entry["weights"]))
+          {
+            "cell": cell,
+            "task": task,
+            "seeds": len(seeds),
+            "removed": float(np.mean([seed["removed"] for seed in seeds])),
+          }
+          | _entry(metric, values, np.array(base), entry["weights"])
+        )
   return table
 
 
@@ -75,16 +91,20 @@ def _entry(metric, values, base, weights) -> dict[str, Any]:
   each = transform(values.sum(axis=1) / ones.sum())
   name = "perplexity" if metric == "nll" else metric
   return {
-      "metric": name, "mean": found.estimate, "low": found.low,
-      "high": found.high, "seed_low": float(each.min()),
-      "seed_high": float(each.max()), "change": change.estimate,
-      "change_low": change.low, "change_high": change.high,
-      "items": len(item)}
+    "metric": name,
+    "mean": found.estimate,
+    "low": found.low,
+    "high": found.high,
+    "seed_low": float(each.min()),
+    "seed_high": float(each.max()),
+    "change": change.estimate,
+    "change_low": change.low,
+    "change_high": change.high,
+    "items": len(item),
+  }
 
 
-def break_down(
-    scores: list[Score], bins: int = 3
-) -> list[dict[str, Any]]:
+def break_down(scores: list[Score], bins: int = 3) -> list[dict[str, Any]]:
   """One entry per cell, trait of the items and bin of it; dense first.
 
   The traits of a task, and for answers whose likelihood is known how surprising
@@ -98,15 +118,25 @@ def break_down(
       for cell, seeds in by_cell.items():
         for metric in by_cell["dense"][0]["tasks"][task]["columns"]:
           item = np.mean(
-              [seed["tasks"][task]["columns"][metric] for seed in seeds],
-              axis=0)
+            [seed["tasks"][task]["columns"][metric] for seed in seeds], axis=0
+          )
           found += [
-              {"cell": cell, "task": task, "metric": metric, "trait": trait,
-               "from": one.low, "to": one.high, "mean": one.interval.estimate,
-               "low": one.interval.low, "high": one.interval.high,
-               "items": one.interval.rows}
-              for one in report.binned_means(
-                  item, by, np.arange(len(item)), edges)]
+            {
+              "cell": cell,
+              "task": task,
+              "metric": metric,
+              "trait": trait,
+              "from": one.low,
+              "to": one.high,
+              "mean": one.interval.estimate,
+              "low": one.interval.low,
+              "high": one.interval.high,
+              "items": one.interval.rows,
+            }
+            for one in report.binned_means(
+              item, by, np.arange(len(item)), edges
+            )
+          ]
   return found
 
 
@@ -114,12 +144,14 @@ def _traits(tasks) -> dict[str, dict[str, np.ndarray]]:
   """By task, what its items are like: of texts that have to be written."""
   found = {}
   for task, entry in tasks.items():
-    traits = {name: np.array(values)
-              for name, values in entry.get("traits", {}).items()}
+    traits = {
+      name: np.array(values) for name, values in entry.get("traits", {}).items()
+    }
     answers = tasks.get("pocket answers")
     if traits and answers:
       traits["dense_nats_per_token"] = np.divide(
-          answers["columns"]["nll"], answers["weights"])
+        answers["columns"]["nll"], answers["weights"]
+      )
     if traits:
       found[task] = traits
   return found
@@ -157,57 +189,90 @@ def _value(metric, values, weights):
 def lines(table: list[dict[str, Any]]) -> list[str]:
   """One line per entry."""
   return [
-      f"{e['cell']:>18} {e['task']}, {e['metric']}: {e['mean']:.4g}"
-      f" [{e['low']:.4g}, {e['high']:.4g}], {e['seeds']} seeds"
-      f" {e['seed_low']:.4g} to {e['seed_high']:.4g}"
-      for e in table]
+    f"{e['cell']:>18} {e['task']}, {e['metric']}: {e['mean']:.4g}"
+    f" [{e['low']:.4g}, {e['high']:.4g}], {e['seeds']} seeds"
+    f" {e['seed_low']:.4g} to {e['seed_high']:.4g}"
+    for e in table
+  ]
 
 
 def render(
-    table: list[dict[str, Any]],
-    bins: list[dict[str, Any]],
-    description: dict[str, Any],
+  table: list[dict[str, Any]],
+  bins: list[dict[str, Any]],
+  description: dict[str, Any],
 ) -> str:
   """report.html: a table per task and metric, and per trait of the items."""
   digits = page.format_number
   sections = []
   for task, metric, chosen in by_metric(table):
     unit = "nll per token" if metric == "perplexity" else metric
-    sections.append(page.Section(title=f"{task}, {metric}", tables=[page.Table(
-        caption="Mean over seeds and items; 95 % interval resampling items;"
-        " lowest and highest seed; paired change from the dense model in"
-        f" {unit}.",
-        columns=("cell", "zeros", "mean", "seeds", "change"),
-        rows=[(
-            e["cell"], f"{e['removed']:.3f}",
-            f"{digits(e['mean'])} [{digits(e['low'])}, {digits(e['high'])}]",
-            f"{digits(e['seed_low'])} to {digits(e['seed_high'])}"
-            f" ({e['seeds']})",
-            f"{digits(e['change'])} [{digits(e['change_low'])},"
-            f" {digits(e['change_high'])}]") for e in chosen])]))
-  sections += [_bin_section(bins, *key) for key in dict.fromkeys(
-      (e["task"], e["metric"], e["trait"]) for e in bins)]
+    sections.append(
+      page.Section(
+        title=f"{task}, {metric}",
+        tables=[
+          page.Table(
+            caption="Mean over seeds and items; 95 % interval resampling items;"
+            " lowest and highest seed; paired change from the dense model in"
+            f" {unit}.",
+            columns=("cell", "zeros", "mean", "seeds", "change"),
+            rows=[
+              (
+                e["cell"],
+                f"{e['removed']:.3f}",
+                f"{digits(e['mean'])} [{digits(e['low'])},"
+                f" {digits(e['high'])}]",
+                f"{digits(e['seed_low'])} to {digits(e['seed_high'])}"
+                f" ({e['seeds']})",
+                f"{digits(e['change'])} [{digits(e['change_low'])},"
+                f" {digits(e['change_high'])}]",
+              )
+              for e in chosen
+            ],
+          )
+        ],
+      )
+    )
+  sections += [
+    _bin_section(bins, *key)
+    for key in dict.fromkeys((e["task"], e["metric"], e["trait"]) for e in bins)
+  ]
   cells = len({e["cell"] for e in table}) - 1
   return page.render_page(
-      title="Tasks over pruned models",
-      verdict=f"{cells} ways to prune beside the dense model.",
-      sections=sections, run=description)
+    title="Tasks over pruned models",
+    verdict=f"{cells} ways to prune beside the dense model.",
+    sections=sections,
+    run=description,
+  )
 
 
 def _bin_section(bins, task, metric, trait) -> page.Section:
   """One row per cell, one column per bin."""
-  chosen = [e for e in bins if (e["task"], e["metric"], e["trait"]) == (
-      task, metric, trait)]
+  chosen = [
+    e
+    for e in bins
+    if (e["task"], e["metric"], e["trait"]) == (task, metric, trait)
+  ]
   digits = page.format_number
   rows: dict[str, list[str]] = {}
   for e in chosen:
     rows.setdefault(e["cell"], []).append(
-        f"{digits(e['mean'])} [{digits(e['low'])}, {digits(e['high'])}]")
+      f"{digits(e['mean'])} [{digits(e['low'])}, {digits(e['high'])}]"
+    )
   first = [e for e in chosen if e["cell"] == chosen[0]["cell"]]
-  return page.Section(title=f"{task}, {metric}, by {trait}", tables=[page.Table(
-      caption="Mean over seeds and the items of a bin; 95 % interval resampling"
-      " items.",
-      columns=("cell", *(
-          f"{digits(e['from'])} to {digits(e['to'])} ({e['items']})"
-          for e in first)),
-      rows=[(cell, *values) for cell, values in rows.items()])])
+  return page.Section(
+    title=f"{task}, {metric}, by {trait}",
+    tables=[
+      page.Table(
+        caption="Mean over seeds and the items of a bin; 95 % interval"
+        " resampling items.",
+        columns=(
+          "cell",
+          *(
+            f"{digits(e['from'])} to {digits(e['to'])} ({e['items']})"
+            for e in first
+          ),
+        ),
+        rows=[(cell, *values) for cell, values in rows.items()],
+      )
+    ],
+  )

@@ -24,12 +24,12 @@ def version() -> str:
     return metadata.version("lm_eval")
   except metadata.PackageNotFoundError:
     raise ValueError(
-        "lm-evaluation-harness is not installed: pip install jaxprune[eval]"
+      "lm-evaluation-harness is not installed: pip install jaxprune[eval]"
     ) from None
 
 
 def find_tasks(
-    tasks: Sequence[str], templates: pathlib.Path, data: str | None
+  tasks: Sequence[str], templates: pathlib.Path, data: str | None
 ) -> tuple[list[pathlib.Path], list[str]]:
   """Files of local tasks, and names of all tasks, checked before any work.
 
@@ -48,17 +48,21 @@ def find_tasks(
     text = path.read_text(encoding="utf-8")
     if _DATA in text and (data is None or not pathlib.Path(data).is_dir()):
       raise ValueError(
-          f"--task={task} reads files below --data, and --data={data} is no"
-          " folder; give the one that holds them")
+        f"--task={task} reads files below --data, and --data={data} is no"
+        " folder; give the one that holds them"
+      )
     paths.append(path)
-    names += [line.split(":", 1)[1].strip() for line in text.splitlines()
-              if line.startswith("task:")]
+    names += [
+      line.split(":", 1)[1].strip()
+      for line in text.splitlines()
+      if line.startswith("task:")
+    ]
   return paths, names
 
 
 @contextlib.contextmanager
 def filled_in(
-    paths: Sequence[pathlib.Path], data: str | None
+  paths: Sequence[pathlib.Path], data: str | None
 ) -> Iterator[pathlib.Path]:
   """A folder of the task files with the data folder in its place."""
   with tempfile.TemporaryDirectory() as folder:
@@ -71,9 +75,16 @@ def filled_in(
 
 
 def evaluate(
-    model: pathlib.Path, names: Sequence[str], paths: Sequence[pathlib.Path],
-    data: str | None, options: dict[str, Any], *, num_fewshot: int | None,
-    limit: int | None, chat: bool, seed: int
+  model: pathlib.Path,
+  names: Sequence[str],
+  paths: Sequence[pathlib.Path],
+  data: str | None,
+  options: dict[str, Any],
+  *,
+  num_fewshot: int | None,
+  limit: int | None,
+  chat: bool,
+  seed: int,
 ) -> dict[str, Any]:
   """Run the harness on a checkpoint; its results with samples.
 
@@ -97,14 +108,22 @@ def evaluate(
   with filled_in(paths, data) as folder:
     # The harness's own 14,000 files take seconds to read.
     manager = TaskManager(
-        include_path=str(folder) if paths else None,
-        include_defaults=not local)
+      include_path=str(folder) if paths else None, include_defaults=not local
+    )
     return lm_eval.simple_evaluate(
-        model=JaxpruneLM(model, **options), tasks=list(names),
-        num_fewshot=num_fewshot, limit=limit, apply_chat_template=chat,
-        task_manager=manager, log_samples=True, bootstrap_iters=0,
-        random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed,
-        fewshot_random_seed=seed)
+      model=JaxpruneLM(model, **options),
+      tasks=list(names),
+      num_fewshot=num_fewshot,
+      limit=limit,
+      apply_chat_template=chat,
+      task_manager=manager,
+      log_samples=True,
+      bootstrap_iters=0,
+      random_seed=seed,
+      numpy_random_seed=seed,
+      torch_random_seed=seed,
+      fewshot_random_seed=seed,
+    )
 
 
 def rows(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -114,13 +133,16 @@ def rows(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
       for metric in sample["metrics"]:
         value = sample[metric]
         if isinstance(value, (bool, int, float, np.number)):
-          yield {"task": task, "question": int(sample["doc_id"]),
-                 "metric": f"{metric},{sample.get('filter', 'none')}",
-                 "value": float(value)}
+          yield {
+            "task": task,
+            "question": int(sample["doc_id"]),
+            "metric": f"{metric},{sample.get('filter', 'none')}",
+            "value": float(value),
+          }
 
 
 def summarise(
-    results: dict[str, Any], found: Sequence[dict[str, Any]], seed: int
+  results: dict[str, Any], found: Sequence[dict[str, Any]], seed: int
 ) -> dict[str, Any]:
   """The harness's numbers, with an interval where they are means of items."""
   values: dict[tuple[str, str], list[float]] = {}
@@ -129,14 +151,20 @@ def summarise(
   tasks: dict[str, Any] = {}
   for task, metrics in results["results"].items():
     for metric, value in metrics.items():
-      if "," not in metric or "_stderr" in metric or not isinstance(
-          value, (int, float)):
+      if (
+        "," not in metric
+        or "_stderr" in metric
+        or not isinstance(value, (int, float))
+      ):
         continue
       entry = {"value": float(value)}
       own = values.get((task, metric))
       if own and np.isclose(np.mean(own), value):
         interval = report.mean_interval(np.asarray(own), seed=seed)
-        entry |= {"low": interval.low, "high": interval.high,
-                  "count": interval.rows}
+        entry |= {
+          "low": interval.low,
+          "high": interval.high,
+          "count": interval.rows,
+        }
       tasks.setdefault(task, {})[metric] = entry
   return {"tasks": tasks}

@@ -58,8 +58,9 @@ def read_collection(folder: str) -> Collection:
   if (path / "corpus.jsonl").is_file():
     return _beir(path)
   raise ValueError(
-      f"{folder}: neither cran.all.1400 nor corpus.jsonl there; give the folder"
-      " of Cranfield, or of a collection in the layout of BEIR")
+    f"{folder}: neither cran.all.1400 nor corpus.jsonl there; give the folder"
+    " of Cranfield, or of a collection in the layout of BEIR"
+  )
 
 
 def read_pairs(path: str) -> Pairs:
@@ -72,18 +73,20 @@ def read_pairs(path: str) -> Pairs:
   if not file.is_file():
     raise ValueError(f"{path}: no such file; give sts-test.tsv")
   with open(file, encoding="utf-8", newline="") as lines:
-    rows = list(csv.DictReader(
-        lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
   if not rows or not {"score", "sent1", "sent2"} <= rows[0].keys():
     raise ValueError(
-        f"{path}: needs rows under the columns score, sent1 and sent2")
+      f"{path}: needs rows under the columns score, sent1 and sent2"
+    )
   try:
     scores = [float(row["score"]) for row in rows]
   except (TypeError, ValueError) as error:
     raise ValueError(f"{path}: a score is no number ({error})") from None
   return Pairs(
-      first=[row["sent1"] for row in rows],
-      second=[row["sent2"] for row in rows], scores=scores)
+    first=[row["sent1"] for row in rows],
+    second=[row["sent2"] for row in rows],
+    scores=scores,
+  )
 
 
 def _cranfield(folder: pathlib.Path) -> Collection:
@@ -108,11 +111,15 @@ def _cranfield(folder: pathlib.Path) -> Collection:
       own[place[document]] = float(1 <= code <= 4)
     except (ValueError, IndexError, KeyError):
       raise ValueError(
-          f"{path}: line {number}: {line!r} is not a query, a document and a"
-          " code that exist; get the file again") from None
+        f"{path}: line {number}: {line!r} is not a query, a document and a"
+        " code that exist; get the file again"
+      ) from None
   return Collection(
-      name=folder.name, documents=[text for _, text in documents],
-      queries=[text for _, text in queries], qrels=qrels)
+    name=folder.name,
+    documents=[text for _, text in documents],
+    queries=[text for _, text in queries],
+    qrels=qrels,
+  )
 
 
 def _cran_entries(path: pathlib.Path) -> list[tuple[int, str]]:
@@ -129,17 +136,18 @@ def _cran_entries(path: pathlib.Path) -> list[tuple[int, str]]:
     elif line.strip():
       raise ValueError(f"{path}: text before the first .I; get the file again")
   return [
-      (number, " ".join(fields.get(".W") or fields.get(".T") or []))
-      for number, fields in entries]
+    (number, " ".join(fields.get(".W") or fields.get(".T") or []))
+    for number, fields in entries
+  ]
 
 
 def _beir(folder: pathlib.Path) -> Collection:
   corpus = _rows(folder / "corpus.jsonl")
   documents = {
-      row["_id"]: f"{row.get('title', '')} {row['text']}".strip()
-      for row in corpus}
-  queries = {row["_id"]: row["text"] for row in _rows(
-      folder / "queries.jsonl")}
+    row["_id"]: f"{row.get('title', '')} {row['text']}".strip()
+    for row in corpus
+  }
+  queries = {row["_id"]: row["text"] for row in _rows(folder / "queries.jsonl")}
   place = {name: index for index, name in enumerate(documents)}
   found: dict[str, dict[int, float]] = {}
   path = folder / "qrels" / "test.tsv"
@@ -150,13 +158,16 @@ def _beir(folder: pathlib.Path) -> Collection:
       found.setdefault(query, {})[place[document]] = float(relevance)
     except (ValueError, KeyError):
       raise ValueError(
-          f"{path}: line {number}: {line!r} is not a query, a document and a"
-          " relevance that exist; get the file again") from None
+        f"{path}: line {number}: {line!r} is not a query, a document and a"
+        " relevance that exist; get the file again"
+      ) from None
   asked = [name for name in queries if name in found]
   return Collection(
-      name=folder.name, documents=list(documents.values()),
-      queries=[queries[name] for name in asked],
-      qrels=[found[name] for name in asked])
+    name=folder.name,
+    documents=list(documents.values()),
+    queries=[queries[name] for name in asked],
+    qrels=[found[name] for name in asked],
+  )
 
 
 def _rows(path: pathlib.Path) -> list[dict]:
@@ -167,8 +178,9 @@ def _rows(path: pathlib.Path) -> list[dict]:
       row["_id"], row["text"]
     except (ValueError, TypeError, KeyError):
       raise ValueError(
-          f"{path}: line {number} is no object with _id and text; get the file"
-          " again") from None
+        f"{path}: line {number} is no object with _id and text; get the file"
+        " again"
+      ) from None
     rows.append(row)
   return rows
 

@@ -21,8 +21,8 @@ from jaxprune.pocket import shipped
 from jaxprune.studies.tasks import retrieval_data
 
 EXTRACTIONS = {
-    "final_number": generation.final_number,
-    "normalised": generation.normalised,
+  "final_number": generation.final_number,
+  "normalised": generation.normalised,
 }
 # The fields that hold a prompt and an answer, in files of different origin.
 _PROMPT = ("prompt", "question", "instruction", "text")
@@ -62,7 +62,7 @@ class Scored:
 
 
 def check_files(
-    choice=(), retrieval_folders=(), generation_files=(), extract="none"
+  choice=(), retrieval_folders=(), generation_files=(), extract="none"
 ) -> None:
   """Read what the tasks will read, before any model is loaded.
 
@@ -78,52 +78,69 @@ def check_files(
     _, answers = read_pairs(path, None)
     if extract != "none" and answers is None:
       raise ValueError(
-          f"{path}: has no field {' or '.join(_ANSWER)}; use --extract=none")
+        f"{path}: has no field {' or '.join(_ANSWER)}; use --extract=none"
+      )
 
 
 def score_perplexity(model: Model, source: str, limit, seq_len) -> Scored:
   """Windows of a joined text, as the pruning papers do."""
   text = perplexity.read_held_out_text(source)
   found = perplexity.score_windows(
-      model.config, model.params, encode(model.tokenizer, text), seq_len,
-      max_windows=limit)
+    model.config,
+    model.params,
+    encode(model.tokenizer, text),
+    seq_len,
+    max_windows=limit,
+  )
   return Scored(
-      task=f"perplexity {_stem(source)}", item="window",
-      columns={"nll": found.nll}, weights=found.tokens)
+    task=f"perplexity {_stem(source)}",
+    item="window",
+    columns={"nll": found.nll},
+    weights=found.tokens,
+  )
 
 
 def score_choice(model: Model, path: str, limit) -> Scored:
   """Multiple choice by log-likelihood."""
   questions = multiple_choice.read_questions(path, limit)
   choices = multiple_choice.score_questions(
-      model.config, model.params, model.tokenizer, questions)
+    model.config, model.params, model.tokenizer, questions
+  )
   return Scored(
-      task=f"choice {_stem(path)}", item="question",
-      columns=_columns(multiple_choice.item_rows(choices), "question"),
-      detail=choices)
+    task=f"choice {_stem(path)}",
+    item="question",
+    columns=_columns(multiple_choice.item_rows(choices), "question"),
+    detail=choices,
+  )
 
 
 def score_retrieval(model: Model, folder: str, limit, pooling) -> Scored:
   """Retrieval with pooled embeddings; long texts lose their end."""
   collection = retrieval_data.read_collection(folder)
   queries, documents_ = (
-      [encode(model.tokenizer, text)[: model.config.max_positions]
-       for text in texts]
-      for texts in (collection.queries[:limit], collection.documents))
+    [
+      encode(model.tokenizer, text)[: model.config.max_positions]
+      for text in texts
+    ]
+    for texts in (collection.queries[:limit], collection.documents)
+  )
   queries_QE, documents_DE = (
-      embeddings.embed_tokens(
-          model.config, model.params, ids, pooling=pooling)
-      for ids in (queries, documents_))
+    embeddings.embed_tokens(model.config, model.params, ids, pooling=pooling)
+    for ids in (queries, documents_)
+  )
   order_QK, _ = retrieval.search(queries_QE, documents_DE, 100)
   rows = retrieval.evaluate_order(
-      order_QK, collection.qrels[:limit], cutoffs=(10, 100))
+    order_QK, collection.qrels[:limit], cutoffs=(10, 100)
+  )
   return Scored(
-      task=f"retrieval {collection.name}", item="question",
-      columns=_columns(rows, "question"))
+    task=f"retrieval {collection.name}",
+    item="question",
+    columns=_columns(rows, "question"),
+  )
 
 
 def score_generation(
-    model: Model, path: str, limit, max_new_tokens, extract, dense
+  model: Model, path: str, limit, max_new_tokens, extract, dense
 ) -> Scored:
   """Greedy texts: right or not, and what became of them.
 
@@ -143,23 +160,30 @@ def score_generation(
   longest = max(map(len, prompts))
   if longest > room:
     raise ValueError(
-        f"{path}: a prompt of {longest} tokens and --max_new_tokens="
-        f"{max_new_tokens} exceed the context, {config.max_positions}:"
-        " shorten one of them")
+      f"{path}: a prompt of {longest} tokens and --max_new_tokens="
+      f"{max_new_tokens} exceed the context, {config.max_positions}:"
+      " shorten one of them"
+    )
   written = generation.continue_prompts(
-      config, model.params, model.tokenizer, prompts,
-      max_new_tokens=max_new_tokens)
+    config,
+    model.params,
+    model.tokenizer,
+    prompts,
+    max_new_tokens=max_new_tokens,
+  )
   right = None
   if extract != "none":
     right = generation.exact_match(
-        [continuation.text for continuation in written], answers,
-        EXTRACTIONS[extract])
+      [continuation.text for continuation in written],
+      answers,
+      EXTRACTIONS[extract],
+    )
   task = f"generation {_stem(path)}"
   reference = None if dense is None else dense.get(task, written)
   rows = generation.item_rows(written, right=right, reference=reference)
   return Scored(
-      task=task, item="prompt",
-      columns=_columns(rows, "prompt"), detail=written)
+    task=task, item="prompt", columns=_columns(rows, "prompt"), detail=written
+  )
 
 
 def score_pocket(model: Model) -> list[Scored]:
@@ -173,12 +197,21 @@ def score_pocket(model: Model) -> list[Scored]:
   tokens = answers.tokens.astype(float)
   items = shipped.item_scores(model.config, model.params, answers)
   return [
-      Scored(task=f"pocket {name}", item="question",
-             columns={metric.get(name, "acc"): values},
-             traits={"answer_tokens": tokens} if name == "generate" else {})
-      for name, values in items.items()] + [
-          Scored(task="pocket answers", item="question",
-                 columns={"nll": -answers.nats}, weights=tokens)]
+    Scored(
+      task=f"pocket {name}",
+      item="question",
+      columns={metric.get(name, "acc"): values},
+      traits={"answer_tokens": tokens} if name == "generate" else {},
+    )
+    for name, values in items.items()
+  ] + [
+    Scored(
+      task="pocket answers",
+      item="question",
+      columns={"nll": -answers.nats},
+      weights=tokens,
+    )
+  ]
 
 
 def read_pairs(path: str, limit) -> tuple[list[str], list[str] | None]:
@@ -192,8 +225,11 @@ def read_pairs(path: str, limit) -> tuple[list[str], list[str] | None]:
 
 
 def _columns(rows, item) -> dict[str, np.ndarray]:
-  return {name: np.array([row[name] for row in rows], float)
-          for name in rows[0] if name != item}
+  return {
+    name: np.array([row[name] for row in rows], float)
+    for name in rows[0]
+    if name != item
+  }
 
 
 def _stem(path: str) -> str:

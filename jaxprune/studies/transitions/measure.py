@@ -21,15 +21,17 @@ SPACES = ("cos_h", "cos_z", "cos_z_centred", "cos_p")
 MEASURES = (*SPACES, "kl", "kl_reverse", "rho_h", "rho_z", "flip")
 # What is estimated, and by which field.
 ESTIMATES = {
-    "kl": "kl_estimate",
-    "one_minus_cos_p": "one_minus_cos_p_estimate",
-    "one_minus_cos_h": "one_minus_cos_h_estimate",
-    "one_minus_cos_z": "one_minus_cos_z_estimate",
+  "kl": "kl_estimate",
+  "one_minus_cos_p": "one_minus_cos_p_estimate",
+  "one_minus_cos_h": "one_minus_cos_h_estimate",
+  "one_minus_cos_z": "one_minus_cos_z_estimate",
 }
 FIELDS = {
-    "history": report.Field(
-        "text", "", "whose keys and values pruned attention reads: dense,"
-        " pruned or none"),
+  "history": report.Field(
+    "text",
+    "",
+    "whose keys and values pruned attention reads: dense, pruned or none",
+  )
 }
 
 
@@ -50,69 +52,96 @@ def measure_exactly(h, h_pruned, z, z_pruned, temperature):
   """The fields of `Position`, and 1 - cosine where a cosine would be 1."""
   found = compare_position(h, h_pruned, z, z_pruned, temperature)
   return {
-      field.name: getattr(found, field.name)
-      for field in dataclasses.fields(found)
+    field.name: getattr(found, field.name)
+    for field in dataclasses.fields(found)
   } | {
-      "one_minus_cos_h": compare_vectors(h, h_pruned).one_minus_cos,
-      "one_minus_cos_z": compare_logits(z, z_pruned)[0].one_minus_cos,
-      "one_minus_cos_p": compare_distributions(
-          z, z_pruned, temperature).one_minus_cos_p}
+    "one_minus_cos_h": compare_vectors(h, h_pruned).one_minus_cos,
+    "one_minus_cos_z": compare_logits(z, z_pruned)[0].one_minus_cos,
+    "one_minus_cos_p": compare_distributions(
+      z, z_pruned, temperature
+    ).one_minus_cos_p,
+  }
 
 
 def measure(
-    dense: checkpoints.Source,
-    pruned: checkpoints.Source | None,
-    prompts: prompts_lib.Prompts,
-    settings: Settings,
-    run: report.RunFolder,
-    progress: Any,
+  dense: checkpoints.Source,
+  pruned: checkpoints.Source | None,
+  prompts: prompts_lib.Prompts,
+  settings: Settings,
+  run: report.RunFolder,
+  progress: Any,
 ) -> None:
   """Continue every prompt and write a row per step, layer and sublayer."""
   if pruned is not None:
     transitions.check_replaceable(dense.config, pruned.config)
   config, params = checkpoints.load_params(dense, jnp.float32)
-  other = None if pruned is None else (
-      checkpoints.load_params(pruned, jnp.float32)[1])
+  other = (
+    None
+    if pruned is None
+    else (checkpoints.load_params(pruned, jnp.float32)[1])
+  )
   # All prompts are padded to one length: one compilation for all batches.
-  tokens_XT, valid_XT = prompts_lib.left_pad(
-      prompts.tokens, config.pad_id or 0)
+  tokens_XT, valid_XT = prompts_lib.left_pad(prompts.tokens, config.pad_id or 0)
   count, ends = len(tokens_XT), np.asarray(config.eos_ids, np.int32)
   for start in range(0, count, settings.batch):
     pick = np.minimum(start + np.arange(settings.batch), count - 1)
     chosen_BR, records = transitions.decode_transitions(
-        config, params, other, jnp.asarray(tokens_XT[pick]),
-        jnp.asarray(valid_XT[pick]), num_steps=settings.max_new_tokens,
-        key=jax.random.fold_in(jax.random.key(settings.seed), start),
-        sampling_temperature=settings.temperature,
-        temperature=settings.analysis_temperature, lens=settings.lens,
-        history=settings.history, measure=measure_exactly)
+      config,
+      params,
+      other,
+      jnp.asarray(tokens_XT[pick]),
+      jnp.asarray(valid_XT[pick]),
+      num_steps=settings.max_new_tokens,
+      key=jax.random.fold_in(jax.random.key(settings.seed), start),
+      sampling_temperature=settings.temperature,
+      temperature=settings.analysis_temperature,
+      lens=settings.lens,
+      history=settings.history,
+      measure=measure_exactly,
+    )
     size = min(settings.batch, count - start)
     # Up to the step that chose an end-of-text token.
     ended_BR = np.cumsum(np.isin(chosen_BR, ends), axis=1) - np.isin(
-        chosen_BR, ends)
-    run.write_all(_rows(
-        records, start, ended_BR[:size] == 0, settings,
-        "dropped" if pruned is None else "pruned"))
+      chosen_BR, ends
+    )
+    run.write_all(
+      _rows(
+        records,
+        start,
+        ended_BR[:size] == 0,
+        settings,
+        "dropped" if pruned is None else "pruned",
+      )
+    )
     progress.step(start // settings.batch)
 
 
 def _rows(records, start, alive_BR, settings, intervention):
   leaves = {name: np.asarray(leaf) for name, leaf in records.items()}
   common = {
-      "protocol": PROTOCOL, "intervention": intervention,
-      "history": settings.history, "lens": settings.lens,
-      "analysis_temperature": settings.analysis_temperature}
+    "protocol": PROTOCOL,
+    "intervention": intervention,
+    "history": settings.history,
+    "lens": settings.lens,
+    "analysis_temperature": settings.analysis_temperature,
+  }
   for b, step in np.argwhere(alive_BR):
     for layer in range(len(leaves["kl"])):
       for index, sublayer in enumerate(SUBLAYERS):
-        yield common | {
-            "prompt": int(start + b), "step": int(step), "layer": layer,
+        yield (
+          common
+          | {
+            "prompt": int(start + b),
+            "step": int(step),
+            "layer": layer,
             "sublayer": sublayer,
-        } | {name: leaf[layer, index, b, step] for name, leaf in leaves.items()}
+          }
+          | {name: leaf[layer, index, b, step] for name, leaf in leaves.items()}
+        )
 
 
 def summarise(
-    table: dict[str, np.ndarray], settings: Settings
+  table: dict[str, np.ndarray], settings: Settings
 ) -> dict[str, Any]:
   """Means of each sublayer over prompts and steps, and what follows."""
   by_sublayer = []
@@ -122,22 +151,25 @@ def summarise(
       entry = {"layer": int(layer), "sublayer": sublayer}
       for name in MEASURES:
         entry[name] = _spread(
-            table[name][at].astype(float), table["prompt"][at], settings.seed)
+          table[name][at].astype(float), table["prompt"][at], settings.seed
+        )
       by_sublayer.append(entry)
   return {
-      "protocol": PROTOCOL,
-      "intervention": str(table["intervention"][0]),
-      "history": settings.history,
-      "lens": settings.lens,
-      "analysis_temperature": settings.analysis_temperature,
-      "prompts": len(np.unique(table["prompt"])),
-      "positions": len(np.unique(
-          np.stack([table["prompt"], table["step"]]), axis=1).T),
-      "by_sublayer": by_sublayer,
-      "estimates": {
-          truth: compare_estimate(table[truth], table[estimate])
-          for truth, estimate in ESTIMATES.items()},
-      "orderings": orderings(by_sublayer),
+    "protocol": PROTOCOL,
+    "intervention": str(table["intervention"][0]),
+    "history": settings.history,
+    "lens": settings.lens,
+    "analysis_temperature": settings.analysis_temperature,
+    "prompts": len(np.unique(table["prompt"])),
+    "positions": len(
+      np.unique(np.stack([table["prompt"], table["step"]]), axis=1).T
+    ),
+    "by_sublayer": by_sublayer,
+    "estimates": {
+      truth: compare_estimate(table[truth], table[estimate])
+      for truth, estimate in ESTIMATES.items()
+    },
+    "orderings": orderings(by_sublayer),
   }
 
 
@@ -148,8 +180,12 @@ def _spread(values, prompts, seed):
     return dict.fromkeys(("mean", "low", "high", "min", "max"), np.nan)
   mean = report.mean_interval(values[good], prompts[good], seed=seed)
   return {
-      "mean": mean.estimate, "low": mean.low, "high": mean.high,
-      "min": float(values[good].min()), "max": float(values[good].max())}
+    "mean": mean.estimate,
+    "low": mean.low,
+    "high": mean.high,
+    "min": float(values[good].min()),
+    "max": float(values[good].max()),
+  }
 
 
 def compare_estimate(truth: np.ndarray, estimate: np.ndarray) -> dict[str, Any]:
@@ -161,15 +197,22 @@ def compare_estimate(truth: np.ndarray, estimate: np.ndarray) -> dict[str, Any]:
   good = np.isfinite(truth) & np.isfinite(estimate)
   truth, estimate = truth[good], estimate[good]
   seen = truth > 0
-  pearson, spearman = _correlation(truth, estimate), _correlation(
-      _ranks(truth), _ranks(estimate))
+  pearson, spearman = (
+    _correlation(truth, estimate),
+    _correlation(_ranks(truth), _ranks(estimate)),
+  )
   return {
-      "pearson": pearson, "spearman": spearman, "rows": len(truth),
-      "rows_with_ratio": int(seen.sum()),
-      "sum_ratio": float(estimate[seen].sum() / truth[seen].sum())
-      if seen.any() else None,
-      "median_ratio": float(np.median(estimate[seen] / truth[seen]))
-      if seen.any() else None}
+    "pearson": pearson,
+    "spearman": spearman,
+    "rows": len(truth),
+    "rows_with_ratio": int(seen.sum()),
+    "sum_ratio": float(estimate[seen].sum() / truth[seen].sum())
+    if seen.any()
+    else None,
+    "median_ratio": float(np.median(estimate[seen] / truth[seen]))
+    if seen.any()
+    else None,
+  }
 
 
 def _ranks(values):
@@ -200,34 +243,40 @@ def orderings(by_sublayer) -> dict[str, Any]:
 
     depth = np.arange(len(own), dtype=float)
     found[sublayer] = {
-        "layers": len(own),
-        "cos_z_above_cos_h": int((mean("cos_z") > mean("cos_h")).sum()),
-        "cos_z_centred_above_cos_h": int(
-            (mean("cos_z_centred") > mean("cos_h")).sum()),
-        "cos_p_below_cos_z": int((mean("cos_p") < mean("cos_z")).sum()),
-        "cos_p_below_cos_h": int((mean("cos_p") < mean("cos_h")).sum()),
-        "rho_z_below_rho_h": int((mean("rho_z") < mean("rho_h")).sum()),
-        "rank_correlation_depth_kl": _correlation(
-            depth, _ranks(mean("kl")))}
+      "layers": len(own),
+      "cos_z_above_cos_h": int((mean("cos_z") > mean("cos_h")).sum()),
+      "cos_z_centred_above_cos_h": int(
+        (mean("cos_z_centred") > mean("cos_h")).sum()
+      ),
+      "cos_p_below_cos_z": int((mean("cos_p") < mean("cos_z")).sum()),
+      "cos_p_below_cos_h": int((mean("cos_p") < mean("cos_h")).sum()),
+      "rho_z_below_rho_h": int((mean("rho_z") < mean("rho_h")).sum()),
+      "rank_correlation_depth_kl": _correlation(depth, _ranks(mean("kl"))),
+    }
   return found
 
 
 def headline(summary: dict[str, Any]) -> str:
   """The result in a few lines."""
   lines = [
-      f"{summary['intervention']} one sublayer at a time,"
-      f" {summary['positions']} positions of {summary['prompts']} prompts"]
+    f"{summary['intervention']} one sublayer at a time,"
+    f" {summary['positions']} positions of {summary['prompts']} prompts"
+  ]
   for sublayer in SUBLAYERS:
-    own = [entry for entry in summary["by_sublayer"]
-           if entry["sublayer"] == sublayer]
-    means = {name: np.mean([entry[name]["mean"] for entry in own])
-             for name in (*SPACES, "kl")}
+    own = [
+      entry for entry in summary["by_sublayer"] if entry["sublayer"] == sublayer
+    ]
+    means = {
+      name: np.mean([entry[name]["mean"] for entry in own])
+      for name in (*SPACES, "kl")
+    }
     worst = max(own, key=lambda entry: entry["kl"]["mean"])
     lines.append(
-        f"{sublayer}: mean over layers of cos_h {means['cos_h']:.4f}, cos_z"
-        f" {means['cos_z']:.4f}, centred {means['cos_z_centred']:.4f}, cos_p"
-        f" {means['cos_p']:.4f}, KL {means['kl']:.4g} nats; most KL in layer"
-        f" {worst['layer']}, {worst['kl']['mean']:.4g}")
+      f"{sublayer}: mean over layers of cos_h {means['cos_h']:.4f}, cos_z"
+      f" {means['cos_z']:.4f}, centred {means['cos_z_centred']:.4f}, cos_p"
+      f" {means['cos_p']:.4f}, KL {means['kl']:.4g} nats; most KL in layer"
+      f" {worst['layer']}, {worst['kl']['mean']:.4g}"
+    )
   return "\n".join(lines)
 
 
@@ -237,94 +286,135 @@ def verdict(summary: dict[str, Any]) -> str:
   for sublayer, found in summary["orderings"].items():
     layers = found["layers"]
     parts.append(
-        f"{sublayer.capitalize()}: the logits turn less than the embeddings in"
-        f" {found['cos_z_above_cos_h']} of {layers} layers"
-        f" ({found['cos_z_centred_above_cos_h']} once the mean over the"
-        " vocabulary is removed), the probabilities more than the logits in"
-        f" {found['cos_p_below_cos_z']}.")
+      f"{sublayer.capitalize()}: the logits turn less than the embeddings in"
+      f" {found['cos_z_above_cos_h']} of {layers} layers"
+      f" ({found['cos_z_centred_above_cos_h']} once the mean over the"
+      " vocabulary is removed), the probabilities more than the logits in"
+      f" {found['cos_p_below_cos_z']}."
+    )
   kl, cos = summary["estimates"]["kl"], summary["estimates"]["one_minus_cos_p"]
   if kl["sum_ratio"] is not None and cos["sum_ratio"] is not None:
     parts.append(
-        f"The sum of all estimates is {kl['sum_ratio']:.3g} times the sum of"
-        f" KL and {cos['sum_ratio']:.3g} times that of 1 - cos(p, q).")
+      f"The sum of all estimates is {kl['sum_ratio']:.3g} times the sum of"
+      f" KL and {cos['sum_ratio']:.3g} times that of 1 - cos(p, q)."
+    )
   parts.append(
-      "Each number belongs to one sublayer with everything else dense; how such"
-      " changes add up over layers and steps is what `trajectories` measures.")
+    "Each number belongs to one sublayer with everything else dense; how such"
+    " changes add up over layers and steps is what `trajectories` measures."
+  )
   return "\n\n".join(parts)
 
 
 def draw(
-    table: dict[str, np.ndarray], summary: dict[str, Any]
+  table: dict[str, np.ndarray], summary: dict[str, Any]
 ) -> dict[str, tuple[bytes, str, str]]:
   """Figures by name: PNG, caption, alternative text."""
   parts = [
-      {name: values[table["sublayer"] == kind]
-       for name, values in table.items()} for kind in SUBLAYERS]
+    {name: values[table["sublayer"] == kind] for name, values in table.items()}
+    for kind in SUBLAYERS
+  ]
 
   def over(x, names, at=None):
     """Mean and range of fields over `x`, for attention and for MLP."""
     panels = []
     for part in parts:
       keep = slice(None) if at is None else part["layer"] == at
-      panels.append({name: figures.mean_and_range(
-          part[x][keep], part[name][keep]) for name in names})
+      panels.append(
+        {
+          name: figures.mean_and_range(part[x][keep], part[name][keep])
+          for name in names
+        }
+      )
     return panels
 
   def bars(names):
     """Intervals of the means over prompts, from the summary."""
     panels = []
     for kind in SUBLAYERS:
-      own = [entry for entry in summary["by_sublayer"]
-             if entry["sublayer"] == kind]
-      panels.append({name: figures.Series(**{
-          "x": np.array([entry["layer"] for entry in own])} | {
+      own = [
+        entry for entry in summary["by_sublayer"] if entry["sublayer"] == kind
+      ]
+      panels.append(
+        {
+          name: figures.Series(
+            **{"x": np.array([entry["layer"] for entry in own])}
+            | {
               field: np.array([entry[name][key] for entry in own], float)
-              for field, key in (("y", "mean"), ("low", "low"),
-                                 ("high", "high"))}) for name in names})
+              for field, key in (
+                ("y", "mean"),
+                ("low", "low"),
+                ("high", "high"),
+              )
+            }
+          )
+          for name in names
+        }
+      )
     return tuple(panels)
 
   layers = np.unique(table["layer"])
   middle, last = int(layers[len(layers) // 2]), int(layers[-1])
   drawn = {
-      "cosines": (
-          figures.lines_by_sublayer(
-              *over("layer", SPACES), intervals=bars(SPACES)),
-          "Cosine behind each sublayer that alone is changed (Fig 4 of the"
-          " paper): mean over prompts and steps, band from least to greatest,"
-          " bar: 95 % interval of the mean, resampling prompts.",
-          "Two panels, attention and MLP: cosine of h, z, centred z and p by"
-          " layer."),
-      "kl_layers": (
-          figures.lines_by_sublayer(
-              *over("layer", ("kl", "kl_estimate")), y="nats", log_y=True),
-          "KL(p‖q) behind each sublayer and its estimate of Theorem 3.",
-          "KL divergence and its estimate by layer, logarithmic."),
+    "cosines": (
+      figures.lines_by_sublayer(*over("layer", SPACES), intervals=bars(SPACES)),
+      "Cosine behind each sublayer that alone is changed (Fig 4 of the"
+      " paper): mean over prompts and steps, band from least to greatest,"
+      " bar: 95 % interval of the mean, resampling prompts.",
+      "Two panels, attention and MLP: cosine of h, z, centred z and p by"
+      " layer.",
+    ),
+    "kl_layers": (
+      figures.lines_by_sublayer(
+        *over("layer", ("kl", "kl_estimate")), y="nats", log_y=True
+      ),
+      "KL(p‖q) behind each sublayer and its estimate of Theorem 3.",
+      "KL divergence and its estimate by layer, logarithmic.",
+    ),
   }
   for layer in dict.fromkeys((middle, last)):
     for name, names, y, words in (
-        ("relative_change", ("rho_h", "rho_z"), "relative change across",
-         "Relative orthogonal magnitude of h and z (Fig 5)"),
-        ("kl", ("kl", "kl_estimate"), "nats",
-         "KL(p‖q) and its estimate (Figs 6 and 14)"),
-        ("cos_p", ("one_minus_cos_p", "one_minus_cos_p_estimate"),
-         "1 − cosine of p",
-         "1 - cos(p, q) and its estimate (Figs 6 and 15)"),
-        ("variances", ("var_uniform", "var_r", "var_p"), "logits²",
-         "Variance of Δz over the vocabulary, under r and under p (Fig 19)")):
+      (
+        "relative_change",
+        ("rho_h", "rho_z"),
+        "relative change across",
+        "Relative orthogonal magnitude of h and z (Fig 5)",
+      ),
+      (
+        "kl",
+        ("kl", "kl_estimate"),
+        "nats",
+        "KL(p‖q) and its estimate (Figs 6 and 14)",
+      ),
+      (
+        "cos_p",
+        ("one_minus_cos_p", "one_minus_cos_p_estimate"),
+        "1 − cosine of p",
+        "1 - cos(p, q) and its estimate (Figs 6 and 15)",
+      ),
+      (
+        "variances",
+        ("var_uniform", "var_r", "var_p"),
+        "logits²",
+        "Variance of Δz over the vocabulary, under r and under p (Fig 19)",
+      ),
+    ):
       drawn[f"{name}_layer_{layer}"] = (
-          figures.lines_by_sublayer(
-              *over("step", names, layer), x="step", y=y, log_y=True),
-          f"{words} by decoding step, layer {layer}: mean over prompts, band"
-          " from least to greatest.",
-          f"Two panels, attention and MLP of layer {layer}: {words}, by step.")
+        figures.lines_by_sublayer(
+          *over("step", names, layer), x="step", y=y, log_y=True
+        ),
+        f"{words} by decoding step, layer {layer}: mean over prompts, band"
+        " from least to greatest.",
+        f"Two panels, attention and MLP of layer {layer}: {words}, by step.",
+      )
   for truth in ("kl", "one_minus_cos_p"):
     drawn[f"{truth}_estimate"] = (
-        figures.scatter_against_truth(
-            table[truth], table[ESTIMATES[truth]], x=truth,
-            y=ESTIMATES[truth]),
-        "Estimate against truth, every prompt, step and sublayer; on the line"
-        " it is exact.",
-        "Scatter of estimated against true values with the identity line.")
+      figures.scatter_against_truth(
+        table[truth], table[ESTIMATES[truth]], x=truth, y=ESTIMATES[truth]
+      ),
+      "Estimate against truth, every prompt, step and sublayer; on the line"
+      " it is exact.",
+      "Scatter of estimated against true values with the identity line.",
+    )
   return drawn
 
 
@@ -335,51 +425,90 @@ def write_page(run, description, table, summary, settings) -> None:
     run.write_figure(name, png)
 
   def shown(keep):
-    return [page.Figure(png=png, caption=caption, alt=alt)
-            for name, (png, caption, alt) in drawn.items() if keep(name)]
+    return [
+      page.Figure(png=png, caption=caption, alt=alt)
+      for name, (png, caption, alt) in drawn.items()
+      if keep(name)
+    ]
 
   cells = [
-      (f"{entry['sublayer']} {entry['layer']}",
-       *(entry[name]["mean"] for name in (*SPACES, "kl")), entry["kl"]["max"],
-       entry["cos_p"]["min"]) for entry in summary["by_sublayer"]]
+    (
+      f"{entry['sublayer']} {entry['layer']}",
+      *(entry[name]["mean"] for name in (*SPACES, "kl")),
+      entry["kl"]["max"],
+      entry["cos_p"]["min"],
+    )
+    for entry in summary["by_sublayer"]
+  ]
   fits = [
-      (report.axis_label(truth), *(
-          found[key] for key in (
-              "sum_ratio", "median_ratio", "pearson", "spearman", "rows")))
-      for truth, found in summary["estimates"].items()]
-  run.write_page(page.render_page(
+    (
+      report.axis_label(truth),
+      *(
+        found[key]
+        for key in ("sum_ratio", "median_ratio", "pearson", "spearman", "rows")
+      ),
+    )
+    for truth, found in summary["estimates"].items()
+  ]
+  run.write_page(
+    page.render_page(
       title="One sublayer at a time",
       verdict=verdict(summary),
       sections=[
-          page.Section(
-              title="By layer",
-              figures=shown(lambda name: name in ("cosines", "kl_layers")),
-              tables=[page.Table(
-                  caption="Means over prompts and steps.",
-                  columns=("sublayer", "cosine of h", "z", "centred z", "p",
-                           "KL (nats)", "largest KL", "least cosine of p"),
-                  rows=cells)]),
-          page.Section(
-              title="By decoding step",
-              figures=shown(lambda name: "_layer_" in name)),
-          page.Section(
-              title="Estimates against truth",
-              figures=shown(lambda name: name.endswith("_estimate")),
-              tables=[page.Table(
-                  caption="Over every prompt, step and sublayer. Ratios are"
-                  " estimate over truth.",
-                  columns=("truth", "ratio of sums", "median ratio",
-                           "Pearson", "Spearman", "rows"),
-                  rows=fits)]),
+        page.Section(
+          title="By layer",
+          figures=shown(lambda name: name in ("cosines", "kl_layers")),
+          tables=[
+            page.Table(
+              caption="Means over prompts and steps.",
+              columns=(
+                "sublayer",
+                "cosine of h",
+                "z",
+                "centred z",
+                "p",
+                "KL (nats)",
+                "largest KL",
+                "least cosine of p",
+              ),
+              rows=cells,
+            )
+          ],
+        ),
+        page.Section(
+          title="By decoding step",
+          figures=shown(lambda name: "_layer_" in name),
+        ),
+        page.Section(
+          title="Estimates against truth",
+          figures=shown(lambda name: name.endswith("_estimate")),
+          tables=[
+            page.Table(
+              caption="Over every prompt, step and sublayer. Ratios are"
+              " estimate over truth.",
+              columns=(
+                "truth",
+                "ratio of sums",
+                "median ratio",
+                "Pearson",
+                "Spearman",
+                "rows",
+              ),
+              rows=fits,
+            )
+          ],
+        ),
       ],
       run=description,
       protocol={
-          "Protocol": "one sublayer changed, residual stream and cache dense",
-          "Change": summary["intervention"],
-          "Keys and values of earlier tokens": settings.history,
-          "Prompts": summary["prompts"],
-          "Steps": settings.max_new_tokens,
-          "Sampling temperature (0 is greedy)": settings.temperature,
-          "Analysis temperature T": settings.analysis_temperature,
-          "Lens": settings.lens,
-      }))
+        "Protocol": "one sublayer changed, residual stream and cache dense",
+        "Change": summary["intervention"],
+        "Keys and values of earlier tokens": settings.history,
+        "Prompts": summary["prompts"],
+        "Steps": settings.max_new_tokens,
+        "Sampling temperature (0 is greedy)": settings.temperature,
+        "Analysis temperature T": settings.analysis_temperature,
+        "Lens": settings.lens,
+      },
+    )
+  )

@@ -42,19 +42,23 @@ class Scan:
 
 @functools.partial(jax.jit, static_argnames="config")
 def logit_norms(
-    config: ModelConfig, path: Path, found_BRD: jax.Array, truth_BRD: jax.Array
+  config: ModelConfig, path: Path, found_BRD: jax.Array, truth_BRD: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Norms [B, R] of two changes of logits: |found - truth| and |truth - z|."""
 
   def measure(found_D, truth_D, start_D, alive):
     y_V, x_V, z_V = (
-        decoder.unembed(config, path.params, each_D, "raw")
-        for each_D in (found_D, truth_D, start_D))
-    return (jnp.where(alive, jnp.linalg.norm(y_V - x_V), 0),
-            jnp.where(alive, jnp.linalg.norm(x_V - z_V), 0))
+      decoder.unembed(config, path.params, each_D, "raw")
+      for each_D in (found_D, truth_D, start_D)
+    )
+    return (
+      jnp.where(alive, jnp.linalg.norm(y_V - x_V), 0),
+      jnp.where(alive, jnp.linalg.norm(x_V - z_V), 0),
+    )
 
   return scan.measure_rows(
-      measure, found_BRD, truth_BRD, path.start, path.alive, chunk=ROWS)
+    measure, found_BRD, truth_BRD, path.start, path.alive, chunk=ROWS
+  )
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -70,24 +74,33 @@ def scan_path(config: ModelConfig, path: Path, grid: jax.Array) -> Scan:
     grid: t, [n].
   """
   line = propagation.along_path(
-      lambda shares: hidden_at(config, path, shares), _ones(config, path),
-      grid, order=2)
+    lambda shares: hidden_at(config, path, shares),
+    _ones(config, path),
+    grid,
+    order=2,
+  )
 
   def read(h_nBRD):
     return jax.lax.map(lambda h_BRD: read_out(config, path, h_BRD), h_nBRD)
 
   norms = [
-      jax.lax.map(lambda pair: logit_norms(config, path, *pair),
-                  (predicted, line.truth)) for predicted in line.predicted]
+    jax.lax.map(
+      lambda pair: logit_norms(config, path, *pair), (predicted, line.truth)
+    )
+    for predicted in line.predicted
+  ]
   return Scan(
-      t=grid, truth=read(line.truth),
-      predicted=tuple(map(read, line.predicted)),
-      error=tuple(error for error, _ in norms), size=norms[0][1])
+    t=grid,
+    truth=read(line.truth),
+    predicted=tuple(map(read, line.predicted)),
+    error=tuple(error for error, _ in norms),
+    size=norms[0][1],
+  )
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def speeds(
-    config: ModelConfig, path: Path, grid: jax.Array
+  config: ModelConfig, path: Path, grid: jax.Array
 ) -> dict[str, jax.Array]:
   """How fast h, z and p move at each t, [n, B, R] per field.
 
@@ -103,19 +116,22 @@ def speeds(
 
   def measure(start_D, h_D, dh_D, alive):
     start_V, z_V, dz_V = (
-        decoder.unembed(config, path.params, each_D, "raw")
-        for each_D in (start_D, h_D, dh_D))
+      decoder.unembed(config, path.params, each_D, "raw")
+      for each_D in (start_D, h_D, dh_D)
+    )
     found = amplification.speed(start_V, z_V, dz_V, path.temperature)
     values = {
-        field.name: getattr(found, field.name)
-        for field in dataclasses.fields(found)}
+      field.name: getattr(found, field.name)
+      for field in dataclasses.fields(found)
+    }
     values["h"] = spaces.ratio(spaces.norm_of(dh_D), spaces.norm_of(h_D))
     return {name: jnp.where(alive, value, 0) for name, value in values.items()}
 
   def at(t):
     h_BRD, dh_BRD = move_at(config, path, t)
     return scan.measure_rows(
-        measure, path.start, h_BRD, dh_BRD, path.alive, chunk=ROWS)
+      measure, path.start, h_BRD, dh_BRD, path.alive, chunk=ROWS
+    )
 
   return jax.lax.map(at, grid)
 

@@ -31,7 +31,7 @@ from jaxprune.probes.decoder.propagation.read_outs import ROWS, Path, read_out
 
 @functools.partial(jax.jit, static_argnames=("config", "batch_size"))
 def curvature_of_kl(
-    config: ModelConfig, path: Path, directions: jax.Array, *, batch_size: int
+  config: ModelConfig, path: Path, directions: jax.Array, *, batch_size: int
 ) -> jax.Array:
   """Second derivatives of KL(p||q) at the dense model, nats: [P, P, B, R].
 
@@ -42,8 +42,11 @@ def curvature_of_kl(
     batch_size: directions differentiated together.
   """
   slopes_PBRD = propagation.slopes_at(
-      lambda shares: hidden_at(config, path, shares), directions, 0.0,
-      batch_size=batch_size)
+    lambda shares: hidden_at(config, path, shares),
+    directions,
+    0.0,
+    batch_size=batch_size,
+  )
 
   def measure(start_D, slopes_PD, alive):
     z_V = decoder.unembed(config, path.params, start_D, "raw")
@@ -56,14 +59,18 @@ def curvature_of_kl(
     return jnp.where(alive, found_PP / path.temperature**2, 0)
 
   found = scan.measure_rows(
-      measure, path.start, jnp.moveaxis(slopes_PBRD, 0, 2), path.alive,
-      chunk=max(1, ROWS // len(directions)))
+    measure,
+    path.start,
+    jnp.moveaxis(slopes_PBRD, 0, 2),
+    path.alive,
+    chunk=max(1, ROWS // len(directions)),
+  )
   return jnp.moveaxis(found, (0, 1), (2, 3))
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def alone(
-    config: ModelConfig, path: Path, directions: jax.Array
+  config: ModelConfig, path: Path, directions: jax.Array
 ) -> dict[str, jax.Array]:
   """Read-outs [P, B, R] of the dense model with one direction changed.
 
@@ -73,15 +80,14 @@ def alone(
 
   def effect(direction):
     h_BRD = hidden_at(config, path, direction)
-    return jax.tree.map(
-        jnp.subtract, read_out(config, path, h_BRD), begin)
+    return jax.tree.map(jnp.subtract, read_out(config, path, h_BRD), begin)
 
   return jax.lax.map(effect, directions)
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def second_order(
-    config: ModelConfig, path: Path, first: jax.Array, second: jax.Array
+  config: ModelConfig, path: Path, first: jax.Array, second: jax.Array
 ) -> dict[str, jax.Array]:
   """Mixed second derivatives [N, B, R] of the read-outs, dense model.
 
@@ -93,9 +99,9 @@ def second_order(
   """
 
   def f(shares):
-    return read_out(
-        config, path, hidden_at(config, path, shares), smooth=True)
+    return read_out(config, path, hidden_at(config, path, shares), smooth=True)
 
   return jax.lax.map(
-      lambda pair: propagation.interaction(
-          f, jnp.zeros_like(pair[0]), *pair), (first, second))
+    lambda pair: propagation.interaction(f, jnp.zeros_like(pair[0]), *pair),
+    (first, second),
+  )

@@ -40,14 +40,14 @@ class Estimate:
 
 
 def estimate_bytes(
-    config: ModelConfig,
-    *,
-    batch: int,
-    length: int,
-    num_steps: int,
-    directions: int,
-    nodes: int,
-    memory: int = 1 << 30,
+  config: ModelConfig,
+  *,
+  batch: int,
+  length: int,
+  num_steps: int,
+  directions: int,
+  nodes: int,
+  memory: int = 1 << 30,
 ) -> Estimate:
   """Count the bytes of `find_quadrature` and `attribute`.
 
@@ -60,28 +60,26 @@ def estimate_bytes(
     nodes: K at most.
     memory: bytes that tangents may take.
   """
-  shapes = jax.tree.leaves(jax.eval_shape(
-      lambda: decoder.init(config, jax.random.key(0))))
+  shapes = jax.tree.leaves(
+    jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
+  )
   outputs = batch * num_steps
   found = {
-      "weights": 3 * _FLOAT * sum(math.prod(leaf.shape) for leaf in shapes),
-      # Weights of all read-outs, sums of them, states and slopes.
-      "nodes": _FLOAT * outputs * config.embed_dim * (
-          2 * _METRICS * nodes + 2 * nodes + 2),
-      "tangents": _tangent_bytes(
-          config, batch, num_steps, length) * directions_at_once(
-              config, batch, num_steps, length, memory),
-      "found": 3 * _FLOAT * _METRICS * directions * outputs,
+    "weights": 3 * _FLOAT * sum(math.prod(leaf.shape) for leaf in shapes),
+    # Weights of all read-outs, sums of them, states and slopes.
+    "nodes": _FLOAT
+    * outputs
+    * config.embed_dim
+    * (2 * _METRICS * nodes + 2 * nodes + 2),
+    "tangents": _tangent_bytes(config, batch, num_steps, length)
+    * directions_at_once(config, batch, num_steps, length, memory),
+    "found": 3 * _FLOAT * _METRICS * directions * outputs,
   }
   return Estimate(**found, total=sum(found.values()))
 
 
 def directions_at_once(
-    config: ModelConfig,
-    batch: int,
-    num_steps: int,
-    length: int,
-    memory: int,
+  config: ModelConfig, batch: int, num_steps: int, length: int, memory: int
 ) -> int:
   """How many directions go together: few, and in so many bytes."""
   one = _tangent_bytes(config, batch, num_steps, length)
@@ -91,8 +89,15 @@ def directions_at_once(
 def _tangent_bytes(config, batch, num_steps, length):
   """Of one direction: those of one layer and of a chunk of read-outs."""
   heads = config.num_heads * config.head_dim
-  layer = batch * length * (
-      6 * config.embed_dim + 4 * config.mlp_dim + 5 * heads
-      + 3 * config.num_heads * length)
+  layer = (
+    batch
+    * length
+    * (
+      6 * config.embed_dim
+      + 4 * config.mlp_dim
+      + 5 * heads
+      + 3 * config.num_heads * length
+    )
+  )
   rows = min(ROWS, batch * num_steps) * 12 * config.vocab_size
   return _FLOAT * (layer + rows)

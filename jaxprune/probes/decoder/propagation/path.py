@@ -63,10 +63,10 @@ class Quadrature:
 
 
 def add_delta(
-    config: ModelConfig,
-    params: Params,
-    pruned_config: ModelConfig,
-    pruned_params: Params,
+  config: ModelConfig,
+  params: Params,
+  pruned_config: ModelConfig,
+  pruned_params: Params,
 ) -> Params:
   """The dense parameters with the change of each kernel and bias beside it.
 
@@ -77,17 +77,21 @@ def add_delta(
   check_replaceable(config, pruned_config)
   if config.mlp_dim != pruned_config.mlp_dim:
     raise ValueError(
-        f"the two models differ in mlp_dim: {config.mlp_dim} and"
-        f" {pruned_config.mlp_dim}; prune without --narrow, so that the"
-        " removed units are zero")
+      f"the two models differ in mlp_dim: {config.mlp_dim} and"
+      f" {pruned_config.mlp_dim}; prune without --narrow, so that the"
+      " removed units are zero"
+    )
   for name in ("embed", "final_norm", "head"):
     _check_equal(name, params.get(name), pruned_params.get(name))
   old, new = params["layers"], pruned_params["layers"]
   for name in ("attention_norm", "mlp_norm"):
     _check_equal(f"layers/{name}", old[name], new[name])
   for name in ("query_norm", "key_norm"):
-    _check_equal(f"layers/attention/{name}", old["attention"].get(name),
-                 new["attention"].get(name))
+    _check_equal(
+      f"layers/attention/{name}",
+      old["attention"].get(name),
+      new["attention"].get(name),
+    )
   changed = {name: dict(old[name]) for name in SUBLAYERS}
   for sublayer, name in decoder.KERNELS:
     before, after = old[sublayer][name], new[sublayer][name]
@@ -100,13 +104,13 @@ def add_delta(
 
 @functools.partial(jax.jit, static_argnames=("config", "num_steps"))
 def hidden(
-    config: ModelConfig,
-    params: Params,
-    tokens: jax.Array,
-    valid: jax.Array,
-    shares: jax.Array,
-    *,
-    num_steps: int,
+  config: ModelConfig,
+  params: Params,
+  tokens: jax.Array,
+  valid: jax.Array,
+  shares: jax.Array,
+  *,
+  num_steps: int,
 ) -> jax.Array:
   """What the LM head reads at the last positions, [B, R, D].
 
@@ -121,22 +125,24 @@ def hidden(
   tree = dict(params["layers"])
   for index, sublayer in enumerate(SUBLAYERS):
     tree[sublayer] = {
-        name: leaf | {"share": shares[:, index]} if "delta" in leaf else leaf
-        for name, leaf in tree[sublayer].items()}
+      name: leaf | {"share": shares[:, index]} if "delta" in leaf else leaf
+      for name, leaf in tree[sublayer].items()
+    }
   x_BTD, _ = decoder.forward(
-      config, {**params, "layers": tree}, tokens, valid_BT=valid)
+    config, {**params, "layers": tree}, tokens, valid_BT=valid
+  )
   return decoder.final_norm(config, params, x_BTD[:, -num_steps:])
 
 
 def make_path(
-    config: ModelConfig,
-    params: Params,
-    tokens: jax.Array,
-    valid: jax.Array,
-    alive: jax.Array,
-    *,
-    temperature: float = 1.0,
-    options: tuple[int, ...] = (),
+  config: ModelConfig,
+  params: Params,
+  tokens: jax.Array,
+  valid: jax.Array,
+  alive: jax.Array,
+  *,
+  temperature: float = 1.0,
+  options: tuple[int, ...] = (),
 ) -> Path:
   """Run both ends of the path; `params` are from `add_delta`.
 
@@ -144,27 +150,42 @@ def make_path(
     ValueError: one option alone, or an id outside of the vocabulary.
   """
   if len(options) == 1 or not all(
-      0 <= token < config.vocab_size for token in options):
+    0 <= token < config.vocab_size for token in options
+  ):
     raise ValueError(
-        f"options={list(options)}: give two token ids or more, each from 0 to"
-        f" {config.vocab_size - 1}")
+      f"options={list(options)}: give two token ids or more, each from 0 to"
+      f" {config.vocab_size - 1}"
+    )
   ends = [
-      hidden(config, params, tokens, valid,
-             jnp.full((config.num_layers, 2, tokens.shape[1]), share),
-             num_steps=alive.shape[1]) for share in (0.0, 1.0)]
+    hidden(
+      config,
+      params,
+      tokens,
+      valid,
+      jnp.full((config.num_layers, 2, tokens.shape[1]), share),
+      num_steps=alive.shape[1],
+    )
+    for share in (0.0, 1.0)
+  ]
   return Path(
-      params=params, tokens=tokens, valid=valid, alive=alive, start=ends[0],
-      end=ends[1], temperature=jnp.asarray(temperature, jnp.float32),
-      options=jnp.asarray(options, jnp.int32))
+    params=params,
+    tokens=tokens,
+    valid=valid,
+    alive=alive,
+    start=ends[0],
+    end=ends[1],
+    temperature=jnp.asarray(temperature, jnp.float32),
+    options=jnp.asarray(options, jnp.int32),
+  )
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def slopes(
-    config: ModelConfig,
-    path: Path,
-    directions: jax.Array,
-    t: jax.Array,
-    gradient: dict[str, jax.Array],
+  config: ModelConfig,
+  path: Path,
+  directions: jax.Array,
+  t: jax.Array,
+  gradient: dict[str, jax.Array],
 ) -> dict[str, jax.Array]:
   """Derivatives [P, B, R] at t, of read-outs with these gradients.
 
@@ -179,16 +200,18 @@ def slopes(
 
   def slope(direction):
     dh_BRD = jax.jvp(
-        lambda at: hidden_at(config, path, at), (shares,), (direction,))[1]
+      lambda at: hidden_at(config, path, at), (shares,), (direction,)
+    )[1]
     return jax.tree.map(
-        lambda g_BRD: jnp.einsum("BRD,BRD->BR", g_BRD, dh_BRD), gradient)
+      lambda g_BRD: jnp.einsum("BRD,BRD->BR", g_BRD, dh_BRD), gradient
+    )
 
   return jax.vmap(slope)(directions)
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def move_at(
-    config: ModelConfig, path: Path, t: jax.Array
+  config: ModelConfig, path: Path, t: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """What the LM head reads at t, and its derivative by t, [B, R, D] each.
 
@@ -197,16 +220,17 @@ def move_at(
   """
   ones = _ones(config, path)
   return jax.jvp(
-      lambda shares: hidden_at(config, path, shares), (t * ones,), (ones,))
+    lambda shares: hidden_at(config, path, shares), (t * ones,), (ones,)
+  )
 
 
 def find_quadrature(
-    config: ModelConfig,
-    path: Path,
-    *,
-    tolerance: float = 1e-3,
-    nodes: int = 8,
-    max_nodes: int = 64,
+  config: ModelConfig,
+  path: Path,
+  *,
+  tolerance: float = 1e-3,
+  nodes: int = 8,
+  max_nodes: int = 64,
 ) -> Quadrature:
   """Double the nodes until the read-outs of the whole change are complete.
 
@@ -228,25 +252,32 @@ def find_quadrature(
     slopes_KBRD = jnp.stack([dh_BRD for _, dh_BRD in moves])
     found.update(places=places, weights=weights, slopes=slopes_KBRD)
     return jax.tree.map(
-        lambda g_KBRD: jnp.einsum("KBRD,KBRD->BR", g_KBRD, slopes_KBRD)[None],
-        weights)
+      lambda g_KBRD: jnp.einsum("KBRD,KBRD->BR", g_KBRD, slopes_KBRD)[None],
+      weights,
+    )
 
   total = propagation.path_attribution(
-      contribute, jax.tree.map(jnp.subtract, end, begin), tolerance=tolerance,
-      nodes=nodes, max_nodes=max_nodes)
+    contribute,
+    jax.tree.map(jnp.subtract, end, begin),
+    tolerance=tolerance,
+    nodes=nodes,
+    max_nodes=max_nodes,
+  )
   return Quadrature(
-      **found, change=total.change,
-      begin=_gradients(config, path, path.start),
-      completeness_error=total.completeness_error)
+    **found,
+    change=total.change,
+    begin=_gradients(config, path, path.start),
+    completeness_error=total.completeness_error,
+  )
 
 
 def attribute(
-    config: ModelConfig,
-    path: Path,
-    directions: jax.Array,
-    quadrature: Quadrature,
-    *,
-    memory: int = 1 << 30,
+  config: ModelConfig,
+  path: Path,
+  directions: jax.Array,
+  quadrature: Quadrature,
+  *,
+  memory: int = 1 << 30,
 ) -> tuple[dict[str, jax.Array], propagation.Attribution]:
   """First-order effects and exact contributions of directions.
 
@@ -261,35 +292,46 @@ def attribute(
     (slopes at the dense model, attribution), leaves [P, B, R] by metric.
   """
   size = decoder_memory.directions_at_once(
-      config, *path.alive.shape, path.tokens.shape[1], memory)
+    config, *path.alive.shape, path.tokens.shape[1], memory
+  )
   # Pieces of one size, whatever the list: one compilation for all lists.
   pieces = [
-      jnp.pad(piece, ((0, size - len(piece)), *[(0, 0)] * 3))
-      for piece in (directions[start:start + size]
-                    for start in range(0, len(directions), size))]
+    jnp.pad(piece, ((0, size - len(piece)), *[(0, 0)] * 3))
+    for piece in (
+      directions[start : start + size]
+      for start in range(0, len(directions), size)
+    )
+  ]
 
   def at(t, gradient):
     parts = [slopes(config, path, piece, t, gradient) for piece in pieces]
     return jax.tree.map(
-        lambda *leaves: jnp.concatenate(leaves)[:len(directions)], *parts)
+      lambda *leaves: jnp.concatenate(leaves)[: len(directions)], *parts
+    )
 
   def contribute(_):
     parts = [
-        at(t, jax.tree.map(lambda leaf: leaf[k], quadrature.weights))
-        for k, t in enumerate(quadrature.places)]
+      at(t, jax.tree.map(lambda leaf: leaf[k], quadrature.weights))
+      for k, t in enumerate(quadrature.places)
+    ]
     return jax.tree.map(lambda *leaves: sum(leaves), *parts)
 
   count = len(quadrature.places)
   return at(jnp.float32(0), quadrature.begin), propagation.path_attribution(
-      contribute, quadrature.change, nodes=count, max_nodes=count)
+    contribute, quadrature.change, nodes=count, max_nodes=count
+  )
 
 
-def hidden_at(
-    config: ModelConfig, path: Path, shares: jax.Array
-) -> jax.Array:
+def hidden_at(config: ModelConfig, path: Path, shares: jax.Array) -> jax.Array:
   """What the LM head reads at shares [L, 2, T] of the change, [B, R, D]."""
-  return hidden(config, path.params, path.tokens, path.valid, shares,
-                num_steps=path.alive.shape[1])
+  return hidden(
+    config,
+    path.params,
+    path.tokens,
+    path.valid,
+    shares,
+    num_steps=path.alive.shape[1],
+  )
 
 
 _read = jax.jit(read_out, static_argnames="config")
@@ -301,8 +343,8 @@ _gradients = jax.jit(gradients, static_argnames="config")
 @functools.partial(jax.jit, static_argnames=("config", "nodes"))
 def _node_gradients(config, path, states, *, nodes):
   return propagation.node_gradients(
-      lambda h_BRD: gradients(config, path, h_BRD), states, nodes,
-      _READS * nodes)
+    lambda h_BRD: gradients(config, path, h_BRD), states, nodes, _READS * nodes
+  )
 
 
 def _ones(config, path):
@@ -312,9 +354,11 @@ def _ones(config, path):
 def _check_equal(name, dense, pruned):
   """Refuse a change that is in no sublayer's kernels."""
   same = jax.tree.structure(dense) == jax.tree.structure(pruned) and all(
-      bool(jnp.array_equal(a, b)) for a, b in zip(
-          jax.tree.leaves(dense), jax.tree.leaves(pruned)))
+    bool(jnp.array_equal(a, b))
+    for a, b in zip(jax.tree.leaves(dense), jax.tree.leaves(pruned))
+  )
   if not same:
     raise ValueError(
-        f"{name} differs between the two models: only kernels and biases of"
-        " sublayers lie on the path; give models that differ in these alone")
+      f"{name} differs between the two models: only kernels and biases of"
+      " sublayers lie on the path; give models that differ in these alone"
+    )

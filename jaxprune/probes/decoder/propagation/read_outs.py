@@ -59,7 +59,7 @@ def metrics_of(path: Path) -> tuple[str, ...]:
 
 
 def read_out(
-    config: ModelConfig, path: Path, h_BRD: jax.Array, *, smooth: bool = False
+  config: ModelConfig, path: Path, h_BRD: jax.Array, *, smooth: bool = False
 ) -> dict[str, jax.Array]:
   """Reduce what the LM head reads to a few numbers per position.
 
@@ -82,31 +82,41 @@ def read_out(
     over its second, logits.
   """
   return scan.measure_rows(
-      functools.partial(_measure, config, path, smooth), h_BRD, path.start,
-      path.end, path.alive, chunk=ROWS)
+    functools.partial(_measure, config, path, smooth),
+    h_BRD,
+    path.start,
+    path.end,
+    path.alive,
+    chunk=ROWS,
+  )
 
 
 def gradients(
-    config: ModelConfig, path: Path, h_BRD: jax.Array
+  config: ModelConfig, path: Path, h_BRD: jax.Array
 ) -> dict[str, jax.Array]:
   """Gradients [B, R, D] of the read-outs, each by its own position."""
   return scan.measure_rows(
-      functools.partial(_gradient, config, path), h_BRD, path.start, path.end,
-      path.alive, chunk=ROWS)
+    functools.partial(_gradient, config, path),
+    h_BRD,
+    path.start,
+    path.end,
+    path.alive,
+    chunk=ROWS,
+  )
 
 
 def _measure(config, path, smooth, h_D, start_D, end_D, alive):
   """The read-outs of one position."""
   y_V, z_V, end_V = (
-      decoder.unembed(config, path.params, each_D, "raw")
-      for each_D in (h_D, start_D, end_D))
+    decoder.unembed(config, path.params, each_D, "raw")
+    for each_D in (h_D, start_D, end_D)
+  )
   log_q_V, _ = log_ratio.log_softmax(y_V, path.temperature)
   if smooth:
     log_p_V, _ = log_ratio.log_softmax(z_V, path.temperature)
     p_V, q_V = jnp.exp(log_p_V), jnp.exp(log_q_V)
     kl = jnp.sum(p_V * (log_p_V - log_q_V))
-    cos = jnp.sum(p_V * q_V) / jnp.sqrt(
-        jnp.sum(p_V * p_V) * jnp.sum(q_V * q_V))
+    cos = jnp.sum(p_V * q_V) / jnp.sqrt(jnp.sum(p_V * p_V) * jnp.sum(q_V * q_V))
     one_minus_cos_p = 1 - cos
   else:
     found = compare_distributions(z_V, y_V, path.temperature)
@@ -114,12 +124,12 @@ def _measure(config, path, smooth, h_D, start_D, end_D, alive):
   first, second = jax.lax.top_k(z_V, 2)[1]
   now_V, whole_V = y_V - z_V, end_V - z_V
   values = {
-      "kl": kl,
-      "one_minus_cos_p": one_minus_cos_p,
-      "log_prob": log_q_V[first],
-      "margin": y_V[first] - y_V[second],
-      "dz": jnp.sum(now_V * _unit_of(whole_V)),
-      "dz_centred": jnp.sum(now_V * _unit_of(whole_V - jnp.mean(whole_V))),
+    "kl": kl,
+    "one_minus_cos_p": one_minus_cos_p,
+    "log_prob": log_q_V[first],
+    "margin": y_V[first] - y_V[second],
+    "dz": jnp.sum(now_V * _unit_of(whole_V)),
+    "dz_centred": jnp.sum(now_V * _unit_of(whole_V - jnp.mean(whole_V))),
   }
   if path.options.size:
     best = path.options[jax.lax.top_k(z_V[path.options], 2)[1]]
@@ -134,12 +144,12 @@ def _gradient(config, path, h_D, start_D, end_D, alive):
   log q_i (e_i - q) / T; of 1 - cos(p, q) cos (q^2 / |q|^2 - p q / <p, q>) / T.
   Each sums to 0 over the vocabulary.
   """
-  head = functools.partial(
-      decoder.unembed, config, path.params, lens="raw")
+  head = functools.partial(decoder.unembed, config, path.params, lens="raw")
   y_V, pull = jax.vjp(head, h_D)
   z_V, end_V = head(start_D), head(end_D)
-  p_V, q_V = (jax.nn.softmax(each_V / path.temperature)
-              for each_V in (z_V, y_V))
+  p_V, q_V = (
+    jax.nn.softmax(each_V / path.temperature) for each_V in (z_V, y_V)
+  )
   both, square = jnp.sum(p_V * q_V), jnp.sum(q_V * q_V)
   cos = both / jnp.sqrt(jnp.sum(p_V * p_V) * square)
   # <p, q> is 0 where the two have no token in common; so is the cosine.
@@ -153,21 +163,23 @@ def _gradient(config, path, h_D, start_D, end_D, alive):
     # and what is lost there counts against the constant part of dz.
     others_V = jnp.where(one(first), 0, g_V)
     return jnp.where(one(first), -jnp.sum(others_V), others_V) / (
-        path.temperature)
+      path.temperature
+    )
 
   by_logits = {
-      "kl": balance(q_V - p_V),
-      "one_minus_cos_p": balance(cos * (q_V * q_V / square - shared_V)),
-      "log_prob": balance(-q_V),
-      "margin": 1.0 * one(first) - one(second),
-      "dz": _unit_of(whole_V),
-      "dz_centred": _unit_of(whole_V - jnp.mean(whole_V)),
+    "kl": balance(q_V - p_V),
+    "one_minus_cos_p": balance(cos * (q_V * q_V / square - shared_V)),
+    "log_prob": balance(-q_V),
+    "margin": 1.0 * one(first) - one(second),
+    "dz": _unit_of(whole_V),
+    "dz_centred": _unit_of(whole_V - jnp.mean(whole_V)),
   }
   if path.options.size:
     best = path.options[jax.lax.top_k(z_V[path.options], 2)[1]]
     by_logits[OPTION_METRIC] = 1.0 * one(best[0]) - one(best[1])
   found_MD = jax.vmap(lambda g_V: pull(g_V)[0])(
-      jnp.stack(list(by_logits.values())))
+    jnp.stack(list(by_logits.values()))
+  )
   return dict(zip(by_logits, jnp.where(alive, found_MD, 0)))
 
 
