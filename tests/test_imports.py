@@ -47,14 +47,14 @@ ALLOWED = {
   "calibration/tokens.py": {"numpy", "tokenizers"},
   "statistics": {"numpy", "scipy"},
   "pruning": {"jax", "numpy"},
-  "probes": {"jax", "numpy"},
+  "probes": {"jax", "numpy", "einops"},
   "recovery": {"jax", "numpy"},
   "recovery/finetune.py": {"jax", "numpy", "optax"},
   "report": {"jax", "numpy"},
   "report/figures.py": {"matplotlib", "numpy"},
   "report/intervention_figures.py": {"matplotlib", "numpy"},
-  "studies": {"jax", "numpy", "tokenizers"},
-  "studies/tasks/harness.py": {"lm_eval"},
+  "studies": {"jax", "numpy", "einops", "tokenizers"},
+  "studies/tasks/harness.py": {"numpy", "lm_eval"},
 }
 # The array rooms: arrays, pytrees and callables in, so that any JAX project
 # can import them. They see no model and no disk; what does is a folder in them.
