@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.calibration import batching
 from jaxprune.models import Gates, ModelConfig, final_norm, forward
 
 POOLINGS = ("last", "mean", "weighted_mean")
@@ -65,7 +66,7 @@ def embed_tokens(
     )
   for index, text in enumerate(texts):
     _check(config, index, text)
-  lengths = np.array([len(text) for text in texts])
+  lengths = np.array([len(text) for text in texts], np.int32)
   buckets = np.minimum(
     2 ** np.ceil(np.log2(np.maximum(lengths, _SHORTEST))).astype(int),
     config.max_positions,
@@ -73,16 +74,15 @@ def embed_tokens(
   found = np.zeros((len(texts), config.embed_dim), np.float32)
   for bucket in np.unique(buckets):
     chosen = np.flatnonzero(buckets == bucket)
-    for start in range(0, len(chosen), batch_size):
-      part = chosen[start : start + batch_size]
-      tokens_BT = np.zeros((min(batch_size, len(chosen)), bucket), np.int32)
-      lengths_B = np.ones(len(tokens_BT), np.int32)
+    size = min(batch_size, len(chosen))
+    for pick, count in batching.batches(len(chosen), size):
+      part = chosen[pick]
+      tokens_BT = np.zeros((size, bucket), np.int32)
       for row, index in enumerate(part):
         tokens_BT[row, : lengths[index]] = texts[index]
-        lengths_B[row] = lengths[index]
-      found[part] = _embed(
-        config, pooling, normalise, params, tokens_BT, lengths_B, gates
-      )[: len(part)]
+      found[part[:count]] = _embed(
+        config, pooling, normalise, params, tokens_BT, lengths[part], gates
+      )[:count]
   return found
 
 

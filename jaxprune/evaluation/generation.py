@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from jaxprune.calibration import batching
 from jaxprune.calibration.prompts import left_pad
 from jaxprune.models import Gates, ModelConfig, generate
 
@@ -101,13 +102,12 @@ def continue_prompts(
   found: list[Continuation | None] = [None] * len(prompts)
   for bucket in np.unique(buckets):
     chosen = np.flatnonzero(buckets == bucket)
-    for start in range(0, len(chosen), batch_size):
-      part = chosen[start : start + batch_size]
-      # The last batch is filled up, so that it has the shape of the others.
-      size = min(batch_size, len(chosen))
-      rows = [tuple(prompts[index]) for index in part]
-      rows += rows[-1:] * (size - len(rows))
-      tokens_BT, valid_BT = left_pad(rows, config.pad_id or 0)
+    size = min(batch_size, len(chosen))
+    for pick, count in batching.batches(len(chosen), size):
+      part = chosen[pick]
+      tokens_BT, valid_BT = left_pad(
+        [tuple(prompts[index]) for index in part], config.pad_id or 0
+      )
       spare = ((0, 0), (int(bucket) - tokens_BT.shape[1], 0))
       key = jax.random.fold_in(jax.random.key(seed), int(part[0]))
       written = generate(
@@ -123,7 +123,7 @@ def continue_prompts(
         gates=gates,
       )
       tokens_BM, lengths_B = map(np.asarray, (written.tokens, written.lengths))
-      for row, index in enumerate(part):
+      for row, index in enumerate(part[:count]):
         found[index] = _finish(
           config, tokenizer, tokens_BM[row, : lengths_B[row]].tolist(), stop
         )

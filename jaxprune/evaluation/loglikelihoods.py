@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxprune.calibration import encode
+from jaxprune.calibration import batching, encode
 from jaxprune.models import Gates, ModelConfig, final_norm, forward, unembed
 
 if TYPE_CHECKING:
@@ -142,18 +142,19 @@ def loglikelihoods(
   nats, greedy = np.zeros(len(rows)), np.zeros(len(rows), bool)
   for shape in np.unique(shapes, axis=0):
     chosen = np.flatnonzero((shapes == shape).all(axis=1))
-    for start in range(0, len(chosen), batch_size):
-      part = chosen[start : start + batch_size]
-      nats[part], greedy[part] = _batch(
+    for pick, count in batching.batches(len(chosen), batch_size):
+      part = chosen[pick]
+      nats_B, greedy_B = _batch(
         config,
         params,
         [rows[index] for index in part],
         answers[part],
         tuple(shape.tolist()),
         gates,
-        batch_size,
         sharding,
       )
+      nats[part[:count]] = nats_B[:count]
+      greedy[part[:count]] = greedy_B[:count]
   whole = np.array([len(head) + len(tail) for head, tail in requests])
   return LogLikelihoods(
     nats=nats, greedy=greedy, tokens=answers, cut=whole - 1 > lengths
@@ -219,11 +220,11 @@ def _continuation_scores(config, params, tokens_BT, first_B, width, gates):
   )
 
 
-def _batch(config, params, rows, answers, shape, gates, batch_size, sharding):
+def _batch(config, params, rows, answers, shape, gates, sharding):
   """Sums and greediness of one batch, padded to its shape."""
   length, width = shape
-  tokens_BT = np.zeros((batch_size, length + 1), np.int32)
-  first_B = np.ones(batch_size, np.int32)
+  tokens_BT = np.zeros((len(rows), length + 1), np.int32)
+  first_B = np.ones(len(rows), np.int32)
   for index, row in enumerate(rows):
     tokens_BT[index, : len(row)] = row
     first_B[index] = len(row) - answers[index]
@@ -239,9 +240,8 @@ def _batch(config, params, rows, answers, shape, gates, batch_size, sharding):
     for part in found
   )
   mine_BC = np.arange(width)[None] < answers[:, None]
-  count = len(rows)
-  nats_B = np.where(mine_BC, nats_BC[:count].astype(np.float64), 0).sum(axis=1)
-  return nats_B, (first_BC[:count] | ~mine_BC).all(axis=1)
+  nats_B = np.where(mine_BC, nats_BC.astype(np.float64), 0).sum(axis=1)
+  return nats_B, (first_BC | ~mine_BC).all(axis=1)
 
 
 def _row(config, index, head, tail) -> np.ndarray:

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxprune.calibration import read_documents
+from jaxprune.calibration import batching, read_documents
 from jaxprune.models import Gates, ModelConfig, final_norm, forward, unembed
 
 # Logits that exist at a time, in floats: 64 MiB.
@@ -251,8 +251,8 @@ def _score(config, params, rows, length, gates, batch_size, sharding):
   if sharding is None:
     batch_size = min(batch_size, len(rows))
   sums = []
-  for start in range(0, len(rows), batch_size):
-    batch = rows[start : start + batch_size]
+  for pick, count in batching.batches(len(rows), batch_size):
+    batch = [rows[index] for index in pick]
     tokens_BT = np.zeros((batch_size, length), np.int32)
     for index, row in enumerate(batch):
       tokens_BT[index, : len(row)] = row
@@ -266,7 +266,8 @@ def _score(config, params, rows, length, gates, batch_size, sharding):
       nll_BT = multihost_utils.process_allgather(nll_BT, tiled=True)
     nll_BT = np.asarray(nll_BT, np.float64)
     sums += [
-      nll_BT[index, : len(row) - 1].sum() for index, row in enumerate(batch)
+      nll_BT[index, : len(row) - 1].sum()
+      for index, row in enumerate(batch[:count])
     ]
   return np.array(sums)
 

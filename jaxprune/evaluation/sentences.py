@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.calibration import batching
 from jaxprune.checkpoints import Pooling
 from jaxprune.models import EncoderConfig, encoder
 
@@ -110,18 +111,16 @@ def embed_texts(
     )
   order = np.argsort(lengths, kind="stable")
   vectors = np.zeros((len(ids), config.embed_dim), np.float32)
-  for start in range(0, len(order), batch_size):
-    chosen = order[start : start + batch_size]
+  for pick, count in batching.batches(len(order), batch_size):
+    chosen = order[pick]
     longest = -(-lengths[chosen[-1]] // _STEP) * _STEP
-    # The last batch is filled up with its first text: one shape for all.
-    filled = [*chosen, *[chosen[0]] * (batch_size - len(chosen))]
     tokens_BT, valid_BT = pad(
-      [ids[index] for index in filled],
+      [ids[index] for index in chosen],
       min(longest, config.max_positions),
       config.pad_id or 0,
     )
     pooled_BD = _embed(config, pooling, params, tokens_BT, valid_BT)
-    vectors[chosen] = np.asarray(pooled_BD)[: len(chosen)]
+    vectors[chosen[:count]] = np.asarray(pooled_BD)[:count]
   return vectors
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import checkpoints, report
+from jaxprune.calibration import batching
 from jaxprune.calibration import prompts as prompts_lib
 from jaxprune.models import generation
 from jaxprune.probes.decoder import sequences
@@ -66,12 +67,11 @@ def compare(
   lanes = lanes_lib.lanes_of(protocols)
   # All prompts are padded to one length: one compilation for all batches.
   tokens_XT, valid_XT = prompts_lib.left_pad(prompts.tokens, config.pad_id or 0)
-  starts = range(0, len(tokens_XT), settings.batch)
-  for index in range(settings.num_seeds * len(starts)):
-    seed = settings.seed + index // len(starts)
-    start = starts[index % len(starts)]
-    size = min(settings.batch, len(tokens_XT) - start)
-    pick = np.minimum(start + np.arange(settings.batch), len(tokens_XT) - 1)
+  parts = list(batching.batches(len(tokens_XT), settings.batch))
+  for index in range(settings.num_seeds * len(parts)):
+    seed = settings.seed + index // len(parts)
+    pick, size = parts[index % len(parts)]
+    start = int(pick[0])
     tokens_BT, valid_BT = jnp.asarray(tokens_XT[pick]), valid_XT[pick]
     common = [
       {

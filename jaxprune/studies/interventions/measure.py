@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import checkpoints, report
-from jaxprune.calibration import encode, load_tokenizer
+from jaxprune.calibration import batching, encode, load_tokenizer
 from jaxprune.calibration import prompts as prompts_lib
 from jaxprune.pocket import documents, shipped, tasks, tokenizer, world
 from jaxprune.probes import interventions
@@ -370,13 +370,8 @@ def _score_rows(name, depth, values, text, start):
 def _batches(tokens_XT, valid_XT):
   """(rows that count, tokens, valid), all of one shape."""
   size = min(_BATCH, len(tokens_XT))
-  for start in range(0, len(tokens_XT), size):
-    pick = np.minimum(start + np.arange(size), len(tokens_XT) - 1)
-    yield (
-      min(size, len(tokens_XT) - start),
-      jnp.asarray(tokens_XT[pick]),
-      jnp.asarray(valid_XT[pick]),
-    )
+  for pick, count in batching.batches(len(tokens_XT), size):
+    yield (count, jnp.asarray(tokens_XT[pick]), jnp.asarray(valid_XT[pick]))
 
 
 def _only(count, text):
@@ -394,19 +389,17 @@ def _answer_texts(answers: Answers, pad: int) -> list[driver.Text]:
   lengths_X = np.array([len(tail) for _, tail in answers])
   alive_XR = np.arange(widest)[None] >= widest - lengths_X[:, None]
   texts = []
-  for start, (count, tokens_BT, valid_BT) in enumerate(
-    _batches(tokens_XT, valid_XT)
-  ):
-    begin = start * len(tokens_BT)
-    pick = np.minimum(begin + np.arange(len(tokens_BT)), len(answers) - 1)
+  size = min(_BATCH, len(answers))
+  for pick, count in batching.batches(len(answers), size):
+    tokens_BT, valid_BT = tokens_XT[pick], valid_XT[pick]
     # The last token is a prediction and is never read.
     texts.append(
       _only(
         count,
         driver.Text(
-          tokens=tokens_BT[:, :-1],
-          valid=valid_BT[:, :-1],
-          target=tokens_BT[:, -widest:],
+          tokens=jnp.asarray(tokens_BT[:, :-1]),
+          valid=jnp.asarray(valid_BT[:, :-1]),
+          target=jnp.asarray(tokens_BT[:, -widest:]),
           alive=jnp.asarray(alive_XR[pick]),
         ),
       )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import checkpoints, report
-from jaxprune.calibration import left_pad
+from jaxprune.calibration import batching, left_pad
 from jaxprune.evaluation.generation import first_divergence
 from jaxprune.pocket import shipped
 from jaxprune.probes import monitoring
@@ -274,9 +274,7 @@ def write(
   )
   threshold_N = np.repeat([threshold for _, threshold in policies], count)
   parts = []
-  for start in range(0, total, _ROWS):
-    # The last batch is filled up, so that it has the shape of the others.
-    at = np.minimum(start + np.arange(_ROWS), total - 1)
+  for pick, _ in batching.batches(total, _ROWS):
     parts.append(
       jax.tree.map(
         np.asarray,
@@ -284,14 +282,14 @@ def write(
           config,
           params,
           pruned_params,
-          jnp.asarray(tokens_NT[at % count]),
-          jnp.asarray(valid_NT[at % count]),
+          jnp.asarray(tokens_NT[pick % count]),
+          jnp.asarray(valid_NT[pick % count]),
           monitoring.Policy(
-            signal=jnp.asarray(signal_N[at], jnp.int32),
-            threshold=jnp.asarray(threshold_N[at], jnp.float32),
+            signal=jnp.asarray(signal_N[pick], jnp.int32),
+            threshold=jnp.asarray(threshold_N[pick], jnp.float32),
           ),
           num_steps=settings.max_new_tokens,
-          key=jax.random.fold_in(jax.random.key(0), start),
+          key=jax.random.fold_in(jax.random.key(0), int(pick[0])),
           cache=settings.cache,
           eos_ids=config.eos_ids,
           temperature=settings.temperature,

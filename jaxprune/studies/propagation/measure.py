@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.calibration import batching
 from jaxprune.calibration import prompts as prompts_lib
 from jaxprune.models import generation
 from jaxprune.models.config import ModelConfig
@@ -157,9 +158,7 @@ def write_texts(
   """The dense model's greedy texts, in batches of one shape."""
   tokens_XT, valid_XT = prompts_lib.left_pad(prompts.tokens, config.pad_id or 0)
   count, steps, texts = len(tokens_XT), settings.max_new_tokens, []
-  for start in range(0, count, settings.batch):
-    size = min(settings.batch, count - start)
-    pick = np.minimum(start + np.arange(settings.batch), count - 1)
+  for pick, size in batching.batches(count, settings.batch):
     tokens_BT, valid_BT = tokens_XT[pick], valid_XT[pick]
     text = generation.generate(
       config,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import checkpoints, report
+from jaxprune.calibration import batching
 from jaxprune.evaluation import generation, loglikelihoods
 from jaxprune.models import decoder
 from jaxprune.pocket import scores, shipped, tasks
@@ -298,8 +299,8 @@ def mean_kl(config, params, texts: Texts) -> np.ndarray:
 
 def _batches(tokens):
   """Batches of equal shape; the last repeats its last row."""
-  for start in range(0, len(tokens), _ROWS):
-    yield tokens[np.minimum(start + np.arange(_ROWS), len(tokens) - 1)]
+  for pick, _ in batching.batches(len(tokens), _ROWS):
+    yield tokens[pick]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.calibration import batching
 from jaxprune.models import ModelConfig, final_norm, forward, unembed
 from jaxprune.probes import log_ratio, options, position, subspace
 from jaxprune.probes.decoder import sequences
@@ -48,9 +49,8 @@ def compare_items(
   """Yields the rows of one batch of questions after the other."""
   sequences.check_same_shape(config, pruned_config)
   keys = jax.random.split(jax.random.key(settings.seed), len(items))
-  for start in range(0, len(items), settings.batch):
-    # The last batch is filled with copies of the last question.
-    pick = np.minimum(start + np.arange(settings.batch), len(items) - 1)
+  for pick, count in batching.batches(len(items), settings.batch):
+    start = int(pick[0])
     part = {
       field.name: jnp.asarray(getattr(arrays, field.name)[pick])
       for field in dataclasses.fields(arrays)
@@ -68,7 +68,7 @@ def compare_items(
       )
     )
     rows = []
-    for b in range(min(settings.batch, len(items) - start)):
+    for b in range(count):
       one = jax.tree.map(lambda leaf: leaf[b], found)
       rows += _rows(start + b, items[start + b], one, settings)
     progress.step(start // settings.batch)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import checkpoints, report
+from jaxprune.calibration import batching
 from jaxprune.calibration import prompts as prompts_lib
 from jaxprune.probes.decoder import transitions
 from jaxprune.probes.divergences import compare_distributions
@@ -83,8 +84,8 @@ def measure(
   # All prompts are padded to one length: one compilation for all batches.
   tokens_XT, valid_XT = prompts_lib.left_pad(prompts.tokens, config.pad_id or 0)
   count, ends = len(tokens_XT), np.asarray(config.eos_ids, np.int32)
-  for start in range(0, count, settings.batch):
-    pick = np.minimum(start + np.arange(settings.batch), count - 1)
+  for pick, size in batching.batches(count, settings.batch):
+    start = int(pick[0])
     chosen_BR, records = transitions.decode_transitions(
       config,
       params,
@@ -99,7 +100,6 @@ def measure(
       history=settings.history,
       measure=measure_exactly,
     )
-    size = min(settings.batch, count - start)
     # Up to the step that chose an end-of-text token.
     ended_BR = np.cumsum(np.isin(chosen_BR, ends), axis=1) - np.isin(
       chosen_BR, ends
