@@ -24,7 +24,8 @@ so that it stays the KL that the probes report.
 import jax
 import jax.numpy as jnp
 
-from jaxprune.probes import logit_moments, spaces
+from jaxprune.probes import spaces
+from jaxprune.probes.logit_moments import variance
 
 OBJECTIVES = ("language", "distill", "distill_variance")
 
@@ -76,5 +77,5 @@ def logit_variance(z, z_pruned, temperature=1.0) -> jax.Array:
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
   p_V = jax.nn.softmax(z_V / temperature)
-  variance = logit_moments.variance(p_V, (zq_V - z_V) / temperature)
-  return variance / 2
+  spread = variance(p_V, (zq_V - z_V) / temperature)
+  return spread / 2
