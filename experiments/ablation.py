@@ -24,7 +24,7 @@ import time
 
 from absl import flags
 
-from experiments import launch
+from . import launch
 
 _MODEL = flags.DEFINE_string(
   "model", "pocket", "The model: a folder, a hub id, or pocket."

@@ -21,7 +21,7 @@ import time
 
 from absl import flags
 
-from experiments import launch
+from . import launch
 
 _SIZE = flags.DEFINE_enum("size", "S", ["S", "M"], "Shape of the model.")
 _WORK = flags.DEFINE_multi_enum(

@@ -24,7 +24,7 @@ import time
 
 from absl import flags
 
-from experiments import launch
+from . import launch
 
 _SIZE = flags.DEFINE_enum("size", "S", ["S", "M"], "Random weights.")
 _MODEL = flags.DEFINE_string(

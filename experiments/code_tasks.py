@@ -19,7 +19,7 @@ import time
 
 from absl import flags
 
-from experiments import launch
+from . import launch
 
 _MODEL = flags.DEFINE_string(
   "model", None, "A folder, a hub id, or pocket.", required=True

@@ -18,7 +18,7 @@ import time
 
 from absl import flags
 
-from experiments import launch
+from . import launch
 
 _RUN = flags.DEFINE_string(
   "run", None, "Folder that experiments.discrepancy wrote.", required=True

@@ -17,7 +17,7 @@ import sys
 
 from absl import flags
 
-from experiments import launch
+from . import launch
 
 _RUNS = flags.DEFINE_list(
   "runs",

@@ -23,7 +23,7 @@ import time
 
 from absl import flags
 
-from experiments import launch
+from . import launch
 
 _GRIDS = flags.DEFINE_list(
   "grids", [], "Folders of experiments.discrepancy, to learn from."

@@ -19,7 +19,7 @@ import time
 
 from absl import flags
 
-from experiments import launch
+from . import launch
 
 _TEMPLATES = pathlib.Path(__file__).parent / "lm_eval_tasks"
 

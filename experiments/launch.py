@@ -1,16 +1,30 @@
-"""How every script starts, tells where it is, and ends on bad input.
+"""How every script starts, keeps its run, tells where it is, and ends.
 
 Leftover arguments are refused, and an error that the user can mend is one
 line on stderr with exit status 1. `--verbosity=1` shows the whole traceback.
+
+A script that measures something does it within `study`, which opens the run
+folder, writes run.json, and at the end says where the results are.
 """
 
+import contextlib
 import logging as python_logging
+import os
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
+
+if TYPE_CHECKING:  # a script shows its --help without loading JAX
+  from jaxprune import checkpoints, report
+  from jaxprune.calibration import prompts as prompts_lib
+  from jaxprune.calibration import tokens
+
+  _Models = (
+    checkpoints.Source | str | Mapping[str, checkpoints.Source | str | None]
+  ) | None
 
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed",
@@ -26,6 +40,22 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the pod.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process.")
 
 
+class _Clock:
+  """Seconds since the script began, of which a process may run several."""
+
+  def __init__(self):
+    self.restart()
+
+  def restart(self) -> None:
+    self._began = time.monotonic()
+
+  def seconds(self) -> float:
+    return time.monotonic() - self._began
+
+
+_clock = _Clock()
+
+
 def run(main: Callable[[], None]) -> None:
   """Parse the flags, join the pod if there is one, call `main()`, exit."""
 
@@ -34,6 +64,7 @@ def run(main: Callable[[], None]) -> None:
       raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     # absl shows what JAX logs of every accelerator that is not there.
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)
+    _clock.restart()
     try:
       if _DISTRIBUTED.value:
         _join()
@@ -84,6 +115,154 @@ def flag_values() -> dict[str, Any]:
   """The script's own flags with their resolved values, for run.json."""
   own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
   return {flag.name: flag.value for flag in own}
+
+
+class Study:
+  """What a script does with its open run folder; made by `study`.
+
+  Attributes:
+    run: the run folder; measurements write their rows to it.
+    description: what run.json says; a page shows it.
+  """
+
+  def __init__(self, run: "report.RunFolder", description: Mapping[str, Any]):
+    self.run = run
+    self.description = description
+    self._closing: str | None = None
+
+  def progress(self, unit: str, total: int) -> "Progress":
+    """Make a display of how much is done.
+
+    Args:
+      unit: what is counted, such as `batch`.
+      total: how many there are.
+    """
+    return Progress(unit, total)
+
+  def finish(
+    self,
+    summary: Mapping[str, Any],
+    headline: str = "",
+    *,
+    wrote: Sequence[str] = ("report.html",),
+  ) -> None:
+    """Write summary.json, with the seconds since the script began.
+
+    Args:
+      summary: what was found; anything JSON can hold.
+      headline: what the script prints at its end, in one or more lines.
+      wrote: files and folders of the run folder that the last line names.
+    """
+    self.run.write_summary({**summary, "seconds": _clock.seconds()})
+    paths = " and ".join(f"{self.run.folder}/{name}" for name in wrote)
+    self._closing = "\n".join(filter(None, (headline, f"wrote {paths}")))
+
+  def close(self) -> None:
+    """Print what `finish` was told, once for a whole pod."""
+    if self._closing is not None and not is_quiet():
+      print(self._closing)
+
+
+@contextlib.contextmanager
+def study(
+  out: str | os.PathLike,
+  *,
+  seeds: Mapping[str, Any],
+  models: "_Models" = None,
+  calibration: "tokens.Calibration | Mapping[str, Any] | None" = None,
+  prompts: "prompts_lib.Prompts | Mapping[str, Any] | None" = None,
+  notes: Mapping[str, Any] | None = None,
+  extra_fields: "Mapping[str, report.Field] | None" = None,
+  resume: bool = False,
+) -> Iterator[Study]:
+  """Open a run folder, with everything in run.json that repeats the run.
+
+  Products of float32 are computed in float32 from here on. `Study.finish` is
+  called within the context.
+
+  Args:
+    out: the folder; what an earlier run wrote there is removed.
+    seeds: what was drawn, and from which seed.
+    models: the models or their hashes, by role where there are several; a
+      role whose model is None is left out.
+    calibration: the calibration tokens, or a description of them.
+    prompts: the prompts, or a description of them.
+    notes: further entries of run.json.
+    extra_fields: columns of the records beside `report.FIELDS`.
+    resume: keep the rows of an earlier run with the same settings.
+
+  Raises:
+    ValueError: the folder holds something else, or a run with other settings
+      that cannot be resumed.
+  """
+  import jax
+
+  from jaxprune import report
+
+  jax.config.update("jax_default_matmul_precision", "highest")
+  description = describe(
+    seeds=seeds,
+    models=models,
+    calibration=calibration,
+    prompts=prompts,
+    notes=notes,
+  )
+  with report.RunFolder(
+    out,
+    description,
+    main_process=not is_quiet(),
+    resume=resume,
+    extra_fields=extra_fields,
+  ) as run:
+    opened = Study(run, description)
+    yield opened
+  opened.close()
+
+
+def describe(
+  *,
+  seeds: Mapping[str, Any],
+  models: "_Models" = None,
+  calibration: "tokens.Calibration | Mapping[str, Any] | None" = None,
+  prompts: "prompts_lib.Prompts | Mapping[str, Any] | None" = None,
+  notes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+  """What run.json says of this script; the arguments are those of `study`."""
+  from jaxprune import report
+  from jaxprune.calibration import tokens
+  from jaxprune.studies import inputs
+
+  if isinstance(calibration, tokens.Calibration):
+    calibration = tokens.describe(calibration)
+  description = report.describe_run(
+    flags=flag_values(),
+    command=sys.argv,
+    seeds=seeds,
+    checkpoint_hash=_hashes(models),
+    calibration=calibration,
+  )
+  if prompts is not None:
+    description["prompts"] = (
+      dict(prompts)
+      if isinstance(prompts, Mapping)
+      else inputs.describe_prompts(prompts)
+    )
+  return description | dict(notes or {})
+
+
+def _hashes(models):
+  """Hashes of models that are given as they are, by role, or as hashes."""
+  from jaxprune import checkpoints
+
+  if models is None or isinstance(models, str):
+    return models
+  if isinstance(models, Mapping):
+    return {
+      role: _hashes(model)
+      for role, model in models.items()
+      if model is not None
+    }
+  return checkpoints.checkpoint_hash(models)
 
 
 class Progress:

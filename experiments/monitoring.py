@@ -25,7 +25,7 @@ import time
 
 from absl import flags
 
-from experiments import launch
+from . import launch
 
 _DENSE = flags.DEFINE_string("dense", "pocket", "The original model.")
 _PRUNED = flags.DEFINE_string(

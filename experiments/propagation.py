@@ -34,8 +34,9 @@ import time
 
 from absl import flags
 
-from experiments import launch
 from jaxprune.studies.sweep import configurations
+
+from . import launch
 
 _MODEL = flags.DEFINE_string(
   "model", "pocket", "The dense model: a folder, a hub id, or pocket."

@@ -28,8 +28,9 @@ import time
 
 from absl import flags
 
-from experiments import launch
 from jaxprune.studies.sweep import configurations
+
+from . import launch
 
 _MODEL = flags.DEFINE_string(
   "model", None, "Checkpoint to prune: a folder or a hub id.", required=True

@@ -15,7 +15,7 @@ import time
 
 from absl import flags
 
-from experiments import launch
+from . import launch
 
 _MODEL = flags.DEFINE_string(
   "model", "pocket", "Checkpoint: a folder, a hub id, or pocket."

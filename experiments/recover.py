@@ -23,7 +23,7 @@ import time
 
 from absl import flags
 
-from experiments import launch
+from . import launch
 
 _DENSE = flags.DEFINE_string(
   "dense", None, "The original model; not needed for language."

@@ -20,7 +20,7 @@ import time
 
 from absl import flags
 
-from experiments import launch
+from . import launch
 
 _MODEL = flags.DEFINE_string(
   "model", "pocket", "The dense model, in the pocket model's language."

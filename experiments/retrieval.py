@@ -18,7 +18,7 @@ import time
 
 from absl import flags
 
-from experiments import launch
+from . import launch
 
 _MODEL = flags.DEFINE_string(
   "model", None, "The dense encoder: a folder or a hub id.", required=True

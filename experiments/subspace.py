@@ -21,7 +21,7 @@ import time
 
 from absl import flags
 
-from experiments import launch
+from . import launch
 
 _DENSE = flags.DEFINE_string(
   "dense", "pocket", "The original model: a folder, a hub id, or pocket."

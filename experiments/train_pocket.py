@@ -16,7 +16,7 @@ import time
 
 from absl import flags
 
-from experiments import launch
+from . import launch
 
 SEED = flags.DEFINE_integer(
   "seed", 0, "Seed of the initial parameters and the order of documents."

@@ -27,7 +27,7 @@ import time
 
 from absl import flags
 
-from experiments import launch
+from . import launch
 
 _DENSE = flags.DEFINE_string(
   "dense", None, "The original model: a folder or a hub id.", required=True

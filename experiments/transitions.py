@@ -22,83 +22,42 @@ whose cache is lost).
 Reference: He et al., arXiv 2603.24652, section 5, Figs 2, 4-6 and 13-21.
 """
 
-import sys
-import time
-
 from absl import flags
 
-from experiments import launch
+from . import flag_groups, launch
 
-_DENSE = flags.DEFINE_string(
-  "dense", None, "The original model: a folder or a hub id.", required=True
-)
-_PRUNED = flags.DEFINE_string(
-  "pruned", None, "The pruned model, of the same shape."
-)
+_MODELS = flag_groups.models(pruned=None)
 _DROP = flags.DEFINE_bool(
   "drop", False, "Leave each sublayer out, instead of --pruned."
 )
-_PROMPTS = flags.DEFINE_string(
-  "prompts", None, "txt or jsonl file, or an .npz of ids.", required=True
-)
-_OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
-_MAX_NEW_TOKENS = flags.DEFINE_integer(
-  "max_new_tokens", 64, "Steps to decode and compare.", lower_bound=1
-)
-_LIMIT = flags.DEFINE_integer(
-  "limit", None, "Only the first so many prompts.", lower_bound=1
-)
-_TEMPERATURE = flags.DEFINE_float(
-  "temperature", 0.0, "Of sampling; 0 is greedy.", lower_bound=0.0
-)
-_ANALYSIS_TEMPERATURE = flags.DEFINE_float(
-  "analysis_temperature",
-  1.0,
-  "T of the softmax that is measured.",
-  lower_bound=1e-3,
-)
-_LENS = flags.DEFINE_enum(
-  "lens",
-  "final_norm",
-  ["final_norm", "raw"],
-  "Whether a layer passes the final norm before the LM head.",
-)
+_PROMPTS = flag_groups.prompts(flag_groups.REQUIRED, max_new_tokens=64)
+_TEMPERATURE = flag_groups.temperature()
+_ANALYSIS_TEMPERATURE = flag_groups.analysis_temperature()
+_LENS = flag_groups.lens()
 _HISTORY = flags.DEFINE_enum(
   "history",
   "dense",
   ["dense", "pruned", "none"],
   "Whose keys and values pruned attention reads of earlier tokens.",
 )
-_BATCH = flags.DEFINE_integer(
-  "batch", 8, "Prompts decoded together.", lower_bound=1
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of sampling and intervals.")
+_BATCH = flag_groups.batch()
+_SEED = flag_groups.seed("Seed of sampling and intervals.")
+_OUT = flag_groups.out()
 
 
 def main() -> None:
-  if bool(_PRUNED.value) == _DROP.value:
+  if bool(_MODELS.pruned.value) == _DROP.value:
     raise ValueError(
       "--pruned and --drop: give one of them, --pruned=FOLDER to replace"
       " sublayers or --drop to leave them out"
     )
-  import jax
-
-  from jaxprune import checkpoints, report
-  from jaxprune.studies import inputs
+  from jaxprune import report
   from jaxprune.studies.transitions import measure
 
-  jax.config.update("jax_default_matmul_precision", "highest")
-  began = time.monotonic()
-  dense = inputs.open_model(_DENSE.value)
-  pruned = inputs.open_model(_PRUNED.value) if _PRUNED.value else None
-  prompts = inputs.read_prompts(
-    dense,
-    _PROMPTS.value,
-    limit=_LIMIT.value,
-    max_new_tokens=_MAX_NEW_TOKENS.value,
-  )
+  models = _MODELS.open()
+  prompts = _PROMPTS.read(models["dense"])
   settings = measure.Settings(
-    max_new_tokens=_MAX_NEW_TOKENS.value,
+    max_new_tokens=_PROMPTS.max_new_tokens.value,
     temperature=_TEMPERATURE.value,
     analysis_temperature=_ANALYSIS_TEMPERATURE.value,
     lens=_LENS.value,
@@ -106,40 +65,25 @@ def main() -> None:
     batch=_BATCH.value,
     seed=_SEED.value,
   )
-  hashes = {"dense": checkpoints.checkpoint_hash(dense)}
-  if pruned is not None:
-    hashes["pruned"] = checkpoints.checkpoint_hash(pruned)
-  description = report.describe_run(
-    flags=launch.flag_values(),
-    command=sys.argv,
+  with launch.study(
+    _OUT.value,
     seeds={"sampling": _SEED.value, "bootstrap": _SEED.value},
-    checkpoint_hash=hashes,
-  ) | {
-    "prompts": {
-      "source": prompts.source,
-      "hash": prompts.hash,
-      "count": len(prompts.tokens),
-      "bos": prompts.bos,
-    }
-  }
-  batches = -(-len(prompts.tokens) // _BATCH.value)
-  with report.RunFolder(
-    _OUT.value, description, extra_fields=measure.FIELDS
-  ) as run:
+    models=models,
+    prompts=prompts,
+    extra_fields=measure.FIELDS,
+  ) as study:
     measure.measure(
-      dense,
-      pruned,
+      models["dense"],
+      models.get("pruned"),
       prompts,
       settings,
-      run,
-      progress=launch.Progress("batch", batches),
+      study.run,
+      progress=study.progress("batch", -(-len(prompts.tokens) // _BATCH.value)),
     )
-    table = report.columns(report.read_records(run.folder))
+    table = report.columns(report.read_records(study.run.folder))
     summary = measure.summarise(table, settings)
-    run.write_summary({**summary, "seconds": time.monotonic() - began})
-    measure.write_page(run, description, table, summary, settings)
-  print(measure.headline(summary))
-  print(f"wrote {_OUT.value}/report.html")
+    study.finish(summary, measure.headline(summary))
+    measure.write_page(study.run, study.description, table, summary, settings)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import sys
 
 from absl import flags
 
-from experiments import launch
+from . import launch
 
 _MODEL = flags.DEFINE_string(
   "model", None, "Folder or hub id to look at.", required=True

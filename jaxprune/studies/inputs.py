@@ -110,6 +110,16 @@ def read_prompts(
   return read
 
 
+def describe_prompts(read: prompts.Prompts) -> dict[str, Any]:
+  """Describe prompts without their tokens, for run.json."""
+  return {
+    "source": read.source,
+    "hash": read.hash,
+    "count": len(read.tokens),
+    "bos": read.bos,
+  }
+
+
 def read_pattern(
   pattern: str, sparsity: float, group: str
 ) -> Unstructured | NofM:

@@ -1,0 +1,386 @@
+"""The flags that several scripts have, defined once and named alike.
+
+A script calls a group where other flags are defined, at its top level:
+
+  PROMPTS = flag_groups.prompts(limit=32, max_new_tokens=64)
+
+The flags become the script's own: its `--help` shows them and run.json holds
+them. A group of several flags returns a frozen holder that reads what the flags
+name, `PROMPTS.read(source)`; a group of one flag returns absl's holder,
+`SEED.value`. Defaults are arguments, and REQUIRED is the default of a flag that
+must be given.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+if TYPE_CHECKING:  # a script shows its --help without loading JAX
+  from jaxprune import checkpoints
+  from jaxprune.calibration import prompts as prompts_lib
+  from jaxprune.calibration import tokens
+
+# The flags belong to the script that calls, not to this file.
+flags.disclaim_key_flags()
+
+REQUIRED = object()
+
+_A_MODEL = "a folder, a hub id, or pocket"
+_TEXTS = "pocket, a txt or jsonl file, or an .npz of token ids"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """The flag --model."""
+
+  model: flags.FlagHolder[str]
+
+  def open(self) -> "checkpoints.Source":
+    """Open the model, checked from its headers."""
+    from jaxprune.studies import inputs
+
+    return inputs.open_model(self.model.value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Models:
+  """The flags --dense and --pruned, which name two models of one shape."""
+
+  dense: flags.FlagHolder[str]
+  pruned: flags.FlagHolder[str]
+
+  def open(self) -> dict[str, "checkpoints.Source"]:
+    """Open the models that are named, by `dense` and `pruned`, in that order.
+
+    Returns:
+      The models, checked from their headers. A flag that is None has no entry.
+    """
+    from jaxprune.studies import inputs
+
+    named = {"dense": self.dense.value, "pruned": self.pruned.value}
+    return {
+      role: inputs.open_model(name)
+      for role, name in named.items()
+      if name is not None
+    }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompts:
+  """The flags --prompts, --limit and --max_new_tokens."""
+
+  prompts: flags.FlagHolder[str]
+  limit: flags.FlagHolder[int | None]
+  max_new_tokens: flags.FlagHolder[int]
+
+  def read(
+    self,
+    source: "checkpoints.Source",
+    *,
+    limit: int | None = None,
+    max_new_tokens: int | None = None,
+  ) -> "prompts_lib.Prompts":
+    """Read the prompts for a model.
+
+    Args:
+      source: the model that is to continue them.
+      limit: how many where --limit says nothing.
+      max_new_tokens: how many tokens are decoded where --max_new_tokens says
+        nothing.
+
+    Raises:
+      ValueError: a prompt and the tokens to be decoded exceed the context.
+    """
+    from jaxprune.studies import inputs
+
+    return inputs.read_prompts(
+      source,
+      self.prompts.value,
+      limit=self.limit.value or limit,
+      max_new_tokens=self.max_new_tokens.value or max_new_tokens,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration:
+  """The flags --calibration, --num_samples and --seq_len."""
+
+  calibration: flags.FlagHolder[str]
+  num_samples: flags.FlagHolder[int]
+  seq_len: flags.FlagHolder[int]
+
+  def read(
+    self,
+    source: "checkpoints.Source",
+    seed: int,
+    *,
+    name: str | None = None,
+    sampling: str | None = None,
+  ) -> "tokens.Calibration":
+    """Read the calibration tokens for a model.
+
+    Args:
+      source: the model that reads them.
+      seed: of the draw from the text.
+      name: another text, in place of --calibration.
+      sampling: how sequences are cut from text, see `calibration.tokens`.
+
+    Raises:
+      ValueError: the sequences are longer than the context of the model.
+    """
+    from jaxprune.studies import inputs
+
+    return inputs.read_calibration(
+      source,
+      name or self.calibration.value,
+      num_samples=self.num_samples.value,
+      seq_len=self.seq_len.value,
+      seed=seed,
+      sampling=sampling,
+    )
+
+  def read_seeds(
+    self, source: "checkpoints.Source", seeds: list[int]
+  ) -> tuple[dict[int, "tokens.Calibration"], dict[str, Any]]:
+    """Read the tokens of several seeds.
+
+    Args:
+      source: the model that reads them.
+      seeds: one draw each.
+
+    Returns:
+      The tokens by seed, and one description of them all for run.json.
+    """
+    from jaxprune.studies import inputs
+
+    return inputs.read_calibrations(
+      source,
+      self.calibration.value,
+      seeds,
+      num_samples=self.num_samples.value,
+      seq_len=self.seq_len.value,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Seeds:
+  """The flag --seeds, a list of integers."""
+
+  seeds: flags.FlagHolder[list[str]]
+
+  @property
+  def value(self) -> list[int]:
+    """The seeds; a ValueError names the flag if one is no integer."""
+    try:
+      return [int(seed) for seed in self.seeds.value]
+    except ValueError:
+      raise ValueError(
+        f"--seeds={','.join(self.seeds.value)}: give integers, divided by"
+        " commas"
+      ) from None
+
+
+def model(
+  default: Any = "pocket", *, about: str = f"The model: {_A_MODEL}."
+) -> Model:
+  """Define --model.
+
+  Args:
+    default: name of a model, or REQUIRED.
+    about: the help text.
+  """
+  return Model(_define(flags.DEFINE_string, "model", default, about))
+
+
+def models(
+  *,
+  dense: Any = REQUIRED,
+  pruned: Any = REQUIRED,
+  about_dense: str = f"The original model: {_A_MODEL}.",
+  about_pruned: str = "The pruned model, of the same shape.",
+  alias: bool = False,
+) -> Models:
+  """Define --dense and --pruned.
+
+  Args:
+    dense: name of a model, None where the flag may be left out, or REQUIRED.
+    pruned: the same.
+    about_dense: the help text of --dense.
+    about_pruned: the help text of --pruned.
+    alias: whether --model is a second name of --dense.
+  """
+  found = Models(
+    dense=_define(flags.DEFINE_string, "dense", dense, about_dense),
+    pruned=_define(flags.DEFINE_string, "pruned", pruned, about_pruned),
+  )
+  if alias:
+    flags.DEFINE_alias("model", "dense")
+  return found
+
+
+def prompts(
+  default: Any = "pocket",
+  *,
+  limit: int | None = None,
+  max_new_tokens: int | None = 32,
+  about: str = f"Texts that are continued: {_TEXTS}.",
+  about_limit: str = "Only the first so many prompts.",
+  about_max_new_tokens: str = "Steps to decode and compare.",
+) -> Prompts:
+  """Define --prompts, --limit (also --num_prompts) and --max_new_tokens.
+
+  Args:
+    default: a file or pocket, None where no prompts are needed, or REQUIRED.
+    limit: default of --limit; None is all of a file.
+    max_new_tokens: default of --max_new_tokens.
+    about: the help text of --prompts.
+    about_limit: the help text of --limit.
+    about_max_new_tokens: the help text of --max_new_tokens.
+  """
+  found = Prompts(
+    prompts=_define(flags.DEFINE_string, "prompts", default, about),
+    limit=_limit(limit, about_limit),
+    max_new_tokens=flags.DEFINE_integer(
+      "max_new_tokens", max_new_tokens, about_max_new_tokens, lower_bound=1
+    ),
+  )
+  flags.DEFINE_alias("num_prompts", "limit")
+  return found
+
+
+def limit(
+  default: int | None = None,
+  *,
+  about: str = "Only the first so many items of each task.",
+) -> flags.FlagHolder[int | None]:
+  """Define --limit alone, for scripts that read no prompts."""
+  return _limit(default, about)
+
+
+def calibration(
+  default: Any = "pocket",
+  *,
+  num_samples: int = 32,
+  seq_len: int = 128,
+  about: str = (
+    "Text that the pruning method looks at: a text, jsonl, json.gz or parquet"
+    " file, c4, wikitext2, pocket, or an .npz of token ids."
+  ),
+  about_seq_len: str = "Tokens of a calibration sequence.",
+) -> Calibration:
+  """Define --calibration, --num_samples and --seq_len.
+
+  Args:
+    default: a file or a name, None where no text is needed, or REQUIRED.
+    num_samples: default of --num_samples, in sequences.
+    seq_len: default of --seq_len, in tokens.
+    about: the help text of --calibration.
+    about_seq_len: the help text of --seq_len.
+  """
+  return Calibration(
+    calibration=_define(flags.DEFINE_string, "calibration", default, about),
+    num_samples=flags.DEFINE_integer(
+      "num_samples", num_samples, "Calibration sequences.", lower_bound=1
+    ),
+    seq_len=flags.DEFINE_integer(
+      "seq_len", seq_len, about_seq_len, lower_bound=1
+    ),
+  )
+
+
+def configurations(
+  default: list[str],
+  *,
+  about: str = (
+    "Ways to prune, METHOD:AMOUNT, see"
+    " jaxprune/studies/sweep/configurations.py."
+  ),
+) -> flags.FlagHolder[list[str]]:
+  """Define --configurations (also --cells).
+
+  Args:
+    default: METHOD:AMOUNT each.
+    about: the help text.
+  """
+  found = flags.DEFINE_list("configurations", default, about)
+  flags.DEFINE_alias("cells", "configurations")
+  return found
+
+
+def seeds(
+  default: tuple[int, ...] = (0, 1, 2), *, about: str = "Of the calibration."
+) -> Seeds:
+  """Define --seeds.
+
+  Args:
+    default: the seeds where none are given.
+    about: the help text.
+  """
+  return Seeds(flags.DEFINE_list("seeds", list(map(str, default)), about))
+
+
+def seed(about: str = "Seed of every draw.") -> flags.FlagHolder[int]:
+  """Define --seed, 0 where it is not given."""
+  return flags.DEFINE_integer("seed", 0, about)
+
+
+def out(
+  default: Any = REQUIRED, *, about: str = "Folder to write."
+) -> flags.FlagHolder[str]:
+  """Define --out.
+
+  Args:
+    default: a folder, or REQUIRED.
+    about: the help text.
+  """
+  return _define(flags.DEFINE_string, "out", default, about)
+
+
+def batch(
+  default: int = 8, *, about: str = "Prompts decoded together."
+) -> flags.FlagHolder[int]:
+  """Define --batch.
+
+  Args:
+    default: how many.
+    about: the help text.
+  """
+  return flags.DEFINE_integer("batch", default, about, lower_bound=1)
+
+
+def temperature() -> flags.FlagHolder[float]:
+  """Define --temperature, of sampling; greedy where it is not given."""
+  return flags.DEFINE_float(
+    "temperature", 0.0, "Of sampling; 0 is greedy.", lower_bound=0.0
+  )
+
+
+def analysis_temperature(
+  about: str = "T of the softmax that is measured.",
+) -> flags.FlagHolder[float]:
+  """Define --analysis_temperature, 1 where it is not given."""
+  return flags.DEFINE_float(
+    "analysis_temperature", 1.0, about, lower_bound=1e-3
+  )
+
+
+def lens() -> flags.FlagHolder[str]:
+  """Define --lens: how an inner layer is read out."""
+  return flags.DEFINE_enum(
+    "lens",
+    "final_norm",
+    ["final_norm", "raw"],
+    "Whether inner layers pass the final norm before the LM head.",
+  )
+
+
+def _define(define, name, default, about):
+  """Define one flag, required where its default is REQUIRED."""
+  if default is REQUIRED:
+    return define(name, None, about, required=True)
+  return define(name, default, about)
+
+
+def _limit(default, about):
+  return flags.DEFINE_integer("limit", default, about, lower_bound=1)
