@@ -15,7 +15,7 @@ import pytest
 
 from jaxprune import checkpoints
 from jaxprune.models.decoder import final_norm, forward, unembed
-from jaxprune.probes.logit_moments import logit_moments
+from jaxprune.probes.logit_moments import compare_moments
 from jaxprune.probes.position import compare_position
 from jaxprune.report import FIELDS
 
@@ -80,7 +80,10 @@ def runs(request, shared):
   @jax.jit
   def measure(h, g, z, y):
     return jax.vmap(
-      lambda *row: (compare_position(*row, T), logit_moments(row[2], row[3], T))
+      lambda *row: (
+        compare_position(*row, T),
+        compare_moments(row[2], row[3], T),
+      )
     )(h, g, z, y)
 
   texts = [

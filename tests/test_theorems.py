@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from jaxprune import probes
-from jaxprune.probes import logit_moments as probes_moments
+from jaxprune.probes import logit_moments
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 RTOL = {"float32": 3e-5, "float64": 1e-10}
@@ -21,7 +21,7 @@ compare_vectors = jax.jit(probes.compare_vectors)
 theorem_1 = jax.jit(probes.theorem_1)
 theorem_2 = jax.jit(probes.theorem_2)
 theorem_3 = jax.jit(probes.theorem_3)
-logit_moments = jax.jit(probes.logit_moments)
+compare_moments = jax.jit(probes.compare_moments)
 
 
 def run(function, *arguments):
@@ -294,16 +294,16 @@ def test_lost_support_is_infinite_and_not_nan():
   assert third.third_cumulant == -np.inf and third.max_abs_x == np.inf
   second = theorem_2(z, lost, 1.0)
   assert second.estimate == np.inf and 0 < second.exact < 1
-  sizes = logit_moments(z, lost, 1.0)
+  sizes = compare_moments(z, lost, 1.0)
   assert sizes.var_p == sizes.var_uniform == sizes.rms_dz == np.inf
   # Won support carries no dense weight.
-  sizes = logit_moments(lost, z, 1.0)
+  sizes = compare_moments(lost, z, 1.0)
   assert np.isfinite(sizes.var_p) and sizes.var_uniform == np.inf
   assert not any(np.isnan(value) for value in jax.tree.leaves(sizes))
   # Masked on both sides: not there.
   keep = np.arange(33) != 2
-  both = logit_moments(np.where(keep, z, -np.inf), lost, 1.0)
-  alone = logit_moments(z[keep], zq[keep], 1.0)
+  both = compare_moments(np.where(keep, z, -np.inf), lost, 1.0)
+  alone = compare_moments(z[keep], zq[keep], 1.0)
   np.testing.assert_allclose(
     jax.tree.leaves(both), jax.tree.leaves(alone), rtol=1e-5
   )
@@ -312,7 +312,7 @@ def test_lost_support_is_infinite_and_not_nan():
 @DTYPES
 def test_logit_moments(dtype):
   z, zq = draw(12, dtype=dtype)
-  got = run(logit_moments, z, zq, 0.7)
+  got = run(compare_moments, z, zq, 0.7)
   dz = zq.astype(float) - z
   p = softmax(z.astype(float) / 0.7)
   expected = dict(
@@ -337,13 +337,13 @@ def test_logit_moments(dtype):
 
 def test_logit_moments_of_few_tokens_and_of_a_constant():
   z = np.array([1, 2, 4], np.float32)
-  got = logit_moments(z, z + np.array([1, 0, 2], np.float32), 1.0)
+  got = compare_moments(z, z + np.array([1, 0, 2], np.float32), 1.0)
   p = softmax(z.astype(float))
   for value in (got.var_top5, got.var_top10, got.var_p):
     np.testing.assert_allclose(value, moments(p, np.array([1, 0, 2]))[0], 1e-5)
   assert got.l1_top5 == got.l1_top10 == 3
   # A constant offset has a size but no variance.
-  got = logit_moments(z, z + 16, 1.0)
+  got = compare_moments(z, z + 16, 1.0)
   assert got.var_p == got.var_r == got.var_uniform == got.var_top5 == 0
   assert got.rms_dz == got.max_abs_dz == got.mean_abs_dz == 16
 
@@ -351,7 +351,7 @@ def test_logit_moments_of_few_tokens_and_of_a_constant():
 def test_variance_is_blind_to_a_large_constant():
   weight = softmax(draw(0, spread=1.0)[0]).astype(np.float32)
   x = (np.arange(33) % 5 / 1024).astype(np.float32)
-  variance = jax.jit(probes_moments.variance)
+  variance = jax.jit(logit_moments.variance)
   assert variance(weight, np.full(33, 1000.1, np.float32)) == 0
   np.testing.assert_allclose(
     variance(weight, x + np.float32(1000)),

@@ -60,7 +60,7 @@ from jaxprune.probes.lm_head import (
   spectrum,
 )
 from jaxprune.probes.log_ratio import Tilt, tilt_logits
-from jaxprune.probes.logit_moments import LogitMoments, logit_moments
+from jaxprune.probes.logit_moments import LogitMoments, compare_moments
 from jaxprune.probes.monitoring import (
   Monitored,
   Policy,
@@ -135,6 +135,7 @@ __all__ = [
   "compare_distributions",
   "compare_logits",
   "compare_matched",
+  "compare_moments",
   "compare_options",
   "compare_position",
   "compare_sublayers",
@@ -149,7 +150,6 @@ __all__ = [
   "interaction",
   "jacobian_vector",
   "logit_damage",
-  "logit_moments",
   "matched_tokens",
   "option_scores",
   "path_attribution",

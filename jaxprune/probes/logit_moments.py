@@ -55,7 +55,7 @@ class LogitMoments:
   l2_top10: jax.Array
 
 
-def logit_moments(z, z_pruned, temperature=1.0) -> LogitMoments:
+def compare_moments(z, z_pruned, temperature=1.0) -> LogitMoments:
   """Measures dz = z_pruned - z [V] under p, r, uniform and top-k weights.
 
   A token masked by one side only has an infinite dz: whatever gives it weight

@@ -85,7 +85,7 @@ def compare_position(h, h_pruned, z, z_pruned, temperature=1.0) -> Position:
   in_p = divergences.compare_distributions(z, z_pruned, temperature)
   dense = divergences.concentration(z, temperature)
   pruned = divergences.concentration(z_pruned, temperature)
-  size = logit_moments.logit_moments(z, z_pruned, temperature)
+  size = logit_moments.compare_moments(z, z_pruned, temperature)
   scale = 1 / (2 * spaces.checked_temperature(temperature, in_p.kl.dtype) ** 2)
   return Position(
     cos_h=in_h.cos,
