@@ -1,4 +1,4 @@
-"""Rank correlation, text embeddings, and the retrieval script."""
+"""Text embeddings and the retrieval script."""
 
 import itertools
 import json
@@ -7,16 +7,12 @@ import hf_encoders
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
 import scripts
-from hypothesis import given
-from hypothesis import strategies as st
 
-from jaxprune import checkpoints
+from jaxprune import checkpoints, statistics
 from jaxprune.calibration.tokenizer import load_tokenizer
 from jaxprune.evaluation import sentences
 from jaxprune.models import EncoderConfig
-from jaxprune.statistics import rank_correlation
 from jaxprune.studies.retrieval import measure
 from jaxprune.studies.tasks import retrieval_data
 
@@ -28,56 +24,6 @@ TEXTS = [
   "lift lift lift",
   "cone bodys flowing",
 ]
-
-
-# Rank correlation
-
-
-def test_ranks_share_their_mean():
-  np.testing.assert_array_equal(
-    rank_correlation.average_ranks([3.0, 1.0, 3.0, -2.0, 3.0, 1.0]),
-    [5, 2.5, 5, 1, 5, 2.5],
-  )
-
-
-def test_spearman_by_hand():
-  assert rank_correlation.spearman([1, 2, 3], [10, 200, 3000]) == pytest.approx(
-    1
-  )
-  assert rank_correlation.spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
-  # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: 4.5 / sqrt(4.5 * 5).
-  assert rank_correlation.spearman([0, 7, 7, 9], [1, 2, 3, 4]) == pytest.approx(
-    0.9**0.5
-  )
-
-
-@given(
-  st.lists(
-    st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=3, max_size=30
-  )
-)
-def test_spearman_is_scipys_with_ties(pairs):
-  x, y = np.array(pairs).T
-  if len(set(x)) == 1 or len(set(y)) == 1:
-    with pytest.raises(ValueError, match="equal"):
-      rank_correlation.spearman(x, y)
-    return
-  assert rank_correlation.spearman(x, y) == pytest.approx(
-    scipy.stats.spearmanr(x, y).statistic, abs=1e-12
-  )
-
-
-@pytest.mark.parametrize(
-  "x, y, words",
-  [
-    ([1], [1], "at least 2"),
-    ([1, 2], [1, 2, 3], "one length"),
-    ([1, np.nan], [1, 2], "not finite"),
-  ],
-)
-def test_spearman_refuses(x, y, words):
-  with pytest.raises(ValueError, match=words):
-    rank_correlation.spearman(x, y)
 
 
 # Embeddings of texts
@@ -139,7 +85,8 @@ def test_minilm_ranks_sentences_like_people(shared):
   )
   assert len(pairs.scores) == 864
   assert (
-    rank_correlation.spearman((first * second).sum(1), pairs.scores[:60]) > 0.9
+    statistics.rank_correlation((first * second).sum(1), pairs.scores[:60])
+    > 0.9
   )
 
 

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxprune import report
+from jaxprune import statistics
 from jaxprune.report import figures, page
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -67,7 +67,7 @@ def png(value=1.0):
   return figures.lines({"cos_h": figures.Series(x=x, y=value * x)})
 
 
-INTERVAL = report.mean_interval(np.arange(40) / 40)
+INTERVAL = statistics.mean(np.arange(40) / 40)
 SECTION = page.Section(
   title="Tasks",
   paragraphs=["One.", " "],
@@ -258,19 +258,12 @@ def test_format_number(value, expected):
     ((2e-7, 1e-7, 3e-7), ("2·10⁻⁷", "[1·10⁻⁷, 3·10⁻⁷]")),
   ],
 )
-def test_format_interval(ends, expected):
-  interval = report.Interval(
-    estimate=ends[0],
-    low=ends[1],
-    high=ends[2],
-    level=0.95,
-    prompts=9,
-    rows=9,
-    resamples=100,
-    seed=0,
-    method="bca",
-  )
-  assert page.format_interval(interval) == expected
+def test_estimates_in_a_cell(ends, expected):
+  estimate = statistics.Estimate(*ends, 9)
+  assert estimate.format(2) == " ".join(expected)
+  table = page.Table(caption="T", columns=("a",), rows=[[estimate]])
+  text = render(sections=[page.Section(title="S", tables=[table])])
+  assert f'{expected[0]} <span class="ends">{expected[1]}</span>' in text
 
 
 @pytest.mark.parametrize(

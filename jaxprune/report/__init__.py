@@ -3,8 +3,9 @@
 from jaxprune.report.fields import FIELDS, Field, axis_label
 from jaxprune.report.records import RunFolder, describe_run
 from jaxprune.report.tables import columns, read_records, write_csv
-from jaxprune.statistics.bins import (
+from jaxprune.statistics import (
   Bin,
+  Estimate,
   bin_index,
   binned_means,
   quantile_edges,
@@ -18,6 +19,7 @@ from jaxprune.statistics.bootstrap import (
 
 __all__ = [
   "Bin",
+  "Estimate",
   "FIELDS",
   "Field",
   "Interval",

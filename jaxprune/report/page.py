@@ -9,16 +9,18 @@ all. It follows the reader's light or dark setting, prints, and fits a phone.
 import base64
 import dataclasses
 import html
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxprune.report.figures import DPI
+from jaxprune.statistics import Estimate, format_number
 from jaxprune.statistics.bootstrap import Interval
 
-Cell = str | int | float | bool | Interval | None
-_DIGITS = 4  # significant, where no interval says how many matter
+__all__ = ["Figure", "Section", "Table", "format_number", "render_page"]
+
+Cell = str | int | float | bool | Estimate | None
+_DIGITS = 2  # significant digits of the width of an interval
 _SCREEN_DPI = 96  # of a CSS inch
 
 
@@ -44,8 +46,8 @@ class Table:
   Attributes:
     caption: what is in it, with units.
     columns: headings.
-    rows: one cell per column; the first names the row. Numbers and intervals
-      are aligned to the right; None is shown as a dash.
+    rows: one cell per column; the first names the row. Numbers and
+      estimates are aligned to the right; None is shown as a dash.
   """
 
   caption: str
@@ -113,47 +115,16 @@ def render_page(
   )
 
 
-def format_number(value: float, digits: int = _DIGITS) -> str:
-  """A number for reading: significant digits, true minus, no trailing zeros."""
-  if isinstance(value, int):
-    text = f"{value:,}".replace(",", "\u202f")  # narrow space
-  elif math.isnan(value):
-    return "–"
-  elif math.isinf(value):
-    text = "∞" if value > 0 else "-∞"
-  else:
-    value += 0.0  # no negative zero
-    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
-    power = int(exponent)
-    if value and not -4 <= power < 6:
-      text = mantissa.rstrip("0").rstrip(".") + (
-        f"·10{str(power).translate(_SUPERSCRIPT)}"
-      )
-    else:
-      text = f"{value:.{max(digits - 1 - power, 0)}f}"
-      text = text.rstrip("0").rstrip(".") if "." in text else text
-  return text.replace("-", "−")
-
-
 def format_interval(interval: Interval) -> tuple[str, str]:
   """Estimate and `[low, high]`, with two digits of the interval's width."""
-  width = interval.high - interval.low
-  if not math.isfinite(width):
-    return format_number(interval.estimate), "[no interval]"
-  if (
-    width <= 0 or not 1e-4 <= max(abs(interval.low), abs(interval.high)) < 10**6
-  ):
-    low, high = format_number(interval.low), format_number(interval.high)
-    return format_number(interval.estimate), f"[{low}, {high}]"
-  places = min(max(1 - math.floor(math.log10(width)), 0), 8)
-  shown = [
-    f"{round(number, places) + 0.0:.{places}f}".replace("-", "−")
-    for number in (interval.estimate, interval.low, interval.high)
-  ]
-  return shown[0], f"[{shown[1]}, {shown[2]}]"
+  value, _, ends = (
+    Estimate(interval.estimate, interval.low, interval.high, interval.prompts)
+    .format(_DIGITS)
+    .partition(" ")
+  )
+  return value, ends
 
 
-_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # What HTML may not contain: control characters and halves of surrogate pairs.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -245,7 +216,8 @@ def _table(table: Table) -> str:
 def _is_numeric(cells) -> bool:
   known = [cell for cell in cells if cell is not None]
   return bool(known) and all(
-    isinstance(cell, (int, float, Interval)) and not isinstance(cell, bool)
+    isinstance(cell, (int, float, Estimate, Interval))
+    and not isinstance(cell, bool)
     for cell in known
   )
 
@@ -258,8 +230,11 @@ def _cell(value: Cell) -> str:
   if isinstance(value, (int, float)):
     return format_number(value)
   if isinstance(value, Interval):
-    estimate, ends = format_interval(value)
-    return f'{estimate} <span class="ends">{ends}</span>'
+    number, ends = format_interval(value)
+    return f'{number} <span class="ends">{ends}</span>'
+  if isinstance(value, Estimate):
+    number, _, ends = value.format(_DIGITS).partition(" ")
+    return f'{number} <span class="ends">{ends}</span>' if ends else number
   return _text(value)
 
 
@@ -300,7 +275,7 @@ def _protocol_tables(run, protocol) -> list[Table]:
 
 def _setting(value) -> Cell:
   """A setting as it was typed: a seed of 12345 is no measurement."""
-  kept = value is None or isinstance(value, (bool, Interval))
+  kept = value is None or isinstance(value, (bool, Estimate, Interval))
   return value if kept else str(value)
 
 

@@ -1,1 +1,46 @@
-"""How sure is a number? Intervals, bins, rank correlation, separation."""
+"""How sure is a number? Estimates with intervals, bins, ranks, separation."""
+
+from jaxprune.statistics.bins import (
+  Bin,
+  bin_index,
+  binned_means,
+  quantile_edges,
+)
+from jaxprune.statistics.estimate import UNKNOWN, Estimate, format_number
+from jaxprune.statistics.intervals import (
+  finite_mean,
+  mean,
+  proportion,
+  ratio,
+  statistic,
+)
+from jaxprune.statistics.ranks import rank_correlation, spearman
+from jaxprune.statistics.separation import (
+  Threshold,
+  auc,
+  balanced_error,
+  error_rate,
+  fit_threshold,
+)
+
+__all__ = [
+  "Bin",
+  "Estimate",
+  "Threshold",
+  "UNKNOWN",
+  "auc",
+  "balanced_error",
+  "bin_index",
+  "binned_means",
+  "error_rate",
+  "finite_mean",
+  "fit_threshold",
+  "format_number",
+  "mean",
+  "proportion",
+  "quantile_edges",
+  "rank_correlation",
+  "ratio",
+  "spearman",
+  "statistic",
+]

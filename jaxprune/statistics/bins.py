@@ -8,7 +8,9 @@ import dataclasses
 
 import numpy as np
 
-from jaxprune.statistics.bootstrap import Interval, mean_interval
+from jaxprune.statistics import intervals
+from jaxprune.statistics.bootstrap import Interval
+from jaxprune.statistics.estimate import Estimate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,13 +21,29 @@ class Bin:
     low: lower edge.
     high: upper edge.
     centre: mean of the quantity over the rows.
-    interval: of the mean of the measure over the rows.
+    rows: number of rows.
+    estimate: the mean of the measure over the rows; its count is of groups.
   """
 
   low: float
   high: float
   centre: float
-  interval: Interval
+  rows: int
+  estimate: Estimate
+
+  @property
+  def interval(self) -> Interval:
+    return Interval(
+      estimate=self.estimate.value,
+      low=self.estimate.low,
+      high=self.estimate.high,
+      level=0.95,
+      prompts=self.estimate.count,
+      rows=self.rows,
+      resamples=1000,
+      seed=0,
+      method="bca",
+    )
 
 
 def quantile_edges(values: np.ndarray, count: int) -> np.ndarray:
@@ -80,40 +98,41 @@ def bin_index(by: np.ndarray, edges: np.ndarray) -> np.ndarray:
 def binned_means(
   values: np.ndarray,
   by: np.ndarray,
-  prompts: np.ndarray,
+  groups: np.ndarray,
   edges: np.ndarray,
   *,
   seed: int = 0,
   resamples: int = 1000,
 ) -> list[Bin]:
-  """Mean of `values` in each bin of `by`, with an interval over prompts.
+  """Mean of `values` in each bin of `by`, with an interval over groups.
 
   Args:
     values: real or bool [rows].
     by: real [rows].
-    prompts: [rows], see `bootstrap.mean_interval`.
-    edges: see `bin_index`.
+    groups: [rows], equal for rows of one prompt.
+    edges: ascending [bins + 1], see `bin_index`.
     seed: of the resampling.
-    resamples: see `bootstrap.mean_interval`.
+    resamples: number of resamples, at least 100.
 
   Returns:
     The bins that have rows, in order.
 
   Raises:
-    ValueError: as `bin_index` and `bootstrap.mean_interval`.
+    ValueError: a value of `by` is outside of the edges, or as `mean`.
   """
-  values, by, prompts = map(np.asarray, (values, by, prompts))
-  place, found = bin_index(by, edges), []
+  values, by, groups = map(np.asarray, (values, by, groups))
+  place, bins = bin_index(by, edges), []
   for index in np.unique(place):
     keep = place == index
-    found.append(
+    bins.append(
       Bin(
         low=float(edges[index]),
         high=float(edges[index + 1]),
         centre=float(np.mean(by[keep])),
-        interval=mean_interval(
-          values[keep], prompts[keep], seed=seed, resamples=resamples
+        rows=int(keep.sum()),
+        estimate=intervals.mean(
+          values[keep], groups[keep], seed=seed, resamples=resamples
         ),
       )
     )
-  return found
+  return bins

@@ -13,9 +13,12 @@ Clopper and Pearson (1934) for the interval of a count of zero.
 import dataclasses
 
 import numpy as np
+import scipy.stats
 
-from jaxprune.statistics import rank_correlation as rank_correlation_lib
+from jaxprune.statistics import intervals
 from jaxprune.statistics.bootstrap import Interval, mean_interval
+from jaxprune.statistics.estimate import LEVEL, Estimate
+from jaxprune.statistics.ranks import rank_correlation  # noqa: F401
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,25 +57,9 @@ def auc(values: np.ndarray, bad: np.ndarray) -> float:
   count = int(bad.sum())
   if count in (0, len(bad)):
     return float("nan")
-  ranks = rank_correlation_lib.average_ranks(values)
+  ranks = scipy.stats.rankdata(values)
   above = ranks[bad].sum() - count * (count + 1) / 2
   return float(above / (count * (len(bad) - count)))
-
-
-def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-  """Spearman's rho; NaN where one side does not vary.
-
-  Args:
-    x: real [n].
-    y: real [n].
-
-  Raises:
-    ValueError: as `similarity.spearman`, but for constant values.
-  """
-  x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-  if x.size and y.size and (np.ptp(x) == 0 or np.ptp(y) == 0):
-    return float("nan")
-  return rank_correlation_lib.spearman(x, y)
 
 
 def fit_threshold(values: np.ndarray, bad: np.ndarray) -> Threshold | None:
@@ -122,6 +109,37 @@ def balanced_error(called_bad: np.ndarray, bad: np.ndarray) -> float:
   if bad.all() or not bad.any():
     return float("nan")
   return float((np.mean(~called_bad[bad]) + np.mean(called_bad[~bad])) / 2)
+
+
+def error_rate(
+  wrong: np.ndarray,
+  groups: np.ndarray,
+  *,
+  seed: int = 0,
+  resamples: int = intervals.RESAMPLES,
+) -> Estimate:
+  """Share of wrong cases, with an interval that resamples whole groups.
+
+  Cases of one group (one pruning method) resemble each other. Where all cases
+  are right, or all wrong, resampling shows no spread; the interval is then that
+  of Clopper and Pearson with the groups as the only independent cases.
+
+  Args:
+    wrong: bool [n].
+    groups: [n].
+    seed: of the resampling.
+    resamples: number of resamples, at least 100.
+
+  Raises:
+    ValueError: there is no case, or not one group for each.
+  """
+  wrong = np.asarray(wrong, bool)
+  rate = intervals.mean(wrong, groups, seed=seed, resamples=resamples)
+  if 0 < rate.value < 1:
+    return rate
+  test = scipy.stats.binomtest(rate.count * int(rate.value), rate.count)
+  low, high = test.proportion_ci(LEVEL, method="exact")
+  return dataclasses.replace(rate, low=float(low), high=float(high))
 
 
 def error_interval(

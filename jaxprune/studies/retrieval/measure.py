@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import checkpoints, report
+from jaxprune import checkpoints, report, statistics
 from jaxprune.calibration import documents, tokens
 from jaxprune.evaluation import retrieval, sentences
 from jaxprune.models import EncoderConfig
@@ -21,7 +21,6 @@ from jaxprune.pruning.checkpoint import encoder, sublayers
 from jaxprune.pruning.layerwise import drops
 from jaxprune.pruning.patterns import NofM, Unstructured
 from jaxprune.report import figures, page
-from jaxprune.statistics import rank_correlation
 from jaxprune.studies.tasks import retrieval_data
 
 METRICS = ("ndcg@10", "recall@10", "recall@100", "mrr@10")
@@ -284,7 +283,9 @@ def summarise(found, dense, cos_h, pairs, seed) -> dict[str, Any]:
     )
 
     def rho(column):
-      return lambda part: rank_correlation.spearman(part[:, 0], part[:, column])
+      return lambda part: statistics.rank_correlation(
+        part[:, 0], part[:, column]
+      )
 
     summary[STS] = _both(
       report.statistic_interval(rho(2), columns, seed=seed),

@@ -1,0 +1,267 @@
+"""How sure is a mean, a ratio or a proportion?
+
+The steps of one prompt resemble each other, so means and ratios resample whole
+groups (prompts) with the bias-corrected and accelerated bootstrap of SciPy: a
+resample draws groups with replacement and takes all rows of each. Independent
+items that are right or wrong get the interval of Wilson, which is honest where
+none or all are right and where there are few.
+
+Reference: Efron and Tibshirani, An Introduction to the Bootstrap (1993),
+chapter 14 (BCa); Wilson (1927), Probable inference, the law of succession, and
+statistical inference.
+Differs from the reference in: the unit is the group; where BCa is undefined,
+because the data are constant or no replicate lies beyond the estimate, the
+percentiles of the replicates are the interval.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import scipy.stats
+
+from jaxprune.statistics.estimate import LEVEL, UNKNOWN, Estimate
+
+RESAMPLES = 2000
+# Entries of the matrix of drawn groups held at a time: 8 MiB.
+_CHUNK = 1 << 20
+
+
+def mean(
+  values: np.ndarray,
+  groups: np.ndarray | None = None,
+  *,
+  seed: int = 0,
+  resamples: int = RESAMPLES,
+) -> Estimate:
+  """The mean over rows; of a paired difference, give differences.
+
+  Args:
+    values: real or bool [rows].
+    groups: [rows], equal for rows of one prompt; None: every row is its own.
+    seed: of the resampling.
+    resamples: number of resamples, at least 100.
+
+  Returns:
+    Ends are NaN where there are fewer than two groups. With a handful of
+    groups the interval is too narrow.
+
+  Raises:
+    ValueError: shapes differ, there is no row, or a value is not finite.
+  """
+  values = _checked(values, 1)
+  return ratio(
+    values, np.ones_like(values), groups, seed=seed, resamples=resamples
+  )
+
+
+def finite_mean(
+  values: np.ndarray,
+  groups: np.ndarray | None = None,
+  *,
+  seed: int = 0,
+  resamples: int = RESAMPLES,
+) -> Estimate:
+  """`mean` of the rows that are finite; `UNKNOWN` where none is.
+
+  Args:
+    values: real or bool [rows]; NaN and infinite rows are left out.
+    groups: see `mean`.
+    seed: see `mean`.
+    resamples: see `mean`.
+
+  Raises:
+    ValueError: shapes differ.
+  """
+  values = np.asarray(values, np.float64)
+  finite = np.isfinite(values)
+  if not finite.any():
+    return UNKNOWN
+  if groups is not None:
+    groups = np.asarray(groups)[finite]
+  return mean(values[finite], groups, seed=seed, resamples=resamples)
+
+
+def ratio(
+  numerators: np.ndarray,
+  denominators: np.ndarray,
+  groups: np.ndarray | None = None,
+  *,
+  transform: Callable[[np.ndarray], np.ndarray] = lambda ratio: ratio,
+  seed: int = 0,
+  resamples: int = RESAMPLES,
+) -> Estimate:
+  """transform(sum of numerators / sum of denominators).
+
+  With negative log-likelihoods, token counts and `numpy.exp` this is a
+  perplexity over documents.
+
+  Args:
+    numerators: real [rows].
+    denominators: positive [rows].
+    groups: see `mean`.
+    transform: monotone and elementwise.
+    seed: see `mean`.
+    resamples: see `mean`.
+
+  Raises:
+    ValueError: as `mean`, or a denominator is not positive.
+  """
+  numerators, denominators = _checked(numerators, 1), _checked(denominators, 1)
+  if denominators.shape != numerators.shape or not (denominators > 0).all():
+    raise ValueError(
+      f"denominators: need {numerators.size} positive numbers, one for each"
+      " numerator"
+    )
+  index = _group_index(groups, numerators.size)
+  num_G = np.bincount(index, numerators)
+  den_G = np.bincount(index, denominators)
+
+  one_size = bool((den_G == den_G[0]).all())
+
+  def of_drawn(drawn):
+    den = den_G[0] * drawn.shape[-1] if one_size else den_G[drawn].sum(-1)
+    return transform(num_G[drawn].sum(-1) / den)
+
+  return _bootstrap(of_drawn, len(num_G), seed, resamples)
+
+
+def statistic(
+  function: Callable[[np.ndarray], float],
+  rows: np.ndarray,
+  groups: np.ndarray | None = None,
+  *,
+  seed: int = 0,
+  resamples: int = RESAMPLES,
+) -> Estimate:
+  """Any statistic, computed anew on every resample.
+
+  Args:
+    function: from resampled rows, shaped as `rows` with another number of
+      rows, to a number; a median, say.
+    rows: real [rows] or [rows, columns].
+    groups: see `mean`.
+    seed: see `mean`.
+    resamples: see `mean`.
+
+  Raises:
+    ValueError: as `mean`, or the statistic is not finite on a resample.
+  """
+  rows = _checked(rows, np.ndim(rows))
+  index = _group_index(groups, len(rows))
+  rows_of = [np.flatnonzero(index == g) for g in range(index.max() + 1)]
+
+  def of_drawn(drawn):
+    values = [
+      float(function(rows[np.concatenate([rows_of[g] for g in sorted(each)])]))
+      for each in drawn.reshape(-1, drawn.shape[-1])
+    ]
+    return np.reshape(values, drawn.shape[:-1])
+
+  return _bootstrap(of_drawn, len(rows_of), seed, resamples)
+
+
+def proportion(successes: np.ndarray) -> Estimate:
+  """The share of independent items that are right, with Wilson's interval.
+
+  Args:
+    successes: bool, or 0 and 1, [items]. Of items that are alike, such as the
+      positions of one prompt, take `mean` with its groups instead.
+
+  Raises:
+    ValueError: there is no item, or one is neither 0 nor 1.
+  """
+  successes = _checked(successes, 1)
+  if not np.isin(successes, (0, 1)).all():
+    where = int(np.flatnonzero(~np.isin(successes, (0, 1)))[0])
+    raise ValueError(
+      f"successes: {successes[where]} at [{where}]; a proportion is of zeros"
+      " and ones, take `mean` of other numbers"
+    )
+  test = scipy.stats.binomtest(int(successes.sum()), successes.size)
+  ends = test.proportion_ci(LEVEL, method="wilson")
+  return Estimate(
+    float(successes.mean()), float(ends.low), float(ends.high), successes.size
+  )
+
+
+def _checked(values, ndim) -> np.ndarray:
+  values = np.asarray(values, np.float64)
+  if values.ndim != ndim or not 1 <= ndim <= 2 or not values.size:
+    raise ValueError(
+      f"values: shape {list(values.shape)}; need one row per measurement"
+    )
+  if not np.isfinite(values).all():
+    where = np.argwhere(~np.isfinite(values))[0].tolist()
+    raise ValueError(
+      f"values: not finite at {where}; leave such rows out and say how many"
+    )
+  return values
+
+
+def _group_index(groups, rows: int) -> np.ndarray:
+  """The group of each row, numbered from 0 in sorted order."""
+  if groups is None:
+    return np.arange(rows)
+  groups = np.asarray(groups)
+  if groups.shape != (rows,):
+    raise ValueError(
+      f"groups: shape {list(groups.shape)}; need one for each of {rows} rows"
+    )
+  return np.unique(groups, return_inverse=True)[1]
+
+
+def _bootstrap(of_drawn, count: int, seed: int, resamples: int) -> Estimate:
+  """An estimate by resampling groups.
+
+  Args:
+    of_drawn: from the groups drawn, int [..., any], to the statistic [...].
+    count: number of groups.
+    seed: of the draws.
+    resamples: number of resamples.
+  """
+  if resamples < 100:
+    raise ValueError(f"resamples={resamples}: need at least 100")
+  value = float(of_drawn(np.arange(count)))
+
+  def snapped(drawn, axis):
+    """Replicates, those that tie with the estimate made equal to it.
+
+    Sums in another order differ in their last bits, and the bias correction
+    counts a replicate that is equal to the estimate half.
+    """
+    del axis  # the last one
+    found = of_drawn(drawn)
+    if not np.isfinite(found).all() or not math.isfinite(value):
+      raise ValueError(
+        "the statistic is not finite on a resample; use one that every choice"
+        " of groups gives a value, or more groups"
+      )
+    near = 1e-12 * max(abs(value), np.max(np.abs(found)))
+    return np.where(np.abs(found - value) <= near, value, found)
+
+  if count < 2:
+    return Estimate(value, math.nan, math.nan, count)
+  with (
+    warnings.catch_warnings(),
+    np.errstate(divide="ignore", invalid="ignore"),
+  ):
+    warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
+    result = scipy.stats.bootstrap(
+      (np.arange(count),),
+      snapped,
+      n_resamples=resamples,
+      batch=max(1, _CHUNK // count),
+      vectorized=True,
+      axis=-1,
+      confidence_level=LEVEL,
+      method="BCa",
+      rng=np.random.default_rng(seed),
+    )
+  replicates, ends = result.bootstrap_distribution, result.confidence_interval
+  if not np.isfinite(ends).all():
+    ends = np.quantile(replicates, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+  # Interpolation between equal replicates may miss them by the last bit.
+  low, high = np.clip(ends, replicates.min(), replicates.max())
+  return Estimate(value, float(low), float(high), count)
