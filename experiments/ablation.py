@@ -66,7 +66,7 @@ _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 def main() -> None:
   import jax
 
-  from jaxprune import checkpoints, report
+  from jaxprune import checkpoints, devices, report
   from jaxprune.calibration import tokens
   from jaxprune.studies import inputs
   from jaxprune.studies.ablation import measure, page
@@ -131,7 +131,7 @@ def main() -> None:
       {
         **summary,
         "seconds": time.monotonic() - began,
-        "memory": measure.peak_memory(),
+        "memory": devices.peak_bytes(),
       }
     )
     page.write_page(run, description, summary)

@@ -96,7 +96,7 @@ _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 def main() -> None:
   import jax
 
-  from jaxprune import checkpoints, report
+  from jaxprune import checkpoints, devices, report
   from jaxprune.studies import inputs
   from jaxprune.studies.interventions import measure, page
 
@@ -182,7 +182,7 @@ def main() -> None:
     )
     run.write_summary(
       summary
-      | {"seconds": time.monotonic() - began, "memory": measure.peak_memory()}
+      | {"seconds": time.monotonic() - began, "memory": devices.peak_bytes()}
     )
     page.write_page(run, description, summary, settings)
   print(page.headline(summary))

@@ -77,10 +77,9 @@ _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 def main() -> None:
   import jax
 
-  from jaxprune import checkpoints, report
+  from jaxprune import checkpoints, devices, report
   from jaxprune.studies import inputs
   from jaxprune.studies.monitoring import measure, page
-  from jaxprune.studies.propagation.measure import peak_memory
   from jaxprune.studies.sweep import configurations
 
   jax.config.update("jax_default_matmul_precision", "highest")
@@ -141,7 +140,11 @@ def main() -> None:
     table = report.columns(report.read_records(run.folder))
     summary = page.summarise(table)
     run.write_summary(
-      {**summary, "seconds": time.monotonic() - began, "memory": peak_memory()}
+      {
+        **summary,
+        "seconds": time.monotonic() - began,
+        "memory": devices.peak_bytes(),
+      }
     )
     page.write_page(run, description, summary, settings)
   print("\n".join(page.lines(summary)))

@@ -105,9 +105,8 @@ def main() -> None:
   import jax
   import jax.numpy as jnp
 
-  from jaxprune import checkpoints, report
+  from jaxprune import checkpoints, devices, report
   from jaxprune.probes import directions
-  from jaxprune.pruning.checkpoint import memory
   from jaxprune.studies import inputs
   from jaxprune.studies.propagation import measure, page
   from jaxprune.studies.propagation import models as models_lib
@@ -136,10 +135,10 @@ def main() -> None:
   )
   bytes_needed = measure.estimate_bytes(source.config, prompts, settings)
   launch.say(
-    f"memory: {memory.gib(bytes_needed.total)} (weights"
-    f" {memory.gib(bytes_needed.weights)}, tangents"
-    f" {memory.gib(bytes_needed.tangents)}, nodes"
-    f" {memory.gib(bytes_needed.nodes)})"
+    f"memory: {devices.gib(bytes_needed.total)} (weights"
+    f" {devices.gib(bytes_needed.weights)}, tangents"
+    f" {devices.gib(bytes_needed.tangents)}, nodes"
+    f" {devices.gib(bytes_needed.nodes)})"
   )
   hashes = {"dense": checkpoints.checkpoint_hash(source)}
   cells, drawn, calibration = [], {}, None
@@ -251,7 +250,7 @@ def main() -> None:
         "complete": summary["completeness_error"] <= settings.tolerance,
         "seconds": time.monotonic() - began,
         "cpu_seconds": time.process_time(),
-        "memory": measure.peak_memory(),
+        "memory": devices.peak_bytes(),
       }
     )
   print(page.headline(summary))

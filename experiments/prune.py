@@ -311,6 +311,7 @@ def _allocated(source, pattern, ids, memory):
 
 def _check_memory(config, ids, memory):
   """Say what the run will hold, and refuse what cannot fit."""
+  from jaxprune import devices
   from jaxprune.pruning.checkpoint import memory as memory_lib
 
   sequences, length = (0, 0) if ids is None else ids.shape
@@ -318,10 +319,10 @@ def _check_memory(config, ids, memory):
     config, _METHOD.value, sequences=sequences, length=length, memory=memory
   )
   launch.say(
-    f"memory: device {memory_lib.gib(found.device)} (layer"
-    f" {memory_lib.gib(found.layer)}, statistics"
-    f" {memory_lib.gib(found.statistics)}, activations"
-    f" {memory_lib.gib(found.activations)}), host {memory_lib.gib(found.host)}"
+    f"memory: device {devices.gib(found.device)} (layer"
+    f" {devices.gib(found.layer)}, statistics"
+    f" {devices.gib(found.statistics)}, activations"
+    f" {devices.gib(found.activations)}), host {devices.gib(found.host)}"
   )
   memory_lib.check_fits(found)
 

@@ -63,10 +63,9 @@ _RESUME = flags.DEFINE_bool(
 def main() -> None:
   import jax
 
-  from jaxprune import checkpoints, report
+  from jaxprune import checkpoints, devices, report
   from jaxprune.recovery import Recovery
   from jaxprune.studies import inputs
-  from jaxprune.studies.propagation.measure import peak_memory
   from jaxprune.studies.recovery import measure, page
   from jaxprune.studies.sweep import configurations
 
@@ -113,7 +112,11 @@ def main() -> None:
     table = report.columns(report.read_records(run.folder))
     summary = page.summarise(table)
     run.write_summary(
-      {**summary, "seconds": time.monotonic() - began, "memory": peak_memory()}
+      {
+        **summary,
+        "seconds": time.monotonic() - began,
+        "memory": devices.peak_bytes(),
+      }
     )
     page.write_page(run, description, summary, settings)
   print("\n".join(page.lines(summary)))

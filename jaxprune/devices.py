@@ -6,8 +6,13 @@ over devices that statistics need (axes of type Auto).
 
 With several processes each of them calls the same functions on the same files;
 `to_host` gathers, and only the writer writes.
+
+How much memory there is, and how much a process has used, is asked here too.
 """
 
+import os
+import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -111,3 +116,48 @@ def wait_for_all(name: str) -> None:
   """Wait until every process is here; nothing with a single one."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def available_bytes() -> tuple[int | None, int | None]:
+  """Bytes of one device and of the host, None where they are not told.
+
+  On a CPU both are the same memory: that of the machine, or of the control
+  group that the process may use.
+  """
+  host = _host_bytes()
+  if jax.default_backend() == "cpu":
+    return host, host
+  stats = jax.local_devices()[0].memory_stats() or {}
+  return stats.get("bytes_limit"), host
+
+
+def peak_bytes() -> int:
+  """Peak bytes in use: of the first device where it tells, else resident."""
+  stats = jax.local_devices()[0].memory_stats()
+  if stats and "peak_bytes_in_use" in stats:
+    return int(stats["peak_bytes_in_use"])
+  return peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+  """Peak resident memory of this process so far, bytes."""
+  import resource  # not on Windows, where nothing else needs it
+
+  # Linux counts KiB, macOS bytes.
+  unit = 1 if sys.platform == "darwin" else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def gib(count: int) -> str:
+  """Bytes as a short text in GiB."""
+  return f"{count / 2**30:.3g} GiB"
+
+
+def _host_bytes() -> int | None:
+  limits = []
+  if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+    limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+  limit = pathlib.Path("/sys/fs/cgroup/memory.max")
+  if limit.is_file() and limit.read_text().strip().isdigit():
+    limits.append(int(limit.read_text()))
+  return min(limits, default=None)

@@ -62,7 +62,7 @@ def test_what_cannot_fit_is_refused(monkeypatch):
   settings = measure.Settings(max_new_tokens=2, batch=1)
   found = measure.estimate_bytes(CONFIG, prompts, settings)
   monkeypatch.setattr(
-    measure.estimate, "available_bytes", lambda: (found.total - 1, None)
+    measure.devices, "available_bytes", lambda: (found.total - 1, None)
   )
   with pytest.raises(ValueError, match="use a smaller --batch"):
     measure.estimate_bytes(CONFIG, prompts, settings)

@@ -231,6 +231,6 @@ def test_what_cannot_fit_is_refused(tiny, monkeypatch):
     tiny.config, "sparsegpt", sequences=6, length=24, memory=Memory()
   )
   memory.check_fits(found)
-  monkeypatch.setattr(memory, "available_bytes", lambda: (1000, 1000))
+  monkeypatch.setattr(memory.devices, "available_bytes", lambda: (1000, 1000))
   with pytest.raises(ValueError, match="fewer or shorter calibration"):
     memory.check_fits(found)

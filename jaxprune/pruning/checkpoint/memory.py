@@ -8,11 +8,10 @@ intermediate of a micro-batch.
 
 import dataclasses
 import math
-import os
-import pathlib
 
 import jax
 
+from jaxprune import devices
 from jaxprune.checkpoints import names
 from jaxprune.models import KERNEL_INPUTS, ModelConfig
 from jaxprune.pruning import registry
@@ -100,19 +99,6 @@ def _statistics(statistic, inputs):
   return _FLOAT * 4 * sum(widths)
 
 
-def available_bytes() -> tuple[int | None, int | None]:
-  """Bytes of one device and of the host, None where they are not told.
-
-  On a CPU both are the same memory: that of the machine, or of the control
-  group that the process may use.
-  """
-  host = _host_bytes()
-  if jax.default_backend() == "cpu":
-    return host, host
-  stats = jax.local_devices()[0].memory_stats() or {}
-  return stats.get("bytes_limit"), host
-
-
 def check_fits(estimate: Estimate) -> None:
   """Refuse a run that cannot fit.
 
@@ -120,33 +106,20 @@ def check_fits(estimate: Estimate) -> None:
     ValueError: it needs more than the device or the host has; says what to
       change.
   """
-  device, host = available_bytes()
+  device, host = devices.available_bytes()
   shared = jax.default_backend() == "cpu"
   need = estimate.device + estimate.host if shared else estimate.device
   if device is not None and need > device:
     raise ValueError(
-      f"needs {gib(need)} on the device, of which activations"
-      f" {gib(estimate.activations)}, statistics {gib(estimate.statistics)};"
-      f" there are {gib(device)}: use fewer or shorter calibration"
+      f"needs {devices.gib(need)} on the device, of which activations"
+      f" {devices.gib(estimate.activations)}, statistics"
+      f" {devices.gib(estimate.statistics)};"
+      f" there are {devices.gib(device)}: use fewer or shorter calibration"
       " sequences, a smaller micro_batch, offloading or a mesh"
     )
   if not shared and host is not None and estimate.host > host:
     raise ValueError(
-      f"needs {gib(estimate.host)} of host memory, there are {gib(host)}:"
+      f"needs {devices.gib(estimate.host)} of host memory, there are"
+      f" {devices.gib(host)}:"
       " use fewer or shorter calibration sequences"
     )
-
-
-def gib(count: int) -> str:
-  """Bytes as a short text in GiB."""
-  return f"{count / 2**30:.3g} GiB"
-
-
-def _host_bytes() -> int | None:
-  limits = []
-  if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-    limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-  limit = pathlib.Path("/sys/fs/cgroup/memory.max")
-  if limit.is_file() and limit.read_text().strip().isdigit():
-    limits.append(int(limit.read_text()))
-  return min(limits, default=None)

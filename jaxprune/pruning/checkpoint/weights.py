@@ -19,8 +19,6 @@ SparseGPT, arXiv 2301.00774, whose official code walks the layers this way.
 
 import dataclasses
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -134,7 +132,7 @@ def prune_weights(
       if index + 1 < config.num_layers:
         streaming.advance(config, new, states, sliding, memory)
     row["seconds"] = time.monotonic() - began
-    row["memory"] = _peak_memory()
+    row["memory"] = devices.peak_resident_bytes()
     log.append(row)
     if narrow:
       new, keep = layer.narrow_layer(devices.to_host(new), keep), {}
@@ -268,9 +266,3 @@ def folder_sparsity(folder: str | os.PathLike) -> float:
   return float(
     np.mean([layer.sparsity(checkpoints.read_layer(source, i)) for i in layers])
   )
-
-
-def _peak_memory() -> int:
-  """Peak resident memory of the process so far, bytes."""
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return peak if sys.platform == "darwin" else peak * 1024

@@ -13,7 +13,6 @@ from jaxprune.pruning.checkpoint import sublayers
 from jaxprune.pruning.checkpoint.streaming import Memory
 from jaxprune.pruning.layerwise import drops
 from jaxprune.pruning.layerwise.drops import Drops
-from jaxprune.studies.propagation.measure import peak_memory as peak_memory
 
 ESTIMATES = ("kl_estimate", "kl_first_order")
 SELECTIONS = ("similarity", "kl", "kl_iterative", "random")

@@ -20,11 +20,10 @@ from jaxprune.probes.decoder import interventions as driver
 from jaxprune.probes.decoder import logit_interventions
 from jaxprune.pruning import controls
 from jaxprune.studies import inputs
-from jaxprune.studies.propagation.measure import peak_memory
 from jaxprune.studies.sweep import configurations
 from jaxprune.studies.tasks import scores
 
-__all__ = ["FIELDS", "Settings", "Study", "peak_memory", "read_answers"]
+__all__ = ["FIELDS", "Settings", "Study", "read_answers"]
 
 READ, CONTINUED, ANSWERS = "teacher_forced", "continued", "answers"
 TEMPERATURES, TOP_K, TOP_P = (0.5, 0.7, 0.85, 1.2), (5,), (0.9,)

@@ -5,8 +5,6 @@ prompts, R output steps, n places of the path.
 """
 
 import dataclasses
-import resource
-import sys
 import time
 from typing import Any
 
@@ -14,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import devices
 from jaxprune.calibration import batching
 from jaxprune.calibration import prompts as prompts_lib
 from jaxprune.models import generation
@@ -24,7 +23,6 @@ from jaxprune.probes.decoder.propagation import (
   interactions as decoder_interactions,
 )
 from jaxprune.probes.decoder.propagation import path as decoder_path
-from jaxprune.pruning.checkpoint import memory as memory_lib
 
 GRID = tuple(np.linspace(0.05, 1.0, 20).tolist())
 # Places of the speeds: both ends, and nodes whose weights integrate over t.
@@ -129,24 +127,15 @@ def estimate_bytes(
     nodes=settings.max_nodes,
     memory=_TANGENTS,
   )
-  there, _ = memory_lib.available_bytes()
+  there, _ = devices.available_bytes()
   if there is not None and found.total > there:
     raise ValueError(
-      f"needs {memory_lib.gib(found.total)} on the device, of which weights"
-      f" {memory_lib.gib(found.weights)}, tangents"
-      f" {memory_lib.gib(found.tangents)}; there are {memory_lib.gib(there)}:"
+      f"needs {devices.gib(found.total)} on the device, of which weights"
+      f" {devices.gib(found.weights)}, tangents"
+      f" {devices.gib(found.tangents)}; there are {devices.gib(there)}:"
       " use a smaller --batch, fewer --max_new_tokens or shorter prompts"
     )
   return found
-
-
-def peak_memory() -> int:
-  """Bytes: of the device where it says so, else of this process."""
-  found = jax.devices()[0].memory_stats()
-  if found and "peak_bytes_in_use" in found:
-    return int(found["peak_bytes_in_use"])
-  unit = 1 if sys.platform == "darwin" else 1024
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def write_texts(
