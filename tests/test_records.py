@@ -7,6 +7,8 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxprune import report
 from jaxprune.report import fields, records
@@ -252,6 +254,85 @@ def test_columns_and_csv(tmp_path):
   assert header == ["protocol", "step", "layer", "flip", "kl", "note"]
   assert first == ["", "0", "3", "true", "0.1", 'a "b", c']
   assert second == ["x", "1", "", "false", "", ""]
+
+
+ROWS = st.lists(
+  st.fixed_dictionaries(
+    {},
+    optional={
+      "step": st.integers(-5, 5),
+      "layer": st.none() | st.integers(0, 3),
+      "flip": st.booleans(),
+      "kl": st.none() | st.floats(-10, 10),
+      "js": st.none() | st.floats(-1, 1) | st.integers(0, 3) | st.booleans(),
+      "task": st.none() | st.sampled_from("ab"),
+      "note": st.none() | st.text(max_size=2),
+    },
+  ),
+  max_size=12,
+)
+
+
+def column_by_definition(values):
+  known = [value for value in values if value is not None]
+  if any(isinstance(value, str) for value in known):
+    return np.array(values, object)
+  if len(known) == len(values):
+    if all(isinstance(value, bool) for value in known):
+      return np.array(values, bool)
+    if all(isinstance(value, int) for value in known):
+      return np.array(values, np.int64)
+  return np.array(
+    [math.nan if value is None else value for value in values], np.float64
+  )
+
+
+@given(ROWS, st.sampled_from([{}, {"task": "a"}, {"step": 1}, {"flip": True}]))
+def test_selected_columns_are_those_of_the_selected_rows(rows, equal):
+  table = report.Columns()
+  table.extend(rows)
+  for present, absent in (((), ()), (("kl",), ()), ((), ("layer", "x"))):
+    chosen = [
+      row
+      for row in rows
+      if all(name in row for name in present)
+      and not any(name in row for name in absent)
+      and all(row.get(name) == value for name, value in equal.items())
+    ]
+    got = table.select(present=present, absent=absent, **equal)
+    assert set(got) == {name for row in chosen for name in row}
+    for name, column in got.items():
+      expected = column_by_definition([row.get(name) for row in chosen])
+      if column.dtype == object:
+        assert column.tolist() == [row.get(name) for row in chosen]
+      else:  # or a wider kind of number, which the other rows are of
+        assert np.result_type(column, expected) == column.dtype
+        np.testing.assert_array_equal(column, expected)
+
+
+def test_a_run_gives_its_columns_back(tmp_path):
+  rows = [
+    dict(task="a", step=0, kl=np.float32(0.5), flip=np.bool_(True)),
+    dict(task="b", step=1, kl=math.inf, layer=2, js=None),
+    dict(task="a", step=np.int32(2), flip=False),
+  ]
+  with report.RunFolder(tmp_path, describe()) as run:
+    run.write_all(rows[:2])
+  with report.RunFolder(tmp_path, describe(), resume=True) as run:
+    run.write(rows[2])
+    with pytest.raises(ValueError):
+      run.write_all([dict(step=3), dict(step="x")])
+  read = report.columns(report.read_records(tmp_path))
+  got = run.columns()
+  assert list(got) == list(read) == ["task", "step", "kl", "flip", "layer"]
+  for name, column in got.items():
+    assert column.dtype == read[name].dtype
+    np.testing.assert_array_equal(column, read[name])
+  assert run.columns(task="a")["flip"].tolist() == [True, False]
+  assert run.columns(task="a", present=["kl"])["step"].tolist() == [0]
+  assert run.columns(absent=["layer"])["step"].tolist() == [0, 2]
+  assert run.columns(present=["layer"])["kl"].shape == (1,)
+  assert run.columns(task="c") == {}
 
 
 def test_the_table_has_what_other_programs_rely_on():

@@ -2,7 +2,7 @@
 
 from jaxprune.report.fields import FIELDS, Field, axis_label
 from jaxprune.report.records import RunFolder, describe_run
-from jaxprune.report.tables import columns, read_records, write_csv
+from jaxprune.report.tables import Columns, columns, read_records, write_csv
 from jaxprune.statistics import (
   Bin,
   Estimate,
@@ -19,6 +19,7 @@ from jaxprune.statistics.bootstrap import (
 
 __all__ = [
   "Bin",
+  "Columns",
   "Estimate",
   "FIELDS",
   "Field",

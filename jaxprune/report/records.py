@@ -30,7 +30,7 @@ import numpy as np
 import jaxprune
 from jaxprune import files
 from jaxprune.report.fields import FIELDS, Field
-from jaxprune.report.tables import RECORDS, read_records
+from jaxprune.report.tables import RECORDS, Columns, read_records
 
 RUN, SUMMARY, FIGURES, PAGE = (
   "run.json",
@@ -95,6 +95,10 @@ class RunFolder:
   Only the main process touches the disk. The others call the same methods,
   which check their arguments and write nothing.
 
+  A study that has written its rows gets them back as arrays, without reading
+  the disk: `run.columns()` has all rows, `run.columns(task="copy")` those whose
+  task is copy, `run.columns(absent=["layer"])` those without a layer.
+
   Attributes:
     folder: where.
     non_finite: how often each field was not finite so far.
@@ -128,6 +132,7 @@ class RunFolder:
     self.non_finite: dict[str, int] = {}
     extra_fields = dict(extra_fields or {})
     self._fields = {**FIELDS, **extra_fields}
+    self._table = Columns()
     self._file = None
     if not main_process:
       return
@@ -139,7 +144,10 @@ class RunFolder:
     if resume and (self.folder / RUN).is_file():
       _check_same(self.folder, description)
       _cut_off(self.folder / RECORDS)
-      self.non_finite = _count_nulls(self.folder / RECORDS)
+      if (self.folder / RECORDS).is_file():
+        earlier = read_records(self.folder)
+        self._table.extend(earlier)
+        self.non_finite = _count_nulls(earlier)
     else:
       _clear(self.folder)
     self.folder.mkdir(parents=True, exist_ok=True)
@@ -174,10 +182,38 @@ class RunFolder:
 
   def write_all(self, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows, see `write`, flushed together."""
-    lines = [json.dumps(self._checked(row), allow_nan=False) for row in rows]
-    if self._file is not None and lines:
+    checked = [self._checked(row) for row in rows]
+    self._table.extend(checked)
+    if self._file is not None and checked:
+      lines = [json.dumps(row, allow_nan=False) for row in checked]
       self._file.write("\n".join(lines) + "\n")
       self._file.flush()
+
+  def columns(
+    self,
+    *,
+    present: Sequence[str] = (),
+    absent: Sequence[str] = (),
+    **equal: Any,
+  ) -> dict[str, np.ndarray]:
+    """Columns of the rows written so far, and of those of a resumed run.
+
+    They are kept in memory, 16 bytes a value, and equal what
+    `report.columns(report.read_records(folder))` reads from the same rows. A
+    process that is not the main one has the rows that it was given itself.
+
+    Args:
+      present: fields that a row must have.
+      absent: fields that a row must not have.
+      **equal: by field, the value that a row must have, such as
+        `protocol="teacher_forced"`.
+
+    Returns:
+      Arrays of one length in the order of the rows. Per field that occurs:
+      bool or int64 where every row has it; float64, NaN where a row lacks it
+      or was not finite; object with None for text.
+    """
+    return self._table.select(present=present, absent=absent, **equal)
 
   def write_summary(self, scalars: Mapping[str, Any]) -> None:
     """Write summary.json: `scalars` and the counts of non-finite numbers.
@@ -269,9 +305,8 @@ def _cut_off(path: pathlib.Path) -> None:
       os.truncate(path, content.rfind(b"\n") + 1)
 
 
-def _count_nulls(path: pathlib.Path) -> dict[str, int]:
-  """Non-finite numbers of the rows that are there."""
-  rows = read_records(path) if path.is_file() else []
+def _count_nulls(rows) -> dict[str, int]:
+  """How often each field is not finite."""
   return dict(
     collections.Counter(
       name for row in rows for name, value in row.items() if value is None
