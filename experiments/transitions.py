@@ -51,7 +51,6 @@ def main() -> None:
       "--pruned and --drop: give one of them, --pruned=FOLDER to replace"
       " sublayers or --drop to leave them out"
     )
-  from jaxprune import report
   from jaxprune.studies.transitions import measure
 
   models = _MODELS.open()
@@ -80,7 +79,7 @@ def main() -> None:
       study.run,
       progress=study.progress("batch", -(-len(prompts.tokens) // _BATCH.value)),
     )
-    table = report.columns(report.read_records(study.run.folder))
+    table = study.run.columns()
     summary = measure.summarise(table, settings)
     study.finish(summary, measure.headline(summary))
     measure.write_page(study.run, study.description, table, summary, settings)
