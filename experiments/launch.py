@@ -64,6 +64,7 @@ def run(main: Callable[[], None]) -> None:
       raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     # absl shows what JAX logs of every accelerator that is not there.
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)
+    _say_what_is_logged("jaxprune")
     _clock.restart()
     try:
       if _DISTRIBUTED.value:
@@ -76,6 +77,24 @@ def run(main: Callable[[], None]) -> None:
       sys.exit(1)
 
   app.run(entry)
+
+
+def _say_what_is_logged(name: str) -> None:
+  """Print what the logger `name` is told from INFO on, each line once."""
+
+  class Handler(python_logging.Handler):
+    said: set[str] = set()
+
+    def emit(self, record: python_logging.LogRecord) -> None:
+      text = " ".join(record.getMessage().split())
+      if text not in self.said:
+        self.said.add(text)
+        say(f"note: {text}")
+
+  logger = python_logging.getLogger(name)
+  logger.setLevel(python_logging.INFO)
+  logger.addHandler(Handler())
+  logger.propagate = False  # absl would print it again
 
 
 def _join() -> None:

@@ -725,7 +725,7 @@ import os, signal, sys
 import jax
 jax.config.update("jax_platforms", "cpu")
 from jaxprune import checkpoints
-from jaxprune.checkpoints import files
+from jaxprune import files
 source = checkpoints.open_checkpoint(sys.argv[1])
 export = checkpoints.start_export(sys.argv[2], source, provenance={"a": 1})
 replace, kill_at = os.replace, sys.argv[3]

@@ -1,6 +1,7 @@
 """config.json in, ModelConfig out, and nothing silently lost on the way."""
 
 import json
+import time
 
 import jax
 import numpy as np
@@ -189,7 +190,36 @@ def test_absent_ids():
     ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
     ("llama", {"logit_softcap": 30.0}, "logit_softcap=30.0"),
     ("llama", {"quantization_config": {"bits": 4}}, "dequantize"),
-    ("llama", {"auto_map": {"AutoModel": "x.Y"}}, "runs code"),
+    (
+      "llama",
+      {"auto_map": {"AutoModel": "x.Y"}, "drop_attn_list": [0]},
+      "would leave out the sublayers",
+    ),
+    (
+      "llama",
+      {"auto_map": {"AutoModel": "x.Y"}, "drop_mlp_list": [False, True, False]},
+      "would leave out the sublayers",
+    ),
+    ("llama", {"is_causal": False}, "is_causal=False"),
+    ("llama", {"is_causal": None}, "is_causal=None"),
+    ("llama", {"is_causal": 0}, "is_causal=0"),
+    ("llama", {"rope_interleaved": True}, "rope_interleaved=True"),
+    ("llama", {"attention_chunk_size": 8}, "attention_chunk_size=8"),
+    ("llama", {"kv_sharing_modes": ["reuse"] * 3}, "kv_sharing_modes"),
+    ("llama", {"text_config": {}}, "composite"),
+    ("llama", {"to_dict": 1}, "name of a method"),
+    ("llama", {"sliding_window": 0}, "sliding_window=0"),
+    ("llama", {"pad_token_id": 61}, "below vocab_size=61"),
+    ("llama", {"eos_token_id": [2, None]}, "eos_token_id=[2, None]"),
+    ("llama", {"use_cache": [1]}, "use_cache=[1]: must be bool"),
+    ("llama", {"attention_dropout": "0"}, "must be int or float or None"),
+    ("llama", {"rope_theta": None}, "rope_theta=None"),
+    (
+      "qwen2",
+      {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": 0},
+      "sliding_window=0",
+    ),
+    ("qwen3", {"head_dim": None}, "head_dim=None"),
     ("llama", {"is_encoder_decoder": True}, "is_encoder_decoder=True"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ("llama", {"per_layer_config": {"1": {}}}, "per_layer_config"),
@@ -220,10 +250,20 @@ def test_absent_ids():
       "factor='2'",
     ),
     ("llama", {"rope_scaling": [2.0]}, "must be an object"),
+    ("llama", {"rope_scaling": {"type": "yarn"}}, "rope_scaling.factor=None"),
     (
       "llama",
-      {"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 2.0}},
-      "contradicts",
+      {
+        "rope_scaling": dict(YARN, original_max_position_embeddings=64),
+        "original_max_position_embeddings": 0,
+      },
+      "original_max_position_embeddings=0",
+    ),
+    (
+      "llama",
+      {"rope_parameters": dict(LONG, factor=2.0)}
+      | {"original_max_position_embeddings": 0},
+      "original_max_position_embeddings=0",
     ),
     (
       "llama",
@@ -260,9 +300,192 @@ def test_refusals_name_the_file(tmp_path):
   file.write_text("[]")
   with pytest.raises(ValueError, match="not an object"):
     ModelConfig.from_hf(tmp_path)
-  file.write_text(json.dumps({"model_type": "llama", "new_thing": 1}))
-  with pytest.raises(ValueError, match="config.json: new_thing=1"):
+  file.write_text(json.dumps({"model_type": "llama", "is_causal": False}))
+  with pytest.raises(ValueError, match="config.json: is_causal=False"):
     ModelConfig.from_hf(tmp_path)
+
+
+def test_every_problem_is_reported_at_once():
+  with pytest.raises(ValueError) as caught:
+    read(
+      vocab_size="61",
+      hidden_act="gelu",
+      rope_scaling={"type": "ntk"},
+      quantization_config={"bits": 4},
+      is_causal=False,
+      harmless=1,
+    )
+  text = str(caught.value)
+  for field in (
+    "vocab_size='61'",
+    "hidden_act='gelu'",
+    "rope_scaling.rope_type='ntk'",
+    "quantization_config=",
+    "is_causal=False",
+  ):
+    assert field in text
+  assert text.count("; ") == 4 and "\n" not in text and "harmless" not in text
+
+
+HARMLESS = {
+  "is_llama_config": True,
+  "rope_interleaved": False,
+  "transformers.js_config": {"dtype": "q4", "use_external_data_format": True},
+  "_attn_implementation_autoset": True,
+  "unk_token_id": 0,
+  "_model_name_or_path": "a/b",
+  "is_decoder": True,
+  "gradient_checkpointing": False,
+  "neftune_noise_alpha": 5,
+  "auto_map": {"AutoModelForCausalLM": "x.Y"},
+  "add_cross_attention": True,
+  "logit_softcap": None,
+  "a\nkey": [1, {"b": None}],
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keys_that_stock_does_not_read_are_named(family):
+  plain = read(family)
+  config = read(family, **HARMLESS, torch_dtype="float16", temperature=0.6)
+  assert config == plain and hash(config) == hash(plain)
+  assert plain.ignored == ()
+  *names, last = config.ignored
+  assert [*names, "a\nkey"] == list(HARMLESS)
+  assert last == r"'a\nkey'" and "ignored" not in repr(config)
+
+
+def test_values_read_as_stock_reads_them():
+  assert read(hidden_act="swish") == read()
+  # transformers 4; the strict classes of 5 refuse it.
+  assert read(attention_bias=None) == read()
+  assert read("mistral", attention_bias=None) == read("mistral")
+  assert read("qwen2", attention_bias=True) == read("qwen2")
+  for family in ("qwen2", "qwen3"):
+    assert read(family, sliding_window=0) == read(family)
+    kinds = ["attention"] * 3
+    assert read(family, layer_types=kinds) == read(family)
+  assert read(sliding_window=4096) == read()  # longer than the context
+  assert read("qwen2", head_dim=16).head_dim == 16
+  assert read("mistral", hidden_size=34).head_dim == 8
+  assert read(eos_token_id=[]).eos_ids == ()
+  assert read(rope_scaling={"factor": 2.0}).rope == read().rope
+  assert read(
+    rope_scaling={"type": "linear", "rope_type": "dynamic", "factor": 2.0}
+  ) == read(rope_scaling={"type": "dynamic", "factor": 2.0})
+
+
+@pytest.mark.parametrize("value", [None, False])
+def test_yarn_without_truncation(value):
+  assert read(rope_scaling=dict(YARN, truncate=value)) == read(
+    rope_scaling=dict(YARN, truncate=False)
+  )
+
+
+def test_contradictory_layouts_are_read_as_stock_does():
+  new = dict(rope_type="default", rope_theta=3e4)
+  linear = dict(type="linear", factor=2.0)
+  for fields in (
+    dict(rope_theta=5e5, rope_parameters=new),
+    dict(rope_theta=5e5, rope_parameters=dict(rope_type="default")),
+    dict(rope_theta=5e5, rope_scaling=linear, rope_parameters=new),
+    dict(rope_scaling=linear, rope_parameters=new),
+    dict(rope_scaling=dict(linear, rope_theta=7.0), rope_theta=5e5),
+    dict(rope_scaling={}, rope_parameters=new, rope_theta=5e5),
+    dict(
+      rope_scaling=dict(YARN),
+      original_max_position_embeddings=32,
+      rope_theta=9.0,
+    ),
+  ):
+    config = read(**fields)
+    theirs = stock("llama", json.loads(json.dumps({**TINY, **fields})))
+    function = ROPE_INIT_FUNCTIONS.get(config.rope.kind)
+    if function is None:
+      assert theirs.rope_parameters["rope_type"] == "default"
+    else:
+      expected, _ = function(theirs, torch.device("cpu"))
+      np.testing.assert_allclose(
+        rope.inv_freq(config, 8), expected.numpy(), rtol=1e-6
+      )
+    assert config.rope.theta == theirs.rope_parameters["rope_theta"]
+  assert read(rope_theta=5e5, rope_parameters=new).ignored == ("rope_theta",)
+
+
+@pytest.mark.parametrize(
+  "scaling",
+  [
+    LLAMA3,
+    dict(LONG, factor=2.0, attention_factor=1.25),
+    dict(LONG, factor=1.0),
+    dict(rope_type="linear", factor=2.5),
+  ],
+)
+def test_original_length_of_zero_on_top(scaling):
+  """Stock divides all frequencies of llama3, and takes the long factors."""
+  fields = dict(
+    TINY,
+    max_position_embeddings=256,
+    rope_parameters=dict(scaling, rope_theta=5e4),
+    original_max_position_embeddings=0,
+  )
+  ours = read(**fields)
+  theirs = stock("llama", json.loads(json.dumps(fields)))
+  expected, scale = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](
+    theirs, torch.device("cpu"), seq_len=1
+  )
+  np.testing.assert_allclose(rope.inv_freq(ours, 1), expected, rtol=1e-6)
+  np.testing.assert_allclose(rope.attention_scale(ours.rope), scale, rtol=3e-7)
+
+
+@pytest.mark.parametrize(
+  "text, words",
+  [
+    ('{"model_type": "llama", "x": ' + "[" * 1000 + "]" * 1000 + "}", "nested"),
+    ('{"model_type": "llama", "x": ' + "[" * 10**6 + "}", "nested"),
+    ('{"model_type": "llama", "hidden_size": 4, "hidden_size": 4}', "twice"),
+    ('{"model_type": "llama", "rms_norm_eps": NaN}', "NaN is not JSON"),
+    ('{"model_type": "llama", "x": -Infinity}', "not JSON"),
+    (
+      '{"model_type": "llama", "num_hidden_layers": 1000000000}',
+      "at most 10000",
+    ),
+    ('{"model_type": "llama", "vocab_size": ' + "9" * 400 + "}", "at most"),
+    ('{"model_type": "llama", "rms_norm_eps": ' + "9" * 400 + "}", "positive"),
+    ('{"model_type": "llama", "rope_theta": ' + "9" * 5000 + "}", "not JSON"),
+    ('{"model_type": ["llama"]}', "model_type=['llama']"),
+    ('{"model_type": {}}', "model_type={}"),
+    ('{"model_type": "llama", "hidden_act": ["silu"]}', "hidden_act=['silu']"),
+    ('{"model_type": "llama", "rope_scaling": "x"}', "rope_scaling='x'"),
+    ('{"model_type": "llama", "rope_scaling": {"type": []}}', "rope_type=[]"),
+    ('{"model_type": "qwen2", "layer_types": [[1]]}', "layer_types"),
+    ('{"model_type": "llama", "bos_token_id": ' + "9" * 400 + "}", "token id"),
+    ('{"model_type": "llama"' + " " * (1 << 24) + "}", "more than"),
+    ("\ufeff{}", "not JSON"),
+    ("", "not JSON"),
+  ],
+)
+def test_odd_files_get_one_line_at_once(text, words, tmp_path):
+  (tmp_path / "config.json").write_text(text)
+  began = time.monotonic()
+  with pytest.raises(ValueError) as caught:
+    ModelConfig.from_hf(tmp_path)
+  assert time.monotonic() - began < 1
+  message = str(caught.value)
+  assert message.startswith(str(tmp_path / "config.json"))
+  assert words in message and "\n" not in message and len(message) < 400
+
+
+def test_odd_values_of_generation_config(tmp_path):
+  (tmp_path / "config.json").write_text(
+    json.dumps({"model_type": "llama", **TINY})
+  )
+  file = tmp_path / "generation_config.json"
+  file.write_text('{"eos_token_id": ["2"], "pad_token_id": [1]}')
+  with pytest.raises(ValueError) as caught:
+    ModelConfig.from_hf(tmp_path)
+  assert "generation_config.json: eos_token_id='2'" in str(caught.value)
+  assert "generation_config.json: pad_token_id=[1]" in str(caught.value)
 
 
 def test_the_callers_dict_is_left_alone():

@@ -244,12 +244,24 @@ def test_config_defaults_are_those_of_stock():
     ({"quantization_config": {"bits": 8}}, "quantization_config"),
     ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
     ({"rope_theta": 10000.0}, "rope_theta=10000.0"),
-    ({"new_field": 1}, "new_field=1.*not known"),
+    ({"is_causal": True}, "is_causal=True"),
+    (
+      {"hidden_size": 30, "vocab_size": None},
+      "hidden_size=30: must be.*; vocab_size=None: must be",
+    ),
   ],
 )
 def test_config_refuses(change, words):
   with pytest.raises(ValueError, match=words):
     EncoderConfig.from_hf({**HF, **change})
+
+
+def test_config_names_the_keys_without_effect():
+  config = EncoderConfig.from_hf(
+    {**HF, "new_field": 1, "gradient_checkpointing": False, "use_cache": True}
+  )
+  assert config == EncoderConfig.from_hf(HF)
+  assert config.ignored == ("new_field", "gradient_checkpointing")
 
 
 def test_config_names_the_file(tmp_path):

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxprune.checkpoints.source import Source
+from jaxprune.models.config import ModelConfig, RopeConfig
 
 _DROP_KEYS = {"attention": "drop_attn_list", "mlp": "drop_mlp_list"}
 
@@ -53,17 +54,8 @@ def patched_config(
   """
   hf = dict(source.hf)
   hf.pop("auto_map", None)
-  rope = hf.get("rope_parameters")
-  if rope is not None:
-    # transformers 4 reads only these, and without them takes theta 10000 and
-    # no scaling without a word.
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
-    hf.setdefault("rope_theta", source.config.rope.theta)
-    hf.setdefault("rope_scaling", None if kind == "default" else scaling)
-    original = "original_max_position_embeddings"
-    if kind == "longrope" and original in rope:
-      hf.setdefault(original, rope[original])
+  if isinstance(source.config, ModelConfig):
+    _write_rope(hf, source.config.rope)
   earlier = read_drops(source)
   for sublayer, key in _DROP_KEYS.items():
     dropped = {*earlier[sublayer], *drops.get(sublayer, ())}
@@ -71,6 +63,38 @@ def patched_config(
       hf[key] = sorted(dropped)
   hf["jaxprune"] = dict(provenance)
   return hf
+
+
+def _write_rope(hf: dict[str, Any], rope: RopeConfig) -> None:
+  """Write the RoPE that was used so that transformers 4 and 5 both read it.
+
+  A config.json that holds one layout only, the older, stays as it is. Without
+  `rope_theta` and `rope_scaling` transformers 4 takes theta 10000 and no
+  scaling without a word, and stale values there it believes.
+  """
+  original = "original_max_position_embeddings"
+  length = dict(rope.scaling).get(original)
+  new = hf.get("rope_parameters")
+  # Where both are there, transformers 5 reads the older one.
+  used = dict(hf.get("rope_scaling") or new or {})
+  # transformers 5 goes by the outer length, 4 by the inner one.
+  contradicts = (
+    length is not None and original in hf and used.get(original) != length
+  )
+  if not (new or contradicts or "rope_theta" in used):
+    return
+  used.pop("type", None)
+  used.update(rope_type=rope.kind, rope_theta=rope.theta)
+  if length is not None and (original in used or original in hf):
+    used[original] = length
+    if original in hf or rope.kind == "longrope":
+      hf[original] = length
+  hf["rope_theta"] = rope.theta
+  hf["rope_scaling"] = None
+  if rope.kind != "default":
+    hf["rope_scaling"] = {k: v for k, v in used.items() if k != "rope_theta"}
+  if new is not None:
+    hf["rope_parameters"] = used
 
 
 def _drop_list(source: Source, key: str) -> tuple[int, ...]:

@@ -10,14 +10,18 @@ may not leave the folder; pickled weights are never used.
 """
 
 import dataclasses
+import logging
 import os
 import pathlib
 from typing import Any
 
-from jaxprune import files
 from jaxprune.checkpoints import folders, names, shards
+from jaxprune.models import config_fields
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.encoder_config import EncoderConfig
+
+# Silent unless the program asks for it; the scripts do.
+_LOG = logging.getLogger(__name__)
 
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
 
@@ -52,7 +56,8 @@ def open_checkpoint(
     config_type: what the caller can run: decoders, or encoders.
 
   Returns:
-    The checked source; no weight has been read.
+    The checked source; no weight has been read. Keys of config.json without
+    effect are logged, at level INFO.
 
   Raises:
     ValueError: one line that names file, tensor, what was expected and found,
@@ -67,8 +72,15 @@ def open_checkpoint(
     raise ValueError(
       f"{folder}: no config.json; give the folder of a Hugging Face checkpoint"
     )
-  hf = files.read_json(folders.inside(folder, "config.json"))
+  file = folders.inside(folder, "config.json")
   config = config_type.from_hf(folder)
+  hf = config_fields.read_object(file)
+  if config.ignored:
+    _LOG.info(
+      "%s: without effect, as in stock transformers: %s",
+      folder / "config.json",
+      ", ".join(config.ignored),
+    )
   found = folders.read_tensors(folder)
   table = names.table(config)
   if table.optional:

@@ -1,24 +1,29 @@
 """Which decoder is this? Reads a Hugging Face config.json into a frozen value.
 
-One `ModelConfig` serves llama, mistral, qwen2 and qwen3. The JSON is read as it
-is, in the layout of transformers 4 (`rope_theta`, `rope_scaling`) or 5
-(`rope_parameters`). A field that is neither handled here nor known to leave the
-logits alone is an error: a new field read as nothing is a silently wrong model.
+One `ModelConfig` serves llama, mistral, qwen2 and qwen3. The JSON is read as
+transformers 5 reads it, in its own layout (`rope_parameters`), in that of
+transformers 4 (`rope_theta`, `rope_scaling`), or in both at once. What happens
+to the keys that are not taken here, `config_fields` decides.
 
-Reference: the configuration classes of transformers 5, whose defaults for
-omitted keys are `_DEFAULTS`.
-Differs from the reference in: unknown fields, unknown RoPE types and numbers
-that contradict each other raise; `generation_config.json` is read here for the
-ids that end a text, because stock generation stops at those.
+Reference: the configuration classes of transformers 5 and its RoPE functions.
+Differs from the reference in: numbers that contradict each other, or that no
+computation could use, raise; `attention_bias: null` is false, as in
+transformers 4; a `head_dim` of null is the quotient for Qwen2 too;
+`generation_config.json` is read here for the ids that end a text, because stock
+generation stops at those.
 """
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+from jaxprune.models import config_fields
+from jaxprune.models.config_fields import Fields, is_positive
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +69,8 @@ class ModelConfig:
     bos_id: beginning of text, or None.
     eos_ids: ids that end a text; may be empty.
     pad_id: padding, or None.
+    ignored: keys of config.json that have no effect, here and in stock
+      transformers. Configurations that differ in these only are equal.
   """
 
   family: str
@@ -87,6 +94,9 @@ class ModelConfig:
   bos_id: int | None = None
   eos_ids: tuple[int, ...] = ()
   pad_id: int | None = None
+  ignored: tuple[str, ...] = dataclasses.field(
+    default=(), compare=False, repr=False
+  )
 
   @classmethod
   def from_hf(
@@ -102,11 +112,11 @@ class ModelConfig:
       generation_config.json where that names them.
 
     Raises:
-      ValueError: naming file, field and value, for an unknown model type, RoPE
-        type or activation, a field not known here, or inconsistent numbers.
+      ValueError: one line that names the file and every field that is wrong,
+        with its value.
     """
     if isinstance(source, Mapping):
-      return _parse(_Reader("config", dict(source)), {})
+      return _parse(Fields("config", source), {})
     folder = pathlib.Path(source)
     file = folder / "config.json"
     if not file.is_file():
@@ -115,284 +125,135 @@ class ModelConfig:
       )
     generation = folder / "generation_config.json"
     return _parse(
-      _Reader(str(file), _read_json(file)),
-      _read_json(generation) if generation.is_file() else {},
+      Fields(str(file), config_fields.read_object(file)),
+      config_fields.read_object(generation) if generation.is_file() else {},
     )
 
 
-# What an omitted key means, per family.
-_COMMON = dict(
-  hidden_act="silu",
-  rms_norm_eps=1e-6,
-  tie_word_embeddings=False,
-  pad_token_id=None,
-)
-_DEFAULTS = {
-  "llama": dict(
-    _COMMON,
-    vocab_size=32000,
-    hidden_size=4096,
-    intermediate_size=11008,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=None,
-    head_dim=None,
-    max_position_embeddings=2048,
-    attention_bias=False,
-    mlp_bias=False,
-    bos_token_id=1,
-    eos_token_id=2,
-  ),
-  "mistral": dict(
-    _COMMON,
-    vocab_size=32000,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=None,
-    max_position_embeddings=131072,
-    sliding_window=4096,
-    bos_token_id=1,
-    eos_token_id=2,
-  ),
-  "qwen2": dict(
-    _COMMON,
-    vocab_size=151936,
-    hidden_size=4096,
-    intermediate_size=22016,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=32,
-    head_dim=None,
-    max_position_embeddings=32768,
-    use_sliding_window=False,
-    sliding_window=4096,
-    max_window_layers=28,
-    bos_token_id=None,
-    eos_token_id=None,
-  ),
-  "qwen3": dict(
-    _COMMON,
-    vocab_size=151936,
-    hidden_size=4096,
-    intermediate_size=22016,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=32,
-    head_dim=128,
-    max_position_embeddings=32768,
-    attention_bias=False,
-    use_sliding_window=False,
-    sliding_window=4096,
-    max_window_layers=28,
-    bos_token_id=None,
-    eos_token_id=None,
-  ),
+# Keys of some families that ask the others for another arithmetic.
+_NO_BIAS = ((False, None), "this family has no such biases")
+_REFUSED = {
+  "llama": {},
+  "mistral": {"attention_bias": _NO_BIAS, "mlp_bias": _NO_BIAS},
+  "qwen2": {"mlp_bias": _NO_BIAS},
+  "qwen3": {"mlp_bias": _NO_BIAS},
 }
 
-# Fields that do not reach the logits of the dense arithmetic done here.
-# The LLM-Drop lists are here because the weights of a listed sublayer are
-# zero in the file, or absent, which the reader of the weights refuses.
-_HARMLESS = frozenset(
-  """
-  _attn_implementation _commit_hash _from_model_config _name_or_path
-  architectures attention_dropout begin_suppress_tokens decoder_start_token_id
-  drop_attn_list drop_mlp_list dtype finetuning_task forced_bos_token_id
-  forced_eos_token_id id2label initializer_range jaxprune label2id
-  max_sequence_length num_labels output_attentions output_hidden_states
-  output_scores prefix pretraining_tp problem_type remove_invalid_values
-  return_dict return_dict_in_generate sep_token_id suppress_tokens
-  task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript
-  transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache
-  bad_words_ids diversity_penalty do_sample early_stopping
-  encoder_no_repeat_ngram_size exponential_decay_length_penalty length_penalty
-  max_length min_length no_repeat_ngram_size num_beam_groups num_beams
-  num_return_sequences repetition_penalty temperature top_k top_p typical_p
-""".split()
-)
-
-# Fields that are harmless at these values only.
-_NEUTRAL = {
-  "add_cross_attention": (False, None),
-  "attention_bias": (False, None),
-  "auto_map": (None,),
-  "chunk_size_feed_forward": (0, None),
-  "cross_attention_hidden_size": (None,),
-  "is_decoder": (False, None),
-  "is_encoder_decoder": (False, None),
-  "mlp_bias": (False, None),
-  "partial_rotary_factor": (1, None),
-  "per_layer_config": (None, {}),
-  "pruned_heads": (None, {}),
-  "quantization_config": (None,),
-  "sliding_window": (None,),
-  "tie_encoder_decoder": (False, None),
-  "use_mrope": (False, None),
-  "use_sliding_window": (False, None),
-}
-
-_WHY = {
-  "auto_map": "it runs code from the checkpoint: remove the key if the"
-  " weights are plain",
-  "quantization_config": "quantized weights are not read: dequantize them"
-  " first",
-}
-
-_ROPE_KEYS = {
-  "default": (),
-  "linear": ("factor",),
-  "dynamic": ("factor",),
+_ORIGINAL = "original_max_position_embeddings"
+# What each kind of RoPE reads: what must be there, and what may be.
+_ROPE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+  "default": ((), ()),
+  "linear": (("factor",), ()),
+  "dynamic": (("factor",), ()),
   "yarn": (
-    "attention_factor",
-    "beta_fast",
-    "beta_slow",
-    "factor",
-    "mscale",
-    "mscale_all_dim",
-    "original_max_position_embeddings",
-    "truncate",
+    ("factor", _ORIGINAL),
+    (
+      "attention_factor",
+      "beta_fast",
+      "beta_slow",
+      "mscale",
+      "mscale_all_dim",
+      "truncate",
+    ),
   ),
   "longrope": (
-    "attention_factor",
-    "factor",
-    "long_factor",
-    "original_max_position_embeddings",
-    "short_factor",
+    ("long_factor", "short_factor", _ORIGINAL),
+    ("attention_factor", "factor"),
   ),
-  "llama3": (
-    "factor",
-    "high_freq_factor",
-    "low_freq_factor",
-    "original_max_position_embeddings",
-  ),
+  "llama3": (("factor", "high_freq_factor", "low_freq_factor", _ORIGINAL), ()),
 }
 
 
-class _Reader:
-  """Takes fields out of one JSON object; what is left over is an error."""
-
-  def __init__(self, name: str, fields: dict[str, Any]):
-    self.name = name
-    self.fields = fields
-    self.defaults: dict[str, Any] = {}
-
-  def fail(self, field: str, value: Any, why: str):
-    text = repr(value)
-    text = text if len(text) < 100 else text[:97] + "..."
-    raise ValueError(f"{self.name}: {field}={text}: {why}")
-
-  def take(self, field: str) -> Any:
-    if field in self.fields:
-      return self.fields.pop(field)
-    return self.defaults.get(field)
-
-  def take_int(self, field: str, least: int = 1) -> int:
-    value = self.take(field)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-      self.fail(field, value, f"must be an integer of at least {least}")
-    return value
-
-  def take_bool(self, field: str) -> bool:
-    value = self.take(field)
-    if not isinstance(value, bool):
-      self.fail(field, value, "must be true or false")
-    return value
-
-  def take_id(self, field: str) -> int | None:
-    value = self.take(field)
-    if value is not None and (
-      isinstance(value, bool) or not isinstance(value, int)
-    ):
-      self.fail(field, value, "must be a token id or null")
-    # Old checkpoints write -1 for "there is none".
-    return None if value is None or value < 0 else value
-
-
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
-  try:
-    content = json.loads(file.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise ValueError(f"{file}: not JSON: {error}") from None
-  if not isinstance(content, dict):
-    raise ValueError(f"{file}: holds {type(content).__name__}, not an object")
-  return content
-
-
-def _parse(raw: _Reader, generation: dict[str, Any]) -> ModelConfig:
+def _parse(raw: Fields, generation: Mapping[str, Any]) -> ModelConfig:
   """Turn the fields of one configuration into a ModelConfig."""
   family = raw.take("model_type")
-  if family not in _DEFAULTS:
-    raw.fail("model_type", family, f"known are {', '.join(_DEFAULTS)}")
-  raw.defaults = _DEFAULTS[family]
+  if not isinstance(family, str) or family not in FAMILIES:
+    raw.problem("model_type", family, f"known are {', '.join(FAMILIES)}")
+    raw.values.clear()  # what the other keys mean depends on the family
+    raw.finish()
+  raw.of_family(family)
   activation = raw.take("hidden_act")
-  if activation != "silu":
-    raw.fail("hidden_act", activation, "only 'silu' is known")
-  eps = raw.take("rms_norm_eps")
-  if not _positive(eps):
-    raw.fail("rms_norm_eps", eps, "must be a positive number")
-  num_layers = raw.take_int("num_hidden_layers")
+  if activation not in ("silu", "swish"):
+    raw.problem("hidden_act", activation, "only 'silu' is known")
+  norm_eps = raw.take_positive("rms_norm_eps")
+  num_layers = raw.take_int("num_hidden_layers", most=config_fields.MAX_LAYERS)
   max_positions = raw.take_int("max_position_embeddings")
-  heads = _heads(raw)
+  vocab_size = raw.take_int("vocab_size")
+  heads = _heads(raw, family)
   # Qwen2 has biases on query, key and value whatever its JSON says.
-  bias = (
-    family != "qwen2"
-    and "attention_bias" in raw.defaults
-    and (raw.take_bool("attention_bias"))
-  )
+  bias = family != "qwen2" and _bias(raw)
   window, sliding = _sliding(raw, family, num_layers)
-  config = ModelConfig(
+  fields = dict(
+    heads,
     family=family,
     num_layers=num_layers,
     mlp_dim=raw.take_int("intermediate_size"),
-    vocab_size=raw.take_int("vocab_size"),
-    norm_eps=float(eps),
-    rope=_rope(raw, heads["head_dim"], max_positions),
+    vocab_size=vocab_size,
+    norm_eps=norm_eps,
+    rope=_rope(raw, family, heads["head_dim"], max_positions),
     max_positions=max_positions,
     tie_embeddings=raw.take_bool("tie_word_embeddings"),
     qkv_bias=bias or family == "qwen2",
     output_bias=bias,
-    mlp_bias=family == "llama" and raw.take_bool("mlp_bias"),
+    mlp_bias=raw.declares("mlp_bias") and raw.take_bool("mlp_bias"),
     qk_norm=family == "qwen3",
     sliding_window=window,
     sliding_layers=sliding,
     bos_id=raw.take_id("bos_token_id"),
     eos_ids=_eos(raw, generation),
-    pad_id=_pad(raw, generation),
-    **heads,
+    pad_id=_pad(raw, generation, vocab_size),
   )
-  _refuse_leftovers(raw)
-  return config
+  raw.finish(_REFUSED[family])
+  return ModelConfig(**fields, ignored=tuple(raw.ignored))
 
 
-def _heads(raw: _Reader) -> dict[str, int]:
-  """Widths that must fit one another."""
+def _bias(raw: Fields) -> bool:
+  """Whether the attention has biases, where the JSON decides."""
+  if not raw.declares("attention_bias"):
+    return False
+  # transformers 4 writes null for "no".
+  if raw.peek("attention_bias") is None:
+    raw.take("attention_bias")
+    return False
+  return raw.take_bool("attention_bias")
+
+
+def _heads(raw: Fields, family: str) -> dict[str, int | None]:
+  """Widths that must fit one another; None where one is wrong."""
   embed_dim = raw.take_int("hidden_size")
   num_heads = raw.take_int("num_attention_heads")
-  if raw.fields.get("num_key_value_heads", 0) is None:
-    raw.fields["num_key_value_heads"] = num_heads
-  elif raw.defaults["num_key_value_heads"] is None:
-    raw.fields.setdefault("num_key_value_heads", num_heads)
-  num_kv_heads = raw.take_int("num_key_value_heads")
-  if num_heads % num_kv_heads:
-    raw.fail(
+  if raw.peek("num_key_value_heads") is None:
+    raw.take("num_key_value_heads")
+    num_kv_heads = num_heads
+  else:
+    num_kv_heads = raw.take_int("num_key_value_heads")
+  if num_heads and num_kv_heads and num_heads % num_kv_heads:
+    raw.problem(
       "num_key_value_heads",
       num_kv_heads,
       f"must divide num_attention_heads={num_heads}",
     )
-  if raw.fields.get("head_dim", raw.defaults["head_dim"]) is None:
-    if embed_dim % num_heads:
-      raw.fail(
-        "hidden_size",
-        embed_dim,
-        f"must be a multiple of num_attention_heads={num_heads} when"
-        " head_dim is absent",
-      )
-    raw.fields["head_dim"] = embed_dim // num_heads
-  head_dim = raw.take_int("head_dim")
-  if head_dim % 2:
-    raw.fail("head_dim", head_dim, "RoPE needs an even width")
+  if family == "llama" and embed_dim and num_heads and embed_dim % num_heads:
+    raw.problem(
+      "hidden_size",
+      embed_dim,
+      f"must be a multiple of num_attention_heads={num_heads}",
+    )
+  head_dim = None
+  # Qwen3 alone has a width of its own that is not the quotient by default.
+  if raw.peek("head_dim") is not None or family == "qwen3":
+    head_dim = raw.take_int("head_dim")
+    field, value = "head_dim", head_dim
+  elif embed_dim and num_heads:
+    raw.take("head_dim")
+    head_dim = embed_dim // num_heads
+    field, value = "hidden_size", embed_dim
+    if not head_dim:
+      raw.problem(field, value, "leaves heads without width")
+  if head_dim and head_dim % 2:
+    raw.problem(
+      field, value, f"RoPE needs an even width of heads, not {head_dim}"
+    )
   return dict(
     embed_dim=embed_dim,
     num_heads=num_heads,
@@ -402,145 +263,279 @@ def _heads(raw: _Reader) -> dict[str, int]:
 
 
 def _sliding(
-  raw: _Reader, family: str, num_layers: int
+  raw: Fields, family: str, num_layers: int | None
 ) -> tuple[int | None, tuple[bool, ...]]:
   """Window and the layers that use it."""
-  window = None
-  if family != "llama" and raw.fields.get("sliding_window", 0) is None:
-    raw.take("sliding_window")
-  elif family != "llama":
-    window = raw.take_int("sliding_window")
-  first = 0
+  window, first = None, 0
+  active = family != "llama"
   if family.startswith("qwen"):
     first = raw.take_int("max_window_layers", least=0)
-    if not raw.take_bool("use_sliding_window"):
-      window = None
+    active = raw.take_bool("use_sliding_window")
+  if family != "llama" and raw.peek("sliding_window") is not None:
+    # Where no layer reads it, 0 is allowed.
+    window = raw.take_int("sliding_window", least=0)
+    window = window if active else None
+  elif family != "llama":
+    raw.take("sliding_window")
+  else:
+    _llama_window(raw)
+  kinds = raw.take("layer_types")
+  if num_layers is None or first is None:
+    return None, ()
   default = tuple(
     window is not None and index >= first for index in range(num_layers)
   )
-  kinds = raw.take("layer_types")
-  if kinds is None:
-    return (window if any(default) else None), default
-  known = ("full_attention", "sliding_attention")
+  sliding = default
+  if kinds is not None:
+    sliding = _layer_types(raw, family, kinds, default)
+  if any(sliding) and window is None:
+    raw.problem(
+      "layer_types", kinds, "sliding layers need an active sliding_window"
+    )
+  elif any(sliding) and window == 0:
+    raw.problem("sliding_window", window, "leaves nothing to attend to")
+  return (window if any(sliding) else None), sliding
+
+
+def _llama_window(raw: Fields) -> None:
+  """Refuse a window in a family that has none.
+
+  The masks of stock Llama do not know it, but its cache forgets the keys
+  beyond, so that only a window as long as the context changes nothing.
+  """
+  window, longest = (
+    raw.take("sliding_window"),
+    raw.peek("max_position_embeddings"),
+  )
+  if window is None:
+    return
   if (
-    not isinstance(kinds, list)
-    or len(kinds) != num_layers
+    isinstance(window, int)
+    and isinstance(longest, int)
+    and 0 < longest <= window
+  ):
+    raw.ignored.append("sliding_window")
+  else:
+    raw.problem("sliding_window", window, "Llama has no sliding layers")
+
+
+def _layer_types(
+  raw: Fields, family: str, kinds: Any, default: tuple[bool, ...]
+) -> tuple[bool, ...]:
+  """Which layers slide by `layer_types`."""
+  # The last is the older name of the first.
+  known = ("full_attention", "sliding_attention", "attention")
+  if (
+    not isinstance(kinds, (list, tuple))
+    or len(kinds) != len(default)
     or any(kind not in known for kind in kinds)
   ):
-    raw.fail(
-      "layer_types", kinds, f"must be {num_layers} of {' or '.join(known)}"
+    raw.problem(
+      "layer_types",
+      kinds,
+      f"must be {len(default)} of {known[0]} or {known[1]}",
     )
+    return default
   sliding = tuple(kind == known[1] for kind in kinds)
   if not family.startswith("qwen") and sliding != default:
-    raw.fail(
+    raw.problem(
       "layer_types",
       kinds,
       f"{family} has one kind of attention, set by sliding_window",
     )
-  if any(sliding) and window is None:
-    raw.fail(
-      "layer_types", kinds, "sliding layers need an active sliding_window"
-    )
-  return (window if any(sliding) else None), sliding
+    return default
+  return sliding
 
 
-def _rope(raw: _Reader, head_dim: int, max_positions: int) -> RopeConfig:
-  """RoPE in either layout, every default resolved."""
+def _rope(
+  raw: Fields, family: str, head_dim: int | None, max_positions: int | None
+) -> RopeConfig | None:
+  """RoPE in either layout, every default resolved; None where it is wrong.
+
+  Where both layouts are there, stock 5 takes `rope_scaling` for
+  `rope_parameters`, and a `rope_theta` within either goes before the outer one.
+  """
+  has_outer_theta = "rope_theta" in raw.values
+  outer_theta = raw.values.pop("rope_theta", config_fields.stock_theta(family))
+  outer_given = {
+    key: raw.values.pop(key)
+    for key in ("partial_rotary_factor", _ORIGINAL)
+    if key in raw.values
+  }
   old, new = raw.take("rope_scaling"), raw.take("rope_parameters")
-  field = "rope_scaling" if old else "rope_parameters"
-  given = old or new or {}
+  field, given = ("rope_scaling", old) if old else ("rope_parameters", new)
+  if old and new:
+    raw.ignored.append("rope_parameters")
+  given = {} if given is None else given
   if not isinstance(given, Mapping):
-    raw.fail(field, given, "must be an object or null")
-  given = dict(given)
+    raw.problem(field, given, "must be an object or null")
+    return None
   if any(isinstance(value, Mapping) for value in given.values()):
-    raw.fail(field, given, "one RoPE per layer type is not supported")
-
-  names = [given.pop(key) for key in ("rope_type", "type") if key in given]
-  names = ["longrope" if name == "su" else name for name in names]
-  kind = names[0] if names else "default"
-  if kind not in _ROPE_KEYS:
-    raw.fail(f"{field}.rope_type", kind, f"known are {', '.join(_ROPE_KEYS)}")
-  if names[1:] and names[1] != kind:
-    raw.fail(f"{field}.type", names[1], f"contradicts rope_type={kind!r}")
-  top_theta = raw.take("rope_theta")
-  theta = given.pop("rope_theta", None)
-  theta = theta if theta is not None else top_theta
-  theta = 10000.0 if theta is None else theta
-  if not _positive(theta):
-    raw.fail("rope_theta", theta, "must be a positive number")
-  partial = given.pop("partial_rotary_factor", None)
-  if partial not in (None, 1):
-    raw.fail(f"{field}.partial_rotary_factor", partial, "only 1 is known")
-  top_original = raw.take("original_max_position_embeddings")
-  keys = _ROPE_KEYS[kind]
-  original = "original_max_position_embeddings"
-  if original in keys:
-    given[original] = top_original or given.get(original) or max_positions
-  elif given.get(original) == max_positions:
-    given.pop(original)
-  for key, value in given.items():
-    if key not in keys:
-      raw.fail(f"{field}.{key}", value, f"not known for rope_type={kind!r}")
-  scaling = _resolve_scaling(raw, field, kind, given, head_dim, max_positions)
+    raw.problem(field, given, "one RoPE per layer type is not supported")
+    return None
+  before = len(raw.problems)
+  given = dict(given)
+  kind = _rope_kind(raw, field, given)
+  if has_outer_theta and given.get("rope_theta", outer_theta) != outer_theta:
+    raw.ignored.append("rope_theta")
+  theta = given.pop("rope_theta", outer_theta)
+  if not is_positive(theta) or (kind == "yarn" and theta == 1):
+    raw.problem(
+      "rope_theta", theta, "must be a positive number, for yarn not 1"
+    )
+  _check_partial(raw, field, given, outer_given)
+  if kind is None or head_dim is None or max_positions is None:
+    return None
+  if kind == "dynamic" and head_dim == 2:
+    raw.problem("head_dim", head_dim, "must be above 2 for rope_type='dynamic'")
+  if _ORIGINAL in _ROPE_KEYS[kind][0]:
+    # The outer one goes first, even where it is 0 or null.
+    given.setdefault(_ORIGINAL, max_positions)
+    given.update(outer_given)
+  elif outer_given:
+    raw.ignored.append(_ORIGINAL)
+  scaling = _scaling(raw, field, kind, given, head_dim)
+  if len(raw.problems) > before:
+    return None
+  _resolve(raw, field, kind, scaling, max_positions)
+  if len(raw.problems) > before:
+    return None
   return RopeConfig(kind, float(theta), tuple(sorted(scaling.items())))
 
 
-def _resolve_scaling(raw, field, kind, given, head_dim, max_positions):
-  """Check each number of a RoPE scaling and fill in what it leaves out."""
-  scaling = {key: value for key, value in given.items() if value is not None}
-  original = scaling.get("original_max_position_embeddings")
-  if kind in ("yarn", "longrope") and "factor" not in scaling:
-    scaling["factor"] = max_positions / original
-  if kind == "yarn":
-    scaling.setdefault("truncate", True)
-    # Zero means the default too, as in the reference.
-    scaling["beta_fast"] = scaling.get("beta_fast") or 32
-    scaling["beta_slow"] = scaling.get("beta_slow") or 1
-  if "attention_factor" in _ROPE_KEYS[kind]:
-    scaling.setdefault("attention_factor", _attention_factor(kind, scaling))
-  if kind == "longrope":
-    for key in ("short_factor", "long_factor"):
-      values = scaling.get(key)
-      if (
-        not isinstance(values, (list, tuple))
-        or len(values) != head_dim // 2
-        or not all(_positive(value) for value in values)
-      ):
-        raw.fail(
-          f"{field}.{key}",
-          values,
-          f"must be {head_dim // 2} positive numbers, half of head_dim",
-        )
-      scaling[key] = tuple(float(value) for value in values)
-  optional = ("mscale", "mscale_all_dim")
-  for key in _ROPE_KEYS[kind]:
-    value = scaling.get(key)
-    if key in ("truncate", "short_factor", "long_factor") or (
-      key in optional and not value
+def _rope_kind(raw: Fields, field: str, given: dict[str, Any]) -> str | None:
+  """Take the kind of RoPE out of its parameters; None where unknown."""
+  older = given.pop("type", "default")
+  kind = given.pop("rope_type", older)
+  if kind != older and older != "default":
+    raw.ignored.append(f"{field}.type")
+  kind = "longrope" if kind == "su" else kind
+  if not isinstance(kind, str) or kind not in _ROPE_KEYS:
+    raw.problem(
+      f"{field}.rope_type", kind, f"known are {', '.join(_ROPE_KEYS)}"
+    )
+    return None
+  return kind
+
+
+def _check_partial(
+  raw: Fields, field: str, given: dict[str, Any], outer_given: dict[str, Any]
+) -> None:
+  """Refuse RoPE over a part of the width, inside or outside `field`."""
+  name = "partial_rotary_factor"
+  for label, values in ((f"{field}.{name}", given), (name, outer_given)):
+    value = values.pop(name, None)
+    if value is not None and value != 1:
+      raw.problem(label, value, "only 1 is known: the whole width is turned")
+
+
+def _scaling(
+  raw: Fields, field: str, kind: str, given: dict[str, Any], head_dim: int
+) -> dict[str, Any]:
+  """Check each number that a kind of RoPE reads; what is null is left out."""
+  required, optional = _ROPE_KEYS[kind]
+  scaling = {}
+  for key, value in given.items():
+    label = f"{field}.{key}"
+    if key in ("mrope_section", "short_mscale", "long_mscale"):
+      if value is not None:
+        raw.problem(label, value, f"not known for rope_type={kind!r}")
+    elif key not in required + optional:
+      raw.ignored.append(config_fields.label(label))
+    elif key == "truncate":
+      # Present and null is false; absent is true.
+      if value is not None and not isinstance(value, bool):
+        raw.problem(label, value, "must be true or false")
+      scaling[key] = bool(value)
+    elif key in ("short_factor", "long_factor"):
+      scaling[key] = _factors(raw, label, value, head_dim)
+    elif key == _ORIGINAL:
+      # With 0 every position is beyond the original context.
+      least = 1 if kind == "yarn" else 0
+      if not (is_positive(value) or (least == 0 and _is_zero(value))):
+        raw.problem(label, value, f"must be a number of at least {least}")
+      scaling[key] = value
+    elif value is None and (
+      key in optional or (kind, key) == ("yarn", "factor")
     ):
       continue
-    if not _positive(value):
-      raw.fail(f"{field}.{key}", value, "must be a positive number")
+    elif key in ("mscale", "mscale_all_dim", "beta_fast", "beta_slow") and (
+      _is_zero(value)
+    ):
+      continue  # 0 is the default
+    elif not is_positive(value):
+      raw.problem(label, value, "must be a positive number")
+    else:
+      scaling[key] = value
+  for key in required:
+    if key not in given:
+      raw.problem(f"{field}.{key}", None, f"rope_type={kind!r} needs it")
+  return scaling
+
+
+def _is_zero(value: Any) -> bool:
+  return type(value) in (int, float) and value == 0
+
+
+def _factors(
+  raw: Fields, label: str, values: Any, head_dim: int
+) -> tuple[float, ...]:
+  """The factors of longrope, one per turned pair."""
+  if (
+    not isinstance(values, (list, tuple))
+    or len(values) != head_dim // 2
+    or not all(is_positive(value) for value in values)
+  ):
+    raw.problem(
+      label,
+      values,
+      f"must be {head_dim // 2} positive numbers, half of head_dim",
+    )
+    return ()
+  return tuple(float(value) for value in values)
+
+
+def _resolve(
+  raw: Fields,
+  field: str,
+  kind: str,
+  scaling: dict[str, Any],
+  max_positions: int,
+) -> None:
+  """Fill in what the parameters of a kind of RoPE leave out."""
+  try:
+    if kind in ("yarn", "longrope") and "factor" not in scaling:
+      scaling["factor"] = max_positions / scaling[_ORIGINAL]
+    if kind == "yarn":
+      scaling.setdefault("truncate", True)
+      scaling.setdefault("beta_fast", 32)
+      scaling.setdefault("beta_slow", 1)
+    if kind in ("yarn", "longrope") and "attention_factor" not in scaling:
+      scaling["attention_factor"] = _attention_factor(kind, scaling)
+  except (ArithmeticError, ValueError):
+    raw.problem(
+      f"{field}.{_ORIGINAL}",
+      scaling[_ORIGINAL],
+      "no attention_factor or factor follows from it: give both",
+    )
   if kind == "llama3" and (
     scaling["high_freq_factor"] <= scaling["low_freq_factor"]
   ):
-    raw.fail(
+    raw.problem(
       f"{field}.high_freq_factor",
       scaling["high_freq_factor"],
       f"must exceed low_freq_factor={scaling['low_freq_factor']}",
     )
-  return scaling
 
 
 def _attention_factor(kind: str, scaling: dict[str, Any]) -> float:
   """Scale of cos and sin where the configuration gives none."""
   factor = scaling["factor"]
   if kind == "longrope":
-    original = scaling["original_max_position_embeddings"]
     return (
       1.0
       if factor <= 1
-      else math.sqrt(1 + math.log(factor) / math.log(original))
+      else math.sqrt(1 + math.log(factor) / math.log(scaling[_ORIGINAL]))
     )
 
   def mscale(weight):
@@ -550,40 +545,36 @@ def _attention_factor(kind: str, scaling: dict[str, Any]) -> float:
   return mscale(top) / mscale(bottom) if top and bottom else mscale(1)
 
 
-def _eos(raw: _Reader, generation: dict[str, Any]) -> tuple[int, ...]:
-  value = raw.take("eos_token_id")
+def _eos(raw: Fields, generation: Mapping[str, Any]) -> tuple[int, ...]:
+  """Ids that end a text; those of generation_config.json go first."""
+  field, value = "eos_token_id", raw.take("eos_token_id")
   if generation.get("eos_token_id") is not None:
+    field = "generation_config.json: eos_token_id"
     value = generation["eos_token_id"]
-  values = value if isinstance(value, list) else [value]
-  values = [v for v in values if v is not None]
-  if any(isinstance(v, bool) or not isinstance(v, int) for v in values):
-    raw.fail("eos_token_id", value, "must be a token id, a list or null")
-  return tuple(v for v in values if v >= 0)
+  values = value if isinstance(value, (list, tuple)) else [value]
+  if len(values) > 1 and None in values:
+    raw.problem(field, value, "must be token ids, one token id or null")
+    return ()
+  if not all(raw.check_id(field, id_) for id_ in values):
+    return ()
+  ids = (config_fields.as_id(id_) for id_ in values)
+  return tuple(id_ for id_ in ids if id_ is not None)
 
 
-def _pad(raw: _Reader, generation: dict[str, Any]) -> int | None:
-  own = raw.take_id("pad_token_id")
-  other = generation.get("pad_token_id")
-  return own if other is None else other
-
-
-def _refuse_leftovers(raw: _Reader) -> None:
-  for field, value in raw.fields.items():
-    if field in _HARMLESS or value in _NEUTRAL.get(field, ()):
-      continue
-    raw.fail(
-      field,
-      value,
-      _WHY.get(
-        field, "not supported for this family: its meaning is not known here"
-      ),
+def _pad(
+  raw: Fields, generation: Mapping[str, Any], vocab_size: int | None
+) -> int | None:
+  """The padding id; that of generation_config.json goes first."""
+  own = raw.take("pad_token_id")
+  if not raw.check_id("pad_token_id", own):
+    return None
+  if own is not None and vocab_size and not -vocab_size <= own < vocab_size:
+    raw.problem(
+      "pad_token_id", own, f"must be null or below vocab_size={vocab_size}"
     )
-
-
-def _positive(value: Any) -> bool:
-  return (
-    isinstance(value, (int, float))
-    and not isinstance(value, bool)
-    and math.isfinite(value)
-    and value > 0
-  )
+  other = generation.get("pad_token_id")
+  if other is None:
+    return config_fields.as_id(own)
+  if not raw.check_id("generation_config.json: pad_token_id", other):
+    return None
+  return config_fields.as_id(other)

@@ -1,12 +1,10 @@
 """Which encoder is this? Reads the config.json of a BERT into a frozen value.
 
-As for decoders (`config.py`), a field that is neither handled here nor known to
-leave the hidden states alone is an error.
+What happens to the keys that are not taken here, `config_fields` decides.
 
 Reference: Devlin et al., BERT, arXiv:1810.04805; `BertConfig` of transformers
-5, whose defaults for omitted keys are `_DEFAULTS`.
-Differs from the reference in: relative positions, decoder use and unknown
-fields raise.
+5.
+Differs from the reference in: relative positions, RoPE and decoder use raise.
 """
 
 import dataclasses
@@ -15,7 +13,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from jaxprune.models import config as decoder_config
+from jaxprune.models import config_fields
+from jaxprune.models.config_fields import Fields
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
@@ -40,6 +39,8 @@ class EncoderConfig:
       was pretrained with. No embedding here uses it; it is read and written so
       that a checkpoint stays whole. config.json does not say: opening the
       checkpoint does.
+    ignored: keys of config.json that have no effect, here and in stock
+      transformers. Configurations that differ in these only are equal.
   """
 
   family: str
@@ -54,6 +55,9 @@ class EncoderConfig:
   activation: str
   pad_id: int | None = None
   pooler: bool = True
+  ignored: tuple[str, ...] = dataclasses.field(
+    default=(), compare=False, repr=False
+  )
 
   @property
   def head_dim(self) -> int:
@@ -69,104 +73,71 @@ class EncoderConfig:
     Args:
       source: a checkpoint folder, or the parsed content of its config.json.
 
+    Returns:
+      The configuration.
+
     Raises:
-      ValueError: naming file, field and value, for another model type, an
-        unknown activation or field, or inconsistent numbers.
+      ValueError: one line that names the file and every field that is wrong,
+        with its value.
     """
     if isinstance(source, Mapping):
-      return _parse(decoder_config._Reader("config", dict(source)))
+      return _parse(Fields("config", source))
     file = pathlib.Path(source) / "config.json"
     if not file.is_file():
       raise ValueError(
         f"{source}: no config.json there; give a Hugging Face checkpoint folder"
       )
-    return _parse(
-      decoder_config._Reader(str(file), decoder_config._read_json(file))
-    )
+    return _parse(Fields(str(file), config_fields.read_object(file)))
 
 
-_DEFAULTS = dict(
-  vocab_size=30522,
-  hidden_size=768,
-  num_hidden_layers=12,
-  num_attention_heads=12,
-  intermediate_size=3072,
-  hidden_act="gelu",
-  max_position_embeddings=512,
-  type_vocab_size=2,
-  layer_norm_eps=1e-12,
-  pad_token_id=0,
-)
-
-# Dropout is for training; the head over the vocabulary is not read.
-_HARMLESS = decoder_config._HARMLESS | frozenset(
-  """
-  attention_probs_dropout_prob bos_token_id classifier_dropout eos_token_id
-  gradient_checkpointing hidden_dropout_prob tie_word_embeddings
-""".split()
-)
-
-_NEUTRAL = {
-  "add_cross_attention": (False, None),
-  "auto_map": (None,),
-  "chunk_size_feed_forward": (0, None),
-  "cross_attention_hidden_size": (None,),
-  "is_decoder": (False, None),
-  "is_encoder_decoder": (False, None),
-  "position_embedding_type": ("absolute", None),
-  "pruned_heads": (None, {}),
-  "quantization_config": (None,),
-  "tie_encoder_decoder": (False, None),
+_ABSOLUTE = "only learned absolute positions are computed"
+REFUSED = {
+  "add_cross_attention": ((False, None), "only the encoder is computed"),
+  "is_decoder": ((False, None), "only the encoder of BERT is computed"),
+  "position_embedding_type": (("absolute", None), _ABSOLUTE),
+  "rope_parameters": ((None,), _ABSOLUTE),
+  "rope_scaling": ((None,), _ABSOLUTE),
+  "rope_theta": ((None,), _ABSOLUTE),
+  # BERT attends both ways, so that here the other value is the right one.
+  "is_causal": ((False, None), "attention goes both ways"),
 }
-
-_WHY = {
-  **decoder_config._WHY,
-  "position_embedding_type": "only learned absolute positions are computed",
-  "is_decoder": "only the encoder of BERT is computed",
-}
+# Read by what BERT was pretrained with, and by nothing here.
+_UNUSED = ("bos_token_id", "eos_token_id", "tie_word_embeddings")
 
 
-def _parse(raw) -> EncoderConfig:
+def _parse(raw: Fields) -> EncoderConfig:
   """Turn the fields of one configuration into an EncoderConfig."""
   family = raw.take("model_type")
   if family != "bert":
-    raw.fail("model_type", family, "the only encoder known is 'bert'")
-  raw.defaults = _DEFAULTS
+    raw.problem("model_type", family, "the only encoder known is 'bert'")
+    raw.values.clear()  # what the other keys mean depends on the family
+    raw.finish()
+  raw.of_family(family)
   activation = raw.take("hidden_act")
   if activation not in ACTIVATIONS:
-    raw.fail("hidden_act", activation, f"known are {', '.join(ACTIVATIONS)}")
-  eps = raw.take("layer_norm_eps")
-  if not decoder_config._positive(eps):
-    raw.fail("layer_norm_eps", eps, "must be a positive number")
-  embed_dim, num_heads = (
-    raw.take_int(key) for key in ("hidden_size", "num_attention_heads")
-  )
-  if embed_dim % num_heads:
-    raw.fail(
+    raw.problem("hidden_act", activation, f"known are {', '.join(ACTIVATIONS)}")
+  embed_dim = raw.take_int("hidden_size")
+  num_heads = raw.take_int("num_attention_heads")
+  if embed_dim and num_heads and embed_dim % num_heads:
+    raw.problem(
       "hidden_size",
       embed_dim,
       f"must be a multiple of num_attention_heads={num_heads}",
     )
-  config = EncoderConfig(
+  fields = dict(
     family=family,
-    num_layers=raw.take_int("num_hidden_layers"),
+    num_layers=raw.take_int("num_hidden_layers", most=config_fields.MAX_LAYERS),
     embed_dim=embed_dim,
     mlp_dim=raw.take_int("intermediate_size"),
     num_heads=num_heads,
     vocab_size=raw.take_int("vocab_size"),
     num_token_types=raw.take_int("type_vocab_size"),
     max_positions=raw.take_int("max_position_embeddings"),
-    norm_eps=float(eps),
+    norm_eps=raw.take_positive("layer_norm_eps"),
     activation=activation,
     pad_id=raw.take_id("pad_token_id"),
   )
-  for field, value in raw.fields.items():
-    if field not in _HARMLESS and value not in _NEUTRAL.get(field, ()):
-      raw.fail(
-        field,
-        value,
-        _WHY.get(
-          field, "not supported for this family: its meaning is not known here"
-        ),
-      )
-  return config
+  for field in _UNUSED:
+    raw.take(field)
+  raw.finish(REFUSED)
+  return EncoderConfig(**fields, ignored=tuple(raw.ignored))
