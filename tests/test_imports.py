@@ -51,8 +51,8 @@ ALLOWED = {
   "recovery": {"jax", "numpy"},
   "recovery/finetune.py": {"jax", "numpy", "optax"},
   "report": {"jax", "numpy"},
+  "report/canvas.py": {"matplotlib"},
   "report/figures.py": {"matplotlib", "numpy"},
-  "report/intervention_figures.py": {"matplotlib", "numpy"},
   "studies": {"jax", "numpy", "einops", "tokenizers"},
   "studies/tasks/harness.py": {"numpy", "lm_eval"},
 }

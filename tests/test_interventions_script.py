@@ -7,7 +7,6 @@ import pytest
 import scripts
 
 from jaxprune import report
-from jaxprune.report import intervention_figures
 from jaxprune.studies.interventions import measure, page
 from jaxprune.studies.interventions import summary as summary_lib
 
@@ -138,18 +137,6 @@ def test_kinds_of_rescues():
   assert kind("temperature_0.5") == kind("top_k_5") == "usable"
   assert kind("variance_of_z") == kind("half") == "oracle"
   assert kind("keep_top") is None and kind("top_tail") is None
-
-
-def test_dots_need_one_entry_per_label():
-  one = report.mean_interval(np.array([1.0, 2, 4]))
-  draw = intervention_figures.interval_dots
-  png = draw(["a", "b"], {"kl": [one, None]}, x="kl", log_x=True)
-  assert png.startswith(b"\x89PNG") and png == draw(
-    ["a", "b"], {"kl": [one, None]}, x="kl", log_x=True
-  )
-  assert png != draw(["a", "b"], {"kl": [one, one]}, x="kl", log_x=True)
-  with pytest.raises(ValueError, match="'kl' has 1 entries for 2 labels"):
-    draw(["a", "b"], {"kl": [one]}, x="kl")
 
 
 def test_bad_flags_are_one_line(tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxprune import statistics
-from jaxprune.report import figures, page
+from jaxprune.report import attribution_figures, canvas, figures, page
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 HOSTILE = '</td><script>alert("x")</script>&amp;\'"><img src=http://e.com/x>'
@@ -341,8 +341,8 @@ DRAWN = {
     {"kl": figures.Series(x=np.arange(2), y=np.zeros(2))}, log_y=True
   ),
   "nothing": lambda: figures.lines({}),
-  "layers": lambda: figures.lines_by_layer(spaces(28), spaces(28)),
-  "one layer": lambda: figures.lines_by_layer(spaces(1), {}),
+  "layers": lambda: figures.lines_by_sublayer(spaces(28), spaces(28)),
+  "one layer": lambda: figures.lines_by_sublayer(spaces(1), {}),
   "heat map": lambda: figures.heat_map(
     np.arange(12.0).reshape(3, 4), value="kl", log=True
   ),
@@ -362,6 +362,24 @@ DRAWN = {
   ),
   "one value": lambda: figures.histogram({"a": [3.0]}, x="margin"),
   "no value": lambda: figures.histogram({"a": [np.nan]}, x="margin"),
+  "dots": lambda: figures.interval_dots(
+    [f"row {index}" for index in range(10)],
+    {"kl": [INTERVAL] * 9 + [None]},
+    x="kl",
+    reference=0.5,
+  ),
+  "scores": lambda: figures.score_against_feature(
+    [0, 0.1, 0.2],
+    [1, 0.9, 0.1],
+    np.array([True, False, True]),
+    {"a": np.array([True, True, False]), "b": np.arange(3) == 2},
+    x="mean_kl",
+    keep=0.9,
+    threshold=0.15,
+  ),
+  "bars": lambda: attribution_figures.contribution_bars(
+    [INTERVAL, INTERVAL], [INTERVAL, INTERVAL], y="share", completeness="all"
+  ),
 }
 
 
@@ -400,6 +418,27 @@ def test_figures_show_the_data():
     figures.heat_map(np.zeros(3), value="kl")
 
 
+def test_dots_need_one_entry_per_label():
+  one = statistics.mean([1.0, 2, 4])
+  draw = figures.interval_dots
+  png = draw(["a", "b"], {"kl": [one, None]}, x="kl", log_x=True)
+  assert png.startswith(b"\x89PNG") and png == draw(
+    ["a", "b"], {"kl": [one, None]}, x="kl", log_x=True
+  )
+  assert png != draw(["a", "b"], {"kl": [one, one]}, x="kl", log_x=True)
+  with pytest.raises(ValueError, match="'kl' has 1 entries for 2 labels"):
+    draw(["a", "b"], {"kl": [one]}, x="kl")
+
+
+def test_a_line_of_estimates():
+  known, alone = statistics.mean([1.0, 2, 4]), statistics.mean([5.0])
+  got = figures.estimated([0, 3], [known, alone])
+  np.testing.assert_array_equal(got.x, [0, 3])
+  np.testing.assert_array_equal(got.y, [7 / 3, 5])
+  np.testing.assert_array_equal(got.low, [known.low, np.nan])
+  np.testing.assert_array_equal(got.high, [known.high, np.nan])
+
+
 def test_mean_and_range():
   got = figures.mean_and_range([1, 0, 1, 0, 2], [4.0, 1.0, 6.0, np.nan, np.inf])
   np.testing.assert_array_equal(got.x, [0, 1])
@@ -411,12 +450,12 @@ def test_mean_and_range():
 def test_a_space_looks_the_same_in_every_figure():
   names = ("cos_p", "cos_h", "cos_z_centred", "rho_z")
   styles = {
-    name: figures._style_of(name, index) for index, name in enumerate(names)
+    name: canvas.style_of(name, index) for index, name in enumerate(names)
   }
-  assert styles["cos_p"] == figures._STYLES["_p"]
-  assert styles["cos_h"] == figures._STYLES["_h"]
-  assert styles["cos_z_centred"] == figures._STYLES["_z_centred"]
-  assert styles["rho_z"] == figures._STYLES["_z"]
-  looks = list(figures._STYLES.values())
+  assert styles["cos_p"] == canvas._STYLES["_p"]
+  assert styles["cos_h"] == canvas._STYLES["_h"]
+  assert styles["cos_z_centred"] == canvas._STYLES["_z_centred"]
+  assert styles["rho_z"] == canvas._STYLES["_z"]
+  looks = list(canvas._STYLES.values())
   for part in range(3):  # colour, line style and marker each tell them apart
     assert len({look[part] for look in looks}) == len(looks)

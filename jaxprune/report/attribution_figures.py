@@ -1,11 +1,12 @@
-"""What does a divided change look like? Bars, times and pairs as PNG bytes."""
+"""What does a change that is divided among sublayers look like? PNG bytes."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxprune.report import figures
-from jaxprune.statistics.bootstrap import Interval
+from jaxprune.report import canvas
+from jaxprune.statistics import Estimate
+from jaxprune.statistics.bootstrap import as_estimate
 
 # Early to late layers, attention and MLP apart.
 _BLUES = ("#0b3c5d", "#0072B2", "#56B4E9", "#a6d8f5")
@@ -13,8 +14,8 @@ _REDS = ("#7a3300", "#D55E00", "#E69F00", "#f3d08a")
 
 
 def contribution_bars(
-  attention: Sequence[Interval],
-  mlp: Sequence[Interval],
+  attention: Sequence[Estimate],
+  mlp: Sequence[Estimate],
   *,
   y: str,
   completeness: str,
@@ -22,25 +23,25 @@ def contribution_bars(
   """Contribution of every sublayer with its interval; two bars per layer.
 
   Args:
-    attention: one interval per layer.
-    mlp: likewise.
+    attention: one estimate per layer.
+    mlp: one estimate per layer.
     y: label of the contributions.
     completeness: how nearly they add up to the change, for the title.
 
   Returns:
     A PNG.
   """
-  with figures._style():
-    figure, (axes,) = figures._figure(figures._WIDE)
+  with canvas.style():
+    figure, (axes,) = canvas.panels(canvas.WIDE)
     for index, (name, bars) in enumerate(
       (("attention", attention), ("MLP", mlp))
     ):
       at = np.arange(len(bars)) + 0.4 * index - 0.2
       heights, low, high = (
-        np.array([getattr(bar, field) for bar in bars], np.float64)
-        for field in ("estimate", "low", "high")
+        np.array([getattr(as_estimate(bar), field) for bar in bars], np.float64)
+        for field in ("value", "low", "high")
       )
-      colour = (figures._BLUE, figures._VERMILION)[index]
+      colour = (canvas.BLUE, canvas.VERMILION)[index]
       axes.bar(
         at,
         heights,
@@ -50,12 +51,12 @@ def contribution_bars(
         hatch=(None, "//")[index],
         edgecolor="white",
       )
-      axes.vlines(at, low, high, color=figures._INK, linewidth=1.2)
-    axes.axhline(0, color="#666666", linewidth=0.8)
-    axes.set_title(completeness, fontsize=8, color="#666666")
-    figures._finish(axes, "layer", y)
-    figures._legend(figure, axes, 2)
-    return figures._png(figure)
+      axes.vlines(at, low, high, color=canvas.INK, linewidth=1.2)
+    axes.axhline(0, color=canvas.GREY, linewidth=0.8)
+    canvas.remark(axes, completeness)
+    canvas.name_axes(axes, "layer", y)
+    canvas.legend(figure, axes, 2)
+    return canvas.to_png(figure)
 
 
 def stacked_steps(
@@ -71,16 +72,17 @@ def stacked_steps(
   are the true change, which is drawn over them as dots.
 
   Args:
-    attention: contributions [steps] by group of layers, the earliest first.
-    mlp: likewise.
+    attention: contributions [steps] of the attention sublayers by group of
+      layers, the earliest group first.
+    mlp: contributions [steps] of the MLP sublayers by group of layers.
     truth: the change [steps].
     y: label.
 
   Returns:
     A PNG.
   """
-  with figures._style():
-    figure, (axes,) = figures._figure(figures._WIDE)
+  with canvas.style():
+    figure, (axes,) = canvas.panels(canvas.WIDE)
     at = np.arange(len(truth))
     up, down = np.zeros(len(truth)), np.zeros(len(truth))
     count = 1
@@ -105,9 +107,9 @@ def stacked_steps(
         up += np.maximum(values, 0)
         down += np.minimum(values, 0)
         count += 1
-    axes.plot(at, truth, "o", color=figures._INK, markersize=3, label="true")
-    axes.axhline(0, color="#666666", linewidth=0.8)
-    figures._finish(axes, "step", y)
+    axes.plot(at, truth, "o", color=canvas.INK, markersize=3, label="true")
+    axes.axhline(0, color=canvas.GREY, linewidth=0.8)
+    canvas.name_axes(axes, "step", y)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
       handles,
@@ -118,7 +120,7 @@ def stacked_steps(
       columnspacing=1.2,
       fontsize=7.5,
     )
-    return figures._png(figure)
+    return canvas.to_png(figure)
 
 
 def time_influence(panels: Mapping[str, np.ndarray], *, value: str) -> bytes:
@@ -139,9 +141,9 @@ def time_influence(panels: Mapping[str, np.ndarray], *, value: str) -> bytes:
     )
     or 1.0
   )
-  with figures._style():
-    figure, row = figures._figure(
-      figures._WIDE if len(panels) > 1 else figures._SQUARE, len(panels)
+  with canvas.style():
+    figure, row = canvas.panels(
+      canvas.WIDE if len(panels) > 1 else canvas.SQUARE, len(panels)
     )
     for axes, (title, values) in zip(row, panels.items()):
       image = _signed(
@@ -150,11 +152,11 @@ def time_influence(panels: Mapping[str, np.ndarray], *, value: str) -> bytes:
         size,
         (-0.5, values.shape[1] - 0.5, -1.5, values.shape[0] - 1.5),
       )
-      figures._finish(axes, "step", "")
+      canvas.name_axes(axes, "step", "")
       axes.set_title(title)
     row[0].set_ylabel("step changed (−1: text before)")
     _colour_bar(figure, image, row, value)
-    return figures._png(figure)
+    return canvas.to_png(figure)
 
 
 def pair_table(values: np.ndarray, *, value: str) -> bytes:
@@ -168,8 +170,8 @@ def pair_table(values: np.ndarray, *, value: str) -> bytes:
     A PNG.
   """
   values = np.asarray(values, np.float64)
-  with figures._style():
-    figure, (axes,) = figures._figure(figures._SQUARE)
+  with canvas.style():
+    figure, (axes,) = canvas.panels(canvas.SQUARE)
     image = _signed(axes, values, float(np.abs(values).max()) or 1.0, None)
     names = [f"{'am'[index % 2]}{index // 2}" for index in range(len(values))]
     every = max(1, len(names) // 16)
@@ -177,7 +179,7 @@ def pair_table(values: np.ndarray, *, value: str) -> bytes:
       axis.set_ticks(np.arange(len(names))[::every], names[::every], fontsize=7)
     axes.set_xlabel("sublayer: a attention, m MLP")
     _colour_bar(figure, image, [axes], value)
-    return figures._png(figure)
+    return canvas.to_png(figure)
 
 
 def _signed(axes, values, size, extent):

@@ -1,9 +1,4 @@
-"""What does a measurement look like? Every figure as PNG bytes.
-
-The same numbers give the same bytes: the style is set here and not by the
-user's configuration, the fonts are those that come with matplotlib, and no date
-or version is written. Colours are Okabe and Ito's, which colour-blind readers
-can tell apart; line styles and markers repeat the difference for print.
+"""What does a measurement look like? Lines, maps, points and bars as PNG bytes.
 
 Reference: He et al., arXiv:2603.24652, Figs 4 (by layer), 6 (estimate and
 truth) and 7 (over steps). Differs from the reference in: nothing is smoothed,
@@ -11,71 +6,18 @@ and what cannot be drawn is counted in the figure.
 """
 
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import (
-  FuncFormatter,
-  LogFormatterMathtext,
-  LogLocator,
-  MaxNLocator,
-  NullFormatter,
-)
 
+from jaxprune.report import canvas
 from jaxprune.report.fields import axis_label
+from jaxprune.statistics import Estimate
+from jaxprune.statistics.bootstrap import as_estimate
 
-DPI = 160
-_WIDE, _SQUARE = (7.5, 3.7), (4.6, 4.4)  # inches
-_INK, _FAINT = "#222222", "#d9d9d9"
-_BLUE, _VERMILION, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#E69F00", "#009E73"
-_STYLES = {
-  "_h": (_BLUE, "-", "o"),
-  "_z": (_VERMILION, "--", "s"),
-  "_z_centred": (_ORANGE, "-.", "D"),
-  "_p": (_GREEN, ":", "^"),
-}
-_OTHERS = (
-  (_BLUE, "-", "o"),
-  (_VERMILION, "--", "s"),
-  (_GREEN, ":", "^"),
-  ("#CC79A7", "-.", "D"),
-  ("#56B4E9", (0, (5, 1)), "v"),
-  ("#000000", (0, (1, 1)), "x"),
-  (_ORANGE, (0, (3, 1, 1, 1)), "P"),
-)
-_FEW = 40  # points up to which each has a marker
-
-_RC = {
-  "axes.axisbelow": True,
-  "axes.edgecolor": "#666666",
-  "axes.grid": True,
-  "axes.labelcolor": _INK,
-  "axes.labelsize": 9.5,
-  "axes.linewidth": 0.8,
-  "axes.spines.right": False,
-  "axes.spines.top": False,
-  "axes.titlelocation": "left",
-  "axes.titlesize": 10,
-  "axes.unicode_minus": True,
-  "figure.facecolor": "white",
-  "font.family": ["DejaVu Sans"],
-  "font.size": 9,
-  "grid.color": _FAINT,
-  "grid.linewidth": 0.6,
-  "legend.fontsize": 8.5,
-  "legend.frameon": False,
-  "lines.linewidth": 1.6,
-  "lines.markersize": 4,
-  "text.color": _INK,
-  "xtick.color": "#444444",
-  "ytick.color": "#444444",
-}
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,14 +27,29 @@ class Series:
   Attributes:
     x: [n].
     y: [n]; NaN leaves a gap.
-    low: lower edge of a band [n], or None.
-    high: upper edge, likewise.
+    low: lower edge of a band [n]; None draws no band.
+    high: upper edge of the band [n], or None.
   """
 
   x: np.ndarray
   y: np.ndarray
   low: np.ndarray | None = None
   high: np.ndarray | None = None
+
+
+def estimated(x: np.ndarray, estimates: Sequence[Estimate]) -> Series:
+  """A line of estimates with their intervals as its band.
+
+  Args:
+    x: [n].
+    estimates: [n]. NaN ends leave a gap in the band.
+  """
+  return Series(
+    x=np.asarray(x),
+    y=np.array([each.value for each in estimates], np.float64),
+    low=np.array([each.low for each in estimates], np.float64),
+    high=np.array([each.high for each in estimates], np.float64),
+  )
 
 
 def mean_and_range(x: np.ndarray, values: np.ndarray) -> Series:
@@ -126,49 +83,63 @@ def lines(
   Args:
     series: by field name (`cos_h`) or by free label.
     x: field name or label of the horizontal axis.
-    y: the same of the vertical one.
+    y: field name or label of the vertical axis.
     log_y: logarithmic vertical axis; what is not positive leaves a gap.
 
   Returns:
     A PNG.
   """
-  with _style():
-    figure, (axes,) = _figure(_WIDE)
+  with canvas.style():
+    figure, (axes,) = canvas.panels(canvas.WIDE)
     _draw(axes, series, log_y)
-    _finish(axes, x, y)
-    _legend(figure, axes, len(series))
-    return _png(figure)
+    canvas.name_axes(axes, x, y)
+    canvas.legend(figure, axes, len(series))
+    return canvas.to_png(figure)
 
 
-def lines_by_layer(
+def lines_by_sublayer(
   attention: Mapping[str, Series],
   mlp: Mapping[str, Series],
   *,
+  x: str = "layer",
   y: str = "cosine",
   log_y: bool = False,
+  intervals: tuple[Mapping[str, Series], Mapping[str, Series]] = ({}, {}),
 ) -> bytes:
-  """Two panels over layers: attention and MLP, with one vertical axis.
+  """Two panels, attention and MLP, over layers or steps, of one vertical axis.
 
   Args:
-    attention: as in `lines`, x is the layer.
-    mlp: the same for the MLP sublayers.
+    attention: series of the attention sublayers by field name or label.
+    mlp: series of the MLP sublayers, by the same names.
+    x: field name or label of the horizontal axis.
     y: field name or label of the vertical axis.
-    log_y: as in `lines`.
+    log_y: logarithmic vertical axis; what is not positive leaves a gap.
+    intervals: for attention and MLP, by the same names: where the mean lies,
+      `low` to `high` at each x, drawn as bars over the band. NaN draws none.
 
   Returns:
     A PNG.
   """
-  with _style():
-    figure, (left, right) = _figure(_WIDE, panels=2)
-    for axes, series, title in (
-      (left, attention, "Attention"),
-      (right, mlp, "MLP"),
+  with canvas.style():
+    figure, panels = canvas.panels(canvas.WIDE, 2)
+    for axes, series, bars, title in zip(
+      panels, (attention, mlp), intervals, ("Attention", "MLP")
     ):
       _draw(axes, series, log_y)
-      _finish(axes, "layer", y if axes is left else "")
+      for index, (name, bar) in enumerate(bars.items()):
+        axes.vlines(
+          bar.x,
+          bar.low,
+          bar.high,
+          color=canvas.style_of(name, index)[0],
+          linewidth=2.4,
+          alpha=0.7,
+        )
+      canvas.name_axes(axes, x, y if axes is panels[0] else "")
       axes.set_title(title)
-    _legend(figure, left if attention else right, len(attention or mlp))
-    return _png(figure)
+    shown = panels[0] if attention else panels[1]
+    canvas.legend(figure, shown, len(attention or mlp))
+    return canvas.to_png(figure)
 
 
 def heat_map(
@@ -186,7 +157,7 @@ def heat_map(
       or not positive with `log`, is grey.
     value: field name or label of the colours.
     x: field name or label of the columns.
-    y: the same of the rows; row 0 is at the bottom.
+    y: field name or label of the rows; row 0 is at the bottom.
     log: logarithmic colours.
 
   Returns:
@@ -201,8 +172,8 @@ def heat_map(
       f"values: shape {list(values.shape)}; give [layers, steps]"
     )
   shown = np.isfinite(values) & ((values > 0) | (not log))
-  with _style():
-    figure, (axes,) = _figure(_WIDE)
+  with canvas.style():
+    figure, (axes,) = canvas.panels(canvas.WIDE)
     axes.grid(False)
     axes.set_facecolor("#bbbbbb")
     norm = LogNorm() if log and shown.any() else None
@@ -214,13 +185,13 @@ def heat_map(
       interpolation="nearest",
       norm=norm,
     )
-    _finish(axes, x, y)
-    axes.yaxis.set_major_locator(_whole())
+    canvas.name_axes(axes, x, y)
+    axes.yaxis.set_major_locator(canvas.whole_numbers())
     bar = figure.colorbar(image, ax=axes, pad=0.02)
-    bar.set_label(_label(value))
+    bar.set_label(axis_label(value))
     bar.outline.set_visible(False)
-    _note(axes, np.sum(~shown), "grey", log)
-    return _png(figure)
+    canvas.note_left_out(axes, np.sum(~shown), "grey", positive=log)
+    return canvas.to_png(figure)
 
 
 def scatter_against_truth(
@@ -233,7 +204,7 @@ def scatter_against_truth(
     estimate: [n]. Pairs that are not both finite and positive are left out and
       counted in the figure.
     x: field name or label of the truth.
-    y: the same of the estimate.
+    y: field name or label of the estimate.
 
   Returns:
     A PNG.
@@ -248,25 +219,25 @@ def scatter_against_truth(
   if good.any():
     both = np.concatenate([truth_shown, estimate_shown])
     ends = np.array([both.min() / 1.6, both.max() * 1.6])
-  with _style():
-    figure, (axes,) = _figure(_SQUARE)
+  with canvas.style():
+    figure, (axes,) = canvas.panels(canvas.SQUARE)
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
-    axes.plot(ends, ends, color="#666666", linewidth=1, label="equal")
+    axes.plot(ends, ends, color=canvas.GREY, linewidth=1, label="equal")
     axes.plot(
       truth_shown,
       estimate_shown,
       "o",
-      color=_BLUE,
+      color=canvas.BLUE,
       markeredgewidth=0,
-      markersize=6 if good.sum() <= _FEW else 4,
+      markersize=6 if good.sum() <= canvas.FEW else 4,
       alpha=max(0.15, min(0.8, 60 / max(good.sum(), 1))),
     )
     for axis in (axes.xaxis, axes.yaxis):
-      _log_ticks(axis, *ends)
-    axes.set(xlabel=_label(x), ylabel=_label(y))
+      canvas.log_ticks(axis, *ends)
+    axes.set(xlabel=axis_label(x), ylabel=axis_label(y))
     axes.legend(loc="upper left", handlelength=1.4)
-    _note(axes, np.sum(~good), "not shown", True)
-    return _png(figure)
+    canvas.note_left_out(axes, np.sum(~good), "not shown", positive=True)
+    return canvas.to_png(figure)
 
 
 def histogram(
@@ -292,10 +263,10 @@ def histogram(
   most = max(map(len, kept.values()), default=0)
   count = int(np.clip(2 * np.sqrt(most), 5, bins))
   edges = np.histogram_bin_edges(together, count)
-  with _style():
-    figure, (axes,) = _figure(_WIDE)
+  with canvas.style():
+    figure, (axes,) = canvas.panels(canvas.WIDE)
     for index, (name, each) in enumerate(kept.items()):
-      colour, style, _ = _style_of(name, index)
+      colour, style, _ = canvas.style_of(name, index)
       axes.hist(
         each,
         edges,
@@ -311,14 +282,14 @@ def histogram(
         color=colour,
         linestyle=style,
         linewidth=1.5,
-        label=_label(name),
+        label=axis_label(name),
       )
-    axes.set(xlabel=_label(x), ylabel="count")
-    axes.yaxis.set_major_locator(_whole())
+    axes.set(xlabel=axis_label(x), ylabel="count")
+    axes.yaxis.set_major_locator(canvas.whole_numbers())
     axes.grid(False, axis="x")
-    _note(axes, left_out, "not shown", False)
-    _legend(figure, axes, len(kept))
-    return _png(figure)
+    canvas.note_left_out(axes, left_out, "not shown", positive=False)
+    canvas.legend(figure, axes, len(kept))
+    return canvas.to_png(figure)
 
 
 def paired_bars(
@@ -333,15 +304,13 @@ def paired_bars(
   Returns:
     A PNG.
   """
-  with _style():
-    figure = Figure(figsize=_WIDE, layout="constrained")
-    FigureCanvasAgg(figure)
-    row = figure.subplots(1, len(panels), squeeze=False)[0]
+  with canvas.style():
+    figure, row = canvas.panels(canvas.WIDE, len(panels), share_y=False)
     for axes, (title, labels, dense, pruned, y) in zip(row, panels):
       at = np.arange(len(labels))
       for values, shift, colour, hatch, name in (
-        (dense, -0.2, _BLUE, None, "dense"),
-        (pruned, 0.2, _VERMILION, "///", "pruned"),
+        (dense, -0.2, canvas.BLUE, None, "dense"),
+        (pruned, 0.2, canvas.VERMILION, "///", "pruned"),
       ):
         values = np.asarray(values, np.float64)
         axes.bar(
@@ -361,39 +330,137 @@ def paired_bars(
         rotation=40 if len(at) > 5 else 0,
         ha="right" if len(at) > 5 else "center",
       )
-      axes.set(ylabel=_label(y), title=title)
+      axes.set(ylabel=axis_label(y), title=title)
       axes.grid(False, axis="x")
-    _legend(figure, row[0], 2)
-    return _png(figure)
+    canvas.legend(figure, row[0], 2)
+    return canvas.to_png(figure)
 
 
-def _style():
-  """Our style on top of matplotlib's own defaults, whatever the user has."""
-  return matplotlib.rc_context({**matplotlib.rcParamsDefault, **_RC})
+def interval_dots(
+  labels: Sequence[str],
+  series: Mapping[str, Sequence[Estimate | None]],
+  *,
+  x: str,
+  reference: float | None = None,
+  log_x: bool = False,
+) -> bytes:
+  """Estimates with intervals, one row per label, the first on top.
+
+  Args:
+    labels: [n], names of the rows.
+    series: by label, [n] estimates; None leaves a row empty.
+    x: field name or label of the horizontal axis.
+    reference: where a vertical line is drawn; None draws none.
+    log_x: logarithmic; what is not positive is left out and counted in the
+      figure.
+
+  Returns:
+    A PNG.
+
+  Raises:
+    ValueError: a series has not one entry per label.
+  """
+  left_out, count = 0, max(len(series), 1)
+  with canvas.style():
+    size = (canvas.WIDE[0], 1.1 + 0.26 * len(labels))  # inches
+    figure, (axes,) = canvas.panels(size)
+    if log_x:
+      axes.set_xscale("log")
+    for index, (name, entries) in enumerate(series.items()):
+      if len(entries) != len(labels):
+        raise ValueError(
+          f"series {name!r} has {len(entries)} entries for {len(labels)}"
+          " labels: give one each"
+        )
+      colour, _, marker = canvas.style_of(name, index)
+      entries = list(map(as_estimate, entries))
+      shown = [
+        (row, entry)
+        for row, entry in enumerate(entries)
+        if entry is not None
+        and np.isfinite(entry.value)
+        and (entry.value > 0 or not log_x)
+      ]
+      left_out += sum(entry is not None for entry in entries) - len(shown)
+      at = np.array([row for row, _ in shown]) + 0.5 * (
+        (index + 0.5) / count - 0.5
+      )
+      middle, low, high = (
+        np.array([getattr(entry, field) for _, entry in shown], np.float64)
+        for field in ("value", "low", "high")
+      )
+      if log_x and len(shown):
+        low = np.where(low > 0, low, middle)
+      axes.hlines(at, low, high, color=colour, linewidth=1.6)
+      axes.plot(middle, at, marker, color=colour, label=axis_label(name))
+    if reference is not None:
+      axes.axvline(reference, color=canvas.GREY, linewidth=0.8)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_xlabel(axis_label(x))
+    canvas.note_left_out(axes, left_out, "not shown", positive=log_x)
+    canvas.legend(figure, axes, len(series))
+    return canvas.to_png(figure)
 
 
-def _figure(size, panels: int = 1) -> tuple[Figure, Sequence[Axes]]:
-  figure = Figure(figsize=size, layout="constrained")
-  FigureCanvasAgg(figure)
-  return figure, figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+def score_against_feature(
+  feature: np.ndarray,
+  kept: np.ndarray,
+  learnt: np.ndarray,
+  kinds: Mapping[str, np.ndarray],
+  *,
+  x: str,
+  keep: float,
+  threshold: float | None,
+) -> bytes:
+  """Share of the dense score over a feature, a point per pruned model.
 
+  Args:
+    feature: float [models], not negative; 0 is drawn left of the least value.
+    kept: share of the dense score, float [models].
+    learnt: whether the threshold was learnt from it, bool [models].
+    kinds: label to bool [models]; each has a marker of its own.
+    x: field name or label of the feature.
+    keep: share that is called survival, a horizontal line.
+    threshold: a vertical line, or None.
 
-def _png(figure: Figure) -> bytes:
-  file = io.BytesIO()
-  figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
-  return file.getvalue()
-
-
-def _label(name: str) -> str:
-  return axis_label(name)
-
-
-def _style_of(name: str, index: int):
-  """A space has its own look in every figure; others go by their order."""
-  for ending in ("_z_centred", "_h", "_z", "_p"):
-    if name.endswith(ending):
-      return _STYLES[ending]
-  return _OTHERS[index % len(_OTHERS)]
+  Returns:
+    A PNG. Learnt-from models are hollow, others are filled.
+  """
+  feature, kept = np.asarray(feature, float), np.asarray(kept, float)
+  positive = feature[feature > 0]
+  if threshold:
+    positive = np.append(positive, threshold)
+  floor = positive.min() / 2 if positive.size else 1e-3
+  shown = np.maximum(feature, floor)
+  with canvas.style():
+    figure, (axes,) = canvas.panels(canvas.WIDE)
+    axes.set_xscale("log")
+    for index, (name, chosen) in enumerate(kinds.items()):
+      colour = canvas.COLOURS[index % len(canvas.COLOURS)][0]
+      for hollow, at in ((True, chosen & learnt), (False, chosen & ~learnt)):
+        axes.plot(
+          shown[at],
+          kept[at],
+          _MARKERS[index % len(_MARKERS)],
+          alpha=0.8,
+          color=colour,
+          markerfacecolor="none" if hollow else colour,
+          label=None if hollow else name,
+        )
+    axes.axhline(keep, color=canvas.GREY, linewidth=1)
+    if threshold is not None:
+      axes.axvline(
+        max(threshold, floor), color=canvas.INK, linewidth=1, linestyle="--"
+      )
+    low, high = axes.get_xlim()
+    canvas.log_ticks(axes.xaxis, low, high)
+    canvas.name_axes(axes, x, "share of the dense score kept")
+    zeros = int(np.sum(feature <= 0))
+    if zeros:
+      canvas.remark(axes, f"{zeros} at 0, drawn at the left edge")
+    canvas.legend(figure, axes, len(kinds))
+    return canvas.to_png(figure)
 
 
 def _draw(axes: Axes, series: Mapping[str, Series], log_y: bool) -> None:
@@ -402,14 +469,14 @@ def _draw(axes: Axes, series: Mapping[str, Series], log_y: bool) -> None:
       axes.set_ylim(1e-3, 1)  # a scale needs something to scale to
     axes.set_yscale("log", nonpositive="mask")
   for index, (name, line) in enumerate(series.items()):
-    colour, style, marker = _style_of(name, index)
-    few = len(line.x) <= _FEW
+    colour, style, marker = canvas.style_of(name, index)
+    few = len(line.x) <= canvas.FEW
     axes.plot(
       line.x,
       line.y,
       color=colour,
       linestyle=style,
-      label=_label(name),
+      label=axis_label(name),
       marker=marker if few else None,
     )
     if line.low is None:
@@ -424,90 +491,4 @@ def _draw(axes: Axes, series: Mapping[str, Series], log_y: bool) -> None:
     axes.set_xlim(min(at) - 0.5, max(at) + 0.5)
   if log_y:
     low, high = axes.get_ylim()
-    _log_ticks(axes.yaxis, low, high)
-
-
-def _finish(axes: Axes, x: str, y: str) -> None:
-  axes.set(xlabel=_label(x), ylabel=_label(y))
-  if x in ("step", "layer"):
-    axes.xaxis.set_major_locator(_whole())
-
-
-def _legend(figure: Figure, axes: Axes, entries: int) -> None:
-  """One row above the panels, where it covers no data."""
-  if entries > 1:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-      handles,
-      labels,
-      loc="outside upper left",
-      ncols=2 if entries > 3 else entries,
-      handlelength=2.6,
-      columnspacing=1.6,
-    )
-
-
-def _note(axes: Axes, count, what: str, positive: bool) -> None:
-  """Say in the figure how much is missing from it."""
-  if count:
-    why = "not finite or positive" if positive else "not finite"
-    axes.set_title(f"{what}: {count} ({why})", fontsize=8, color="#666666")
-
-
-def _whole() -> MaxNLocator:
-  return MaxNLocator(8, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
-
-
-def _log_ticks(axis, low: float, high: float) -> None:
-  """Powers of ten, and plain numbers between them where there are few."""
-  wide = high / low > 300
-  axis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
-  axis.set_major_formatter(
-    LogFormatterMathtext() if wide else FuncFormatter(lambda v, _: f"{v:g}")
-  )
-  axis.set_minor_formatter(NullFormatter())
-
-
-def lines_by_sublayer(
-  attention: Mapping[str, Series],
-  mlp: Mapping[str, Series],
-  *,
-  x: str = "layer",
-  y: str = "cosine",
-  log_y: bool = False,
-  intervals: tuple[Mapping[str, Series], Mapping[str, Series]] = ({}, {}),
-) -> bytes:
-  """Two panels, attention and MLP, over layers or steps, with error bars.
-
-  Args:
-    attention: as in `lines`.
-    mlp: the same for the MLP sublayers.
-    x: field name or label of the horizontal axis.
-    y: field name or label of the vertical axis.
-    log_y: as in `lines`.
-    intervals: for attention and MLP, by the same names: where the mean lies,
-      `low` to `high` at each x, drawn as bars over the band. NaN draws none.
-
-  Returns:
-    A PNG.
-  """
-  with _style():
-    figure, panels = _figure(_WIDE, panels=2)
-    for axes, series, bars, title in zip(
-      panels, (attention, mlp), intervals, ("Attention", "MLP")
-    ):
-      _draw(axes, series, log_y)
-      for index, (name, bar) in enumerate(bars.items()):
-        axes.vlines(
-          bar.x,
-          bar.low,
-          bar.high,
-          color=_style_of(name, index)[0],
-          linewidth=2.4,
-          alpha=0.7,
-        )
-      _finish(axes, x, y if axes is panels[0] else "")
-      axes.set_title(title)
-    shown = panels[0] if attention else panels[1]
-    _legend(figure, shown, len(attention or mlp))
-    return _png(figure)
+    canvas.log_ticks(axes.yaxis, low, high)

@@ -13,9 +13,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxprune.report.figures import DPI
+from jaxprune.report.canvas import DPI
 from jaxprune.statistics import Estimate, format_number
-from jaxprune.statistics.bootstrap import Interval
+from jaxprune.statistics.bootstrap import Interval, as_estimate
 
 __all__ = ["Figure", "Section", "Table", "format_number", "render_page"]
 
@@ -113,16 +113,6 @@ def render_page(
   return _DOCUMENT.format(
     title=_text(title), style=_STYLE, body="\n".join(body)
   )
-
-
-def format_interval(interval: Interval) -> tuple[str, str]:
-  """Estimate and `[low, high]`, with two digits of the interval's width."""
-  value, _, ends = (
-    Estimate(interval.estimate, interval.low, interval.high, interval.prompts)
-    .format(_DIGITS)
-    .partition(" ")
-  )
-  return value, ends
 
 
 # What HTML may not contain: control characters and halves of surrogate pairs.
@@ -229,9 +219,7 @@ def _cell(value: Cell) -> str:
     return "yes" if value else "no"
   if isinstance(value, (int, float)):
     return format_number(value)
-  if isinstance(value, Interval):
-    number, ends = format_interval(value)
-    return f'{number} <span class="ends">{ends}</span>'
+  value = as_estimate(value)
   if isinstance(value, Estimate):
     number, _, ends = value.format(_DIGITS).partition(" ")
     return f'{number} <span class="ends">{ends}</span>' if ends else number

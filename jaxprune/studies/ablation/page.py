@@ -199,7 +199,7 @@ def _single_section(run, summary):
         ("kl_first_order", "estimate, derivative"),
       )
     }
-  png = figures.lines_by_layer(
+  png = figures.lines_by_sublayer(
     series["attention"], series["mlp"], y="kl", log_y=True
   )
   run.write_figure("damage_by_layer", png)

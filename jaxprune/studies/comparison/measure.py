@@ -323,7 +323,7 @@ def report_sections(run: report.RunFolder) -> list[page.Section]:
     for kind in SUBLAYERS
   }
   drawn["layers"] = (
-    figures.lines_by_layer(
+    figures.lines_by_sublayer(
       *(by(spaces, "layer", sub[kind]) for kind in SUBLAYERS)
     ),
     "Cosine after every attention and every MLP: mean over prompts and steps,"
@@ -332,7 +332,7 @@ def report_sections(run: report.RunFolder) -> list[page.Section]:
     "Two panels, attention and MLP: cosine of h, z, centred z and p by layer.",
   )
   drawn["kl_layers"] = (
-    figures.lines_by_layer(
+    figures.lines_by_sublayer(
       *(by(("kl", "kl_estimate"), "layer", sub[kind]) for kind in SUBLAYERS),
       y="nats",
       log_y=True,

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune import report
-from jaxprune.report import guidance_figures, page
+from jaxprune.report import figures, page
 from jaxprune.studies.guidance import rules as rules_lib
 from jaxprune.studies.guidance.fit import H_COSINE, KL, UNTUNED
 from jaxprune.studies.guidance.splits import HALF, splits
@@ -395,7 +395,7 @@ def _draw(grids, name, entry, settings):
   task = grids.tasks[name]
   feature = entry["feature"] or KL
   kinds = np.array([grids.models[i].kind for i in task.models])
-  png = guidance_figures.score_against_feature(
+  png = figures.score_against_feature(
     grids.features[feature][task.models],
     task.kept,
     splits(grids)[0].folds[0][0][task.models],

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune.probes.interventions import PAIRS, PARTS, RESCUES
-from jaxprune.report import figures, intervention_figures, page
+from jaxprune.report import figures, page
 from jaxprune.studies.interventions.measure import (
   ANSWERS,
   CONTINUED,
@@ -308,7 +308,7 @@ def _parts(summary, cell):
   spoilt = {part: of(f"remove_random_{part}") for part in parts}
   drawn = {
     "parts": page.Figure(
-      png=intervention_figures.interval_dots(
+      png=figures.interval_dots(
         [f"only {part}" for part in parts],
         {
           "pruned": [_visible(kept[part]["kl"]) for part in parts],
@@ -448,7 +448,7 @@ def _rescues(summary, cell):
     series["answers right by sampling"] = [pair[1] for pair in effects]
   drawn = {
     "rescues": page.Figure(
-      png=intervention_figures.interval_dots(
+      png=figures.interval_dots(
         dots, series, x="change from the pruned model", reference=0.0
       ),
       caption="What each rescue changes; paired, 95 % intervals.",
@@ -541,7 +541,7 @@ def _continued(summary, cell):
   }
   drawn = {
     "continued": page.Figure(
-      png=intervention_figures.interval_dots(
+      png=figures.interval_dots(
         names,
         {
           "steps": [
