@@ -93,52 +93,6 @@ def test_features_refuse():
       rules.features(broken)
 
 
-def test_survival_by_hand():
-  dense = np.array([1.0, 1, 1, 1, 0])
-  found = rules.survival(dense, np.array([1.0, 1, 1, 0, 0]))
-  assert (found.score, found.dense) == (0.6, 0.8)
-  assert found.kept == pytest.approx(0.75) and not found.survives
-  assert rules.survival(dense, dense).certainty == 1
-  # Exactly on the line, which floating point puts below it.
-  line = rules.survival(np.array([0.4]), np.array([0.36]), keep=0.9)
-  assert line.survives and line.certainty == 1
-
-
-def test_survival_of_a_perplexity():
-  nll = np.array([2.0, 6.0])
-  tokens = np.array([1.0, 3.0])
-  found = rules.survival(
-    nll, nll + 0.2 * tokens, weights=tokens, lower_is_better=True
-  )
-  assert found.dense == pytest.approx(np.exp(2))
-  assert found.score == pytest.approx(np.exp(2.2))
-  assert found.kept == pytest.approx(np.exp(-0.2)) and not found.survives
-  # The loss per token is the same for each item, so no resample disagrees.
-  assert found.certainty == 1
-  assert rules.survival(
-    nll, nll + 0.1 * tokens, weights=tokens, lower_is_better=True
-  ).survives
-
-
-def test_certainty_counts_resamples():
-  """One of two items lost: half of the draws of two have exactly that."""
-  found = rules.survival(
-    np.ones(2), np.array([1.0, 0.0]), keep=0.9, resamples=4000
-  )
-  # Survives only if the kept item is drawn twice, with probability 1/4.
-  assert not found.survives
-  assert found.certainty == pytest.approx(0.75, abs=0.03)
-
-
-def test_survival_refuses():
-  with pytest.raises(ValueError, match="dense model scores 0"):
-    rules.survival(np.zeros(3), np.ones(3))
-  with pytest.raises(ValueError, match="same items"):
-    rules.survival(np.ones(3), np.ones(2))
-  with pytest.raises(ValueError, match="not finite"):
-    rules.survival(np.ones(2), np.array([1.0, np.inf]))
-
-
 def test_the_best_feature_is_chosen():
   kept = np.array([1.0, 0.95, 0.8, 0.5])
   survives = kept >= 0.9

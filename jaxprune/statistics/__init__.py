@@ -22,10 +22,12 @@ from jaxprune.statistics.separation import (
   error_rate,
   fit_threshold,
 )
+from jaxprune.statistics.survival import Survival, is_enough, survive
 
 __all__ = [
   "Bin",
   "Estimate",
+  "Survival",
   "Threshold",
   "UNKNOWN",
   "auc",
@@ -36,6 +38,7 @@ __all__ = [
   "finite_mean",
   "fit_threshold",
   "format_number",
+  "is_enough",
   "mean",
   "proportion",
   "quantile_edges",
@@ -43,4 +46,5 @@ __all__ = [
   "ratio",
   "spearman",
   "statistic",
+  "survive",
 ]

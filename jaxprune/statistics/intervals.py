@@ -212,26 +212,43 @@ def _group_index(groups, rows: int) -> np.ndarray:
   return np.unique(groups, return_inverse=True)[1]
 
 
-def _bootstrap(of_drawn, count: int, seed: int, resamples: int) -> Estimate:
-  """An estimate by resampling groups.
+def replicates(
+  of_drawn: Callable[[np.ndarray], np.ndarray],
+  count: int,
+  seed: int,
+  resamples: int = RESAMPLES,
+) -> np.ndarray:
+  """A statistic on resamples of whole groups.
 
   Args:
-    of_drawn: from the groups drawn, int [..., any], to the statistic [...].
+    of_drawn: from the groups drawn, int [..., count], to the statistic [...].
     count: number of groups.
     seed: of the draws.
-    resamples: number of resamples.
+    resamples: number of resamples, at least 100.
+
+  Returns:
+    [resamples].
+
+  Raises:
+    ValueError: resamples < 100.
   """
-  if resamples < 100:
-    raise ValueError(f"resamples={resamples}: need at least 100")
+  _check_resamples(resamples)
+  if count < 2:  # which SciPy refuses: every draw is the data
+    return np.full(resamples, of_drawn(np.zeros(count, int)))
+  return _resample(of_drawn, count, seed, resamples, "percentile")[0]
+
+
+def _bootstrap(of_drawn, count: int, seed: int, resamples: int) -> Estimate:
+  """An estimate by resampling groups; the arguments of `replicates`."""
+  _check_resamples(resamples)
   value = float(of_drawn(np.arange(count)))
 
-  def snapped(drawn, axis):
+  def snapped(drawn):
     """Replicates, those that tie with the estimate made equal to it.
 
     Sums in another order differ in their last bits, and the bias correction
     counts a replicate that is equal to the estimate half.
     """
-    del axis  # the last one
     found = of_drawn(drawn)
     if not np.isfinite(found).all() or not math.isfinite(value):
       raise ValueError(
@@ -243,6 +260,21 @@ def _bootstrap(of_drawn, count: int, seed: int, resamples: int) -> Estimate:
 
   if count < 2:
     return Estimate(value, math.nan, math.nan, count)
+  drawn, ends = _resample(snapped, count, seed, resamples, "BCa")
+  if not np.isfinite(ends).all():
+    ends = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+  # Interpolation between equal replicates may miss them by the last bit.
+  low, high = np.clip(ends, drawn.min(), drawn.max())
+  return Estimate(value, float(low), float(high), count)
+
+
+def _check_resamples(resamples: int) -> None:
+  if resamples < 100:
+    raise ValueError(f"resamples={resamples}: need at least 100")
+
+
+def _resample(of_drawn, count, seed, resamples, method):
+  """Replicates [resamples] and the two ends of their interval."""
   with (
     warnings.catch_warnings(),
     np.errstate(divide="ignore", invalid="ignore"),
@@ -250,18 +282,13 @@ def _bootstrap(of_drawn, count: int, seed: int, resamples: int) -> Estimate:
     warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
     result = scipy.stats.bootstrap(
       (np.arange(count),),
-      snapped,
+      lambda drawn, axis: of_drawn(drawn),  # axis is the last one
       n_resamples=resamples,
       batch=max(1, _CHUNK // count),
       vectorized=True,
       axis=-1,
       confidence_level=LEVEL,
-      method="BCa",
+      method=method,
       rng=np.random.default_rng(seed),
     )
-  replicates, ends = result.bootstrap_distribution, result.confidence_interval
-  if not np.isfinite(ends).all():
-    ends = np.quantile(replicates, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-  # Interpolation between equal replicates may miss them by the last bit.
-  low, high = np.clip(ends, replicates.min(), replicates.max())
-  return Estimate(value, float(low), float(high), count)
+  return result.bootstrap_distribution, np.array(result.confidence_interval)

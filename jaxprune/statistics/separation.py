@@ -18,7 +18,6 @@ import scipy.stats
 from jaxprune.statistics import intervals
 from jaxprune.statistics.bootstrap import Interval, mean_interval
 from jaxprune.statistics.estimate import LEVEL, Estimate
-from jaxprune.statistics.ranks import rank_correlation  # noqa: F401
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import report
+from jaxprune import report, statistics
 from jaxprune.statistics import separation
 from jaxprune.studies.guidance import rules
 from jaxprune.studies.guidance.splits import HALF, Split, splits
@@ -53,11 +53,11 @@ def feature_rows(grids: Grids, settings: Settings) -> list[dict[str, Any]]:
         "protocol": "feature",
         "task": name,
         "feature": feature,
-        "spearman": separation.rank_correlation(values, task.kept),
+        "spearman": statistics.rank_correlation(values, task.kept),
         "auc": separation.auc(values, ~task.survives),
         "auc_fit": separation.auc(values[learn], ~task.survives[learn]),
         "auc_held_out": separation.auc(values[ask], ~task.survives[ask]),
-        "spearman_held_out": separation.rank_correlation(
+        "spearman_held_out": statistics.rank_correlation(
           values[ask], task.kept[ask]
         )
         if ask.sum() > 1

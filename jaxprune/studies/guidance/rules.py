@@ -10,14 +10,14 @@ Reference: He et al., arXiv:2603.24652, section 8, asks for such thresholds and
 gives none.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxprune.statistics import bootstrap, separation
+from jaxprune import statistics
+from jaxprune.statistics import separation
 
 QUANTITIES = (
   "one_minus_cos_h",
@@ -59,27 +59,6 @@ _COLUMNS = (
   "flip",
 )
 _LEAST_MARGIN = 1e-6  # logits; two equal top tokens have none
-_ROUNDING = 1e-9  # 0.36 / 0.4 is less than 0.9 in floating point
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Survival:
-  """Whether a task survived pruning.
-
-  Attributes:
-    score: of the pruned model; a perplexity for nll.
-    dense: the same of the dense model.
-    kept: score / dense; for a perplexity dense / score. 1 is no loss.
-    survives: `kept` is at least what was asked for.
-    certainty: fraction of the resamples of the items with the same answer, in
-      [0, 1].
-  """
-
-  score: float
-  dense: float
-  kept: float
-  survives: bool
-  certainty: float
 
 
 def features(measurements: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -130,73 +109,6 @@ def features(measurements: Mapping[str, Sequence[float]]) -> dict[str, float]:
   return {name: float(found[name]) for name in FEATURES}
 
 
-def survival(
-  dense: np.ndarray,
-  pruned: np.ndarray,
-  *,
-  weights: np.ndarray | None = None,
-  lower_is_better: bool = False,
-  keep: float = 0.9,
-  seed: int = 0,
-  resamples: int = 1000,
-) -> Survival:
-  """Whether the pruned model keeps enough of the dense score.
-
-  Args:
-    dense: score of each item, [items]; nats with `lower_is_better`.
-    pruned: the same of the pruned model, of the same items.
-    weights: what a mean divides by, [items]; None is 1.
-    lower_is_better: the score is exp of the mean, a perplexity.
-    keep: least `kept` that is called survival.
-    seed: of the resampling of items, which are paired.
-    resamples: how many, at least 100.
-
-  Raises:
-    ValueError: shapes differ, a score is not finite, or the dense score is 0.
-  """
-  dense, pruned = (np.asarray(x, np.float64) for x in (dense, pruned))
-  weights = (
-    np.ones_like(dense) if weights is None else np.asarray(weights, np.float64)
-  )
-  if (
-    not dense.shape == pruned.shape == weights.shape
-    or dense.ndim != 1
-    or (not dense.size)
-  ):
-    raise ValueError(
-      f"scores of {list(dense.shape)} and {list(pruned.shape)} items with"
-      f" weights {list(weights.shape)}: give both models' scores of the same"
-      " items"
-    )
-  if not (np.isfinite(dense).all() and np.isfinite(pruned).all()):
-    raise ValueError("scores: not finite; leave such a cell out and say so")
-  sums = np.stack([dense, pruned, weights])
-  score, base = _ratio(sums.sum(1), lower_is_better)
-  if base == 0:
-    raise ValueError(
-      "the dense model scores 0: no share of it can be kept; leave the task out"
-    )
-  kept = _kept(score, base, lower_is_better)
-  drawn = np.concatenate(
-    [draw @ sums.T for draw in bootstrap._weights(dense.size, resamples, seed)]
-  )
-  score_R, base_R = _ratio(drawn.T, lower_is_better)
-  survives = is_enough(kept, keep)
-  same = is_enough(_kept(score_R, base_R, lower_is_better), keep) == survives
-  return Survival(
-    score=float(score),
-    dense=float(base),
-    kept=float(kept),
-    survives=bool(survives),
-    certainty=float(same.mean()),
-  )
-
-
-def is_enough(kept, keep):
-  """Whether `kept` is at least `keep`, whatever a division has rounded off."""
-  return kept >= keep - _ROUNDING
-
-
 def fit_rule(
   table: Mapping[str, np.ndarray], kept: np.ndarray, survives: np.ndarray
 ) -> dict[str, Any] | None:
@@ -232,7 +144,7 @@ def fit_rule(
         "gap": [fitted.below, fitted.above],
         "balanced_error": fitted.balanced_error,
         "auc": separation.auc(values, ~survives),
-        "spearman": separation.rank_correlation(values, kept),
+        "spearman": statistics.rank_correlation(values, kept),
         "tried": len(table),
       }
     )
@@ -399,21 +311,6 @@ def _first_flips(prompt, step, flip) -> dict[str, float]:
     "first_flip_hazard": flipped / exposure,
     "flipped_prompts": flipped / len(prompts),
   }
-
-
-def _ratio(sums, lower_is_better):
-  """Scores of the pruned and the dense model from sums over items."""
-  dense, pruned, weights = sums
-  if lower_is_better:
-    return np.exp(pruned / weights), np.exp(dense / weights)
-  return pruned / weights, dense / weights
-
-
-def _kept(score, base, lower_is_better):
-  if lower_is_better:
-    return base / score
-  # A resample on which the dense model scores nothing has lost nothing.
-  return np.divide(score, base, out=np.ones_like(score), where=base != 0)
 
 
 def _worst(rho: float) -> float:

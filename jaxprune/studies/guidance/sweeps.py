@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxprune import statistics
 from jaxprune.studies.guidance import rules
 from jaxprune.studies.sweep import configurations
 
@@ -70,7 +71,7 @@ class Task:
 
   metric: str
   models: np.ndarray
-  survivals: list[rules.Survival]
+  survivals: list[statistics.Survival]
   items: np.ndarray
   weights: np.ndarray
 
@@ -146,7 +147,7 @@ def read_grids(
     skip: names of tasks to leave out.
     num_prompts: use only what was measured on the first so many prompts.
     seed: of the resampling of items.
-    resamples: see `guidance.survival`.
+    resamples: see `statistics.survive`.
 
   Raises:
     ValueError: a folder holds no finished cells, cells have no measurements,
@@ -299,7 +300,7 @@ def _task(name, scores, models, left_out, *, keep, seed, resamples):
     try:
       if values.shape != weights.shape:
         raise ValueError("has other items than the first grid")
-      found = rules.survival(
+      found = statistics.survive(
         np.array(columns[metric], np.float64),
         values,
         weights=weights,

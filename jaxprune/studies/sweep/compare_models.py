@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxprune import statistics
 from jaxprune.report import page
-from jaxprune.statistics import separation
-from jaxprune.studies.guidance import rules
 from jaxprune.studies.guidance.sweeps import METRICS
 from jaxprune.studies.sweep.scores import Score, by_metric, mean_score
 
@@ -33,7 +32,7 @@ def compare(runs: list[dict[str, list[Score]]], survival: float) -> list[Row]:
         kept.append(base / score)
       else:
         kept.append(score / base if base else float("nan"))
-    alive = sum(rules.is_enough(share, survival) for share in kept)
+    alive = sum(statistics.is_enough(share, survival) for share in kept)
     rows.append(
       {
         "cell": cell,
@@ -92,7 +91,7 @@ def orders(rows: list[Row]) -> list[Row]:
     if len(at) < 3 or not np.isfinite(kept_CM).all():
       continue
     each = [
-      separation.rank_correlation(kept_CM[:, a], kept_CM[:, b])
+      statistics.rank_correlation(kept_CM[:, a], kept_CM[:, b])
       for a, b in itertools.combinations(range(kept_CM.shape[1]), 2)
     ]
     found.append(
