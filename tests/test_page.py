@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxprune import statistics
+from jaxprune import report, statistics
 from jaxprune.report import attribution_figures, canvas, figures, page
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -459,3 +459,46 @@ def test_a_space_looks_the_same_in_every_figure():
   looks = list(canvas._STYLES.values())
   for part in range(3):  # colour, line style and marker each tell them apart
     assert len({look[part] for look in looks}) == len(looks)
+
+
+# --- from a summary to the page --------------------------------------------
+
+
+def test_stored_estimates_are_cells():
+  table = page.estimate_table(
+    "Means.",
+    "model",
+    {"kl": "KL (nats)", "flips": "flips", "n": "positions"},
+    {
+      "half": {"kl": INTERVAL.to_json(), "n": 40},
+      "none": {
+        "kl": {"value": 0.5, "low": None, "high": None, "count": 1},
+        "flips": None,
+        "n": 3,
+      },
+    },
+  )
+  assert table.columns == ("model", "KL (nats)", "flips", "positions")
+  text = render(sections=[page.Section(title="S", tables=[table])])
+  value, ends = INTERVAL.format(2).split(" ", 1)
+  assert f'{value} <span class="ends">{ends}</span>' in text
+  assert '0.5 <span class="ends">[no interval]</span>' in text
+  assert '<th scope="col" class=num>KL (nats)</th>' in text
+
+
+def test_a_report_writes_its_named_figures(tmp_path):
+  shown = page.Figure(png=png(), caption="F", alt="A line", name="steps")
+  other = dataclasses.replace(shown, name="")
+  content = dict(
+    title="T",
+    verdict="V",
+    run=RUN,
+    sections=[page.Section(title="S", figures=[shown, other])],
+    protocol={"T": 1.0},
+  )
+  with report.RunFolder(tmp_path / "out", RUN | {"flags": {}}) as folder:
+    page.write_report(folder, **content)
+  (figure,) = (tmp_path / "out" / "figures").iterdir()
+  assert figure.name == "steps.png" and figure.read_bytes() == shown.png
+  text = (tmp_path / "out" / "report.html").read_text()
+  assert text == page.render_page(**content)

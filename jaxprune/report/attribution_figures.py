@@ -1,12 +1,12 @@
 """What does a change that is divided among sublayers look like? PNG bytes."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxprune.report import canvas
-from jaxprune.statistics import Estimate
-from jaxprune.statistics.bootstrap import as_estimate
+from jaxprune.statistics import Estimate, as_estimate
 
 # Early to late layers, attention and MLP apart.
 _BLUES = ("#0b3c5d", "#0072B2", "#56B4E9", "#a6d8f5")
@@ -14,8 +14,8 @@ _REDS = ("#7a3300", "#D55E00", "#E69F00", "#f3d08a")
 
 
 def contribution_bars(
-  attention: Sequence[Estimate],
-  mlp: Sequence[Estimate],
+  attention: Sequence[Estimate | Mapping[str, Any]],
+  mlp: Sequence[Estimate | Mapping[str, Any]],
   *,
   y: str,
   completeness: str,
@@ -23,7 +23,7 @@ def contribution_bars(
   """Contribution of every sublayer with its interval; two bars per layer.
 
   Args:
-    attention: one estimate per layer.
+    attention: one estimate per layer, as a summary stores it or not.
     mlp: one estimate per layer.
     y: label of the contributions.
     completeness: how nearly they add up to the change, for the title.

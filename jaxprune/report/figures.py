@@ -7,6 +7,7 @@ and what cannot be drawn is counted in the figure.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,8 +15,7 @@ from matplotlib.colors import LogNorm
 
 from jaxprune.report import canvas
 from jaxprune.report.fields import axis_label
-from jaxprune.statistics import Estimate
-from jaxprune.statistics.bootstrap import as_estimate
+from jaxprune.statistics import Estimate, as_estimate
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -37,13 +37,17 @@ class Series:
   high: np.ndarray | None = None
 
 
-def estimated(x: np.ndarray, estimates: Sequence[Estimate]) -> Series:
+def estimated(
+  x: np.ndarray, estimates: Sequence[Estimate | Mapping[str, Any]]
+) -> Series:
   """A line of estimates with their intervals as its band.
 
   Args:
     x: [n].
-    estimates: [n]. NaN ends leave a gap in the band.
+    estimates: [n], as a summary stores them or not. NaN ends leave a gap in
+      the band.
   """
+  estimates = list(map(as_estimate, estimates))
   return Series(
     x=np.asarray(x),
     y=np.array([each.value for each in estimates], np.float64),
@@ -338,7 +342,7 @@ def paired_bars(
 
 def interval_dots(
   labels: Sequence[str],
-  series: Mapping[str, Sequence[Estimate | None]],
+  series: Mapping[str, Sequence[Estimate | Mapping[str, Any] | None]],
   *,
   x: str,
   reference: float | None = None,
@@ -348,7 +352,8 @@ def interval_dots(
 
   Args:
     labels: [n], names of the rows.
-    series: by label, [n] estimates; None leaves a row empty.
+    series: by label, [n] estimates, as a summary stores them or not; None
+      leaves a row empty.
     x: field name or label of the horizontal axis.
     reference: where a vertical line is drawn; None draws none.
     log_x: logarithmic; what is not positive is left out and counted in the

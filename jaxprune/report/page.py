@@ -14,12 +14,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxprune.report.canvas import DPI
-from jaxprune.statistics import Estimate, format_number
-from jaxprune.statistics.bootstrap import Interval, as_estimate
+from jaxprune.report.records import RunFolder
+from jaxprune.statistics import Estimate, as_estimate, format_number
+from jaxprune.statistics.bootstrap import Interval
 
-__all__ = ["Figure", "Section", "Table", "format_number", "render_page"]
+__all__ = [
+  "Figure",
+  "Section",
+  "Table",
+  "estimate_table",
+  "format_number",
+  "render_page",
+  "write_report",
+]
 
-Cell = str | int | float | bool | Estimate | None
+# A mapping is an estimate as a summary stores it, from `Estimate.to_json`.
+Cell = str | int | float | bool | Estimate | Mapping[str, Any] | None
 _DIGITS = 2  # significant digits of the width of an interval
 _SCREEN_DPI = 96  # of a CSS inch
 
@@ -32,11 +42,13 @@ class Figure:
     png: bytes, see `figures`.
     caption: what is seen and what to look at.
     alt: what the figure shows, for those who cannot see it.
+    name: of its file in figures/, without .png; '' for none.
   """
 
   png: bytes
   caption: str
   alt: str
+  name: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +82,63 @@ class Section:
   paragraphs: Sequence[str] = ()
   tables: Sequence[Table] = ()
   figures: Sequence[Figure] = ()
+
+
+def estimate_table(
+  caption: str,
+  heading: str,
+  measures: Mapping[str, str],
+  rows: Mapping[str, Mapping[str, Any]],
+) -> Table:
+  """A table of stored estimates: a row per thing, a column per measure.
+
+  Args:
+    caption: what is in it, with units.
+    heading: what the rows are.
+    measures: heading of the column by key of the entries of `rows`.
+    rows: by the name of the row, the summary's entry: estimates and numbers by
+      key. A key that is missing is shown as a dash.
+  """
+  return Table(
+    caption=caption,
+    columns=(heading, *measures.values()),
+    rows=[
+      (name, *(entry.get(key) for key in measures))
+      for name, entry in rows.items()
+    ],
+  )
+
+
+def write_report(
+  folder: RunFolder,
+  *,
+  title: str,
+  verdict: str,
+  sections: Sequence[Section],
+  run: Mapping[str, Any],
+  protocol: Mapping[str, Cell] | None = None,
+) -> None:
+  """Write report.html, and figures/NAME.png for every figure with a name.
+
+  Args:
+    folder: the run folder.
+    title: see `render_page`.
+    verdict: see `render_page`.
+    sections: see `render_page`.
+    run: see `render_page`.
+    protocol: see `render_page`.
+
+  Raises:
+    ValueError: see `render_page`.
+  """
+  text = render_page(
+    title=title, verdict=verdict, sections=sections, run=run, protocol=protocol
+  )
+  for section in sections:
+    for figure in section.figures:
+      if figure.name:
+        folder.write_figure(figure.name, figure.png)
+  folder.write_page(text)
 
 
 def render_page(
@@ -204,11 +273,10 @@ def _table(table: Table) -> str:
 
 
 def _is_numeric(cells) -> bool:
+  numbers = (int, float, Estimate, Mapping, Interval)
   known = [cell for cell in cells if cell is not None]
   return bool(known) and all(
-    isinstance(cell, (int, float, Estimate, Interval))
-    and not isinstance(cell, bool)
-    for cell in known
+    isinstance(cell, numbers) and not isinstance(cell, bool) for cell in known
   )
 
 

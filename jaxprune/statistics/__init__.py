@@ -6,7 +6,12 @@ from jaxprune.statistics.bins import (
   binned_means,
   quantile_edges,
 )
-from jaxprune.statistics.estimate import UNKNOWN, Estimate, format_number
+from jaxprune.statistics.estimate import (
+  UNKNOWN,
+  Estimate,
+  as_estimate,
+  format_number,
+)
 from jaxprune.statistics.intervals import (
   finite_mean,
   mean,
@@ -30,6 +35,7 @@ __all__ = [
   "Survival",
   "Threshold",
   "UNKNOWN",
+  "as_estimate",
   "auc",
   "balanced_error",
   "bin_index",

@@ -18,8 +18,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxprune.statistics.estimate import Estimate
-
 METHODS = ("bca", "percentile")
 # Entries of the matrix of resampling weights held at a time.
 _CHUNK = 1 << 22
@@ -50,14 +48,6 @@ class Interval:
   resamples: int
   seed: int
   method: str
-
-
-def as_estimate(interval):
-  if not isinstance(interval, Interval):
-    return interval
-  return Estimate(
-    interval.estimate, interval.low, interval.high, interval.prompts
-  )
 
 
 def mean_interval(
