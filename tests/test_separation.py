@@ -1,14 +1,10 @@
 """Separation of two classes: oracles that count pairs, identities, tables."""
 
-import dataclasses
-
 import numpy as np
 import pytest
-import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxprune import statistics
 from jaxprune.statistics import separation
 
 # Few distinct values, so that ties are common.
@@ -115,29 +111,6 @@ def test_balanced_error_by_hand():
     == 0.625
   )
   assert np.isnan(separation.balanced_error(np.ones(2, bool), np.ones(2, bool)))
-
-
-def test_error_rate_without_errors():
-  """Four methods, however many models: (1 - u)^4 = 0.025."""
-  groups = np.repeat(np.arange(4), 5)
-  found = separation.error_rate(np.zeros(20, bool), groups)
-  assert (found.value, found.low) == (0, 0)
-  assert (1 - found.high) ** 4 == pytest.approx(0.025)
-  other = separation.error_rate(np.ones(20, bool), groups)
-  assert (other.low, other.high) == (pytest.approx(1 - found.high), 1)
-  exact = scipy.stats.binomtest(0, 4).proportion_ci(method="exact")
-  assert found.high == pytest.approx(exact.high)
-
-
-def test_error_rate_keeps_methods_together():
-  wrong = np.array([True] * 5 + [False] * 15)
-  groups = np.repeat(np.arange(4), 5)
-  found = separation.error_rate(wrong, groups, seed=3)
-  assert dataclasses.asdict(found) == dataclasses.asdict(
-    statistics.mean(wrong, groups, seed=3)
-  )
-  alone = separation.error_rate(wrong, np.arange(20), seed=3)
-  assert alone.high - alone.low < found.high - found.low
 
 
 @pytest.mark.parametrize(

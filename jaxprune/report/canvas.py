@@ -166,7 +166,12 @@ def note_left_out(axes: Axes, count: int, what: str, *, positive: bool) -> None:
 
 
 def remark(axes: Axes, text: str) -> None:
-  """Write a small grey line above the panel."""
+  """Write a small grey line above the panel.
+
+  Args:
+    axes: the panel.
+    text: one line.
+  """
   axes.set_title(text, fontsize=8, color=GREY)
 
 

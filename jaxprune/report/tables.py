@@ -125,12 +125,14 @@ def write_csv(
 ) -> None:
   """Write rows as a table: fields in the order of `fields.FIELDS`, then others.
 
-  What a row lacks stays empty; booleans are true and false; numbers keep all
-  their digits.
+  Args:
+    rows: flat rows, from `read_records`. What a row lacks stays empty;
+      booleans are true and false; numbers keep all their digits.
+    path: of the .csv file, which appears whole or not at all.
   """
-  found = dict.fromkeys(name for row in rows for name in row)
-  names = [name for name in FIELDS if name in found]
-  names += [name for name in found if name not in FIELDS]
+  occurring = dict.fromkeys(name for row in rows for name in row)
+  names = [name for name in FIELDS if name in occurring]
+  names += [name for name in occurring if name not in FIELDS]
   text = io.StringIO()
   table = csv.writer(text, lineterminator="\n")
   table.writerow(names)

@@ -24,7 +24,6 @@ from jaxprune.statistics.separation import (
   Threshold,
   auc,
   balanced_error,
-  error_rate,
   fit_threshold,
 )
 from jaxprune.statistics.survival import Survival, is_enough, survive
@@ -40,7 +39,6 @@ __all__ = [
   "balanced_error",
   "bin_index",
   "binned_means",
-  "error_rate",
   "finite_mean",
   "fit_threshold",
   "format_number",

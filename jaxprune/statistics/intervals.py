@@ -6,9 +6,10 @@ resample draws groups with replacement and takes all rows of each. Independent
 items that are right or wrong get the interval of Wilson, which is honest where
 none or all are right and where there are few.
 
-Reference: Efron and Tibshirani, An Introduction to the Bootstrap (1993),
-chapter 14 (BCa); Wilson (1927), Probable inference, the law of succession, and
-statistical inference.
+Reference: Wilson (1927), Probable inference, the law of succession, and
+statistical inference; Clopper and Pearson (1934), The use of confidence or
+fiducial limits illustrated in the case of the binomial; Efron and Tibshirani
+(1993), An Introduction to the Bootstrap, chapter 14 (BCa).
 Differs from the reference in: the unit is the group; where BCa is undefined,
 because the data are constant or no replicate lies beyond the estimate, the
 percentiles of the replicates are the interval.
@@ -162,28 +163,48 @@ def statistic(
   return _bootstrap(of_drawn, len(rows_of), seed, resamples)
 
 
-def proportion(successes: np.ndarray) -> Estimate:
-  """The share of independent items that are right, with Wilson's interval.
+def proportion(
+  successes: np.ndarray,
+  groups: np.ndarray | None = None,
+  *,
+  seed: int = 0,
+  resamples: int = RESAMPLES,
+) -> Estimate:
+  """The share of items that are right, with an interval that is never empty.
+
+  Independent items have the interval of Wilson. Items of one group (positions
+  of one prompt, models pruned by one method) resemble each other, so whole
+  groups are resampled as `mean` does; where all are right, or all wrong,
+  resampling shows no spread, and the interval is that of Clopper and Pearson
+  with the groups as the only independent items.
 
   Args:
-    successes: bool, or 0 and 1, [items]. Of items that are alike, such as the
-      positions of one prompt, take `mean` with its groups instead.
+    successes: bool, or 0 and 1, [items].
+    groups: [items], equal for items of one group; None: all are independent.
+    seed: of the resampling of groups.
+    resamples: number of resamples, at least 100.
 
   Raises:
-    ValueError: there is no item, or one is neither 0 nor 1.
+    ValueError: there is no item, one is neither 0 nor 1, or there is not one
+      group for each.
   """
   successes = _checked(successes, 1)
-  if not np.isin(successes, (0, 1)).all():
-    where = int(np.flatnonzero(~np.isin(successes, (0, 1)))[0])
+  wrong_kind = ~np.isin(successes, (0, 1))
+  if wrong_kind.any():
+    where = int(np.flatnonzero(wrong_kind)[0])
     raise ValueError(
       f"successes: {successes[where]} at [{where}]; a proportion is of zeros"
       " and ones, take `mean` of other numbers"
     )
-  test = scipy.stats.binomtest(int(successes.sum()), successes.size)
-  ends = test.proportion_ci(LEVEL, method="wilson")
-  return Estimate(
-    float(successes.mean()), float(ends.low), float(ends.high), successes.size
-  )
+  value, method = float(successes.mean()), "wilson"
+  right, count = int(successes.sum()), successes.size
+  if groups is not None:
+    clustered = mean(successes, groups, seed=seed, resamples=resamples)
+    if 0 < value < 1:
+      return clustered
+    right, count, method = right and clustered.count, clustered.count, "exact"
+  ends = scipy.stats.binomtest(right, count).proportion_ci(LEVEL, method)
+  return Estimate(value, float(ends.low), float(ends.high), count)
 
 
 def _checked(values, ndim) -> np.ndarray:

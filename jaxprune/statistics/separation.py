@@ -6,18 +6,13 @@ curve says how well it orders them, a threshold makes a rule of it (good if the
 feature is at most the threshold), and the error of the rule is counted on cases
 that it was not fitted on.
 
-Reference: Hanley and McNeil (1982) for the area as the Mann-Whitney statistic;
-Clopper and Pearson (1934) for the interval of a count of zero.
+Reference: Hanley and McNeil (1982) for the area as the Mann-Whitney statistic.
 """
 
 import dataclasses
 
 import numpy as np
 import scipy.stats
-
-from jaxprune.statistics import intervals
-from jaxprune.statistics.bootstrap import Interval, mean_interval
-from jaxprune.statistics.estimate import LEVEL, Estimate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,74 +103,6 @@ def balanced_error(called_bad: np.ndarray, bad: np.ndarray) -> float:
   if bad.all() or not bad.any():
     return float("nan")
   return float((np.mean(~called_bad[bad]) + np.mean(called_bad[~bad])) / 2)
-
-
-def error_rate(
-  wrong: np.ndarray,
-  groups: np.ndarray,
-  *,
-  seed: int = 0,
-  resamples: int = intervals.RESAMPLES,
-) -> Estimate:
-  """Share of wrong cases, with an interval that resamples whole groups.
-
-  Cases of one group (one pruning method) resemble each other. Where all cases
-  are right, or all wrong, resampling shows no spread; the interval is then that
-  of Clopper and Pearson with the groups as the only independent cases.
-
-  Args:
-    wrong: bool [n].
-    groups: [n].
-    seed: of the resampling.
-    resamples: number of resamples, at least 100.
-
-  Raises:
-    ValueError: there is no case, or not one group for each.
-  """
-  wrong = np.asarray(wrong, bool)
-  rate = intervals.mean(wrong, groups, seed=seed, resamples=resamples)
-  if 0 < rate.value < 1:
-    return rate
-  test = scipy.stats.binomtest(rate.count * int(rate.value), rate.count)
-  low, high = test.proportion_ci(LEVEL, method="exact")
-  return dataclasses.replace(rate, low=float(low), high=float(high))
-
-
-def error_interval(
-  wrong: np.ndarray,
-  groups: np.ndarray,
-  *,
-  level: float = 0.95,
-  seed: int = 0,
-  resamples: int = 2000,
-) -> Interval:
-  """Share of wrong cases, with an interval that resamples whole groups.
-
-  Cases of one group (one pruning method) resemble each other. Where all cases
-  are right, or all wrong, resampling shows no spread; the open end is then that
-  of Clopper and Pearson with the groups as the only independent cases.
-
-  Args:
-    wrong: bool [n].
-    groups: [n].
-    level: intended coverage.
-    seed: of the resampling.
-    resamples: see `bootstrap.mean_interval`.
-
-  Raises:
-    ValueError: as `bootstrap.mean_interval`.
-  """
-  wrong = np.asarray(wrong, bool)
-  found = mean_interval(
-    wrong, np.asarray(groups), level=level, seed=seed, resamples=resamples
-  )
-  if 0 < found.estimate < 1:
-    return found
-  reach = 1 - ((1 - level) / 2) ** (1 / found.prompts)
-  ends = (0.0, reach) if found.estimate == 0 else (1 - reach, 1.0)
-  return dataclasses.replace(
-    found, low=ends[0], high=ends[1], method="clopper_pearson"
-  )
 
 
 def _checked(values, bad):

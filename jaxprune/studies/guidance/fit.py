@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import report, statistics
+from jaxprune import statistics
 from jaxprune.statistics import separation
 from jaxprune.studies.guidance import rules
 from jaxprune.studies.guidance.splits import HALF, Split, splits
@@ -196,15 +196,15 @@ def _check(grids, name, task, split: Split, settings) -> dict[str, Any]:
   for rule, errors in joined.items():
     if rule == "rule":
       continue
-    interval = separation.error_interval(errors, groups, **draws)
-    less = report.mean_interval(
+    error = statistics.proportion(errors, groups, **draws)
+    less = statistics.mean(
       joined["rule"].astype(float) - errors, groups, **draws
     )
     found[rule] = {
-      "error": interval.estimate,
-      "low": _number(interval.low),
-      "high": _number(interval.high),
-      "rule_less_this": [less.estimate, _number(less.low), _number(less.high)],
+      "error": error.value,
+      "low": _number(error.low),
+      "high": _number(error.high),
+      "rule_less_this": [less.value, _number(less.low), _number(less.high)],
     }
   checked = rules.check_answers(yes, truth, groups, **draws)
   return {

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import report
+from jaxprune import statistics
 from jaxprune.studies.guidance.sweeps import KINDS, ORDER, Grids, Task
 from jaxprune.studies.sweep import configurations
 
@@ -79,7 +79,7 @@ def recommend(grids: Grids, *, seed: int = 0) -> list[dict[str, Any]]:
 def _evidence(task: Task, chosen, cell, seed) -> dict[str, Any]:
   """Mean score over seeds, interval over items, and the worst run."""
   transform = np.exp if task.metric == "nll" else lambda ratio: ratio
-  score = report.ratio_interval(
+  score = statistics.ratio(
     task.items[chosen].mean(axis=0),
     task.weights,
     transform=transform,
@@ -88,7 +88,7 @@ def _evidence(task: Task, chosen, cell, seed) -> dict[str, Any]:
   runs = [task.survivals[i] for i in np.flatnonzero(chosen)]
   return {
     "cell": cell,
-    "score": score.estimate,
+    "score": score.value,
     "low": score.low,
     "high": score.high,
     "dense": float(np.mean([r.dense for r in runs])),

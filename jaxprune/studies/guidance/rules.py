@@ -175,7 +175,7 @@ def check_answers(
     survives: what is true, bool [models].
     groups: pruning method of each model; whole groups are resampled.
     seed: of the resampling.
-    resamples: see `separation.error_interval`.
+    resamples: number of resamples, at least 100.
 
   Returns:
     `error` (share of wrong answers) with `low` and `high` (95 %),
@@ -183,19 +183,19 @@ def check_answers(
     not), `false_no`, `models`, `survived`, `groups`.
   """
   yes, survives = np.asarray(yes, bool), np.asarray(survives, bool)
-  found = separation.error_interval(
+  error = statistics.proportion(
     yes != survives, groups, seed=seed, resamples=resamples
   )
   return {
-    "error": found.estimate,
-    "low": found.low,
-    "high": found.high,
+    "error": error.value,
+    "low": error.low,
+    "high": error.high,
     "balanced_error": separation.balanced_error(~yes, ~survives),
     "false_yes": int(np.sum(yes & ~survives)),
     "false_no": int(np.sum(~yes & survives)),
     "models": len(survives),
     "survived": int(survives.sum()),
-    "groups": found.prompts,
+    "groups": error.count,
   }
 
 
