@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxprune import report, statistics
-from jaxprune.report import attribution_figures, canvas, figures, page
+from jaxprune.report import (
+  attribution_figures,
+  canvas,
+  figures,
+  page,
+  stylesheet,
+)
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 HOSTILE = '</td><script>alert("x")</script>&amp;\'"><img src=http://e.com/x>'
@@ -300,7 +306,7 @@ def test_colours_can_be_read():
     ]
     return np.dot([0.2126, 0.7152, 0.0722], parts)
 
-  sets = re.findall(r":root \{(.*?)\}", page._STYLE, re.S)
+  sets = re.findall(r":root \{(.*?)\}", stylesheet.STYLE, re.S)
   assert len(sets) == 3
   for each in sets:
     colours = dict(re.findall(r"--(\w+): (#\w{6})", each))

@@ -27,7 +27,7 @@ class Field:
 
 
 def _table(kind: str, lines: str) -> dict[str, Field]:
-  """Lines `name | unit | meaning`."""
+  """Fields of one kind from lines `name | unit | meaning`."""
   fields = {}
   for line in lines.strip().splitlines():
     name, unit, meaning = (part.strip() for part in line.split("|", 2))
@@ -50,7 +50,7 @@ FIELDS: Mapping[str, Field] = {
         lens | | final_norm or raw: how an inner layer is read out
         intervention | | what was replaced or frozen
         task | | task or data set
-        metric | | what `value` is
+        metric | | name of the number in `value`
         token_set | | vocabulary, options, option_tokens, random or top
         """,
   ),
@@ -73,7 +73,7 @@ FIELDS: Mapping[str, Field] = {
         option | | index of the option, from 0
         draw | | index of the random token set, from 0
         choice | | index of the likeliest option under p
-        choice_pruned | | the same under q
+        choice_pruned | | index of the likeliest option under q
         rank | | place under p, 0 is the likeliest
         rank_pruned | | place under q
         discordant | pairs | pairs whose order is another under q
@@ -124,23 +124,23 @@ FIELDS: Mapping[str, Field] = {
         one_minus_cos_z | | 1 - cos_z without cancellation
         one_minus_cos_p | | 1 - cos_p without cancellation
         var_top5 | logits^2 | variance of dz under p of its 5 top tokens
-        var_top10 | logits^2 | the same of its 10 top tokens
+        var_top10 | logits^2 | variance of dz under p of its 10 top tokens
         mean_abs_dz | logits | mean |dz|
         l1_top5 | logits | sum of |dz| over the 5 top tokens of p
-        l1_top10 | logits | the same of its 10 top tokens
+        l1_top10 | logits | sum of |dz| over the 10 top tokens of p
         l2_top5 | logits | Euclidean norm of dz over the 5 top tokens of p
-        l2_top10 | logits | the same of its 10 top tokens
+        l2_top10 | logits | Euclidean norm of dz over the 10 top tokens of p
         mass | | probability of the token set under p
-        mass_pruned | | the same under q
+        mass_pruned | | probability of the token set under q
         kl_mass | nats | KL of the variable "in the token set or not"
         kl_outside | nats | KL(p||q) renormalised outside of the token set
         kl_share | nats | what the token set adds to KL(p||q), never negative
         score | nats | log-probability of the option or token under p
-        score_pruned | nats | the same under q
+        score_pruned | nats | log-probability of the option or token under q
         score_margin | nats | best score under p less the second
         score_change | nats | largest change of a difference of two scores
         nll | nats | negative log-likelihood summed over `tokens`
-        nll_pruned | nats | the same under the pruned model
+        nll_pruned | nats | nll of the pruned model
         perplexity | | exp of the mean nll per token
         value | | the number that `metric` names
         low | | lower end of the interval of `value`

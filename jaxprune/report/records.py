@@ -51,7 +51,7 @@ def describe_run(
   checkpoint_hash: str | Mapping[str, str] | None = None,
   calibration: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-  """What run.json says.
+  """The content of run.json: what was asked, and on which machine.
 
   Args:
     flags: every flag with its resolved value.
@@ -61,7 +61,8 @@ def describe_run(
     calibration: from `calibration.describe`, with its token hash.
 
   Returns:
-    These, and the versions, platform and devices of this process.
+    The arguments by name, and the versions, platform and devices of this
+    process.
   """
   devices = jax.devices()
   return {
@@ -75,7 +76,7 @@ def describe_run(
       "jaxprune": jaxprune.__version__,
       **{
         name: _version(name)
-        for name in ("jax", "jaxlib", "flax", "numpy", "tokenizers")
+        for name in ("jax", "jaxlib", "flax", "numpy", "scipy", "tokenizers")
       },
       "python": platform.python_version(),
     },
@@ -100,7 +101,7 @@ class RunFolder:
   task is copy, `run.columns(absent=["layer"])` those without a layer.
 
   Attributes:
-    folder: where.
+    folder: path of the folder.
     non_finite: how often each field was not finite so far.
   """
 
@@ -219,8 +220,9 @@ class RunFolder:
     """Write summary.json: `scalars` and the counts of non-finite numbers.
 
     Args:
-      scalars: nested as you like; a number that is not finite becomes null and
-        is counted under its path, `tasks.mmlu` for example.
+      scalars: mappings and lists of numbers and text, nested to any depth. A
+        number that is not finite becomes null and is counted under its path,
+        such as `tasks.mmlu`.
     """
     counts = dict(self.non_finite)
     content = _finite(_plain(scalars), "", counts)
@@ -229,7 +231,12 @@ class RunFolder:
       files.atomic_write_json(self.folder / SUMMARY, content)
 
   def write_figure(self, name: str, png: bytes) -> None:
-    """Write figures/NAME.png."""
+    """Write figures/NAME.png.
+
+    Args:
+      name: of the file, without .png.
+      png: bytes of the picture.
+    """
     if self._file is not None:
       files.atomic_write_bytes(self.folder / FIGURES / f"{name}.png", png)
 
