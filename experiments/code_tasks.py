@@ -9,25 +9,19 @@ process of its own with limits on time, memory, files and network; read
 `jaxprune.evaluation.code_execution` for what that stops and what not.
 
 The format is told by the fields: HumanEval has prompt, test and entry_point,
-MBPP has prompt and test_list. Writes a row per task with the fraction of right
-samples and pass@k, and the mean with a 95 % interval that resamples the tasks.
-One sample is greedy; more are drawn at --temperature.
+MBPP has prompt and test_list. Writes a row per completion, and pass@k over the
+tasks with its 95 % interval. One sample is greedy; more are drawn at
+--temperature.
 """
-
-import sys
-import time
 
 from absl import flags
 
-from . import launch
+from . import flag_groups, launch
 
-_MODEL = flags.DEFINE_string(
-  "model", None, "A folder, a hub id, or pocket.", required=True
-)
+_MODEL = flag_groups.model(flag_groups.REQUIRED)
 _TASKS = flags.DEFINE_string(
   "tasks", None, "HumanEval or MBPP, json or jsonl, perhaps .gz.", required=True
 )
-_OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 _ALLOW = flags.DEFINE_bool(
   "allow_code_execution", False, "Run what the model wrote, on this machine."
 )
@@ -46,113 +40,36 @@ _MAX_NEW_TOKENS = flags.DEFINE_integer(
 _SECONDS = flags.DEFINE_integer(
   "seconds", 5, "Processor time of one program.", lower_bound=1
 )
-_LIMIT = flags.DEFINE_integer(
-  "limit", None, "Only the first so many tasks.", lower_bound=1
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of sampling and of the intervals.")
+_LIMIT = flag_groups.limit(about="Only the first so many tasks.")
+_SEED = flag_groups.seed("Of sampling and of the interval.")
+_OUT = flag_groups.out()
 
 
 def main() -> None:
-  import jax
-  import jax.numpy as jnp
+  from jaxprune.studies.tasks import code
 
-  from jaxprune import checkpoints, report
-  from jaxprune.calibration import encode, load_tokenizer
-  from jaxprune.evaluation import code_execution, generation
-  from jaxprune.studies import inputs
-
-  jax.config.update("jax_default_matmul_precision", "highest")
-  began = time.monotonic()
-  if _K.value > _SAMPLES.value:
-    raise ValueError(
-      f"--k={_K.value} is more than --samples={_SAMPLES.value}: draw more"
-    )
-  source = inputs.open_model(_MODEL.value)
-  kind, tasks = code_execution.read_tasks(_TASKS.value)
-  tasks = tasks[: _LIMIT.value]
-  tokenizer = load_tokenizer(source.folder)
-  prompts = [encode(tokenizer, kind.prompt(task)) for task in tasks]
-  longest = max(map(len, prompts))
-  if longest + _MAX_NEW_TOKENS.value > source.config.max_positions:
-    raise ValueError(
-      f"{_TASKS.value}: a prompt of {longest} tokens and --max_new_tokens="
-      f"{_MAX_NEW_TOKENS.value} exceed the context of {source.folder},"
-      f" {source.config.max_positions}: lower --max_new_tokens"
-    )
-  description = report.describe_run(
-    flags=launch.flag_values(),
-    command=sys.argv,
-    seeds={"sampling": _SEED.value, "bootstrap": _SEED.value},
-    checkpoint_hash=checkpoints.checkpoint_hash(source),
+  settings = code.Settings(
+    samples=_SAMPLES.value,
+    k=_K.value,
+    temperature=_TEMPERATURE.value,
+    max_new_tokens=_MAX_NEW_TOKENS.value,
+    seconds=_SECONDS.value,
+    allow_code_execution=_ALLOW.value,
+    limit=_LIMIT.value,
+    seed=_SEED.value,
   )
-  fields = {
-    "completion": report.Field("text", "", "what the model wrote"),
-    "reason": report.Field("text", "", "how the program ended"),
-    "sample": report.Field("int", "", "index of the completion, from 0"),
-  }
-  config, params = checkpoints.load_params(source, jnp.float32)
-  right = [0] * len(tasks)
-  with report.RunFolder(_OUT.value, description, extra_fields=fields) as run:
-    progress = launch.Progress("sample", _SAMPLES.value)
-    for sample in range(_SAMPLES.value):
-      written = generation.continue_prompts(
-        config,
-        params,
-        tokenizer,
-        prompts,
-        stop=kind.stop,
-        max_new_tokens=_MAX_NEW_TOKENS.value,
-        seed=_SEED.value + sample,
-        temperature=_TEMPERATURE.value if _SAMPLES.value > 1 else 0.0,
-      )
-      for index, (task, text) in enumerate(zip(tasks, written)):
-        row = {
-          "task": str(task["task_id"]),
-          "question": index,
-          "sample": sample,
-          "completion": text.text,
-        }
-        if _ALLOW.value:
-          outcome = code_execution.run_program(
-            kind.program(task, text.text),
-            allow_code_execution=True,
-            limits=code_execution.Limits(seconds=_SECONDS.value),
-          )
-          right[index] += outcome.passed
-          row |= {
-            "metric": "passed",
-            "value": float(outcome.passed),
-            "reason": outcome.reason,
-          }
-        run.write(row)
-      progress.step(sample)
-    summary = {
-      "tasks": len(tasks),
-      "format": kind.name,
-      "executed": _ALLOW.value,
-      "seconds": time.monotonic() - began,
-    }
-    if _ALLOW.value:
-      found = report.mean_interval(
-        [
-          code_execution.pass_at_k(_SAMPLES.value, count, _K.value)
-          for count in right
-        ],
-        seed=_SEED.value,
-      )
-      summary[f"pass@{_K.value}"] = {
-        "mean": found.estimate,
-        "low": found.low,
-        "high": found.high,
-      }
-      print(
-        f"pass@{_K.value} {found.estimate:.4f} [{found.low:.4f},"
-        f" {found.high:.4f}] on {len(tasks)} tasks"
-      )
-    else:
-      print("nothing was run: give --allow_code_execution to score")
-    run.write_summary(summary)
-  print(f"wrote {_OUT.value}/records.jsonl")
+  source = _MODEL.open()
+  tasks = code.read(_TASKS.value, source, settings)
+  with launch.study(
+    _OUT.value,
+    seeds={"sampling": _SEED.value, "bootstrap": _SEED.value},
+    models=source,
+    extra_fields=code.FIELDS,
+  ) as study:
+    progress = study.progress("sample", _SAMPLES.value)
+    passed = code.measure(source, tasks, settings, study.run, progress)
+    summary = code.summarise(passed, tasks, settings)
+    study.finish(summary, code.headline(summary), wrote=("records.jsonl",))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # a script shows its --help without loading JAX
   from jaxprune import checkpoints
   from jaxprune.calibration import prompts as prompts_lib
   from jaxprune.calibration import tokens
+  from jaxprune.studies.tasks import scores
 
 # The flags belong to the script that calls, not to this file.
 flags.disclaim_key_flags()
@@ -163,6 +164,36 @@ class Calibration:
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tasks:
+  """The flags that name tasks, and --limit."""
+
+  perplexity: flags.FlagHolder[list[str]]
+  documents: flags.FlagHolder[list[str]]
+  choice: flags.FlagHolder[list[str]]
+  generation: flags.FlagHolder[list[str]]
+  pocket: flags.FlagHolder[bool]
+  limit: flags.FlagHolder[int | None]
+
+  def read(self, **others: Any) -> "scores.Tasks":
+    """What is asked of a model.
+
+    Args:
+      **others: the fields of `scores.Tasks` that these flags do not name.
+    """
+    from jaxprune.studies.tasks import scores
+
+    return scores.Tasks(
+      perplexity=tuple(self.perplexity.value),
+      documents=tuple(self.documents.value),
+      choice=tuple(self.choice.value),
+      generation=tuple(self.generation.value),
+      pocket=self.pocket.value,
+      limit=self.limit.value,
+      **others,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Seeds:
   """The flag --seeds, a list of integers."""
@@ -249,6 +280,36 @@ def prompts(
   return found
 
 
+def tasks() -> Tasks:
+  """Define what names tasks, any of them several times, and --limit.
+
+  The flags are --perplexity, --documents, --choice, --generation and --pocket.
+  """
+  return Tasks(
+    perplexity=flags.DEFINE_multi_string(
+      "perplexity", [], "Text that is read in windows: a file, wikitext2 or c4."
+    ),
+    documents=flags.DEFINE_multi_string(
+      "documents",
+      [],
+      "Text whose documents are each read alone: a file, wikitext2 or c4.",
+    ),
+    choice=flags.DEFINE_multi_string(
+      "choice", [], "jsonl of multiple-choice questions."
+    ),
+    generation=flags.DEFINE_multi_string(
+      "generation",
+      [],
+      "jsonl of prompts that are continued greedily; of two models the texts"
+      " are compared.",
+    ),
+    pocket=flags.DEFINE_bool(
+      "pocket", False, "The tasks of the pocket model's world."
+    ),
+    limit=_limit(None, "Only the first so many items of each task."),
+  )
+
+
 def limit(
   default: int | None = None,
   *,
@@ -306,6 +367,17 @@ def configurations(
   found = flags.DEFINE_list("configurations", default, about)
   flags.DEFINE_alias("cells", "configurations")
   return found
+
+
+def survival() -> flags.FlagHolder[float]:
+  """Define --survival: how much of the dense score must be left."""
+  return flags.DEFINE_float(
+    "survival",
+    0.9,
+    "Part of the dense score that must be left.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+  )
 
 
 def seeds(

@@ -13,17 +13,13 @@ Reference: He et al., arXiv 2603.24652, Table 1a, which says that retrieval
 survives what generation does not.
 """
 
-import sys
-import time
-
 from absl import flags
 
-from . import launch
+from . import flag_groups, launch
 
 _MODEL = flags.DEFINE_string(
   "model", None, "The dense encoder: a folder or a hub id.", required=True
 )
-_OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 _COLLECTION = flags.DEFINE_string(
   "collection",
   None,
@@ -66,185 +62,74 @@ _DROP_MLP = flags.DEFINE_list(
 _PRUNED = flags.DEFINE_list(
   "pruned", [], "Folders of models pruned elsewhere, of the same shape."
 )
-_SEED = flags.DEFINE_integer(
-  "seed", 0, "Seed of the calibration draw and the intervals."
-)
 _KEEP_MODELS = flags.DEFINE_bool(
   "keep_models", False, "Keep the pruned models in OUT/models."
 )
+_SEED = flag_groups.seed("Of the calibration draw and the intervals.")
+_OUT = flag_groups.out()
 
 
 def main() -> None:
-  import pathlib
-  import shutil
-  import tempfile
+  from jaxprune.studies.retrieval import measure, page, summary
 
-  import jax
-
-  from jaxprune import checkpoints, report
-  from jaxprune.calibration import tokenizer as tokenizers
-  from jaxprune.models import EncoderConfig
-  from jaxprune.pruning.checkpoint import encoder
-  from jaxprune.report import page
-  from jaxprune.studies.retrieval import measure as study
-  from jaxprune.studies.tasks import retrieval_data
-
-  jax.config.update("jax_default_matmul_precision", "highest")
-  began = time.monotonic()
-  source = checkpoints.open_checkpoint(
-    checkpoints.resolve_model(_MODEL.value), EncoderConfig
+  source = measure.open_encoder(_MODEL.value, _MAX_TOKENS.value)
+  variants = measure.variants(_wanted())
+  measure.check(variants, source.config)
+  texts = measure.read_texts(
+    source, _COLLECTION.value, _STS.value, _MAX_TOKENS.value
   )
-  pooling = checkpoints.read_pooling(source.folder)
-  if _MAX_TOKENS.value > source.config.max_positions:
-    raise ValueError(
-      f"--max_tokens={_MAX_TOKENS.value} is more than the"
-      f" {source.config.max_positions} positions of the encoder"
-    )
-  wanted = _wanted(source.config)
-  tokenizer = tokenizers.load_tokenizer(source.folder)
-  collection = retrieval_data.read_collection(_COLLECTION.value)
-  pairs = retrieval_data.read_pairs(_STS.value) if _STS.value else None
-  texts = study.tokenised(tokenizer, collection, pairs, _MAX_TOKENS.value)
-  calibration = study.calibrate(
-    tokenizer,
+  calibration = measure.calibrate(
+    source,
     _CALIBRATION.value,
-    study.calibration_texts(_CALIBRATION.value, collection),
-    source.config,
+    texts,
     num_samples=_NUM_SAMPLES.value,
-    max_tokens=_MAX_TOKENS.value,
     seed=_SEED.value,
   )
-  description = report.describe_run(
-    flags=launch.flag_values(),
-    command=sys.argv,
+  with launch.study(
+    _OUT.value,
     seeds={"calibration": _SEED.value, "bootstrap": _SEED.value},
-    checkpoint_hash=checkpoints.checkpoint_hash(source),
+    models=source,
     calibration=calibration.description,
-  )
-  with report.RunFolder(_OUT.value, description) as run:
-    if _KEEP_MODELS.value:
-      # What an earlier run with these flags left there is stale.
-      shutil.rmtree(run.folder / "models", ignore_errors=True)
-    scores = None
-    if any("drop_count" in variant.settings for variant in wanted):
-      scores = encoder.score_encoder(
-        source, calibration.tokens, calibration.valid
-      )
-    dense = study.Variant(
-      name="dense", settings={"method": "none"}, folder=source.folder
-    )
-    progress = launch.Progress("model", 1 + len(wanted))
-    summary = {
-      "queries": sum(map(bool, collection.qrels)),
-      "documents": len(collection.documents),
-      "pairs": 0 if pairs is None else len(pairs.scores),
-      "models": {},
-    }
-    dense_vectors = dense_found = None
-    with tempfile.TemporaryDirectory() as temporary:
-      home = (
-        run.folder / "models" if _KEEP_MODELS.value else pathlib.Path(temporary)
-      )
-      for index, variant in enumerate([dense, *wanted]):
-        folder = study.make_model(
-          source, variant, calibration, scores, home / variant.name
-        )
-        vectors, reached, dropped = study.embed(
-          folder, pooling, texts, source.config
-        )
-        found = study.measure(vectors, texts)
-        if index == 0:
-          dense_vectors, dense_found = vectors, found
-        cos_h = study.cosines(dense_vectors, vectors)
-        run.write_all(
-          study.rows(
-            collection.name, variant, reached, found, dense_found, cos_h
-          )
-        )
-        entry = {
-          "sparsity": reached,
-          "dropped": dropped,
-          **variant.settings,
-        } | study.summarise(found, dense_found, cos_h, pairs, _SEED.value)
-        if index == 0:
-          summary["dense"] = entry
-        else:
-          summary["models"][variant.name] = entry
-        if not _KEEP_MODELS.value and variant.folder is None:
-          shutil.rmtree(folder)
-        progress.step(
-          index,
-          ndcg=entry["ndcg@10"]["value"],
-          spearman=entry.get(study.STS, {}).get("value"),
-        )
-    summary["seconds"] = time.monotonic() - began
-    if scores is not None:
-      summary["similarity"] = {k: v.tolist() for k, v in scores.items()}
-    run.write_summary(summary)
-    run.write_page(
-      page.render_page(
-        title="Retrieval by a pruned encoder",
-        verdict=study.verdict(summary),
-        sections=study.sections(summary, run),
-        run=description,
-        protocol={
-          "Collection": collection.name,
-          "Queries": summary["queries"],
-          "Documents": summary["documents"],
-          "Tokens of a text, at most": _MAX_TOKENS.value,
-          "Pooling": pooling.kind,
-          "Normalised": pooling.normalise,
-        },
-      )
-    )
-  print(study.verdict(summary).replace("\n\n", "\n"))
-  print(f"wrote {_OUT.value}/report.html")
+  ) as study:
+    similarities = measure.similarities(source, variants, calibration)
+    progress, measured = study.progress("model", 1 + len(variants)), []
+    for model in measure.measure(
+      measure.Study(source, texts, calibration, similarities),
+      variants,
+      study.run,
+      keep_models=_KEEP_MODELS.value,
+    ):
+      progress.step(len(measured), ndcg=model.scores["ndcg@10"].mean())
+      measured.append(model)
+    numbers = summary.summarise(measured, texts, similarities, _SEED.value)
+    protocol = measure.protocol(source, texts)
+    page.write_page(study.run, study.description, numbers, protocol)
+    study.finish(numbers, summary.verdict(numbers).replace("\n\n", "\n"))
 
 
-def _wanted(config):
-  """The models that the flags ask for, checked."""
-  from jaxprune.pruning.checkpoint import encoder, weights
+def _wanted():
+  """The models that the flags ask for."""
   from jaxprune.studies import inputs
-  from jaxprune.studies.retrieval import measure as study
+  from jaxprune.studies.retrieval import measure
 
-  for method in _METHOD.value:
-    if method not in encoder.METHODS:
-      raise ValueError(
-        f"--method={method}: is not for encoders; use some of"
-        f" {', '.join(encoder.METHODS)}"
-      )
-  wanted = study.variants(
-    _METHOD.value,
-    _numbers("sparsity", _SPARSITY.value, float),
-    [inputs.read_pattern(p, 0.0, "output") for p in _PATTERN.value],
-    *(
-      _numbers(name, counts, int)
-      for name, counts in (
-        ("drop_attention", _DROP_ATTENTION.value),
-        ("drop_mlp", _DROP_MLP.value),
-      )
+  return measure.Wanted(
+    methods=tuple(_METHOD.value),
+    sparsities=_numbers(_SPARSITY, float),
+    patterns=tuple(
+      inputs.read_pattern(text, 0.0, "output") for text in _PATTERN.value
     ),
-    _PRUNED.value,
+    drop_attention=_numbers(_DROP_ATTENTION, int),
+    drop_mlp=_numbers(_DROP_MLP, int),
+    folders=tuple(_PRUNED.value),
   )
-  for variant in wanted:
-    if variant.pattern is not None:
-      weights.check_job(
-        config, variant.settings["method"], variant.pattern, tokens=True
-      )
-    if variant.settings.get("drop_count", 0) > config.num_layers:
-      raise ValueError(
-        f"--{variant.settings['method']}: {variant.settings['drop_count']}"
-        f" sublayers of {config.num_layers} layers; use fewer"
-      )
-  return wanted
 
 
-def _numbers(name, values, kind):
+def _numbers(flag, kind):
   try:
-    return [kind(value) for value in values]
+    return tuple(kind(value) for value in flag.value)
   except ValueError:
     raise ValueError(
-      f"--{name}={','.join(values)}: give numbers, divided by commas"
+      f"--{flag.name}={','.join(flag.value)}: give numbers, divided by commas"
     ) from None
 
 

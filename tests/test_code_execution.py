@@ -33,8 +33,6 @@ def test_nothing_runs_unless_allowed(tmp_path, allowed):
   program = f"open({str(tmp_path / 'x')!r}, 'w')"
   with pytest.raises(ValueError, match="allow_code_execution=True"):
     run_program(program, **allowed)
-  with pytest.raises(ValueError, match="allow_code_execution=True"):
-    code_execution.run_programs([program], **allowed)
   assert not list(tmp_path.iterdir())
 
 
@@ -232,6 +230,6 @@ def test_the_script_runs_code_only_when_told(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   summary = json.loads((out / "summary.json").read_text())
-  assert summary["pass@1"]["mean"] == 0.5 and summary["executed"]
+  assert summary["pass@1"]["value"] == 0.5 and summary["executed"]
   done = scripts.call("code_tasks", *flags, "--k=2", f"--out={tmp_path}/no")
   assert done.returncode == 1 and "--samples=1" in done.stderr

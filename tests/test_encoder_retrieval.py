@@ -181,7 +181,13 @@ def test_bad_pairs(tmp_path):
 
 def test_variants():
   found = measure.variants(
-    ["wanda", "sparsegpt"], [0.25], [], [1], [2], ["/a/own"]
+    measure.Wanted(
+      methods=("wanda", "sparsegpt"),
+      sparsities=(0.25,),
+      drop_attention=(1,),
+      drop_mlp=(2,),
+      folders=("/a/own",),
+    )
   )
   assert [variant.name for variant in found] == [
     "wanda-0.25",
@@ -192,34 +198,32 @@ def test_variants():
   ]
   assert [v.pattern.group for v in found[:2]] == ["output", "matrix"]
   with pytest.raises(ValueError, match="at least one"):
-    measure.variants([], [0.5], [], [], [], [])
+    measure.variants(measure.Wanted(sparsities=(0.5,)))
   with pytest.raises(ValueError, match="none twice"):
-    measure.variants(["wanda"], [0.5, 0.5], [], [], [], [])
+    measure.variants(measure.Wanted(methods=("wanda",), sparsities=(0.5, 0.5)))
   with pytest.raises(ValueError, match="none called dense"):
-    measure.variants([], [], [], [], [], ["/a/dense"])
+    measure.variants(measure.Wanted(folders=("/a/dense",)))
 
 
-def test_calibration_is_a_draw_of_beginnings(tiny):
-  _, folder, config, _ = tiny
-  options = dict(num_samples=3, max_tokens=6, seed=1)
-  found = measure.calibrate(
-    load_tokenizer(folder), "x", ["", *TEXTS], config, **options
+def test_calibration_is_a_draw_of_beginnings(tiny, tmp_path):
+  _, folder, _, _ = tiny
+  source = checkpoints.open_checkpoint(folder, EncoderConfig)
+  texts = measure.read_texts(
+    source, write_collection(tmp_path / "c"), None, max_tokens=6
   )
-  again = measure.calibrate(
-    load_tokenizer(folder), "x", ["", *TEXTS], config, **options
+  lines = tmp_path / "lines.jsonl"
+  lines.write_text(
+    "\n".join(json.dumps({"text": text}) for text in ["", *TEXTS])
   )
+  options = dict(num_samples=3, seed=1)
+  found = measure.calibrate(source, str(lines), texts, **options)
+  again = measure.calibrate(source, str(lines), texts, **options)
   assert found.description == again.description
   assert found.tokens.shape == (3, found.valid.sum(axis=1).max())
   ends = found.tokens[np.arange(3), found.valid.sum(axis=1) - 1]
   assert (found.tokens[:, 0] == 2).all() and (ends == 3).all()
   with pytest.raises(ValueError, match="6 documents.*--num_samples=7"):
-    measure.calibrate(
-      load_tokenizer(folder),
-      "x",
-      ["", *TEXTS],
-      config,
-      **{**options, "num_samples": 7},
-    )
+    measure.calibrate(source, str(lines), texts, num_samples=7, seed=1)
 
 
 @pytest.mark.slow
@@ -254,10 +258,10 @@ def test_the_script(tiny, tmp_path):
   assert set(summary["models"]) == {"magnitude-0.5", "drop_mlp-1"}
   dense, half = summary["dense"], summary["models"]["magnitude-0.5"]
   assert dense["sparsity"] == 0 and half["sparsity"] == 0.5
-  assert dense["ndcg@10"]["difference"] == 0
+  assert dense["ndcg@10"]["difference"]["value"] == 0
   assert dense["cos_h_documents"]["value"] == 1
   assert -1 < half["cos_h_documents"]["value"] < 1
-  assert half["spearman"]["difference"] == pytest.approx(
+  assert half["spearman"]["difference"]["value"] == pytest.approx(
     half["spearman"]["value"] - dense["spearman"]["value"]
   )
   rows = [

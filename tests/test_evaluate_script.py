@@ -55,14 +55,14 @@ def test_two_models(files, tmp_path):
   tasks = json.loads((out / "summary.json").read_text())["tasks"]
   acc = tasks["choice facts"]["acc"]
   # It knows its world, and is the same as itself.
-  assert acc["dense"]["mean"] == acc["pruned"]["mean"] == 1
+  assert acc["dense"]["value"] == acc["pruned"]["value"] == 1
   assert (
-    acc["change"]["mean"]
-    == tasks["choice facts"]["flip changed"]["change"]["mean"]
+    acc["change"]["value"]
+    == tasks["choice facts"]["flip changed"]["change"]["value"]
     == 0
   )
-  assert tasks["generation sums"]["exact"]["dense"]["mean"] >= 0.75
-  assert tasks["generation sums"]["same"]["pruned"]["mean"] == 1
+  assert tasks["generation sums"]["exact"]["dense"]["value"] >= 0.75
+  assert tasks["generation sums"]["same"]["pruned"]["value"] == 1
   rows = [
     json.loads(line)
     for line in (out / "records.jsonl").read_text().splitlines()
@@ -72,7 +72,7 @@ def test_two_models(files, tmp_path):
   ]
   assert len(own) == 6 and np.isclose(
     np.mean([row["value"] for row in own]),
-    tasks["choice facts"]["margin"]["dense"]["mean"],
+    tasks["choice facts"]["margin"]["dense"]["value"],
   )
   nll = [
     row for row in rows if row["model"] == "dense" and row["metric"] == "nll"
@@ -81,7 +81,7 @@ def test_two_models(files, tmp_path):
     np.exp(
       sum(row["value"] for row in nll) / sum(row["tokens"] for row in nll)
     ),
-    tasks["perplexity text"]["perplexity"]["dense"]["mean"],
+    tasks["perplexity text"]["perplexity"]["dense"]["value"],
   )
   assert "choice facts" in (out / "report.html").read_text()
 

@@ -200,27 +200,19 @@ def test_local_task_has_the_same_scores(shared, folder, tmp_path, monkeypatch):
 
   monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
   task = "tinystories_choice"
-  options = {"dtype": "float32", "batch_size": 8}
-  paths, names = harness_lib.find_tasks(
+  tasks = harness_lib.find_tasks(
     [task], harness._TEMPLATES, str(shared / "data")
   )
-  got = harness_lib.evaluate(
-    folder,
-    names,
-    paths,
-    str(shared / "data"),
-    options,
-    num_fewshot=None,
-    limit=6,
-    chat=False,
-    seed=0,
+  settings = harness_lib.Settings(
+    limit=6, model={"dtype": "float32", "batch_size": 8}
   )
-  with harness_lib.filled_in(paths, str(shared / "data")) as filled:
+  got = harness_lib.evaluate(folder, tasks, settings)
+  with harness_lib.filled_in(tasks) as filled:
     expected = lm_eval.simple_evaluate(
       model="hf",
       model_args=f"pretrained={folder},dtype=float32",
       device="cpu",
-      tasks=names,
+      tasks=list(tasks.names),
       limit=6,
       log_samples=True,
       bootstrap_iters=0,
@@ -280,9 +272,11 @@ def test_tasks_are_found_before_any_work(tmp_path):
   find = harness_lib.find_tasks
   path = tmp_path / "own.yaml"
   for task in ("own", str(path)):
-    assert find([task], tmp_path, str(tmp_path)) == ([path], ["mine"])
-  assert find(["gsm8k"], tmp_path, None) == ([], ["gsm8k"])
-  with harness_lib.filled_in([path], str(tmp_path)) as folder:
+    local = find([task], tmp_path, str(tmp_path))
+    assert (local.paths, local.names) == ((path,), ("mine",))
+  hub = find(["gsm8k"], tmp_path, None)
+  assert (hub.paths, hub.names) == ((), ("gsm8k",))
+  with harness_lib.filled_in(local) as folder:
     assert f"file: {tmp_path}/x" in (folder / "own.yaml").read_text()
   with pytest.raises(ValueError, match="--data=None is no folder"):
     find(["own"], tmp_path, None)

@@ -1,4 +1,4 @@
-"""Cells of a grid: their names, their table, and a run that goes on."""
+"""A sweep: names of configurations, their table, and a run that goes on."""
 
 import json
 
@@ -8,7 +8,7 @@ import scripts
 
 from jaxprune.pruning.methods.quantize import Levels
 from jaxprune.pruning.patterns import NofM, Unstructured
-from jaxprune.studies.sweep import configurations
+from jaxprune.studies.sweep import configurations, summary
 from jaxprune.studies.sweep import scores as scores_lib
 
 
@@ -52,13 +52,13 @@ def test_names():
     "rtn@kl:4",
     "wanda@:0.5",
   ):
-    with pytest.raises(ValueError, match=f"--cells={wrong}"):
+    with pytest.raises(ValueError, match=f"--configurations={wrong}"):
       read(wrong)
 
 
-def score(cell, seed, right, nll):
+def score(configuration, seed, right, nll):
   return {
-    "cell": cell,
+    "configuration": configuration,
     "seed": seed,
     "removed": 0.5,
     "tasks": {
@@ -74,22 +74,26 @@ def test_table_by_hand():
     score("wanda:0.5", 0, [1, 1, 0, 0], [20.0, 60.0]),
     score("wanda:0.5", 1, [1, 0, 0, 0], [20.0, 100.0]),
   ]
-  table = {(e["cell"], e["metric"]): e for e in scores_lib.summarise(scores)}
+  table = {
+    (entry["configuration"], entry["metric"]): entry
+    for entry in summary.summarise(scores)["table"]
+  }
   choice = table["wanda:0.5", "acc"]
-  assert (choice["mean"], choice["seed_low"], choice["seed_high"]) == (
+  assert (choice["value"], choice["seed_low"], choice["seed_high"]) == (
     0.375,
     0.25,
     0.5,
   )
   # Per item and paired: 0, -0.5, -1, 0.
-  assert choice["change"] == -0.375
-  assert choice["change_low"] <= -0.375 <= choice["change_high"]
+  change = choice["change"]
+  assert change["value"] == -0.375
+  assert change["low"] <= -0.375 <= change["high"]
   text = table["wanda:0.5", "perplexity"]
-  np.testing.assert_allclose(text["mean"], np.exp((20 + 80) / 40))
+  np.testing.assert_allclose(text["value"], np.exp((20 + 80) / 40))
   np.testing.assert_allclose(
     (text["seed_low"], text["seed_high"]), np.exp([2, 3])
   )
-  np.testing.assert_allclose(text["change"], (100 - 40) / 40)
+  np.testing.assert_allclose(text["change"]["value"], (100 - 40) / 40)
   rows = list(scores_lib.rows(scores))
   assert len(rows) == 6 and rows[1]["value"] == pytest.approx(np.e)
 
@@ -107,21 +111,25 @@ def test_a_run_goes_on(tmp_path):
     f"--out={tmp_path}/out",
   ]
   done = scripts.start(
-    "discrepancy", *flags, "--cells=magnitude:0.5", "--seeds=0"
+    "discrepancy", *flags, "--configurations=magnitude:0.5", "--seeds=0"
   )
   assert done.returncode == 0, done.stderr
-  kept = tmp_path / "out/cells/magnitude_0.5-seed0.json"
+  kept = tmp_path / "out/configurations/magnitude_0.5-seed0.json"
   changed = json.loads(kept.read_text())
   changed["removed"] = 0.123  # Shows whether it is read.
   kept.write_text(json.dumps(changed))
   done = scripts.call(
-    "discrepancy", *flags, "--cells=magnitude:0.5,rtn:4", "--seeds=0"
+    "discrepancy", *flags, "--configurations=magnitude:0.5,rtn:4", "--seeds=0"
   )
   assert done.returncode == 0, done.stderr
   table = json.loads((tmp_path / "out/summary.json").read_text())["table"]
-  assert [e["cell"] for e in table] == ["dense", "magnitude:0.5", "rtn:4"]
+  assert [e["configuration"] for e in table] == [
+    "dense",
+    "magnitude:0.5",
+    "rtn:4",
+  ]
   assert table[1]["removed"] == 0.123
-  assert {p.name for p in (tmp_path / "out/cells").iterdir()} == {
+  assert {p.name for p in (tmp_path / "out/configurations").iterdir()} == {
     "job.json",
     "dense.json",
     "magnitude_0.5-seed0.json",
@@ -132,7 +140,7 @@ def test_a_run_goes_on(tmp_path):
     *flags[:1],
     "--seq_len=16",
     *flags[2:],
-    "--cells=magnitude:0.5",
+    "--configurations=magnitude:0.5",
     "--seeds=0",
   )
   assert done.returncode == 1 and "seq_len differ" in done.stderr

@@ -9,7 +9,6 @@ from jaxprune.evaluation.code_execution import (
   Outcome,
   pass_at_k,
   run_program,
-  run_programs,
 )
 from jaxprune.evaluation.embeddings import embed_tokens
 from jaxprune.evaluation.generation import (
@@ -59,7 +58,6 @@ __all__ = [
   "read_held_out_text",
   "read_questions",
   "run_program",
-  "run_programs",
   "score_documents",
   "score_questions",
   "score_windows",

@@ -106,9 +106,11 @@ class Outcome:
 
 
 def humaneval_program(task: Mapping[str, str], completion: str) -> str:
-  """A HumanEval task (prompt, test, entry_point) as one program.
+  """Make one program of a HumanEval task.
 
-  The completion continues the prompt; give it cut at `HUMANEVAL_STOP`.
+  Args:
+    task: with prompt, test and entry_point.
+    completion: continues the prompt; cut at one of `HUMANEVAL_STOP`.
   """
   return "\n".join(
     (task["prompt"] + completion, task["test"], f"check({task['entry_point']})")
@@ -116,9 +118,11 @@ def humaneval_program(task: Mapping[str, str], completion: str) -> str:
 
 
 def mbpp_program(task: Mapping[str, Sequence[str]], completion: str) -> str:
-  """An MBPP task (test_imports, test_list) as one program.
+  """Make one program of an MBPP task.
 
-  The completion is the whole function, with its own imports.
+  Args:
+    task: with test_list, perhaps test_imports.
+    completion: the whole function, with its own imports.
   """
   return "\n".join(
     (completion, *task.get("test_imports", ()), *task["test_list"])
@@ -228,21 +232,6 @@ def run_program(
     return _run(folder, token, limits)
   finally:
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def run_programs(
-  programs: Sequence[str],
-  *,
-  allow_code_execution: bool = False,
-  limits: Limits | None = None,
-) -> list[Outcome]:
-  """Run programs one after the other, see `run_program`."""
-  return [
-    run_program(
-      program, allow_code_execution=allow_code_execution, limits=limits
-    )
-    for program in programs
-  ]
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:

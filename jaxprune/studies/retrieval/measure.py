@@ -1,30 +1,33 @@
-"""What is pruned, measured, summarised and shown by `retrieval`.
+"""Encoders are pruned, embed all texts, and rank and compare them.
 
 Every model is written as a folder first and read back, so that what is
 measured is what a user gets, rounded to the dtype of the checkpoint.
 """
 
+import contextlib
 import dataclasses
 import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import checkpoints, report, statistics
-from jaxprune.calibration import documents, tokens
+from jaxprune import checkpoints, report
+from jaxprune.calibration import documents, load_tokenizer, tokens
 from jaxprune.evaluation import retrieval, sentences
 from jaxprune.models import EncoderConfig
 from jaxprune.probes import spaces
-from jaxprune.pruning.checkpoint import encoder, sublayers
+from jaxprune.pruning.checkpoint import encoder, sublayers, weights
 from jaxprune.pruning.layerwise import drops
 from jaxprune.pruning.patterns import NofM, Unstructured
-from jaxprune.report import figures, page
 from jaxprune.studies.tasks import retrieval_data
 
 METRICS = ("ndcg@10", "recall@10", "recall@100", "mrr@10")
-STS = "spearman"
+DENSE = "dense"
 _compare = jax.jit(jax.vmap(spaces.compare_vectors))
 
 
@@ -46,15 +49,44 @@ class Variant:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted:
+  """The models that are asked for; each method with each amount.
+
+  Attributes:
+    methods: weight methods.
+    sparsities: fractions removed.
+    patterns: n:m patterns.
+    drop_attention: counts of attention sublayers to drop.
+    drop_mlp: counts of MLP sublayers to drop.
+    folders: models that were pruned elsewhere.
+  """
+
+  methods: tuple[str, ...] = ()
+  sparsities: tuple[float, ...] = ()
+  patterns: tuple[NofM, ...] = ()
+  drop_attention: tuple[int, ...] = ()
+  drop_mlp: tuple[int, ...] = ()
+  folders: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Texts:
-  """Everything that is embedded, as ids, and what it is judged by."""
+  """Everything that is embedded, as ids, and what it is judged by.
+
+  Attributes:
+    collection: queries, documents and judgements.
+    pairs: sentence pairs; None has none.
+    ids: of `documents`, `queries`, and of the `first` and `second` sentences.
+    max_tokens: to which texts were cut.
+  """
 
   collection: retrieval_data.Collection
   pairs: retrieval_data.Pairs | None
   ids: dict[str, list[list[int]]]
+  max_tokens: int
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Calibration:
   """Padded calibration sequences.
 
@@ -69,16 +101,77 @@ class Calibration:
   description: dict[str, Any]
 
 
-def variants(
-  methods, sparsities, patterns, attention_counts, mlp_counts, folders
-) -> list[Variant]:
-  """The grid that the flags span, weights first, then drops, then folders."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Study:
+  """What all models are made from and asked.
+
+  Attributes:
+    source: the dense encoder.
+    texts: what is embedded.
+    calibration: what the methods look at.
+    similarities: what drops are chosen by, from `similarities`.
+  """
+
+  source: checkpoints.Source
+  texts: Texts
+  calibration: Calibration
+  similarities: dict[str, np.ndarray] | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Measured:
+  """What one model does.
+
+  Attributes:
+    variant: the model.
+    sparsity: fraction of zeros in its kernels.
+    dropped: the sublayers that it lacks, by kind.
+    scores: of each query, metric to float [queries]; `question`, their
+      indices; and `cosine` of each sentence pair, where there are pairs.
+    deviations: of the embeddings h from those of the dense model, for each
+      kind of text: arrays [texts].
+  """
+
+  variant: Variant
+  sparsity: float
+  dropped: dict[str, list[int]]
+  scores: dict[str, np.ndarray]
+  deviations: dict[str, spaces.Deviation]
+
+
+def open_encoder(name: str, max_tokens: int) -> checkpoints.Source:
+  """Open an encoder: a folder or a hub id.
+
+  Args:
+    name: of it.
+    max_tokens: to which texts will be cut.
+
+  Raises:
+    ValueError: it is no encoder, or has fewer positions.
+  """
+  source = checkpoints.open_checkpoint(
+    checkpoints.resolve_model(name), EncoderConfig
+  )
+  if max_tokens > source.config.max_positions:
+    raise ValueError(
+      f"--max_tokens={max_tokens} is more than the"
+      f" {source.config.max_positions} positions of the encoder"
+    )
+  return source
+
+
+def variants(wanted: Wanted) -> list[Variant]:
+  """The models that are asked for: weights first, then drops, then folders.
+
+  Raises:
+    ValueError: there is none, or two have the same name.
+  """
   found = []
-  for method in methods:
+  for method in wanted.methods:
     group = "matrix" if method == "sparsegpt" else "output"
     for pattern in (
-      *(Unstructured(sparsity=s, group=group) for s in sparsities),
-      *patterns,
+      *(Unstructured(sparsity=s, group=group) for s in wanted.sparsities),
+      *wanted.patterns,
     ):
       text = (
         f"{pattern.keep}:{pattern.of}"
@@ -93,7 +186,10 @@ def variants(
           settings={"method": method, "pattern": text},
         )
       )
-  for kind, counts in (("attention", attention_counts), ("mlp", mlp_counts)):
+  for kind, counts in (
+    ("attention", wanted.drop_attention),
+    ("mlp", wanted.drop_mlp),
+  ):
     found += [
       Variant(
         name=f"drop_{kind}-{count}",
@@ -107,10 +203,10 @@ def variants(
       folder=pathlib.Path(folder),
       settings={"method": "given"},
     )
-    for folder in folders
+    for folder in wanted.folders
   ]
   names = [variant.name for variant in found]
-  if not names or len({"dense", *names}) <= len(names):
+  if not names or len({DENSE, *names}) <= len(names):
     raise ValueError(
       f"models to compare: {', '.join(names) or 'none'}; ask for at least"
       " one, none twice, and none called dense"
@@ -118,43 +214,111 @@ def variants(
   return found
 
 
-def tokenised(tokenizer, collection, pairs, max_tokens) -> Texts:
-  """Ids of all texts, the same for all models."""
-  texts = {"documents": collection.documents, "queries": collection.queries}
-  if pairs is not None:
-    texts |= {"first": pairs.first, "second": pairs.second}
+def check(found: Sequence[Variant], config: EncoderConfig) -> None:
+  """Refuse, before any work, a model that cannot be made.
+
+  Args:
+    found: from `variants`.
+    config: of the dense encoder.
+
+  Raises:
+    ValueError: a method or pattern that is not for encoders, or more drops than
+      there are layers.
+  """
+  for variant in found:
+    method = variant.settings["method"]
+    if variant.pattern is not None:
+      if method not in encoder.METHODS:
+        raise ValueError(
+          f"--method={method}: is not for encoders; use some of"
+          f" {', '.join(encoder.METHODS)}"
+        )
+      weights.check_job(config, method, variant.pattern, tokens=True)
+    if variant.settings.get("drop_count", 0) > config.num_layers:
+      raise ValueError(
+        f"--{method}: {variant.settings['drop_count']} sublayers of"
+        f" {config.num_layers} layers; use fewer"
+      )
+
+
+def read_texts(
+  source: checkpoints.Source,
+  collection: str,
+  pairs: str | None,
+  max_tokens: int,
+) -> Texts:
+  """Read and tokenise all texts, the same for all models.
+
+  Args:
+    source: the dense encoder.
+    collection: folder of queries, documents and judgements.
+    pairs: file of sentence pairs; None reads none.
+    max_tokens: a longer text loses its end.
+  """
+  read = retrieval_data.read_collection(collection)
+  sentence_pairs = None if pairs is None else retrieval_data.read_pairs(pairs)
+  texts = {"documents": read.documents, "queries": read.queries}
+  if sentence_pairs is not None:
+    texts |= {"first": sentence_pairs.first, "second": sentence_pairs.second}
+  tokenizer = load_tokenizer(source.folder)
   return Texts(
-    collection=collection,
-    pairs=pairs,
+    collection=read,
+    pairs=sentence_pairs,
+    max_tokens=max_tokens,
     ids={
-      name: sentences.tokenise(tokenizer, own, max_tokens)
-      for name, own in texts.items()
+      name: sentences.tokenise(tokenizer, lines, max_tokens)
+      for name, lines in texts.items()
     },
   )
 
 
 def calibrate(
-  tokenizer, source, texts: list[str], config, *, num_samples, max_tokens, seed
+  source: checkpoints.Source,
+  name: str,
+  texts: Texts,
+  *,
+  num_samples: int,
+  seed: int,
 ) -> Calibration:
-  """The beginnings of random documents, drawn without replacement."""
-  texts = [text for text in texts if text.strip()]
-  if len(texts) < num_samples:
+  """Draw the beginnings of random documents, without replacement.
+
+  Args:
+    source: the dense encoder.
+    name: `collection` for its documents, else a text file or data set.
+    texts: of the study.
+    num_samples: documents.
+    seed: of the draw.
+
+  Raises:
+    ValueError: there are fewer documents with text.
+  """
+  lines = (
+    texts.collection.documents
+    if name == "collection"
+    else documents.read_documents(name)
+  )
+  lines = [line for line in lines if line.strip()]
+  if len(lines) < num_samples:
     raise ValueError(
-      f"{source}: {len(texts)} documents with text, fewer than --num_samples="
+      f"{name}: {len(lines)} documents with text, fewer than --num_samples="
       f"{num_samples}; use more text or fewer samples"
     )
   chosen = np.random.default_rng(seed).choice(
-    len(texts), num_samples, replace=False
+    len(lines), num_samples, replace=False
   )
   ids = sentences.tokenise(
-    tokenizer, [texts[index] for index in chosen], max_tokens
+    load_tokenizer(source.folder),
+    [lines[index] for index in chosen],
+    texts.max_tokens,
   )
-  rows, valid = sentences.pad(ids, max(map(len, ids)), config.pad_id or 0)
+  rows, valid = sentences.pad(
+    ids, max(map(len, ids)), source.config.pad_id or 0
+  )
   return Calibration(
     tokens=rows,
     valid=valid,
     description={
-      "source": source,
+      "source": name,
       "sampling": "beginnings of random documents",
       "seed": seed,
       "sequences": num_samples,
@@ -165,15 +329,95 @@ def calibrate(
   )
 
 
-def calibration_texts(name: str, collection) -> list[str]:
-  """Documents of the collection, or of a text file or data set."""
-  if name == "collection":
-    return collection.documents
-  return documents.read_documents(name)
+def similarities(
+  source: checkpoints.Source, found: Sequence[Variant], calibration: Calibration
+) -> dict[str, np.ndarray] | None:
+  """What drops are chosen by: [L] by kind; None where nothing is dropped.
+
+  Args:
+    source: the dense encoder.
+    found: from `variants`.
+    calibration: what is looked at.
+  """
+  if not any("drop_count" in variant.settings for variant in found):
+    return None
+  return encoder.score_encoder(source, calibration.tokens, calibration.valid)
 
 
-def make_model(source, variant, calibration, scores, folder) -> pathlib.Path:
-  """Prune, unless it exists already; returns the folder of the model."""
+def measure(
+  study: Study,
+  found: Sequence[Variant],
+  run: report.RunFolder,
+  *,
+  keep_models: bool = False,
+) -> Iterator[Measured]:
+  """Make and measure every model, and write its rows.
+
+  Args:
+    study: what is pruned and embedded.
+    found: from `variants`.
+    run: where the rows go.
+    keep_models: whether the pruned models stay, in `models` of the run folder.
+
+  Yields:
+    The dense model first.
+  """
+  source, texts = study.source, study.texts
+  pooling = checkpoints.read_pooling(source.folder)
+  dense = Variant(name=DENSE, settings={"method": "none"}, folder=source.folder)
+  dense_vectors = dense_scores = None
+  with _home(run.folder / "models", keep_models) as home:
+    for variant in (dense, *found):
+      folder = make_model(study, variant, home / variant.name)
+      opened, sparsity, vectors = embed(folder, pooling, texts, source.config)
+      scores = score(vectors, texts)
+      if dense_vectors is None:
+        dense_vectors, dense_scores = vectors, scores
+      measured = Measured(
+        variant=variant,
+        sparsity=sparsity,
+        dropped=checkpoints.read_drops(opened),
+        scores=scores,
+        deviations={
+          name: jax.tree.map(
+            np.asarray, _compare(dense_vectors[name], vectors[name])
+          )
+          for name in vectors
+        },
+      )
+      run.write_all(rows(texts.collection.name, measured, dense_scores))
+      if not keep_models and variant.folder is None:
+        shutil.rmtree(folder)
+      yield measured
+
+
+def protocol(source: checkpoints.Source, texts: Texts) -> dict[str, Any]:
+  """How texts became vectors, for the page.
+
+  Args:
+    source: the dense encoder.
+    texts: what was embedded.
+  """
+  pooling = checkpoints.read_pooling(source.folder)
+  return {
+    "Tokens of a text, at most": texts.max_tokens,
+    "Pooling": pooling.kind,
+    "Normalised": pooling.normalise,
+  }
+
+
+def make_model(
+  study: Study, variant: Variant, folder: pathlib.Path
+) -> pathlib.Path:
+  """Prune, unless the model exists already; returns its folder.
+
+  Args:
+    study: what is pruned, and what the methods look at.
+    variant: the model.
+    folder: where a new one is written.
+  """
+  source, calibration = study.source, study.calibration
+  scores = study.similarities
   if variant.folder is not None:
     return variant.folder
   provenance = {**variant.settings, "calibration": calibration.description}
@@ -194,11 +438,30 @@ def make_model(source, variant, calibration, scores, folder) -> pathlib.Path:
   return folder
 
 
-def embed(folder, pooling, texts: Texts, dense_config=None):
-  """Vectors of all texts, sparsity of the kernels, and dropped sublayers."""
+def embed(
+  folder: pathlib.Path,
+  pooling: checkpoints.Pooling,
+  texts: Texts,
+  dense_config: EncoderConfig,
+) -> tuple[checkpoints.Source, float, dict[str, np.ndarray]]:
+  """Embed all texts with one model.
+
+  Args:
+    folder: of the model.
+    pooling: of the dense encoder.
+    texts: what is embedded.
+    dense_config: the shape that the model must have.
+
+  Returns:
+    The opened model, the fraction of zeros in its kernels, and vectors float32
+    [texts, D] by kind of text.
+
+  Raises:
+    ValueError: the model has another shape.
+  """
   source = checkpoints.open_checkpoint(folder, EncoderConfig)
   config, params = checkpoints.load_params(source, jnp.float32)
-  if dense_config is not None and config != dense_config:
+  if config != dense_config:
     raise ValueError(
       f"{folder}: is not of the shape of the dense model; compare models of"
       " one architecture"
@@ -207,44 +470,56 @@ def embed(folder, pooling, texts: Texts, dense_config=None):
     name: sentences.embed_texts(config, params, ids, pooling)
     for name, ids in texts.ids.items()
   }
-  return (
-    vectors,
-    encoder.sparsity(params["layers"]),
-    checkpoints.read_drops(source),
-  )
+  return source, encoder.sparsity(params["layers"]), vectors
 
 
-def measure(vectors, texts: Texts) -> dict[str, Any]:
-  """Scores of each query, and the cosine of each pair."""
-  rows = retrieval.evaluate_ranking(
+def score(
+  vectors: dict[str, np.ndarray], texts: Texts
+) -> dict[str, np.ndarray]:
+  """Scores of each query, and the cosine of each pair.
+
+  Args:
+    vectors: from `embed`.
+    texts: what was embedded.
+
+  Returns:
+    See `Measured.scores`.
+  """
+  queries = retrieval.evaluate_ranking(
     np.einsum(
       "QD,ND->QN", *(_unit(vectors[name]) for name in ("queries", "documents"))
     ),
     texts.collection.qrels,
     cutoffs=(10, 100),
   )
-  found = {name: np.array([row[name] for row in rows]) for name in METRICS}
-  found["question"] = np.array([row["question"] for row in rows])
+  scores = {name: np.array([row[name] for row in queries]) for name in METRICS}
+  scores["question"] = np.array([row["question"] for row in queries])
   if texts.pairs is not None:
-    found["cosine"] = np.sum(
+    scores["cosine"] = np.sum(
       _unit(vectors["first"]) * _unit(vectors["second"]), axis=1
     )
-  return found
+  return scores
 
 
-def cosines(dense, pruned) -> dict[str, np.ndarray]:
-  """Cosine of the embeddings h of the same text by two models."""
-  return {
-    name: np.asarray(_compare(dense[name], pruned[name]).cos) for name in dense
+def rows(
+  task: str, measured: Measured, dense_scores: dict[str, np.ndarray]
+) -> Iterator[dict[str, Any]]:
+  """Make the flat records of one model.
+
+  Args:
+    task: name of the collection.
+    measured: the model.
+    dense_scores: of the dense model, as `Measured.scores`.
+  """
+  variant, scores = measured.variant, measured.scores
+  common = {
+    "model": variant.name,
+    **variant.settings,
+    "sparsity": measured.sparsity,
   }
-
-
-def rows(task, variant, reached, found, dense, cos_h):
-  """Flat records of one model."""
-  common = {"model": variant.name, **variant.settings, "sparsity": reached}
   for metric in METRICS:
     for question, value, reference in zip(
-      found["question"], found[metric], dense[metric]
+      scores["question"], scores[metric], dense_scores[metric]
     ):
       yield common | {
         "task": task,
@@ -253,9 +528,9 @@ def rows(task, variant, reached, found, dense, cos_h):
         "value": value,
         "reference": reference,
       }
-  if "cosine" in found:
+  if "cosine" in scores:
     for index, (value, reference) in enumerate(
-      zip(found["cosine"], dense["cosine"])
+      zip(scores["cosine"], dense_scores["cosine"])
     ):
       yield common | {
         "task": "sts",
@@ -265,149 +540,20 @@ def rows(task, variant, reached, found, dense, cos_h):
         "reference": reference,
       }
   for name, field in (("queries", "question"), ("documents", "document")):
-    for index, value in enumerate(cos_h[name]):
+    for index, value in enumerate(measured.deviations[name].cos):
       yield common | {"task": task, field: index, "cos_h": value}
 
 
-def summarise(found, dense, cos_h, pairs, seed) -> dict[str, Any]:
-  """Means with intervals over queries or pairs, and paired differences."""
-  summary: dict[str, Any] = {}
-  for metric in METRICS:
-    summary[metric] = _both(
-      report.mean_interval(found[metric], seed=seed),
-      report.mean_interval(found[metric] - dense[metric], seed=seed),
-    )
-  if pairs is not None:
-    columns = np.stack(
-      [np.array(pairs.scores), dense["cosine"], found["cosine"]], axis=1
-    )
-
-    def rho(column):
-      return lambda part: statistics.rank_correlation(
-        part[:, 0], part[:, column]
-      )
-
-    summary[STS] = _both(
-      report.statistic_interval(rho(2), columns, seed=seed),
-      report.statistic_interval(
-        lambda part: rho(2)(part) - rho(1)(part), columns, seed=seed
-      ),
-    )
-  for name, values in cos_h.items():
-    found_h = report.mean_interval(values, seed=seed)
-    summary[f"cos_h_{name}"] = {
-      "value": found_h.estimate,
-      "low": found_h.low,
-      "high": found_h.high,
-      "min": float(values.min()),
-    }
-  return summary
-
-
-def _both(value, difference) -> dict[str, float]:
-  return {
-    "value": value.estimate,
-    "low": value.low,
-    "high": value.high,
-    "difference": difference.estimate,
-    "difference_low": difference.low,
-    "difference_high": difference.high,
-  }
-
-
-def verdict(summary: dict[str, Any], main: str = "ndcg@10") -> str:
-  """What the numbers say, in plain words."""
-  dense = summary["dense"][main]["value"]
-  kept, lost = [], []
-  for name, entry in summary["models"].items():
-    share = entry[main]["value"] / dense if dense else float("nan")
-    text = f"{name} ({100 * share:.0f} %)"
-    (kept if entry[main]["difference_high"] >= 0 else lost).append(text)
-  return (
-    f"The dense encoder reaches nDCG@10 {dense:.3f} on"
-    f" {summary['queries']} queries. Not measurably worse (the 95 % interval"
-    f" of the paired difference reaches 0): {', '.join(kept) or 'none'}."
-    f"\n\nWorse: {', '.join(lost) or 'none'}. In brackets, the share of the"
-    " dense nDCG@10 that is left.\n\nOne collection and one model: whether"
-    " retrieval survives pruning is a statement about how much is removed"
-    " and of what, not about retrieval as such."
-  )
-
-
-def sections(
-  summary: dict[str, Any], run: report.RunFolder
-) -> list[page.Section]:
-  """Table and figure of the page; the figure is also written."""
-  measures = [*METRICS, *([STS] if STS in summary["dense"] else [])]
-  table = []
-  for name, entry in {"dense": summary["dense"], **summary["models"]}.items():
-    table.append(
-      (
-        name,
-        entry["sparsity"],
-        *(
-          f"{entry[m]['value']:.3f} [{entry[m]['low']:.3f},"
-          f" {entry[m]['high']:.3f}]"
-          for m in measures
-        ),
-        *(entry[f"cos_h_{t}"]["value"] for t in ("queries", "documents")),
-      )
-    )
-  models = summary["models"].values()
-  at = np.array([1 - entry["cos_h_documents"]["value"] for entry in models])
-  order = np.argsort(at)
-
-  def line(measure):
-    reference = summary["dense"][measure]["value"]
-    scale = np.array(
-      [
-        [
-          1 + entry[measure][end] / reference
-          for end in ("difference", "difference_low", "difference_high")
-        ]
-        for entry in models
-      ]
-    )[order]
-    return figures.Series(
-      x=at[order], y=scale[:, 0], low=scale[:, 1], high=scale[:, 2]
-    )
-
-  shown = ["ndcg@10", *measures[len(METRICS) :]]
-  drawn = figures.lines(
-    {m: line(m) for m in shown},
-    x="1 − cosine of h, documents",
-    y="share of the dense score",
-  )
-  run.write_figure("kept", drawn)
-  return [
-    page.Section(
-      title="Scores",
-      tables=[
-        page.Table(
-          caption="Mean with a 95 % interval over queries (sentence pairs for"
-          " Spearman); sparsity is the fraction of zeros in the kernels; cosine"
-          " of h compares the embeddings of the same text by both models.",
-          columns=(
-            "model",
-            "sparsity",
-            *measures,
-            "cosine of h, queries",
-            "cosine of h, documents",
-          ),
-          rows=table,
-        )
-      ],
-      figures=[
-        page.Figure(
-          png=drawn,
-          caption="What is left of the dense score against how far the"
-          " embeddings moved, over all models; bands are 95 % intervals of the"
-          " paired difference.",
-          alt="Lines of relative nDCG and Spearman over the deviation of h.",
-        )
-      ],
-    )
-  ]
+@contextlib.contextmanager
+def _home(folder: pathlib.Path, keep: bool) -> Iterator[pathlib.Path]:
+  """Where models are written: a folder that stays, or a temporary one."""
+  if keep:
+    # What an earlier run with these flags left there is stale.
+    shutil.rmtree(folder, ignore_errors=True)
+    yield folder
+    return
+  with tempfile.TemporaryDirectory() as temporary:
+    yield pathlib.Path(temporary)
 
 
 def _unit(vectors):

@@ -1,44 +1,112 @@
-"""From the cells of several dense models to a table, and their agreement."""
+"""The same configurations of several dense models: numbers, and agreement.
+
+Few dense models have no interval: the lowest and the highest of them stand
+beside the mean.
+"""
 
 import itertools
+import pathlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxprune import statistics
-from jaxprune.report import page
+from jaxprune import report, statistics
 from jaxprune.studies.guidance.sweeps import METRICS
-from jaxprune.studies.sweep.scores import Score, by_metric, mean_score
+from jaxprune.studies.sweep import scores as scores_lib
+from jaxprune.studies.sweep.scores import DENSE, Score
 
 Row = dict[str, Any]
+FIELDS = {
+  "configuration": report.Field("text", "", "METHOD:AMOUNT, or dense"),
+  "run": report.Field("int", "", "which of --runs, from 0"),
+  "kept": report.Field("float", "", "score over that of the dense model"),
+}
 
 
-def compare(runs: list[dict[str, list[Score]]], survival: float) -> list[Row]:
-  """One row per cell, task and metric that all runs have.
+def read_runs(
+  folders: Sequence[str],
+) -> tuple[list[dict[str, list[Score]]], list[str]]:
+  """Read the sweeps of several dense models.
 
   Args:
-    runs: of `grid_report.read_cells`, one per dense model.
-    survival: least share of the dense score.
+    folders: that `experiments.discrepancy` wrote.
+
+  Returns:
+    The scores of each by configuration, and the hash of each dense model.
+
+  Raises:
+    ValueError: fewer than two folders, two of the same dense model, or one is
+      not of a sweep.
+  """
+  if len(folders) < 2:
+    raise ValueError(f"--runs={','.join(folders)}: give two or more")
+  paths = [pathlib.Path(folder) for folder in folders]
+  hashes = [scores_lib.read_job(path)["checkpoint_hash"] for path in paths]
+  if len(set(hashes)) < len(hashes):
+    raise ValueError(
+      "--runs: two folders are of the same dense model; several seeds of one"
+      " calibration belong into one run of experiments.discrepancy"
+    )
+  return [scores_lib.read_scores(path) for path in paths], hashes
+
+
+def summarise(
+  runs: Sequence[dict[str, list[Score]]], survival: float
+) -> dict[str, Any]:
+  """All numbers of the comparison.
+
+  Args:
+    runs: of `read_runs`.
+    survival: least part of the dense score that is called survival.
+
+  Returns:
+    `configurations`, see `compare`; `order`, see `orders`; `survival`.
+
+  Raises:
+    ValueError: the runs have no configuration and task in common.
+  """
+  rows = compare(runs, survival)
+  if not rows:
+    raise ValueError("--runs: no configuration and task that all folders have")
+  return {"configurations": rows, "order": orders(rows), "survival": survival}
+
+
+def compare(
+  runs: Sequence[dict[str, list[Score]]], survival: float
+) -> list[Row]:
+  """One row per configuration, task and metric that all runs have.
+
+  Args:
+    runs: of `read_runs`.
+    survival: least part of the dense score that is called survival.
+
+  Returns:
+    `configuration`, `task`, `metric`; `value`, the mean over runs, with `low`
+    and `high`, its lowest and highest run, and `scores`, all of them; `kept`,
+    the mean part of the dense score that is left (of a perplexity dense over
+    pruned), with `kept_low`, `kept_high` and `kept_each`; `survives`, the
+    number of runs in which enough is left, of `models`.
   """
   rows = []
-  for cell, task, metric in _common(runs):
+  for configuration, task, metric in _common(runs):
     scores, kept = [], []
     for run in runs:
       (name, score), (_, base) = (
-        mean_score(run[one], task, metric) for one in (cell, "dense")
+        scores_lib.mean_score(run[key], task, metric)
+        for key in (configuration, DENSE)
       )
       scores.append(score)
       if metric == "nll":
         kept.append(base / score)
       else:
         kept.append(score / base if base else float("nan"))
-    alive = sum(statistics.is_enough(share, survival) for share in kept)
     rows.append(
       {
-        "cell": cell,
+        "configuration": configuration,
         "task": task,
         "metric": name,
-        "mean": sum(scores) / len(scores),
+        "value": sum(scores) / len(scores),
         "low": min(scores),
         "high": max(scores),
         "scores": scores,
@@ -46,21 +114,21 @@ def compare(runs: list[dict[str, list[Score]]], survival: float) -> list[Row]:
         "kept_low": min(kept),
         "kept_high": max(kept),
         "kept_each": kept,
-        "survives": alive,
+        "survives": sum(statistics.is_enough(part, survival) for part in kept),
         "models": len(runs),
       }
     )
   return rows
 
 
-def flat(rows: list[Row]):
-  """A record per cell, dense model, task and metric."""
+def records(rows: Sequence[Row]) -> Iterator[Row]:
+  """A flat record per configuration, dense model, task and metric."""
   for row in rows:
     for run, (score, kept) in enumerate(
       zip(row["scores"], row["kept_each"], strict=True)
     ):
       yield {
-        "cell": row["cell"],
+        "configuration": row["configuration"],
         "task": row["task"],
         "metric": row["metric"],
         "run": run,
@@ -69,107 +137,66 @@ def flat(rows: list[Row]):
       }
 
 
-def _common(runs):
-  """(cell, task, metric) in the order of the first run; scores only."""
-  for cell, seeds in runs[0].items():
-    for task, entry in seeds[0]["tasks"].items():
-      for metric in filter(METRICS.__contains__, entry["columns"]):
-        if all(_has(run, cell, task, metric) for run in runs):
-          yield cell, task, metric
+def orders(rows: Sequence[Row]) -> list[Row]:
+  """How alike do pairs of dense models order the pruned configurations?
 
-
-def _has(run, cell, task, metric) -> bool:
-  tasks = run[cell][0]["tasks"] if cell in run else {}
-  return task in tasks and metric in tasks[task]["columns"]
-
-
-def orders(rows: list[Row]) -> list[Row]:
-  """How alike do pairs of dense models order the pruned cells?"""
-  found = []
-  for task, metric, at in by_metric(r for r in rows if r["cell"] != "dense"):
-    kept_CM = np.array([r["kept_each"] for r in at])
-    if len(at) < 3 or not np.isfinite(kept_CM).all():
+  Returns:
+    Per task and metric with three or more of them: `low` and `high`, the rank
+    correlations of the kept parts of the least and the most alike pair; the
+    number of `pairs` and `configurations`; and `agree`, in how many of them all
+    dense models agree on survival.
+  """
+  pruned = (row for row in rows if row["configuration"] != DENSE)
+  entries = []
+  for task, metric, chosen in scores_lib.by_metric(pruned):
+    kept_CM = np.array([row["kept_each"] for row in chosen])
+    if len(chosen) < 3 or not np.isfinite(kept_CM).all():
       continue
-    each = [
+    correlations = [
       statistics.rank_correlation(kept_CM[:, a], kept_CM[:, b])
       for a, b in itertools.combinations(range(kept_CM.shape[1]), 2)
     ]
-    found.append(
+    entries.append(
       {
         "task": task,
         "metric": metric,
-        "low": min(each),
-        "high": max(each),
-        "pairs": len(each),
-        "cells": len(at),
-        "agree": sum(r["survives"] in (0, r["models"]) for r in at),
+        "low": min(correlations),
+        "high": max(correlations),
+        "pairs": len(correlations),
+        "configurations": len(chosen),
+        "agree": sum(row["survives"] in (0, row["models"]) for row in chosen),
       }
     )
-  return found
+  return entries
 
 
-def said(row: Row) -> str:
-  """A score with its range, and the share that is kept."""
-  return (
-    f"{row['mean']:.4g} ({row['low']:.4g} to {row['high']:.4g}), kept"
+def headline(summary: dict[str, Any]) -> str:
+  """A line per configuration, task and metric, and one per order."""
+  lines = [
+    f"{row['configuration']:>20} {row['task']}, {row['metric']}:"
+    f" {row['value']:.4g} ({row['low']:.4g} to {row['high']:.4g}), kept"
     f" {row['kept']:.3f} ({row['kept_low']:.3f} to {row['kept_high']:.3f}),"
     f" survives in {row['survives']} of {row['models']}"
-  )
+    for row in summary["configurations"]
+  ] + [
+    f"order of the configurations, {entry['task']}, {entry['metric']}:"
+    f" Spearman {entry['low']:.3f} to {entry['high']:.3f} over"
+    f" {entry['pairs']} pairs; all models agree on survival in"
+    f" {entry['agree']} of {entry['configurations']} configurations"
+    for entry in summary["order"]
+  ]
+  return "\n".join(lines)
 
 
-def render(rows, order, description) -> str:
-  """report.html: a table per task and metric, and the agreement."""
-  digits = page.format_number
-  sections = []
-  for task, metric, at in by_metric(rows):
-    sections.append(
-      page.Section(
-        title=f"{task}, {metric}",
-        tables=[
-          page.Table(
-            caption="Mean over dense models (lowest to highest), the share of"
-            " the dense score that is kept, and in how many of them enough is.",
-            columns=("cell", "score", "kept", "survives"),
-            rows=[
-              (
-                r["cell"],
-                f"{digits(r['mean'])} ({digits(r['low'])} to"
-                f" {digits(r['high'])})",
-                f"{r['kept']:.3f} ({r['kept_low']:.3f} to"
-                f" {r['kept_high']:.3f})",
-                f"{r['survives']} of {r['models']}",
-              )
-              for r in at
-            ],
-          )
-        ],
-      )
-    )
-  sections.append(
-    page.Section(
-      title="Do they agree?",
-      tables=[
-        page.Table(
-          caption="Rank correlation of the kept shares of two dense models,"
-          " lowest and highest pair; cells in which all agree on survival.",
-          columns=("task", "metric", "Spearman", "agree"),
-          rows=[
-            (
-              e["task"],
-              e["metric"],
-              f"{e['low']:.3f} to {e['high']:.3f}",
-              f"{e['agree']} of {e['cells']}",
-            )
-            for e in order
-          ],
-        )
-      ],
-    )
-  )
-  cells = len({r["cell"] for r in rows} - {"dense"})
-  return page.render_page(
-    title="The same grid on several dense models",
-    verdict=f"{cells} ways to prune, {rows[0]['models']} dense models.",
-    sections=sections,
-    run=description,
-  )
+def _common(runs):
+  """(configuration, task, metric) of scores, in the order of the first run."""
+  for configuration, seeds in runs[0].items():
+    for task, entry in seeds[0]["tasks"].items():
+      for metric in filter(METRICS.__contains__, entry["columns"]):
+        if all(_has(run, configuration, task, metric) for run in runs):
+          yield configuration, task, metric
+
+
+def _has(run, configuration, task, metric) -> bool:
+  tasks = run[configuration][0]["tasks"] if configuration in run else {}
+  return task in tasks and metric in tasks[task]["columns"]

@@ -9,7 +9,10 @@ them does to the output. Nothing here knows flags.
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
+
+from jaxprune.models import ModelConfig
 
 ENTRIES = (  # single weights
   "magnitude",
@@ -129,12 +132,38 @@ def read_cell(text: str, *, group_size: int | None, target: str) -> Cell:
       raise ValueError("unknown method")
   except ValueError as error:
     raise ValueError(
-      f"--cells={text}: {error}; use METHOD:AMOUNT such as wanda:0.5,"
+      f"--configurations={text}: {error}; use METHOD:AMOUNT such as wanda:0.5,"
       " sparsegpt:2:4, rtn:4 or drop_attention:4"
     ) from error
   return Cell(
     method=name, amount=amount, pattern=pattern, allocation=allocation or None
   )
+
+
+def read_all(
+  texts: Sequence[str],
+  config: ModelConfig,
+  *,
+  group_size: int | None,
+  target: str,
+) -> list[Cell]:
+  """Read configurations, and refuse what the model cannot have.
+
+  Args:
+    texts: METHOD:AMOUNT each.
+    config: of the dense model.
+    group_size: see `read_cell`.
+    target: see `read_cell`.
+
+  Raises:
+    ValueError: as `read_cell` and `check`.
+  """
+  read = [
+    read_cell(text, group_size=group_size, target=target) for text in texts
+  ]
+  for one in read:
+    check(config, one)
+  return read
 
 
 def check(config, cell: Cell) -> None:
@@ -147,7 +176,7 @@ def check(config, cell: Cell) -> None:
   most = 2 * config.num_layers if cell.target == "joint" else config.num_layers
   if not 0 <= cell.drop <= most:
     raise ValueError(
-      f"--cells={cell.name}: the model has {most} to drop: use fewer"
+      f"--configurations={cell.name}: the model has {most} to drop: use fewer"
     )
 
 

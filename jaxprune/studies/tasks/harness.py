@@ -1,6 +1,7 @@
 """Which tasks does the harness run, and what becomes of its results?"""
 
 import contextlib
+import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -9,9 +10,44 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import report
+from jaxprune import statistics
+from jaxprune.statistics import Estimate
 
 _DATA = "DATA/"  # stands for the data folder in a local task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """How the harness asks.
+
+  Attributes:
+    num_fewshot: examples before a question; None is the task's own.
+    limit: items per task; None is all.
+    chat: whether the chat template is applied.
+    seed: of every draw of the harness.
+    model: keyword arguments of `JaxpruneLM`.
+  """
+
+  num_fewshot: int | None = None
+  limit: int | None = None
+  chat: bool = False
+  seed: int = 0
+  model: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tasks:
+  """What the harness asks.
+
+  Attributes:
+    names: of all tasks.
+    paths: files of the local ones.
+    data: folder that the local ones read from; None where they read none.
+  """
+
+  names: tuple[str, ...]
+  paths: tuple[pathlib.Path, ...]
+  data: str | None
 
 
 def version() -> str:
@@ -30,13 +66,20 @@ def version() -> str:
 
 def find_tasks(
   tasks: Sequence[str], templates: pathlib.Path, data: str | None
-) -> tuple[list[pathlib.Path], list[str]]:
-  """Files of local tasks, and names of all tasks, checked before any work.
+) -> Tasks:
+  """Find the tasks, before any work.
+
+  Args:
+    tasks: yaml files, names of files in `templates`, or names of tasks that
+      the harness has itself.
+    templates: folder of local tasks.
+    data: folder that they read from.
 
   Raises:
     ValueError: a file is missing, or a local task has no data folder.
   """
-  paths, names = [], []
+  paths: list[pathlib.Path] = []
+  names: list[str] = []
   for task in tasks:
     is_file = task.endswith((".yaml", ".yml"))
     path = pathlib.Path(task) if is_file else templates / f"{task}.yaml"
@@ -57,72 +100,56 @@ def find_tasks(
       for line in text.splitlines()
       if line.startswith("task:")
     ]
-  return paths, names
+  return Tasks(names=tuple(names), paths=tuple(paths), data=data)
 
 
 @contextlib.contextmanager
-def filled_in(
-  paths: Sequence[pathlib.Path], data: str | None
-) -> Iterator[pathlib.Path]:
+def filled_in(tasks: Tasks) -> Iterator[pathlib.Path]:
   """A folder of the task files with the data folder in its place."""
   with tempfile.TemporaryDirectory() as folder:
-    for path in paths:
+    for path in tasks.paths:
       text = path.read_text(encoding="utf-8")
-      if data is not None:
-        text = text.replace(_DATA, f"{pathlib.Path(data).resolve()}/")
+      if tasks.data is not None:
+        text = text.replace(_DATA, f"{pathlib.Path(tasks.data).resolve()}/")
       (pathlib.Path(folder) / path.name).write_text(text, encoding="utf-8")
     yield pathlib.Path(folder)
 
 
 def evaluate(
-  model: pathlib.Path,
-  names: Sequence[str],
-  paths: Sequence[pathlib.Path],
-  data: str | None,
-  options: dict[str, Any],
-  *,
-  num_fewshot: int | None,
-  limit: int | None,
-  chat: bool,
-  seed: int,
+  model: pathlib.Path, tasks: Tasks, settings: Settings
 ) -> dict[str, Any]:
   """Run the harness on a checkpoint; its results with samples.
 
   Args:
     model: folder of the checkpoint.
-    names: tasks.
-    paths: files of the local ones.
-    data: folder for them.
-    options: of `JaxpruneLM`.
-    num_fewshot: None is the task's own.
-    limit: items per task; None is all.
-    chat: whether to apply the chat template.
-    seed: of the harness's draws.
+    tasks: from `find_tasks`.
+    settings: how it asks.
   """
   import lm_eval
   from lm_eval.tasks import TaskManager
 
   from jaxprune.evaluation.lm_eval_adapter import JaxpruneLM
 
-  local = len(paths) == len(names)
-  with filled_in(paths, data) as folder:
+  local = len(tasks.paths) == len(tasks.names)
+  with filled_in(tasks) as folder:
     # The harness's own 14,000 files take seconds to read.
     manager = TaskManager(
-      include_path=str(folder) if paths else None, include_defaults=not local
+      include_path=str(folder) if tasks.paths else None,
+      include_defaults=not local,
     )
     return lm_eval.simple_evaluate(
-      model=JaxpruneLM(model, **options),
-      tasks=list(names),
-      num_fewshot=num_fewshot,
-      limit=limit,
-      apply_chat_template=chat,
+      model=JaxpruneLM(model, **settings.model),
+      tasks=list(tasks.names),
+      num_fewshot=settings.num_fewshot,
+      limit=settings.limit,
+      apply_chat_template=settings.chat,
       task_manager=manager,
       log_samples=True,
       bootstrap_iters=0,
-      random_seed=seed,
-      numpy_random_seed=seed,
-      torch_random_seed=seed,
-      fewshot_random_seed=seed,
+      random_seed=settings.seed,
+      numpy_random_seed=settings.seed,
+      torch_random_seed=settings.seed,
+      fewshot_random_seed=settings.seed,
     )
 
 
@@ -142,11 +169,20 @@ def rows(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def summarise(
-  results: dict[str, Any], found: Sequence[dict[str, Any]], seed: int
+  results: dict[str, Any], items: Sequence[dict[str, Any]], seed: int
 ) -> dict[str, Any]:
-  """The harness's numbers, with an interval where they are means of items."""
+  """The harness's numbers, with an interval where they are means of items.
+
+  Args:
+    results: from `evaluate`.
+    items: from `rows`.
+    seed: of the resampling of items.
+
+  Returns:
+    `tasks`: task to metric to an estimate, or to its `value` alone.
+  """
   values: dict[tuple[str, str], list[float]] = {}
-  for row in found:
+  for row in items:
     values.setdefault((row["task"], row["metric"]), []).append(row["value"])
   tasks: dict[str, Any] = {}
   for task, metrics in results["results"].items():
@@ -158,13 +194,27 @@ def summarise(
       ):
         continue
       entry = {"value": float(value)}
-      own = values.get((task, metric))
-      if own and np.isclose(np.mean(own), value):
-        interval = report.mean_interval(np.asarray(own), seed=seed)
-        entry |= {
-          "low": interval.low,
-          "high": interval.high,
-          "count": interval.rows,
-        }
+      scores = values.get((task, metric))
+      if scores and np.isclose(np.mean(scores), value):
+        interval = (
+          statistics.proportion(scores)
+          if np.isin(scores, (0, 1)).all()
+          else statistics.mean(scores, seed=seed)
+        )
+        entry |= interval.to_json() | {"value": float(value)}
       tasks.setdefault(task, {})[metric] = entry
   return {"tasks": tasks}
+
+
+def headline(summary: dict[str, Any]) -> str:
+  """One line per task and metric."""
+  return "\n".join(
+    f"{task}, {metric}: "
+    + (
+      Estimate.from_json(entry).format()
+      if "low" in entry
+      else f"{entry['value']:.4f}"
+    )
+    for task, metrics in summary["tasks"].items()
+    for metric, entry in metrics.items()
+  )

@@ -1,13 +1,17 @@
 """One function per task: a model and a file in, a number per item out.
 
-Shared by `evaluate`, which adds intervals and writes. Nothing here knows flags.
+`Tasks` says what is asked, `score` asks all of it. Intervals are made in
+`summary`.
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import checkpoints
 from jaxprune.calibration import documents, encode
 from jaxprune.evaluation import (
   embeddings,
@@ -18,6 +22,7 @@ from jaxprune.evaluation import (
 )
 from jaxprune.models import ModelConfig
 from jaxprune.pocket import shipped
+from jaxprune.studies import inputs
 from jaxprune.studies.tasks import retrieval_data
 
 EXTRACTIONS = {
@@ -30,10 +35,49 @@ _ANSWER = ("answer", "reference", "output")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
-  """A loaded model: `name` is `dense` or `pruned`."""
+class Tasks:
+  """What is asked of a model.
 
-  name: str
+  Attributes:
+    perplexity: texts that are read in windows: files, wikitext2 or c4.
+    documents: files whose documents are each read by themselves.
+    choice: jsonl files of multiple-choice questions.
+    retrieval: folders of retrieval collections.
+    generation: jsonl files of prompts that are continued greedily.
+    pocket: whether the tasks of the pocket model's world are asked.
+    limit: only the first so many items of each task; None is all.
+    seq_len: tokens of a window for perplexity.
+    max_new_tokens: most tokens that are written after a prompt.
+    extract: what is compared with the answer of a generation item, a key of
+      `EXTRACTIONS`, or none.
+    pooling: how tokens become the embedding of a text, one of
+      `embeddings.POOLINGS`.
+  """
+
+  perplexity: tuple[str, ...] = ()
+  documents: tuple[str, ...] = ()
+  choice: tuple[str, ...] = ()
+  retrieval: tuple[str, ...] = ()
+  generation: tuple[str, ...] = ()
+  pocket: bool = False
+  limit: int | None = None
+  seq_len: int = 512
+  max_new_tokens: int = 64
+  extract: str = "none"
+  pooling: str = "mean"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+  """A loaded model.
+
+  Attributes:
+    config: of the model.
+    params: its parameters, float32.
+    tokenizer: what encodes the texts; two models that are compared share that
+      of the dense one.
+  """
+
   config: ModelConfig
   params: Any
   tokenizer: Any
@@ -45,7 +89,7 @@ class Scored:
 
   Attributes:
     task: its name.
-    item: what an item is: `question`, `prompt` or `window`.
+    item: what an item is: `question`, `prompt`, `window` or `document`.
     columns: metric to float64 [items].
     weights: what the mean of a column divides by, [items]; None is 1. Of a
       perplexity: tokens, for the column nll.
@@ -61,47 +105,151 @@ class Scored:
   detail: Any = None
 
 
-def check_files(
-  choice=(), retrieval_folders=(), generation_files=(), extract="none"
-) -> None:
+def check(tasks: Tasks, sources: Sequence[checkpoints.Source]) -> None:
   """Read what the tasks will read, before any model is loaded.
 
+  Args:
+    tasks: what will be asked.
+    sources: the models that will be asked.
+
   Raises:
-    ValueError: a file is missing or broken, or answers are asked for that it
-      does not hold.
+    ValueError: nothing is asked, a file is missing or broken, answers are
+      asked for that a file does not hold, or a model does not speak the
+      language of the pocket tasks.
   """
-  for path in choice:
+  if not (
+    tasks.perplexity
+    or tasks.documents
+    or tasks.choice
+    or tasks.retrieval
+    or tasks.generation
+    or tasks.pocket
+  ):
+    raise ValueError(
+      "no task: give at least one, such as --perplexity, --choice,"
+      " --generation or --pocket"
+    )
+  for source in sources:
+    if tasks.pocket and not inputs.is_pocket(source):
+      raise ValueError(
+        f"--pocket: {source.folder} does not speak the pocket model's"
+        " language; leave the flag out"
+      )
+  for path in tasks.choice:
     multiple_choice.read_questions(path)
-  for folder in retrieval_folders:
+  for folder in tasks.retrieval:
     retrieval_data.read_collection(folder)
-  for path in generation_files:
+  for path in tasks.generation:
     _, answers = read_pairs(path, None)
-    if extract != "none" and answers is None:
+    if tasks.extract != "none" and answers is None:
       raise ValueError(
         f"{path}: has no field {' or '.join(_ANSWER)}; use --extract=none"
       )
 
 
-def score_perplexity(model: Model, source: str, limit, seq_len) -> Scored:
-  """Windows of a joined text, as the pruning papers do."""
+def load(source: checkpoints.Source, tokenizer: Any) -> Model:
+  """Load a model for scoring, in float32.
+
+  Args:
+    source: its checkpoint.
+    tokenizer: what encodes the texts.
+  """
+  config, params = checkpoints.load_params(source, jnp.float32)
+  return Model(config=config, params=params, tokenizer=tokenizer)
+
+
+def score(
+  model: Model,
+  tasks: Tasks,
+  references: Mapping[str, list[generation.Continuation]] | None,
+) -> list[Scored]:
+  """Ask one model everything.
+
+  Args:
+    model: who answers.
+    tasks: what is asked.
+    references: see `score_generation`.
+
+  Raises:
+    ValueError: two files give tasks of the same name, or a prompt does not fit
+      the context.
+  """
+  scored = [
+    *(score_perplexity(model, text, tasks) for text in tasks.perplexity),
+    *(score_documents(model, path, tasks) for path in tasks.documents),
+    *(score_choice(model, path, tasks.limit) for path in tasks.choice),
+    *(score_retrieval(model, folder, tasks) for folder in tasks.retrieval),
+    *(
+      score_generation(model, path, tasks, references)
+      for path in tasks.generation
+    ),
+    *(score_pocket(model) if tasks.pocket else ()),
+  ]
+  if len({entry.task for entry in scored}) < len(scored):
+    raise ValueError(
+      "two files of one task have the same name: rename one of them"
+    )
+  return scored
+
+
+def score_perplexity(model: Model, source: str, tasks: Tasks) -> Scored:
+  """Read a joined text in windows, as the pruning papers do.
+
+  Args:
+    model: who reads.
+    source: a file, wikitext2 or c4.
+    tasks: says how long a window is, and how many are read.
+  """
   text = perplexity.read_held_out_text(source)
-  found = perplexity.score_windows(
+  windows = perplexity.score_windows(
     model.config,
     model.params,
     encode(model.tokenizer, text),
-    seq_len,
-    max_windows=limit,
+    tasks.seq_len,
+    max_windows=tasks.limit,
   )
   return Scored(
     task=f"perplexity {_stem(source)}",
     item="window",
-    columns={"nll": found.nll},
-    weights=found.tokens,
+    columns={"nll": windows.nll},
+    weights=windows.tokens,
   )
 
 
-def score_choice(model: Model, path: str, limit) -> Scored:
-  """Multiple choice by log-likelihood."""
+def score_documents(model: Model, source: str, tasks: Tasks) -> Scored:
+  """Read every document by itself, each token predicted exactly once.
+
+  Args:
+    model: who reads.
+    source: a file, wikitext2 or c4.
+    tasks: says how many tokens a prediction may see, and how many documents
+      are read.
+
+  Raises:
+    ValueError: no document has two tokens.
+  """
+  read = documents.read_documents(source, held_out=True)
+  ids = [encode(model.tokenizer, text) for text in read if text.strip()]
+  ids = [tokens for tokens in ids if len(tokens) > 1][: tasks.limit]
+  scored = perplexity.score_documents(
+    model.config, model.params, ids, tasks.seq_len
+  )
+  return Scored(
+    task=f"documents {_stem(source)}",
+    item="document",
+    columns={"nll": scored.nll},
+    weights=scored.tokens,
+  )
+
+
+def score_choice(model: Model, path: str, limit: int | None) -> Scored:
+  """Choose among options by log-likelihood.
+
+  Args:
+    model: who chooses.
+    path: jsonl of questions.
+    limit: only the first so many; None is all.
+  """
   questions = multiple_choice.read_questions(path, limit)
   choices = multiple_choice.score_questions(
     model.config, model.params, model.tokenizer, questions
@@ -114,9 +262,16 @@ def score_choice(model: Model, path: str, limit) -> Scored:
   )
 
 
-def score_retrieval(model: Model, folder: str, limit, pooling) -> Scored:
-  """Retrieval with pooled embeddings; long texts lose their end."""
+def score_retrieval(model: Model, folder: str, tasks: Tasks) -> Scored:
+  """Retrieve by pooled embeddings; a long text loses its end.
+
+  Args:
+    model: who embeds.
+    folder: of the collection.
+    tasks: says how tokens are pooled, and how many queries are asked.
+  """
   collection = retrieval_data.read_collection(folder)
+  limit = tasks.limit
   queries, documents_ = (
     [
       encode(model.tokenizer, text)[: model.config.max_positions]
@@ -125,7 +280,9 @@ def score_retrieval(model: Model, folder: str, limit, pooling) -> Scored:
     for texts in (collection.queries[:limit], collection.documents)
   )
   queries_QE, documents_DE = (
-    embeddings.embed_tokens(model.config, model.params, ids, pooling=pooling)
+    embeddings.embed_tokens(
+      model.config, model.params, ids, pooling=tasks.pooling
+    )
     for ids in (queries, documents_)
   )
   order_QK, _ = retrieval.search(queries_QE, documents_DE, 100)
@@ -140,25 +297,28 @@ def score_retrieval(model: Model, folder: str, limit, pooling) -> Scored:
 
 
 def score_generation(
-  model: Model, path: str, limit, max_new_tokens, extract, dense
+  model: Model,
+  path: str,
+  tasks: Tasks,
+  references: Mapping[str, list[generation.Continuation]] | None,
 ) -> Scored:
-  """Greedy texts: right or not, and what became of them.
+  """Write greedy texts: right or not, and what became of them.
 
   Args:
     model: who writes.
-    path: jsonl of prompts, and answers unless `extract` is none.
-    limit: only so many prompts.
-    max_new_tokens: most tokens to write.
-    extract: what is compared with the answer.
-    dense: texts of the dense model by task, to compare with. A task that is
-      not among them is compared with itself; None compares nothing.
+    path: jsonl of prompts, and answers unless `tasks.extract` is none.
+    tasks: says how much is written, and what is compared with the answer.
+    references: texts of the dense model by task, to compare with. A task that
+      is not among them is compared with itself; None compares nothing.
+
+  Raises:
+    ValueError: a prompt and what is to be written exceed the context.
   """
-  texts, answers = read_pairs(path, limit)
-  config = model.config
-  room = config.max_positions - max_new_tokens
+  texts, answers = read_pairs(path, tasks.limit)
+  config, max_new_tokens = model.config, tasks.max_new_tokens
   prompts = [encode(model.tokenizer, text) for text in texts]
   longest = max(map(len, prompts))
-  if longest > room:
+  if longest > config.max_positions - max_new_tokens:
     raise ValueError(
       f"{path}: a prompt of {longest} tokens and --max_new_tokens="
       f"{max_new_tokens} exceed the context, {config.max_positions}:"
@@ -172,14 +332,14 @@ def score_generation(
     max_new_tokens=max_new_tokens,
   )
   right = None
-  if extract != "none":
+  if tasks.extract != "none":
     right = generation.exact_match(
       [continuation.text for continuation in written],
       answers,
-      EXTRACTIONS[extract],
+      EXTRACTIONS[tasks.extract],
     )
   task = f"generation {_stem(path)}"
-  reference = None if dense is None else dense.get(task, written)
+  reference = None if references is None else references.get(task, written)
   rows = generation.item_rows(written, right=right, reference=reference)
   return Scored(
     task=task, item="prompt", columns=_columns(rows, "prompt"), detail=written
@@ -214,8 +374,15 @@ def score_pocket(model: Model) -> list[Scored]:
   ]
 
 
-def read_pairs(path: str, limit) -> tuple[list[str], list[str] | None]:
-  """Prompts, and answers where the file has them."""
+def read_pairs(
+  path: str, limit: int | None
+) -> tuple[list[str], list[str] | None]:
+  """Read prompts, and answers where the file has them.
+
+  Args:
+    path: jsonl.
+    limit: only the first so many; None is all.
+  """
   prompts = documents.read_rows(path, _PROMPT)[:limit]
   try:
     answers = documents.read_rows(path, _ANSWER)[:limit]

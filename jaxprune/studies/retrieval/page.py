@@ -1,0 +1,117 @@
+"""The page of the retrieval study: a table of scores, and a figure."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxprune import report
+from jaxprune.report import figures, page
+from jaxprune.statistics import Estimate
+from jaxprune.studies.retrieval.measure import METRICS
+from jaxprune.studies.retrieval.summary import MAIN, STS, verdict
+
+
+def write_page(
+  run: report.RunFolder,
+  description: dict[str, Any],
+  summary: dict[str, Any],
+  protocol: dict[str, Any],
+) -> None:
+  """Write report.html and its figure.
+
+  Args:
+    run: where they go.
+    description: of the run.
+    summary: from `summary.summarise`.
+    protocol: further lines of the protocol.
+  """
+  drawn = _draw(summary)
+  run.write_figure("kept", drawn)
+  run.write_page(
+    page.render_page(
+      title="Retrieval by a pruned encoder",
+      verdict=verdict(summary),
+      sections=[
+        page.Section(
+          title="Scores",
+          tables=[_table(summary)],
+          figures=[
+            page.Figure(
+              png=drawn,
+              caption="What is left of the dense score against how far the"
+              " embeddings moved, over all models; bands are 95 % intervals of"
+              " the paired difference.",
+              alt="Relative nDCG and Spearman over the deviation of h.",
+            )
+          ],
+        )
+      ],
+      run=description,
+      protocol={
+        "Collection": summary["collection"],
+        "Queries": summary["queries"],
+        "Documents": summary["documents"],
+        **protocol,
+      },
+    )
+  )
+
+
+def _measures(summary) -> list[str]:
+  return [*METRICS, *([STS] if STS in summary["dense"] else [])]
+
+
+def _table(summary) -> page.Table:
+  measures = _measures(summary)
+  models = {"dense": summary["dense"], **summary["models"]}
+  return page.Table(
+    caption="Mean with a 95 % interval over queries (sentence pairs for"
+    " Spearman); sparsity is the fraction of zeros in the kernels; cosine"
+    " of h compares the embeddings of the same text by both models.",
+    columns=(
+      "model",
+      "sparsity",
+      *measures,
+      "cosine of h, queries",
+      "cosine of h, documents",
+    ),
+    rows=[
+      (
+        name,
+        entry["sparsity"],
+        *(Estimate.from_json(entry[measure]) for measure in measures),
+        *(entry[f"cos_h_{kind}"]["value"] for kind in ("queries", "documents")),
+      )
+      for name, entry in models.items()
+    ],
+  )
+
+
+def _draw(summary) -> bytes:
+  """Part of the dense score that is kept, over the deviation of h."""
+  models = list(summary["models"].values())
+  moved = np.array(
+    [entry["one_minus_cos_h_documents"]["value"] for entry in models]
+  )
+  order = np.argsort(moved)
+
+  def line(measure):
+    kept = [
+      Estimate.from_json(models[index][measure]["kept"]) for index in order
+    ]
+    return figures.Series(
+      x=moved[order],
+      y=np.array([found.value for found in kept]),
+      low=np.array([found.low for found in kept]),
+      high=np.array([found.high for found in kept]),
+    )
+
+  return figures.lines(
+    {
+      measure: line(measure)
+      for measure in _measures(summary)
+      if measure in (MAIN, STS)
+    },
+    x="1 − cosine of h, documents",
+    y="part of the dense score",
+  )

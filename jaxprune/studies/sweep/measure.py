@@ -1,0 +1,219 @@
+"""Every configuration is pruned, measured and scored, and kept when finished.
+
+A finished configuration stands in OUT/configurations and is not computed again,
+so that a run that was cut off goes on. Pruned weights are not kept.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxprune import checkpoints, files, report
+from jaxprune.calibration import load_tokenizer
+from jaxprune.calibration import prompts as prompts_lib
+from jaxprune.calibration.tokens import Calibration
+from jaxprune.evaluation import generation
+from jaxprune.studies.comparison import measure as comparison
+from jaxprune.studies.sweep import configurations
+from jaxprune.studies.sweep import scores as scores_lib
+from jaxprune.studies.sweep.scores import Score
+from jaxprune.studies.tasks import scores as task_scores
+
+NUM_PROMPTS, NEW_TOKENS = 16, 32  # that are measured on, and written after each
+FIELDS = {
+  "configuration": report.Field("text", "", "METHOD:AMOUNT, or dense"),
+  "removed": report.Field("float", "", "fraction of zeros in the kernels"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Dense:
+  """The dense model and what is asked of all that is made from it.
+
+  Attributes:
+    source: its checkpoint.
+    tasks: what is scored.
+    prompts: texts that h, z and p are measured on; None measures nothing.
+  """
+
+  source: checkpoints.Source
+  tasks: task_scores.Tasks
+  prompts: prompts_lib.Prompts | None
+
+  @functools.cached_property
+  def model(self) -> task_scores.Model:
+    """Loaded once, and only if a configuration has to be made."""
+    return task_scores.load(self.source, load_tokenizer(self.source.folder))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """One configuration and calibration seed; the dense model is None."""
+
+  configuration: configurations.Cell | None
+  seed: int
+
+  @property
+  def name(self) -> str:
+    """Of its file, without the ending."""
+    if self.configuration is None:
+      return scores_lib.DENSE
+    return f"{self.configuration.file}-seed{self.seed}"
+
+
+def jobs(
+  wanted: Sequence[configurations.Cell], seeds: Sequence[int]
+) -> list[Job]:
+  """What is to be scored: the dense model, then configurations by seeds.
+
+  Args:
+    wanted: the configurations.
+    seeds: of the calibration; a data-free method is run for the first only.
+  """
+  return [Job(configuration=None, seed=seeds[0])] + [
+    Job(configuration=one, seed=seed)
+    for one in wanted
+    for seed in (seeds[:1] if one.method in configurations.DATA_FREE else seeds)
+  ]
+
+
+def measure(
+  dense: Dense,
+  todo: Sequence[Job],
+  calibrations: Mapping[int, Calibration],
+  folder: pathlib.Path,
+  on_job: Callable[[int], None],
+) -> list[Score]:
+  """Prune, measure and score, or read what is finished.
+
+  Args:
+    dense: what is pruned, and what is asked.
+    todo: from `jobs`, the dense model first.
+    calibrations: what the methods look at, by seed.
+    folder: OUT/configurations, which exists.
+    on_job: called with the index of each job that is done.
+
+  Returns:
+    The score of each job.
+  """
+  scores, references = [], {}
+  for index, job in enumerate(todo):
+    path = folder / f"{job.name}.json"
+    if path.is_file():
+      score = scores_lib.from_json(path.read_text())
+    else:
+      score = _make(dense, job, calibrations[job.seed], folder, references)
+      files.atomic_write_json(path, score)
+      shutil.rmtree(folder / job.name, ignore_errors=True)
+    if job.configuration is None:
+      references = _texts(score)
+    scores.append(score)
+    on_job(index)
+  return scores
+
+
+def measure_output(
+  dense: task_scores.Model,
+  pruned: task_scores.Model,
+  prompts: prompts_lib.Prompts,
+  steps: int,
+) -> dict[str, np.ndarray]:
+  """Compare h, z and p where both models read what the dense one writes, T = 1.
+
+  Args:
+    dense: the original model.
+    pruned: of the same shape.
+    prompts: to continue.
+    steps: tokens to write; what comes after an end of text does not count.
+
+  Returns:
+    Columns over positions: prompt, step, and the fields of
+    `probes.position.Position` at the output.
+  """
+  tokens_BT, valid_BT = prompts_lib.left_pad(
+    prompts.tokens, dense.config.pad_id or 0
+  )
+  _, output, lengths_B = comparison.one_pass(
+    (dense.config, dense.params),
+    (pruned.config, pruned.params),
+    tokens_BT,
+    valid_BT,
+    jax.random.key(0),
+    comparison.Settings(max_new_tokens=steps, batch=len(tokens_BT)),
+  )
+  prompt, step = np.nonzero(np.arange(steps) < lengths_B[:, None])
+  return {"prompt": prompt, "step": step} | {
+    field.name: np.asarray(getattr(output, field.name))[prompt, step]
+    for field in dataclasses.fields(output)
+  }
+
+
+def _make(dense, job, calibration, folder, references) -> Score:
+  """The score of one job, pruned and measured now."""
+  score: Score = {
+    "configuration": scores_lib.DENSE,
+    "seed": job.seed,
+    "removed": 0.0,
+  }
+  model = dense.model
+  if job.configuration is not None:
+    work = folder / job.name
+    score["configuration"] = job.configuration.name
+    score["removed"] = configurations.prune(
+      dense.source, job.configuration, calibration.tokens, job.seed, work
+    )
+    model = task_scores.load(
+      checkpoints.open_checkpoint(work), dense.model.tokenizer
+    )
+    score["measurements"] = (
+      {}
+      if dense.prompts is None
+      else {
+        name: column.tolist()
+        for name, column in measure_output(
+          dense.model, model, dense.prompts, NEW_TOKENS
+        ).items()
+      }
+    )
+  score["tasks"] = {
+    scored.task: _as_json(scored)
+    for scored in task_scores.score(model, dense.tasks, references)
+  }
+  return score
+
+
+def _as_json(scored: task_scores.Scored) -> dict[str, Any]:
+  """One task, as the file of a configuration keeps it."""
+  entry: dict[str, Any] = {
+    "columns": {
+      name: values.tolist() for name, values in scored.columns.items()
+    },
+    "weights": None
+    if scored.weights is None
+    else [float(weight) for weight in scored.weights],
+  }
+  if scored.traits:
+    entry["traits"] = {
+      name: values.tolist() for name, values in scored.traits.items()
+    }
+  if isinstance(scored.detail, list):
+    entry["written"] = [list(text.tokens) for text in scored.detail]
+  return entry
+
+
+def _texts(score: Score) -> dict[str, list[generation.Continuation]]:
+  """What the dense model wrote, by task."""
+  return {
+    task: [
+      generation.Continuation(tokens=tuple(ids), text="", ended="")
+      for ids in entry["written"]
+    ]
+    for task, entry in score["tasks"].items()
+    if "written" in entry
+  }

@@ -1,0 +1,148 @@
+"""From the scores of configurations and seeds to the numbers of a sweep.
+
+A score is the mean over seeds of the mean over items. Its interval is over
+items, each with its mean over seeds; what the calibration does shows in the
+range over seeds.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from jaxprune import statistics
+from jaxprune.statistics import Estimate
+from jaxprune.studies.sweep import scores as scores_lib
+from jaxprune.studies.sweep.scores import Score
+from jaxprune.studies.tasks import summary as task_summary
+
+
+def summarise(scores: Iterable[Score], bins: int = 3) -> dict[str, Any]:
+  """All numbers of a sweep.
+
+  Args:
+    scores: of all configurations and seeds, the dense model among them.
+    bins: of the items of a task, by each of their traits.
+
+  Returns:
+    `table`, see `tabulate`, and `breakdown`, see `break_down`.
+  """
+  grouped = scores_lib.by_configuration(scores)
+  return {"table": tabulate(grouped), "breakdown": break_down(grouped, bins)}
+
+
+def tabulate(grouped: dict[str, list[Score]]) -> list[dict[str, Any]]:
+  """One entry per configuration, task and metric, the dense model's first.
+
+  Args:
+    grouped: scores by configuration.
+
+  Returns:
+    `configuration`, `task`, `metric`, `seeds` (their number), `removed`; the
+    score as `value`, `low`, `high` and `count`; `seed_low` and `seed_high`, the
+    lowest and highest seed; and `change`, the estimate of the paired difference
+    from the dense model, in nats per token for a perplexity.
+  """
+  dense = grouped[scores_lib.DENSE][0]
+  table = []
+  for name, seeds in grouped.items():
+    for task, entry in dense["tasks"].items():
+      for metric in entry["columns"]:
+        table.append(
+          {
+            "configuration": name,
+            "task": task,
+            "seeds": len(seeds),
+            "removed": float(np.mean([score["removed"] for score in seeds])),
+          }
+          | _entry(seeds, dense, task, metric)
+        )
+  return table
+
+
+def break_down(
+  grouped: dict[str, list[Score]], bins: int = 3
+) -> list[dict[str, Any]]:
+  """One entry per configuration, trait of the items and bin; dense first.
+
+  The traits of a task, and for answers whose likelihood is known how surprising
+  they are to the dense model, in nats per token, sort its items.
+
+  Args:
+    grouped: scores by configuration.
+    bins: most bins of a trait.
+
+  Returns:
+    `configuration`, `task`, `metric`, `trait`, the edges `from` and `to`, and
+    the mean over the items of the bin as `value`, `low`, `high`, `count`.
+  """
+  entries = []
+  tasks = grouped[scores_lib.DENSE][0]["tasks"]
+  for task, traits in _traits(tasks).items():
+    for trait, by in traits.items():
+      edges = statistics.quantile_edges(by, bins)
+      for name, seeds in grouped.items():
+        for metric in tasks[task]["columns"]:
+          items = scores_lib.item_scores(seeds, task, metric).mean(axis=0)
+          entries += [
+            {
+              "configuration": name,
+              "task": task,
+              "metric": metric,
+              "trait": trait,
+              "from": found.low,
+              "to": found.high,
+            }
+            | found.estimate.to_json()
+            for found in statistics.binned_means(
+              items, by, np.arange(len(items)), edges
+            )
+          ]
+  return entries
+
+
+def headline(summary: dict[str, Any]) -> str:
+  """One line per entry of the table."""
+  return "\n".join(
+    f"{entry['configuration']:>18} {entry['task']}, {entry['metric']}:"
+    f" {Estimate.from_json(entry).format()}, {entry['seeds']} seeds"
+    f" {entry['seed_low']:.4g} to {entry['seed_high']:.4g}"
+    for entry in summary["table"]
+  )
+
+
+def _entry(seeds, dense, task, metric) -> dict[str, Any]:
+  """Score over items, range over seeds, paired change from dense."""
+  values_SI = scores_lib.item_scores(seeds, task, metric)
+  base_I = scores_lib.item_scores([dense], task, metric)[0]
+  weights_I = scores_lib.item_weights(dense, task)
+  divisor_I = np.ones_like(base_I) if weights_I is None else weights_I
+  score = task_summary.estimate(metric, values_SI.mean(axis=0), weights_I)
+  change = statistics.ratio(values_SI.mean(axis=0) - base_I, divisor_I)
+  each_S = values_SI.sum(axis=1) / divisor_I.sum()
+  if metric == "nll":
+    each_S = np.exp(each_S)
+  return {
+    "metric": "perplexity" if metric == "nll" else metric,
+    **score.to_json(),
+    "seed_low": float(each_S.min()),
+    "seed_high": float(each_S.max()),
+    "change": change.to_json(),
+  }
+
+
+def _traits(tasks) -> dict[str, dict[str, np.ndarray]]:
+  """By task, what its items are like: of texts that have to be written."""
+  by_task = {}
+  for task, entry in tasks.items():
+    traits = {
+      name: np.array(values) for name, values in entry.get("traits", {}).items()
+    }
+    answers = tasks.get("pocket answers")
+    if traits and answers:
+      traits["dense_nats_per_token"] = np.divide(
+        answers["columns"]["nll"], answers["weights"]
+      )
+    if traits:
+      by_task[task] = traits
+  return by_task
