@@ -18,20 +18,13 @@ short to be worth resuming; a killed run starts over. `recovery_study` compares
 the objectives.
 """
 
-import sys
-import time
-
 from absl import flags
 
-from . import launch
+from . import flag_groups, launch
 
-_DENSE = flags.DEFINE_string(
-  "dense", None, "The original model; not needed for language."
+_MODELS = flag_groups.models(
+  dense=None, about_dense="The original model; not needed for language."
 )
-_PRUNED = flags.DEFINE_string(
-  "pruned", None, "The pruned model, of the same shape.", required=True
-)
-_OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 _OBJECTIVE = flags.DEFINE_enum(
   "objective",
   "distill",
@@ -39,51 +32,64 @@ _OBJECTIVE = flags.DEFINE_enum(
   "What is minimised.",
 )
 _STEPS = flags.DEFINE_integer("steps", 200, "Steps.", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch", 8, "Rows of a step.", lower_bound=1)
+_BATCH = flag_groups.batch(about="Rows of a step.")
 _LEARNING_RATE = flags.DEFINE_float(
   "learning_rate", 5e-4, "Peak; 10 % warm-up, then a cosine to 0."
 )
 _WEIGHT = flags.DEFINE_float("weight", 1.0, "Of the variance.")
 _WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.0, "Of AdamW.")
-_CALIBRATION = flags.DEFINE_string(
-  "calibration",
-  None,
-  "Text, jsonl, json.gz or parquet file, c4, wikitext2, pocket, or an .npz"
-  " of ids.",
-  required=True,
+_CALIBRATION = flag_groups.calibration(
+  flag_groups.REQUIRED,
+  num_samples=1024,
+  about="Text to train on: a text, jsonl, json.gz or parquet file, c4,"
+  " wikitext2, pocket, or an .npz of ids. --num_samples rows are read in turn.",
+  about_seq_len="Tokens of a row.",
 )
-_NUM_SAMPLES = flags.DEFINE_integer(
-  "num_samples", 1024, "Rows of text, read in turn.", lower_bound=1
-)
-_SEQ_LEN = flags.DEFINE_integer(
-  "seq_len", 128, "Tokens of a row.", lower_bound=2
-)
-_SEED = flags.DEFINE_integer(
-  "seed", 0, "Of the text and of the order in which it is read."
-)
+_SEED = flag_groups.seed("Of the text and of the order in which it is read.")
 _OVERWRITE = flags.DEFINE_bool(
   "overwrite", False, "Replace an older model folder in --out."
 )
-
-EXTRA_FIELDS = {"optimiser_step": ("int", "", "steps before this one")}
+_OUT = flag_groups.out()
 
 
 def main() -> None:
   import jax
-  import numpy as np
 
-  from jaxprune import checkpoints, report
-  from jaxprune.calibration import tokens
   from jaxprune.pruning.checkpoint import weights
-  from jaxprune.recovery import Recovery
-  from jaxprune.studies import inputs
   from jaxprune.studies.recovery import train
 
   jax.config.update("jax_default_matmul_precision", "highest")
-  began = time.monotonic()
-  pruned = inputs.open_model(_PRUNED.value)
-  dense = None if _DENSE.value is None else inputs.open_model(_DENSE.value)
-  recovery = Recovery(
+  models = _MODELS.open()
+  pruned, dense = models["pruned"], models.get("dense")
+  recovery = _recovery()
+  calibration = _CALIBRATION.read(pruned, _SEED.value)
+  train.check(pruned, dense, recovery, calibration.tokens)
+  about = {
+    "seeds": {"calibration": _SEED.value, "order": _SEED.value},
+    "models": models,
+    "calibration": calibration,
+  }
+  losses = train.recover(
+    _OUT.value,
+    models,
+    recovery,
+    calibration,
+    launch.describe(**about),
+    report=launch.say,
+    overwrite=_OVERWRITE.value,
+  )
+  with launch.study(_OUT.value, **about, extra_fields=train.FIELDS) as study:
+    study.run.write_all(train.loss_rows(losses, _SEED.value))
+    sparsity = weights.folder_sparsity(_OUT.value)
+    summary = train.summarise(recovery, losses, sparsity)
+    study.finish(summary, train.headline(summary), wrote=("summary.json",))
+
+
+def _recovery():
+  """The run that the flags ask for."""
+  from jaxprune.recovery import Recovery
+
+  return Recovery(
     objective=_OBJECTIVE.value,
     steps=_STEPS.value,
     batch=_BATCH.value,
@@ -91,67 +97,6 @@ def main() -> None:
     weight=_WEIGHT.value,
     weight_decay=_WEIGHT_DECAY.value,
     seed=_SEED.value,
-  )
-  calibration = inputs.read_calibration(
-    pruned,
-    _CALIBRATION.value,
-    num_samples=_NUM_SAMPLES.value,
-    seq_len=_SEQ_LEN.value,
-    seed=_SEED.value,
-  )
-  train.check(pruned, dense, recovery, calibration.tokens)
-  described = tokens.describe(calibration)
-  hashes = {
-    name: checkpoints.checkpoint_hash(source)
-    for name, source in (("pruned", pruned), ("dense", dense))
-    if source is not None
-  }
-  found, masks = train.train(
-    pruned, dense, recovery, calibration.tokens, launch.say
-  )
-  train.write(
-    _OUT.value,
-    pruned,
-    found.params,
-    masks,
-    recovery,
-    notes={"calibration": described, "checkpoint_hash": hashes},
-    overwrite=_OVERWRITE.value,
-  )
-  description = report.describe_run(
-    flags=launch.flag_values(),
-    command=sys.argv,
-    seeds={"calibration": _SEED.value, "order": _SEED.value},
-    checkpoint_hash=hashes,
-    calibration=described,
-  )
-  checkpoints.atomic_write_json(f"{_OUT.value}/run.json", description)
-  extra = {name: report.Field(*field) for name, field in EXTRA_FIELDS.items()}
-  with report.RunFolder(_OUT.value, description, extra_fields=extra) as run:
-    run.write_all(
-      {
-        "metric": name,
-        "optimiser_step": step,
-        "value": value,
-        "seed": _SEED.value,
-      }
-      for name, values in found.losses.items()
-      for step, value in enumerate(values)
-    )
-    last = max(1, _STEPS.value // 10)
-    summary = {
-      "objective": _OBJECTIVE.value,
-      "steps": _STEPS.value,
-      "sparsity": weights.folder_sparsity(_OUT.value),
-      "first": {k: float(np.mean(v[:last])) for k, v in found.losses.items()},
-      "last": {k: float(np.mean(v[-last:])) for k, v in found.losses.items()},
-      "seconds": time.monotonic() - began,
-    }
-    run.write_summary(summary)
-  print(
-    f"wrote {_OUT.value}: {summary['sparsity']:.4f} of the kernels is"
-    f" zero, loss {summary['first']['loss']:.4g} to"
-    f" {summary['last']['loss']:.4g} nats"
   )
 
 

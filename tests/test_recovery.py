@@ -10,7 +10,7 @@ import pytest
 from jaxprune.models import KERNELS, decoder
 from jaxprune.pocket import training
 from jaxprune.probes import divergences
-from jaxprune.recovery import finetune, freedom
+from jaxprune.recovery import finetune, trainable_mask
 
 CONFIG = dataclasses.replace(
   training.model_config(40),
@@ -252,17 +252,21 @@ def test_distillation_needs_the_dense_model():
 
 def test_masks_from_zeros_are_the_masks(model):
   _, pruned, masks = model
-  found = freedom.masks_from_zeros(pruned)
+  found = trainable_mask.masks_from_zeros(pruned)
   for group, kernel in KERNELS:
     np.testing.assert_array_equal(found[group][kernel], masks[group][kernel])
-  assert freedom.masks_from_zeros(model[0]) == {}
+  assert trainable_mask.masks_from_zeros(model[0]) == {}
 
 
 def test_bad_masks_are_named(model):
   dense, pruned, masks = model
   with pytest.raises(ValueError, match="not zero"):
-    freedom.free_entries(dense, masks)
+    trainable_mask.make_trainable_mask(dense, masks)
   with pytest.raises(ValueError, match="no such kernel"):
-    freedom.free_entries(pruned, {"mlp": {"side": masks["mlp"]["up"]}})
+    trainable_mask.make_trainable_mask(
+      pruned, {"mlp": {"side": masks["mlp"]["up"]}}
+    )
   with pytest.raises(ValueError, match="shape"):
-    freedom.free_entries(pruned, {"mlp": {"down": masks["mlp"]["up"]}})
+    trainable_mask.make_trainable_mask(
+      pruned, {"mlp": {"down": masks["mlp"]["up"]}}
+    )

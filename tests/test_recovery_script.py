@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import scripts
 
-from jaxprune import checkpoints
+from jaxprune import checkpoints, report
 from jaxprune.pruning.checkpoint import sublayers
 from jaxprune.pruning.layerwise import drops
 from jaxprune.recovery import Recovery
-from jaxprune.studies.recovery import measure, page, train
+from jaxprune.studies.recovery import measure, summary, train
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +146,12 @@ def test_rounded_models_and_foreign_ids_are_refused(tiny):
 
 
 def study_rows(values):
-  """Rows of one cell: values by (objective, weight, split, metric), [S, N]."""
+  """Rows: values [S, N] by (objective, weight, split, metric)."""
   for (objective, weight, split, metric), values_SN in values.items():
     for seed, values_N in enumerate(values_SN):
       for question, value in enumerate(values_N):
         yield {
-          "cell": "c",
+          "configuration": "c",
           "seed": seed,
           "objective": objective,
           "weight": weight,
@@ -174,8 +174,8 @@ def test_weight_is_chosen_by_exact_answers_then_kl():
     (variance, 10.0, "validation", "kl"): [[0.2, 0.2, 0.2]],
     (variance, 0.1, "test", "exact"): [[1, 1, 1]],
   }
-  rows = list(study_rows(values))
-  assert measure.choose_weight(rows, "c", 0) == 10.0
+  table = report.columns(list(study_rows(values)))
+  assert measure.choose_weight(table, "c", 0) == 10.0
 
 
 def test_summary_of_a_study_by_hand():
@@ -196,7 +196,7 @@ def test_summary_of_a_study_by_hand():
   }
   rows = [
     {
-      "cell": "dense",
+      "configuration": "dense",
       "seed": 0,
       "objective": "none",
       "weight": 0.0,
@@ -218,22 +218,20 @@ def test_summary_of_a_study_by_hand():
       and row["task"] == "generate"
       and row["split"] == "test"
     ]
-  from jaxprune import report
-
-  summary = page.summarise(report.columns(rows))
-  cell = summary["cells"]["c"]
-  assert cell["weight"] == 1.0
+  numbers = summary.summarise(report.columns(rows))
+  entry = numbers["configurations"]["c"]
+  assert entry["weight"] == 1.0
   scores = {
-    name: entry["generate exact"]["mean"]
-    for name, entry in cell["scores"].items()
+    name: measures["generate exact"]["value"]
+    for name, measures in entry["scores"].items()
   }
   assert scores == pytest.approx(
     {"none": 3 / 6, "language": 4 / 6, "distill": 5 / 6, variance: 1.0}
   )
-  assert cell["scores"]["none"]["generate exact"]["seed_low"] == (
+  assert entry["scores"]["none"]["generate exact"]["seed_low"] == (
     pytest.approx(1 / 3)
   )
-  change = cell["differences"]["distill_variance - distill"]
-  assert change["generate exact"]["mean"] == pytest.approx(1 / 6)
-  assert change["generate kl"]["mean"] == pytest.approx(-1 / 12)
-  assert "the variance term" in page.verdict(summary)
+  change = entry["differences"]["distill_variance - distill"]
+  assert change["generate exact"]["value"] == pytest.approx(1 / 6)
+  assert change["generate kl"]["value"] == pytest.approx(-1 / 12)
+  assert "the variance term" in summary.verdict(numbers)

@@ -1,12 +1,15 @@
 """Can a short training bring a pruned model back, its zeros kept?"""
 
 from jaxprune.recovery.finetune import Recovered, Recovery, recover
-from jaxprune.recovery.freedom import free_entries, masks_from_zeros
 from jaxprune.recovery.losses import (
   OBJECTIVES,
   distillation,
   logit_variance,
   next_token,
+)
+from jaxprune.recovery.trainable_mask import (
+  make_trainable_mask,
+  masks_from_zeros,
 )
 
 __all__ = [
@@ -14,8 +17,8 @@ __all__ = [
   "Recovered",
   "Recovery",
   "distillation",
-  "free_entries",
   "logit_variance",
+  "make_trainable_mask",
   "masks_from_zeros",
   "next_token",
   "recover",

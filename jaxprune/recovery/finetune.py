@@ -2,7 +2,8 @@
 
 AdamW on calibration text for a few hundred steps. The dense model, where it is
 asked, reads the same rows in the same step. Masks are enforced twice: what may
-not change (`freedom`) has no gradient, and after the step has its old bits.
+not change (`trainable_mask`) has no gradient, and after the step has its old
+bits.
 
 A run is a function of its arguments: batches are drawn from the seed, nothing
 is sampled. It is too short to be worth a checkpoint; a killed run starts over.
@@ -27,7 +28,8 @@ import optax
 from jaxprune.models import decoder
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.decoder import Gates, Params
-from jaxprune.recovery import freedom, losses
+from jaxprune.recovery import losses
+from jaxprune.recovery import trainable_mask as masks_lib
 
 _EVERY = 20  # steps between lines of progress, and checks for NaN
 
@@ -61,6 +63,21 @@ class Recovery:
   clip: float = 1.0
   temperature: float = 1.0
   seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Program:
+  """What a compiled step depends on.
+
+  Attributes:
+    config: of the pruned model.
+    dense_config: of the dense model; None where it is not asked.
+    recovery: what the step does; what it takes as data has no meaning here.
+  """
+
+  config: ModelConfig
+  dense_config: ModelConfig | None
+  recovery: Recovery
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -130,7 +147,7 @@ def recover(
   tokens: np.ndarray,
   recovery: Recovery,
   *,
-  masks: freedom.Masks,
+  masks: masks_lib.Masks,
   drops: Mapping[str, Any] | None = None,
   dense: tuple[ModelConfig, Params] | None = None,
   report: Callable[[str], None] = lambda line: None,
@@ -143,20 +160,20 @@ def recover(
     tokens: rows to read, int [N, T], every token real; each is read once
       before any is read again.
     recovery: the run.
-    masks: see `freedom.free_entries`.
-    drops: likewise.
+    masks: bool [L, I, O] by group and kernel, True = keep.
+    drops: layers of dropped sublayers by kind; None is none.
     dense: config and parameters of the dense model; not needed for 'language'.
     report: gets a line of progress from time to time.
 
   Raises:
-    ValueError: as `check` and `freedom.free_entries`, or a loss that is not
+    ValueError: as `check` and `make_trainable_mask`, or a loss that is not
       finite.
   """
   tokens = np.asarray(tokens, np.int32)
   check(recovery, tokens, dense is not None)
   # A copy: the step gives its memory back.
   params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)
-  free = freedom.free_entries(params, masks, drops)
+  trainable = masks_lib.make_trainable_mask(params, masks, drops)
   gates = None
   if drops and any(map(len, drops.values())):
     gates = decoder.make_gates(config, **drops)
@@ -164,28 +181,29 @@ def recover(
   if recovery.objective == "language":
     dense_config = dense_params = None
   state = (params, optimizer(recovery).init(params))
-  # What the program takes as data does not compile it again.
-  static = dataclasses.replace(
-    recovery,
-    weight=0.0,
-    seed=0,
-    steps=1,
-    batch=1,
-    learning_rate=1.0,
-    warmup=0.0,
+  program = _Program(
+    config=config,
+    dense_config=dense_config,
+    # What the program takes as data does not compile it again.
+    recovery=dataclasses.replace(
+      recovery,
+      weight=0.0,
+      seed=0,
+      steps=1,
+      batch=1,
+      learning_rate=1.0,
+      warmup=0.0,
+    ),
   )
+  fixed = {"trainable": trainable, "dense": dense_params, "gates": gates}
   rate = schedule(recovery)
   began, seen = time.monotonic(), []
   for step in range(recovery.steps):
     rows = batch_rows(len(tokens), recovery, step)
     state, parts = _update(
-      config,
-      dense_config,
-      static,
+      program,
       state,
-      free,
-      dense_params,
-      gates,
+      fixed,
       jnp.asarray(tokens[rows]),
       jnp.float32(recovery.weight),
       jnp.float32(rate(step)),
@@ -222,6 +240,11 @@ def batch_rows(count: int, recovery: Recovery, step: int) -> np.ndarray:
   """Which rows a step reads: whole passes over all rows, each in a new order.
 
   A rest that does not fill a batch is left out of its pass.
+
+  Args:
+    count: number of rows.
+    recovery: says how many a step reads, and the seed of their order.
+    step: from 0.
 
   Returns:
     int [batch], a function of the arguments alone.
@@ -343,36 +366,27 @@ def _logits(config, params, tokens_BT, gates):
   return decoder.unembed(config, params, x_BTD)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def _update(
-  config,
-  dense_config,
-  recovery,
-  state,
-  free,
-  dense_params,
-  gates,
-  tokens_BT,
-  weight,
-  rate,
-):
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _update(program, state, fixed, tokens_BT, weight, rate):
+  """One step: the new parameters and moments, and the parts of the loss."""
   params, moments = state
-  dense = None if dense_config is None else (dense_config, dense_params)
+  trainable = fixed["trainable"]
+  dense = program.dense_config and (program.dense_config, fixed["dense"])
 
   def loss(params):
     return objective(
-      config,
+      program.config,
       params,
-      recovery,
+      program.recovery,
       tokens_BT,
       weight=weight,
-      gates=gates,
+      gates=fixed["gates"],
       dense=dense,
     )
 
   (_, parts), grads = jax.value_and_grad(loss, has_aux=True)(params)
-  grads = freedom.keep_fixed(free, grads, jax.tree.map(jnp.zeros_like, grads))
-  changes, moments = optimizer(recovery).update(grads, moments, params)
+  zeros = jax.tree.map(jnp.zeros_like, grads)
+  grads = masks_lib.keep_fixed(trainable, grads, zeros)
+  changes, moments = optimizer(program.recovery).update(grads, moments, params)
   new = jax.tree.map(lambda old, change: old - rate * change, params, changes)
-  new = freedom.keep_fixed(free, new, params)
-  return (new, moments), parts
+  return (masks_lib.keep_fixed(trainable, new, params), moments), parts

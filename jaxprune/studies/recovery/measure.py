@@ -1,8 +1,10 @@
-"""The rows of `recovery_study`: prune, train, write, read back, score."""
+"""Models are pruned, trained, written, read back and scored."""
 
 import dataclasses
 import functools
+import itertools
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,8 +14,9 @@ import numpy as np
 from jaxprune import checkpoints, report
 from jaxprune.calibration import batching
 from jaxprune.evaluation import generation, loglikelihoods
-from jaxprune.models import decoder
-from jaxprune.pocket import scores, shipped, tasks
+from jaxprune.models import ModelConfig, decoder
+from jaxprune.pocket import scores as pocket_scores
+from jaxprune.pocket import shipped, tasks
 from jaxprune.pocket import tokenizer as tokenizer_lib
 from jaxprune.probes import divergences, log_ratio
 from jaxprune.recovery import Recovery
@@ -22,7 +25,7 @@ from jaxprune.studies.recovery import train
 from jaxprune.studies.sweep import configurations
 
 FIELDS = {
-  "cell": report.Field("text", "", "METHOD:AMOUNT, or dense"),
+  "configuration": report.Field("text", "", "METHOD:AMOUNT, or dense"),
   "objective": report.Field("text", "", "what was minimised, or none"),
   "weight": report.Field("float", "", "factor of the variance"),
   "split": report.Field("text", "", "validation or test"),
@@ -34,7 +37,16 @@ _EVERY = 3  # of the choose items, which every model here has right
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """The flags of `recovery_study`; objective, weight and seed are set here."""
+  """How models are pruned and trained.
+
+  Attributes:
+    seeds: of calibration, training text and order.
+    weights: factors of the variance to choose from.
+    row_len: tokens of a row in training.
+    num_samples: sequences to prune with.
+    seq_len: tokens of each.
+    recovery: the training; objective, weight and seed are set for each model.
+  """
 
   seeds: tuple[int, ...]
   weights: tuple[float, ...]
@@ -61,122 +73,144 @@ class Texts:
   logits: list[np.ndarray]
 
 
-def count(cells: list[configurations.Cell], settings: Settings) -> int:
-  """Models that are scored."""
-  return 1 + len(cells) * (4 * len(settings.seeds) + len(settings.weights) - 1)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """One model to score: how it was pruned and trained.
+
+  Attributes:
+    configuration: METHOD:AMOUNT, or dense.
+    seed: of calibration, training text and order.
+    objective: what was minimised, or none.
+    weight: factor of the variance.
+  """
+
+  configuration: str
+  seed: int
+  objective: str = "none"
+  weight: float = 0.0
 
 
-def study(
+def count(wanted: Sequence[configurations.Cell], settings: Settings) -> int:
+  """How many models are scored.
+
+  Args:
+    wanted: ways to prune.
+    settings: says how often each is trained.
+  """
+  each = 4 * len(settings.seeds) + len(settings.weights) - 1
+  return 1 + len(wanted) * each
+
+
+def measure(
   source: checkpoints.Source,
-  cells: list[configurations.Cell],
+  wanted: Sequence[configurations.Cell],
   settings: Settings,
   run: report.RunFolder,
   progress: Any,
-) -> None:
-  """Write the rows of all models that the run folder does not have yet."""
-  config, params = checkpoints.load_params(source, jnp.float32)
-  scorer = functools.partial(
-    _score,
-    {
-      split: dense_texts(config, params, split)
-      for split in ("validation", "test")
-    },
-  )
-  done = {_key(row): row for row in report.read_records(run.folder)}
-  index = 0
+) -> dict[str, np.ndarray]:
+  """Write the rows of all models that the run folder does not have yet.
 
-  def add(rows):
-    nonlocal index
-    rows = list(rows)
-    if rows:
-      run.write_all(rows)
-      done.update((_key(row), row) for row in rows)
-    progress.step(index)
-    index += 1
+  Args:
+    source: the dense model.
+    wanted: ways to prune.
+    settings: how to train.
+    run: where the rows go, and where those of an earlier run are.
+    progress: told of each model that is done.
+
+  Returns:
+    The columns of all rows.
+  """
+  config, params = checkpoints.load_params(source, jnp.float32)
+  texts = {
+    split: dense_texts(config, params, split)
+    for split in ("validation", "test")
+  }
+  done = _done(run)
+  steps = itertools.count()
+
+  def score(job, make, splits=("test",)):
+    if job not in done:
+      run.write_all(
+        dataclasses.asdict(job) | row for row in _score(texts, make(), splits)
+      )
+    progress.step(next(steps))
 
   first = settings.seeds[0]
-  add(
-    _tag(scorer(source, ("test",)), "dense", first, "none", 0.0)
-    if ("dense", first, "none", 0.0) not in done
-    else ()
-  )
-  for cell in cells:
+  score(Job(configuration="dense", seed=first), lambda: source)
+  for configuration in wanted:
     best = None
     for seed in settings.seeds:
       with tempfile.TemporaryDirectory() as folder:
-        jobs = _jobs(settings, seed, best)
-        pruned = (
-          _prune(source, cell, settings, seed, folder)
-          if any((cell.name, seed, *job) not in done for job in jobs)
-          else None
+        pruned = functools.cache(
+          functools.partial(
+            _prune, source, configuration, settings, seed, folder
+          )
         )
-        for job in jobs:
-          new = (cell.name, seed, *job) not in done
-          add(
-            _tag(
-              _one(source, pruned, settings, seed, job, folder, scorer),
-              cell.name,
-              seed,
-              *job,
-            )
-            if new
-            else ()
+        for job in _jobs(settings, configuration.name, seed, best):
+          chosen_on = (
+            ("validation", "test")
+            if job.objective == "distill_variance" and seed == first
+            else ("test",)
+          )
+          score(
+            job,
+            functools.partial(_train, source, pruned, settings, job, folder),
+            chosen_on,
           )
       if best is None:
-        best = choose_weight(report.read_records(run.folder), cell.name, first)
+        best = choose_weight(run.columns(), configuration.name, first)
+  return run.columns()
 
 
-def _jobs(settings, seed, best):
-  """(objective, weight) of what is trained at a seed."""
-  weights = settings.weights if best is None else (best,)
-  return [
-    ("none", 0.0),
-    ("language", 0.0),
-    ("distill", 0.0),
-    *(("distill_variance", weight) for weight in weights),
-  ]
-
-
-def choose_weight(rows: list[dict[str, Any]], cell: str, seed: int) -> float:
+def choose_weight(
+  table: dict[str, np.ndarray], configuration: str, seed: int
+) -> float:
   """The weight with the most exact answers on the validation split.
 
   Equal ones: the one with the lower KL there.
+
+  Args:
+    table: columns of all rows.
+    configuration: the way to prune.
+    seed: the one at which weights are tried.
   """
-  found: dict[float, dict[str, list[float]]] = {}
-  for row in rows:
-    if (row["cell"], row["seed"], row["objective"], row["split"]) == (
-      cell,
-      seed,
-      "distill_variance",
-      "validation",
-    ):
-      found.setdefault(row["weight"], {}).setdefault(row["metric"], []).append(
-        row["value"]
-      )
+  at = (table["configuration"] == configuration) & (table["seed"] == seed)
+  at &= table["objective"] == "distill_variance"
+  at &= table["split"] == "validation"
+
+  def mean(weight, metric):
+    chosen = at & (table["weight"] == weight) & (table["metric"] == metric)
+    return np.mean(table["value"][chosen])
+
   return min(
-    found,
-    key=lambda weight: (
-      -np.mean(found[weight]["exact"]),
-      np.mean(found[weight]["kl"]),
-    ),
+    dict.fromkeys(table["weight"][at].tolist()),
+    key=lambda weight: (-mean(weight, "exact"), mean(weight, "kl")),
   )
 
 
-def _key(row):
-  return row["cell"], row["seed"], row["objective"], row["weight"]
+def _done(run) -> set[Job]:
+  """The models whose rows are there from an earlier run."""
+  table = run.columns()
+  if not table:
+    return set()
+  names = [field.name for field in dataclasses.fields(Job)]
+  rows = zip(*(table[name].tolist() for name in names))
+  return {Job(**dict(zip(names, row))) for row in rows}
 
 
-def _tag(rows, cell, seed, objective, weight):
-  for row in rows:
-    yield {
-      "cell": cell,
-      "seed": seed,
-      "objective": objective,
-      "weight": weight,
-    } | row
+def _jobs(settings, configuration, seed, best) -> list[Job]:
+  """What is trained at a seed; `best` is the weight, once it is chosen."""
+  job = functools.partial(Job, configuration=configuration, seed=seed)
+  weights = settings.weights if best is None else (best,)
+  return [
+    job(),
+    job(objective="language"),
+    job(objective="distill"),
+    *(job(objective="distill_variance", weight=weight) for weight in weights),
+  ]
 
 
-def _prune(source, cell, settings, seed, folder):
+def _prune(source, configuration, settings, seed, folder):
   calibration = inputs.read_calibration(
     source,
     "pocket",
@@ -185,38 +219,43 @@ def _prune(source, cell, settings, seed, folder):
     seed=seed,
   )
   out = f"{folder}/pruned"
-  configurations.prune(source, cell, calibration.tokens, seed, out)
+  configurations.prune(source, configuration, calibration.tokens, seed, out)
   return checkpoints.open_checkpoint(out)
 
 
-def _one(source, pruned, settings, seed, job, folder, scorer):
-  """Train one model, and score what a user would load."""
-  objective, weight = job
-  if objective == "none":
-    yield from scorer(pruned, ("test",))
-    return
+def _train(source, pruned, settings, job, folder) -> checkpoints.Source:
+  """Train one model, and open what a user would load."""
+  if job.objective == "none":
+    return pruned()
   recovery = dataclasses.replace(
-    settings.recovery, objective=objective, weight=weight, seed=seed
+    settings.recovery, objective=job.objective, weight=job.weight, seed=job.seed
   )
   # Text of its own: not what the model was pruned with.
-  rows = recovery.steps * recovery.batch
-  tokens = shipped.calibration_tokens(rows, settings.row_len, 1000 + seed)
-  train.check(pruned, source, recovery, tokens.tokens)
-  found, masks = train.train(
-    pruned, source, recovery, tokens.tokens, lambda line: None
+  count = recovery.steps * recovery.batch
+  tokens = shipped.calibration_tokens(count, settings.row_len, 1000 + job.seed)
+  train.check(pruned(), source, recovery, tokens.tokens)
+  recovered, masks = train.train(
+    pruned(), source, recovery, tokens.tokens, lambda line: None
   )
   out = train.write(
-    f"{folder}/recovered", pruned, found.params, masks, recovery, overwrite=True
+    f"{folder}/recovered",
+    pruned(),
+    recovered.params,
+    masks,
+    recovery,
+    overwrite=True,
   )
-  choosing = objective == "distill_variance" and seed == settings.seeds[0]
-  yield from scorer(
-    checkpoints.open_checkpoint(out),
-    ("validation", "test") if choosing else ("test",),
-  )
+  return checkpoints.open_checkpoint(out)
 
 
-def dense_texts(config, params, split: str) -> Texts:
-  """The dense model's greedy texts for the generate items of a split."""
+def dense_texts(config: ModelConfig, params: Any, split: str) -> Texts:
+  """The dense model's greedy texts for the generate items of a split.
+
+  Args:
+    config: the dense model.
+    params: its parameters.
+    split: `validation` or `test`.
+  """
   requests = shipped.generate_requests(split)
   reader = tokenizer_lib.load_tokenizer(shipped.FOLDER)
   prompts = [head for head, _ in requests]
@@ -252,31 +291,31 @@ def _score(texts, source, splits):
   config, params = checkpoints.load_params(source, jnp.float32)
   reader = tokenizer_lib.load_tokenizer(shipped.FOLDER)
   for split in splits:
-    own = texts[split]
-    found = {
+    asked = texts[split]
+    scores = {
       ("generate", "exact"): loglikelihoods.loglikelihoods(
-        config, params, own.requests, batch_size=_ROWS
+        config, params, asked.requests, batch_size=_ROWS
       ).greedy,
-      ("generate", "kl"): mean_kl(config, params, own),
+      ("generate", "kl"): mean_kl(config, params, asked),
     }
     if split == "test":
       items = shipped.items("test")
       choose = items.choose[::_EVERY]
       right = tasks.choose_correct(
-        scores.option_log_likelihoods(config, params, reader, choose),
+        pocket_scores.option_log_likelihoods(config, params, reader, choose),
         [item.label for item in choose],
       )
       queries_QD, passages_PD = (
-        scores.embed_texts(config, params, reader, lines)
+        pocket_scores.embed_texts(config, params, reader, lines)
         for lines in (items.retrieve.queries, items.retrieve.passages)
       )
-      found |= {
+      scores |= {
         ("choose", "acc"): right,
         ("retrieve", "ndcg@10"): tasks.ndcg(
           queries_QD @ passages_PD.T, items.retrieve.relevant
         ),
       }
-    for (task, metric), values in found.items():
+    for (task, metric), values in scores.items():
       for question, value in enumerate(values):
         yield {
           "split": split,
@@ -287,13 +326,22 @@ def _score(texts, source, splits):
         }
 
 
-def mean_kl(config, params, texts: Texts) -> np.ndarray:
-  """KL(dense||this) of each text, mean over its positions, nats [n]."""
-  found = [
+def mean_kl(config: ModelConfig, params: Any, texts: Texts) -> np.ndarray:
+  """KL(dense||model) of each text, mean over its positions.
+
+  Args:
+    config: the model.
+    params: its parameters.
+    texts: from `dense_texts`.
+
+  Returns:
+    float64 [n], nats.
+  """
+  parts = [
     np.asarray(_kl(config, params, rows, z_BTV))
     for rows, z_BTV in zip(_batches(texts.tokens), texts.logits, strict=True)
   ]
-  kl_NT = np.concatenate(found)[: len(texts.tokens)].astype(np.float64)
+  kl_NT = np.concatenate(parts)[: len(texts.tokens)].astype(np.float64)
   return (kl_NT * texts.inside).sum(1) / texts.inside.sum(1)
 
 

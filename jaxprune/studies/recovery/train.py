@@ -1,24 +1,26 @@
-"""One recovery: models and text in, a folder that `verify` accepts out.
-
-Shared by `recover` and `recovery_study`. Nothing here knows flags.
-"""
+"""One recovery: models and text in, a folder that `verify` accepts out."""
 
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import checkpoints
+from jaxprune import checkpoints, files
+from jaxprune import report as report_lib
+from jaxprune.calibration import tokens as tokens_lib
 from jaxprune.probes.decoder import sequences
-from jaxprune.recovery import finetune, freedom
+from jaxprune.recovery import finetune, trainable_mask
 
 MASKS = "masks.safetensors"
 # Their weights lie on levels, which training would leave.
 _ROUNDED = ("rtn", "awq")
+FIELDS = {
+  "optimiser_step": report_lib.Field("int", "", "steps before this one")
+}
 
 
 def check(
@@ -28,6 +30,12 @@ def check(
   tokens: np.ndarray,
 ) -> None:
   """Refuse, before any work, what cannot be trained.
+
+  Args:
+    pruned: the model.
+    dense: the original; None where the objective does not need it.
+    recovery: the run.
+    tokens: rows to read, int [N, T].
 
   Raises:
     ValueError: as `finetune.check`; models of two shapes, ids that the model
@@ -49,12 +57,20 @@ def check(
     )
 
 
-def read_masks(source: checkpoints.Source, params: Any) -> freedom.Masks:
-  """The masks of a pruned folder: its file, or else the zeros themselves."""
+def read_masks(source: checkpoints.Source, params: Any) -> trainable_mask.Masks:
+  """The masks of a pruned folder: its file, or else the zeros themselves.
+
+  Args:
+    source: the pruned model.
+    params: its stacked parameters.
+
+  Returns:
+    bool [L, I, O] by group and kernel, True = keep.
+  """
   path = source.folder / MASKS
   if path.is_file():
     return checkpoints.read_masks(path, source.config)[0]
-  return freedom.masks_from_zeros(params)
+  return trainable_mask.masks_from_zeros(params)
 
 
 def train(
@@ -63,8 +79,19 @@ def train(
   recovery: finetune.Recovery,
   tokens: np.ndarray,
   report: Callable[[str], None],
-) -> tuple[finetune.Recovered, freedom.Masks]:
-  """Train a pruned folder; returns the model and the masks that held."""
+) -> tuple[finetune.Recovered, trainable_mask.Masks]:
+  """Train a pruned model.
+
+  Args:
+    pruned: the model.
+    dense: the original; None where the objective does not need it.
+    recovery: the run.
+    tokens: rows to read, int [N, T].
+    report: gets a line of progress from time to time.
+
+  Returns:
+    The trained model, and the masks that held.
+  """
   config, params = checkpoints.load_params(pruned, jnp.float32)
   masks = read_masks(pruned, params)
   needed = dense is not None and recovery.objective != "language"
@@ -84,7 +111,7 @@ def write(
   folder: str | os.PathLike,
   pruned: checkpoints.Source,
   params: Any,
-  masks: freedom.Masks,
+  masks: trainable_mask.Masks,
   recovery: finetune.Recovery,
   *,
   notes: dict[str, Any] | None = None,
@@ -116,6 +143,109 @@ def write(
     checkpoints.write_masks(export.work / MASKS, masks, provenance)
   outer = {name: tree for name, tree in params.items() if name != "layers"}
   return checkpoints.finish_export(export, outer)
+
+
+def recover(
+  out: str | os.PathLike,
+  models: Mapping[str, checkpoints.Source],
+  recovery: finetune.Recovery,
+  calibration: tokens_lib.Calibration,
+  description: Mapping[str, Any],
+  *,
+  report: Callable[[str], None] = lambda line: None,
+  overwrite: bool = False,
+) -> dict[str, np.ndarray]:
+  """Train a pruned model and write the folder of the trained one.
+
+  Args:
+    out: the folder; it becomes a run folder, too.
+    models: `pruned`, and `dense` where the objective needs it.
+    recovery: the run.
+    calibration: the text.
+    description: of the run, for its run.json.
+    report: gets a line of progress from time to time.
+    overwrite: replace an older model folder.
+
+  Returns:
+    The losses, see `finetune.Recovered`.
+  """
+  pruned = models["pruned"]
+  recovered, masks = train(
+    pruned, models.get("dense"), recovery, calibration.tokens, report
+  )
+  hashes = {
+    name: checkpoints.checkpoint_hash(source) for name, source in models.items()
+  }
+  folder = write(
+    out,
+    pruned,
+    recovered.params,
+    masks,
+    recovery,
+    notes={
+      "calibration": tokens_lib.describe(calibration),
+      "checkpoint_hash": hashes,
+    },
+    overwrite=overwrite,
+  )
+  # With it, the folder is one that a run may write to.
+  files.atomic_write_json(folder / "run.json", dict(description))
+  return recovered.losses
+
+
+def loss_rows(
+  losses: dict[str, np.ndarray], seed: int
+) -> Iterator[dict[str, Any]]:
+  """Make a row per step and part of the loss.
+
+  Args:
+    losses: of `finetune.Recovered`.
+    seed: of the run.
+  """
+  for name, values in losses.items():
+    for step, value in enumerate(values):
+      yield {
+        "metric": name,
+        "optimiser_step": step,
+        "value": value,
+        "seed": seed,
+      }
+
+
+def summarise(
+  recovery: finetune.Recovery, losses: dict[str, np.ndarray], sparsity: float
+) -> dict[str, Any]:
+  """What a recovery did.
+
+  Args:
+    recovery: the run.
+    losses: of `finetune.Recovered`.
+    sparsity: fraction of zeros in the kernels of the folder that was written.
+
+  Returns:
+    `objective`, `steps`, `sparsity`, and the mean loss of the `first` and the
+    `last` tenth of the steps, by part.
+  """
+  tenth = max(1, recovery.steps // 10)
+  return {
+    "objective": recovery.objective,
+    "steps": recovery.steps,
+    "sparsity": sparsity,
+    "first": {
+      name: float(np.mean(values[:tenth])) for name, values in losses.items()
+    },
+    "last": {
+      name: float(np.mean(values[-tenth:])) for name, values in losses.items()
+    },
+  }
+
+
+def headline(summary: dict[str, Any]) -> str:
+  """One line."""
+  return (
+    f"{summary['sparsity']:.4f} of the kernels is zero, loss"
+    f" {summary['first']['loss']:.4g} to {summary['last']['loss']:.4g} nats"
+  )
 
 
 def _pick(tree, index):

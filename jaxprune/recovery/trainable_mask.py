@@ -1,8 +1,8 @@
 """Which weights may training change, and which must stay as they are?
 
 Pruned weights are zero and stay zero; a dropped sublayer stays as it was
-written, its norm, kernels and biases included. Everything else is free. What
-is not free keeps its bits, whatever the optimiser says.
+written, its norm, kernels and biases included. Everything else is trainable.
+What is not trainable keeps its bits, whatever the optimiser says.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,10 +36,10 @@ def masks_from_zeros(params: Params) -> dict[str, dict[str, np.ndarray]]:
   return masks
 
 
-def free_entries(
+def make_trainable_mask(
   params: Params, masks: Masks, drops: Mapping[str, Sequence[int]] | None = None
 ) -> Params:
-  """Say of every entry whether training may change it.
+  """Says of every entry whether training may change it.
 
   Args:
     params: stacked parameters of the pruned model.
@@ -57,20 +57,20 @@ def free_entries(
   drops = drops or {}
   layers = params["layers"]
   count = len(layers["attention_norm"]["scale"])
-  open_L = {
+  kept_L = {
     group: np.isin(np.arange(count), drops.get(group, ()), invert=True)
     for group in ("attention", "mlp")
   }
 
-  def free(path, leaf):
+  def of_leaf(path, leaf):
     names = [entry.key for entry in path]
     if names[0] != "layers":
       return jnp.ones((1,) * leaf.ndim, bool)
     group = names[1].removesuffix("_norm")
-    stays = open_L[group].reshape(-1, *(1,) * (leaf.ndim - 1))
+    kept = kept_L[group].reshape(-1, *(1,) * (leaf.ndim - 1))
     keep = masks.get(group, {}).get(names[2]) if names[-1] == "kernel" else None
     if keep is None:
-      return jnp.asarray(stays)
+      return jnp.asarray(kept)
     if np.shape(keep) != leaf.shape:
       raise ValueError(
         f"mask {group}/{names[2]} has shape {list(np.shape(keep))}, the"
@@ -82,7 +82,7 @@ def free_entries(
         f"{wrong} weights of {group}/{names[2]} are removed by the mask and"
         " not zero: give the masks of this model, or prune it again"
       )
-    return jnp.asarray(keep & stays)
+    return jnp.asarray(keep & kept)
 
   for group, kernels in masks.items():
     for kernel in kernels:
@@ -90,9 +90,15 @@ def free_entries(
         raise ValueError(
           f"mask {group}/{kernel}: the decoder has no such kernel; remove it"
         )
-  return jax.tree.map_with_path(free, params)
+  return jax.tree.map_with_path(of_leaf, params)
 
 
-def keep_fixed(free: Params, new: Params, old: Params) -> Params:
-  """`new` where training may change an entry, the bits of `old` elsewhere."""
-  return jax.tree.map(jnp.where, free, new, old)
+def keep_fixed(trainable: Params, new: Params, old: Params) -> Params:
+  """Takes `new` where training may change an entry, elsewhere `old`.
+
+  Args:
+    trainable: from `make_trainable_mask`.
+    new: the tree of parameters, or of their gradients.
+    old: like `new`; its bits are kept where nothing may change.
+  """
+  return jax.tree.map(jnp.where, trainable, new, old)
