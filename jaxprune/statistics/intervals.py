@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-import scipy.stats
+import scipy  # its parts are imported when first used
 
 from jaxprune.statistics.estimate import LEVEL, UNKNOWN, Estimate
 

@@ -8,7 +8,7 @@ Reference: Spearman (1904); Cer et al., STS Benchmark, arXiv:1708.00055.
 """
 
 import numpy as np
-import scipy.stats
+import scipy  # its parts are imported when first used
 
 from jaxprune.statistics import intervals
 from jaxprune.statistics.estimate import Estimate

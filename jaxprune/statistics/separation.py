@@ -12,7 +12,7 @@ Reference: Hanley and McNeil (1982) for the area as the Mann-Whitney statistic.
 import dataclasses
 
 import numpy as np
-import scipy.stats
+import scipy  # its parts are imported when first used
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
