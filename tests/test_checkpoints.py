@@ -635,6 +635,94 @@ def test_config_of_transformers_4_stays_as_it_is(hf_folder, tmp_path):
   assert "drop_attn_list" not in hf
 
 
+_LINEAR = dict(type="linear", factor=2.0)
+_LLAMA3 = dict(
+  rope_type="llama3",
+  factor=8.0,
+  low_freq_factor=1.0,
+  high_freq_factor=4.0,
+  original_max_position_embeddings=16,
+)
+
+
+@pytest.mark.parametrize(
+  "fields, theta, scaling",
+  [
+    (dict(rope_theta=5e5, rope_parameters=dict(rope_theta=1e4)), 1e4, None),
+    (
+      dict(rope_theta=5e5, rope_parameters=dict(rope_type="default")),
+      5e5,
+      None,
+    ),
+    (
+      dict(
+        rope_theta=1e4,
+        rope_scaling=dict(rope_type="default", rope_theta=7e4),
+        rope_parameters=KeyError,
+      ),
+      7e4,
+      None,
+    ),
+    (
+      dict(
+        rope_theta=3e4,
+        rope_scaling=_LINEAR,
+        rope_parameters=dict(rope_type="default", rope_theta=5e5),
+      ),
+      3e4,
+      dict(rope_type="linear", factor=2.0),
+    ),
+    (
+      dict(
+        rope_theta=3e4,
+        rope_scaling=_LLAMA3,
+        rope_parameters=KeyError,
+        original_max_position_embeddings=8,
+      ),
+      3e4,
+      dict(_LLAMA3, original_max_position_embeddings=8),
+    ),
+  ],
+)
+def test_contradictory_rope_is_written_as_it_was_used(
+  hf_folder, tmp_path, fields, theta, scaling
+):
+  """transformers 4 reads rope_theta and rope_scaling, and nothing else."""
+  folder = copy_of(hf_folder("llama_tied"), tmp_path / "m")
+  patch_json(folder / "config.json", rope_parameters=KeyError)
+  content = json.loads((folder / "config.json").read_text())
+  content.update({k: v for k, v in fields.items() if v is not KeyError})
+  (folder / "config.json").write_text(json.dumps(content))
+  source = checkpoints.open_checkpoint(folder)
+  hf = exported_config(source, tmp_path)
+  assert hf["rope_theta"] == theta and hf["rope_scaling"] == scaling
+  # And transformers 5 reads from the copy what it reads from the source.
+  before, after = (
+    transformers.AutoConfig.from_pretrained(path).rope_parameters
+    for path in (folder, tmp_path / "out")
+  )
+  before.pop("type", None)
+  if scaling is not None and "original_max_position_embeddings" in scaling:
+    key = "original_max_position_embeddings"
+    # Stock moves the outer length inside when the model is built.
+    assert hf[key] == after[key] == content[key]
+    before[key] = content[key]
+  assert before == after
+
+
+def test_keys_without_effect_are_logged(hf_folder, tmp_path, caplog):
+  folder = copy_of(hf_folder("llama_tied"), tmp_path / "m")
+  patch_json(folder / "config.json", is_llama_config=True, neftune_alpha=5)
+  with caplog.at_level("INFO", logger="jaxprune"):
+    config = checkpoints.open_checkpoint(folder).config
+  assert config.ignored == ("is_llama_config", "neftune_alpha")
+  (line,) = (record.getMessage() for record in caplog.records)
+  assert line == (
+    f"{folder / 'config.json'}: without effect, as in stock transformers:"
+    " is_llama_config, neftune_alpha"
+  )
+
+
 @pytest.mark.parametrize(
   "value, expected",
   [

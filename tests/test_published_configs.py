@@ -1,0 +1,215 @@
+"""config.json files as published, each read or refused as stock would.
+
+published_configs.json holds facts: the keys and values of the config.json of
+popular checkpoints, and where each was seen. Rows marked `as remembered` were
+seen nowhere while the table was made.
+"""
+
+import importlib
+import json
+import pathlib
+
+import hf_models
+import numpy as np
+import pytest
+import transformers
+
+from jaxprune.models import EncoderConfig, ModelConfig, decoder, rope
+from jaxprune.models.config import FAMILIES
+
+ROWS = json.loads(
+  pathlib.Path(__file__).with_name("published_configs.json").read_text()
+)
+READ = [
+  row
+  for row in ROWS
+  if row["config"]["model_type"] in FAMILIES and "refused" not in row
+]
+REFUSED = [row for row in ROWS if "refused" in row]
+BERT = [row for row in ROWS if row["config"]["model_type"] == "bert"]
+# One per way of being unusual; the rest differs from these in size only.
+RUN = (
+  "meta-llama/Llama-2-70b-hf",
+  "meta-llama/Llama-3.2-1B-Instruct",
+  "lmsys/vicuna-7b-v1.5-16k",
+  "HuggingFaceTB/SmolLM2-135M-Instruct",
+  "Felladrin/TinyMistral-248M-Chat-v2",
+  "nvidia/Mistral-NeMo-12B-Instruct",
+  "NousResearch/Yarn-Mistral-7b-64k",
+  "intfloat/e5-mistral-7b-instruct",
+  "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+  "Qwen/Qwen2.5-7B-Instruct-1M",
+  "Qwen/Qwen3-Embedding-0.6B",
+)
+# What stock takes out of the keys of transformers 4 before it looks on, and
+# what only says where a model came from or how to run it.
+NOT_NAMED = {
+  "_attn_implementation",
+  "_name_or_path",
+  "model_type",
+  "num_labels",
+  "output_attentions",
+  "partial_rotary_factor",
+  "rope_scaling",
+  "rope_theta",
+  "torch_dtype",
+  *transformers.GenerationConfig._get_default_generation_params(),
+}
+
+
+def by_name(rows):
+  return pytest.mark.parametrize(
+    "row", rows, ids=[row["name"].split(",")[0] for row in rows]
+  )
+
+
+def stock_config(fields):
+  fields = json.loads(json.dumps(fields))
+  return transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+def stock_rotary(config):
+  """The rotary embedding of the family, without the model around it."""
+  family = config.model_type
+  module = importlib.import_module(
+    f"transformers.models.{family}.modeling_{family}"
+  )
+  return getattr(module, f"{family.capitalize()}RotaryEmbedding")(config)
+
+
+def test_the_table_is_large_enough():
+  names = [row["name"] for row in ROWS]
+  assert len(set(names)) == len(names) and len(READ) >= 40
+  assert {row["config"]["model_type"] for row in READ} == set(FAMILIES)
+  assert all(row["source"] for row in ROWS)
+  assert set(RUN) <= {row["name"] for row in READ}
+
+
+@by_name(READ)
+def test_read_as_stock_reads_it(row):
+  theirs, ours = stock_config(row["config"]), ModelConfig.from_hf(row["config"])
+  head_dim = getattr(theirs, "head_dim", None) or (
+    theirs.hidden_size // theirs.num_attention_heads
+  )
+  assert (
+    ours.family,
+    ours.num_layers,
+    ours.embed_dim,
+    ours.mlp_dim,
+    ours.num_heads,
+    ours.num_kv_heads,
+    ours.head_dim,
+    ours.vocab_size,
+    ours.max_positions,
+    ours.norm_eps,
+    ours.tie_embeddings,
+    ours.bos_id,
+    ours.pad_id,
+  ) == (
+    theirs.model_type,
+    theirs.num_hidden_layers,
+    theirs.hidden_size,
+    theirs.intermediate_size,
+    theirs.num_attention_heads,
+    theirs.num_key_value_heads,
+    head_dim,
+    theirs.vocab_size,
+    theirs.max_position_embeddings,
+    theirs.rms_norm_eps,
+    theirs.tie_word_embeddings,
+    theirs.bos_token_id,
+    theirs.pad_token_id,
+  )
+  eos = theirs.eos_token_id
+  assert ours.eos_ids == tuple(eos if isinstance(eos, list) else [eos])
+  if ours.family == "mistral":
+    sliding = (theirs.sliding_window is not None,) * ours.num_layers
+  else:
+    kinds = getattr(theirs, "layer_types", [""] * ours.num_layers)
+    sliding = tuple(kind == "sliding_attention" for kind in kinds)
+  assert ours.sliding_layers == sliding
+  assert ours.sliding_window == (
+    theirs.sliding_window if any(sliding) else None
+  )
+  rotary = stock_rotary(theirs)
+  assert ours.rope.kind == theirs.rope_parameters["rope_type"]
+  assert ours.rope.theta == theirs.rope_parameters["rope_theta"]
+  np.testing.assert_allclose(
+    rope.inv_freq(ours, 8), rotary.inv_freq.numpy(), rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    rope.attention_scale(ours.rope), rotary.attention_scaling, rtol=1e-6
+  )
+
+
+@by_name(READ)
+def test_names_what_stock_does_not_read(row):
+  declared = {*type(stock_config(row["config"])).__dataclass_fields__}
+  ignored = {
+    name
+    for name in ModelConfig.from_hf(row["config"]).ignored
+    if "." not in name or name in row["config"]
+  }
+  assert ignored == set(row["config"]) - declared - NOT_NAMED - (
+    {"head_dim"} if row["config"]["model_type"] == "qwen2" else set()
+  )
+
+
+@by_name(REFUSED)
+def test_refused_in_one_line(row):
+  with pytest.raises(ValueError) as caught:
+    ModelConfig.from_hf(row["config"])
+  assert row["refused"] in str(caught.value)
+  assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@by_name(BERT)
+def test_encoder(row):
+  theirs, ours = (
+    stock_config(row["config"]),
+    EncoderConfig.from_hf(row["config"]),
+  )
+  assert (ours.num_layers, ours.embed_dim, ours.norm_eps, ours.activation) == (
+    theirs.num_hidden_layers,
+    theirs.hidden_size,
+    theirs.layer_norm_eps,
+    theirs.hidden_act,
+  )
+
+
+@by_name([row for row in READ if row["name"] in RUN])
+def test_logits_of_a_small_model_with_the_same_keys(row):
+  """Largest difference 1e-5 in float32, at 12 positions."""
+  fields = dict(row["config"])
+  tiny = dict(
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2 if "num_key_value_heads" in fields else 4,
+    vocab_size=128,
+    bos_token_id=None,
+    eos_token_id=None,
+    pad_token_id=None,
+  )
+  if "head_dim" in fields:
+    tiny["head_dim"] = 24  # not the quotient
+  if fields.get("sliding_window") and fields["model_type"] == "mistral":
+    tiny["sliding_window"] = 5
+  if "layer_types" in fields:
+    tiny["layer_types"] = fields["layer_types"][:2]
+  fields.update(tiny)
+  config = ModelConfig.from_hf(fields)
+  family = fields.pop("model_type")
+  fields.update(attn_implementation="eager", torch_dtype="float32")
+  fields.pop("_attn_implementation", None)
+  fields.setdefault("head_dim", config.head_dim)
+  model, _, params = hf_models.build(family, **fields)
+  tokens = np.random.default_rng(0).integers(0, 128, (2, 12))
+  x_BTD, _ = decoder.forward(config, params, tokens)
+  np.testing.assert_allclose(
+    decoder.unembed(config, params, x_BTD),
+    hf_models.logits(model, tokens),
+    atol=1e-5,
+    rtol=1e-5,
+  )
