@@ -1,4 +1,4 @@
-"""Grids as `experiments.discrepancy` writes them, from made-up damage."""
+"""Sweeps as `experiments.discrepancy` writes them, from made-up damage."""
 
 import json
 
@@ -27,8 +27,10 @@ def measurements(damage, flips):
   }
 
 
-def write_cell(folder, name, cell, seed, damage, right, items=20):
-  """One cell: `right` of `items` answers, nll that grows with damage."""
+def write_configuration(
+  folder, name, configuration, seed, damage, right, items=20
+):
+  """`right` of `items` answers are right; nll grows with damage."""
   tasks = {
     "choose": {
       "columns": {"acc": [1.0] * right + [0.0] * (items - right)},
@@ -43,20 +45,25 @@ def write_cell(folder, name, cell, seed, damage, right, items=20):
       "weights": None,
     },
   }
-  content = {"cell": cell, "seed": seed, "removed": 0.5, "tasks": tasks}
-  if cell != "dense":
+  content = {
+    "configuration": configuration,
+    "seed": seed,
+    "removed": 0.5,
+    "tasks": tasks,
+  }
+  if configuration != "dense":
     content["measurements"] = measurements(damage, min(int(10 * damage), 20))
-  (folder / "cells").mkdir(parents=True, exist_ok=True)
-  (folder / "cells" / f"{name}.json").write_text(json.dumps(content))
+  (folder / "configurations").mkdir(parents=True, exist_ok=True)
+  (folder / "configurations" / f"{name}.json").write_text(json.dumps(content))
 
 
-def write_grid(folder, dense="aaaa", shift=0.0):
+def write_sweep(folder, dense="aaaa", shift=0.0):
   """Six methods, two seeds, three amounts; `choose` dies at damage 0.3.
 
   Returns the folder. magnitude and rtn look at no data: one seed, 30 models.
   """
-  write_cell(folder, "dense", "dense", 0, 0.0, 20)
-  (folder / "cells" / "job.json").write_text(
+  write_configuration(folder, "dense", "dense", 0, 0.0, 20)
+  (folder / "configurations" / "job.json").write_text(
     json.dumps(
       {
         "checkpoint_hash": dense,
@@ -80,7 +87,7 @@ def write_grid(folder, dense="aaaa", shift=0.0):
       for level, amount in enumerate(amounts):
         damage = (0.05, 0.2, 0.5)[level] + 0.01 * place + 0.002 * seed + shift
         name = f"{method}_{amount.replace(':', 'of')}-seed{seed}"
-        write_cell(
+        write_configuration(
           folder,
           name,
           f"{method}:{amount}",

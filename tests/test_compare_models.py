@@ -7,7 +7,7 @@ import scripts
 
 from jaxprune import report
 from jaxprune.studies.sweep import compare_models
-from tests.guidance_sweeps_made import write_grid
+from tests.guidance_sweeps_made import write_sweep
 
 
 def score(name, right, nats, seed=0):
@@ -92,7 +92,7 @@ def test_order_by_hand():
 
 def test_the_script(tmp_path):
   one, other = (
-    write_grid(tmp_path / name, dense=name, shift=shift)
+    write_sweep(tmp_path / name, dense=name, shift=shift)
     for name, shift in (("one", 0.0), ("other", 0.1))
   )
   done = scripts.call(
@@ -112,7 +112,7 @@ def test_the_script(tmp_path):
 
 
 def test_refusals(tmp_path):
-  one = write_grid(tmp_path / "one")
+  one = write_sweep(tmp_path / "one")
   for runs, said in (
     (f"{one}", "give two or more"),
     (f"{one},{one}", "same dense model"),

@@ -5,14 +5,17 @@ import json
 import pytest
 import scripts
 
-from tests.guidance_sweeps_made import write_grid
+from tests.guidance_sweeps_made import write_sweep
 
 
 @pytest.mark.slow
 def test_learn_and_apply(two_layers, tmp_path):
-  grid = write_grid(tmp_path / "grid")
+  sweep = write_sweep(tmp_path / "sweep")
   done = scripts.start(
-    "guidance", f"--grids={grid}", f"--out={tmp_path}/learnt", "--resamples=100"
+    "guidance",
+    f"--sweeps={sweep}",
+    f"--out={tmp_path}/learnt",
+    "--resamples=100",
   )
   assert done.returncode == 0, done.stderr
   rule = json.loads((tmp_path / "learnt/rule.json").read_text())
@@ -54,15 +57,15 @@ def test_learn_and_apply(two_layers, tmp_path):
   done = scripts.call(
     "guidance",
     f"--rule={tmp_path}/learnt/rule.json",
-    f"--grids={grid}",
+    f"--sweeps={sweep}",
     f"--out={tmp_path}/checked",
   )
   assert done.returncode == 1 and "no task has a rule" in done.stderr
-  other = write_grid(tmp_path / "other", dense="bbbb", shift=0.06)
+  other = write_sweep(tmp_path / "other", dense="bbbb", shift=0.06)
   done = scripts.call(
     "guidance",
     f"--rule={tmp_path}/learnt/rule.json",
-    f"--grids={other}",
+    f"--sweeps={other}",
     f"--out={tmp_path}/checked",
   )
   assert done.returncode == 0, done.stderr
@@ -73,10 +76,10 @@ def test_learn_and_apply(two_layers, tmp_path):
 
 def test_bad_flags_are_one_line(tmp_path):
   for flags, words in (
-    ([], "give --grids"),
-    (["--rule=x", "--grids=y", "--pruned=z"], "one or the other"),
-    (["--grids=y", "--features=mean_kl,x"], "--features=x: unknown"),
-    ([f"--grids={tmp_path}"], "no finished dense cell"),
+    ([], "give --sweeps"),
+    (["--rule=x", "--sweeps=y", "--pruned=z"], "one or the other"),
+    (["--sweeps=y", "--features=mean_kl,x"], "--features=x: unknown"),
+    ([f"--sweeps={tmp_path}"], "no finished dense model"),
   ):
     done = scripts.call("guidance", *flags, f"--out={tmp_path}/out")
     lines = [ln for ln in done.stderr.splitlines() if ln.startswith("error: ")]

@@ -1,33 +1,32 @@
 """May this one pruned model still be used, by a rule that was learnt before?"""
 
-import dataclasses
 import json
 import pathlib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import checkpoints
+from jaxprune import checkpoints, files, report
 from jaxprune.calibration import prompts as prompts_lib
 from jaxprune.probes.decoder import sequences
-from jaxprune.report import page
-from jaxprune.studies.comparison import measure as measure_lib
 from jaxprune.studies.guidance import rules
+from jaxprune.studies.guidance.fit import Settings
+from jaxprune.studies.guidance.sweeps import Sweeps
+from jaxprune.studies.sweep import measure as sweep_measure
+from jaxprune.studies.tasks import scores as task_scores
 
 MADE_BY = "jaxprune guidance"
 
 
 def read_rule(path: str) -> dict[str, Any]:
-  """Read what `guidance --grids` wrote as rule.json.
+  """Read what `guidance --sweeps` wrote as rule.json.
 
   Raises:
     ValueError: the file is missing or is no such rule.
   """
   file = pathlib.Path(path)
   if not file.is_file():
-    raise ValueError(f"--rule={path}: no such file; learn one with --grids")
+    raise ValueError(f"--rule={path}: no such file; learn one with --sweeps")
   try:
     rule = json.loads(file.read_text())
   except ValueError as error:
@@ -37,11 +36,40 @@ def read_rule(path: str) -> dict[str, Any]:
   return rule
 
 
+def write_rule(
+  folder: pathlib.Path,
+  sweeps: Sweeps,
+  tasks: dict[str, Any],
+  settings: Settings,
+) -> None:
+  """Write rule.json.
+
+  Args:
+    folder: of the run.
+    sweeps: the pruned models that were learnt from, or held out.
+    tasks: from `fit.fit`.
+    settings: how it was learnt.
+  """
+  files.atomic_write_json(
+    folder / "rule.json",
+    {
+      "made_by": MADE_BY,
+      "keep": settings.keep,
+      "sources": sweeps.sources,
+      "configurations_hash": sweeps.hash,
+      "seed": settings.seed,
+      "fingerprints": sweeps.fingerprints,
+      "tasks": tasks,
+    },
+  )
+
+
 def measure(
   dense: checkpoints.Source,
   pruned: checkpoints.Source,
   prompts: prompts_lib.Prompts,
   steps: int,
+  run: report.RunFolder,
 ) -> dict[str, np.ndarray]:
   """Both models read what the dense one writes after each prompt, T = 1.
 
@@ -50,28 +78,23 @@ def measure(
     pruned: of the same shape.
     prompts: to continue.
     steps: tokens to write; what comes after an end of text does not count.
+    run: gets a row per position.
 
   Returns:
-    Columns over positions: prompt, step, and the fields of
-    `probes.position.Position` at the output.
+    Columns over positions, see `sweep.measure.measure_output`.
   """
   sequences.check_same_shape(dense.config, pruned.config)
-  tokens_BT, valid_BT = prompts_lib.left_pad(
-    prompts.tokens, dense.config.pad_id or 0
+  columns = sweep_measure.measure_output(
+    *(task_scores.load(source, None) for source in (dense, pruned)),
+    prompts,
+    steps,
   )
-  _, output, lengths_B = measure_lib.one_pass(
-    checkpoints.load_params(dense, jnp.float32),
-    checkpoints.load_params(pruned, jnp.float32),
-    tokens_BT,
-    valid_BT,
-    jax.random.key(0),
-    measure_lib.Settings(max_new_tokens=steps, batch=len(tokens_BT)),
+  names = [name for name in columns if name in report.FIELDS]
+  run.write_all(
+    {"protocol": "teacher_forced"} | {name: columns[name][i] for name in names}
+    for i in range(len(columns["kl"]))
   )
-  prompt, step = np.nonzero(np.arange(steps) < lengths_B[:, None])
-  return {"prompt": prompt, "step": step} | {
-    field.name: np.asarray(getattr(output, field.name))[prompt, step]
-    for field in dataclasses.fields(output)
-  }
+  return columns
 
 
 def judge(
@@ -81,7 +104,20 @@ def judge(
   steps: int,
   measurements: dict[str, np.ndarray],
 ) -> dict[str, Any]:
-  """Answer for every task of the rule, and say what makes it doubtful."""
+  """Answer for every task of the rule, and say what makes it doubtful.
+
+  Args:
+    rule: from `read_rule`.
+    dense_hash: of the checkpoint of the dense model.
+    prompts_hash: of the prompts that were measured on.
+    steps: that were measured.
+    measurements: from `measure`.
+
+  Returns:
+    `tested`, whether the rule knows the dense model; `doubts`, a line each;
+    `answers` by task, see `rules.verdict`; `positions` and `prompts`, how many
+    were measured; and the `features`.
+  """
   measured = rules.features(measurements)
   known = {source["checkpoint_hash"] for source in rule["sources"]}
   doubts = []
@@ -112,31 +148,16 @@ def judge(
   }
 
 
-def lines(found: dict[str, Any]) -> list[str]:
+def headline(judged: dict[str, Any]) -> str:
   """Doubts first, then a line per task."""
-  mark = "" if found["tested"] else "untested: "
-  return [f"warning: {doubt}" for doubt in found["doubts"]] + [
-    mark + answer["text"] for answer in found["answers"]
-  ]
-
-
-def render(found: dict[str, Any], description: dict[str, Any]) -> str:
-  """report.html."""
-  return page.render_page(
-    title="What this pruned model may be used for",
-    verdict="\n\n".join(lines(found)),
-    sections=[
-      page.Section(
-        title="Measured",
-        tables=[
-          page.Table(
-            caption=f"At {found['positions']} positions of {found['prompts']}"
-            " prompts that the dense model continues; no labels were used.",
-            columns=("feature", "value"),
-            rows=list(found["features"].items()),
-          )
-        ],
-      )
-    ],
-    run=description,
+  mark = "" if judged["tested"] else "untested: "
+  return "\n".join(
+    [f"warning: {doubt}" for doubt in judged["doubts"]]
+    + [mark + answer["text"] for answer in judged["answers"]]
   )
+
+
+def learnt_with(rule: dict[str, Any]) -> tuple[int, int]:
+  """How many steps and prompts a rule was learnt with."""
+  first = rule["sources"][0]
+  return first["steps"], first["num_prompts"]

@@ -1,16 +1,15 @@
-"""Does a rule that was learnt before hold for pruned models of another grid?"""
+"""Does a rule that was learnt before hold for the models of another sweep?"""
 
 from typing import Any
 
 import numpy as np
 
 from jaxprune import report
-from jaxprune.report import page
 from jaxprune.studies.guidance import rules
-from jaxprune.studies.guidance.sweeps import Grids
+from jaxprune.studies.guidance.sweeps import Sweeps
 
 FIELDS = {
-  "cell": report.Field("text", "", "METHOD:AMOUNT"),
+  "configuration": report.Field("text", "", "METHOD:AMOUNT"),
   "dense": report.Field("text", "", "hash of the dense checkpoint"),
   "removed": report.Field("float", "", "fraction of zeros in the kernels"),
   "feature": report.Field("text", "", "measurement that the rule uses"),
@@ -24,24 +23,29 @@ FIELDS = {
 }
 
 
-def rows(rule: dict[str, Any], grids: Grids):
-  """A row per task that has a rule and pruned model: said and true.
+def rows(rule: dict[str, Any], sweeps: Sweeps):
+  """Make a row per task that has a rule and pruned model: said and true.
 
-  `value` is the feature.
+  Args:
+    rule: from `apply.read_rule`.
+    sweeps: the pruned models.
+
+  Yields:
+    Records whose `value` is that of the feature.
   """
-  for name, task in grids.tasks.items():
+  for name, task in sweeps.tasks.items():
     entry = rule["tasks"].get(name)
     if entry is None or entry["feature"] is None:
       continue
     for index, found in zip(task.models, task.survivals):
-      model = grids.models[index]
-      value = float(grids.features[entry["feature"]][index])
+      model = sweeps.models[index]
+      value = float(sweeps.features[entry["feature"]][index])
       yield {
         "protocol": "check",
         "task": name,
         "metric": task.metric,
         "dense": model.dense,
-        "cell": model.cell,
+        "configuration": model.configuration,
         "method": model.method,
         "seed": model.seed,
         "removed": model.removed,
@@ -56,20 +60,31 @@ def rows(rule: dict[str, Any], grids: Grids):
 
 
 def summarise(
-  rule: dict[str, Any], grids: Grids, *, seed: int = 0, resamples: int = 2000
+  rule: dict[str, Any], sweeps: Sweeps, *, seed: int = 0, resamples: int = 2000
 ) -> dict[str, Any]:
-  """By task the errors, see `guidance.check_answers`.
+  """Count the errors of a rule.
+
+  Args:
+    rule: from `apply.read_rule`.
+    sweeps: the pruned models.
+    seed: of the resampling of methods.
+    resamples: number of resamples.
+
+  Returns:
+    `tasks`, by name what `rules.check_answers` counts, `feature`, `threshold`
+    and the `models`; `same_dense_model`; the `methods`; tasks with `no_rule`;
+    and what was `left_out`.
 
   Raises:
-    ValueError: no task of the grids has a rule.
+    ValueError: no task of the sweeps has a rule.
   """
-  table = list(rows(rule, grids))
+  table = list(rows(rule, sweeps))
   if not table:
     raise ValueError(
-      "--grids: no task has a rule in --rule ("
+      "--sweeps: no task has a rule in --rule ("
       + ", ".join(rule["tasks"])
       + "), or the rule was learnt from the same"
-      " models: give another grid with these tasks"
+      " models: give another sweep with these tasks"
     )
   learnt = {source["checkpoint_hash"] for source in rule["sources"]}
   found = {}
@@ -82,72 +97,30 @@ def summarise(
       seed=seed,
       resamples=resamples,
     ) | {"feature": chosen[0]["feature"], "threshold": chosen[0]["threshold"]}
-  dense = {model.dense for model in grids.models}
+  dense = {model.dense for model in sweeps.models}
   return {
     "tasks": found,
     "same_dense_model": dense <= learnt,
-    "methods": sorted(set(grids.methods.tolist())),
-    "no_rule": [name for name in grids.tasks if name not in found],
-    "left_out": grids.left_out,
+    "methods": sorted(set(sweeps.methods.tolist())),
+    "no_rule": [name for name in sweeps.tasks if name not in found],
+    "left_out": sweeps.left_out,
   }
 
 
-def lines(summary: dict[str, Any]) -> list[str]:
+def headline(summary: dict[str, Any]) -> str:
   """One line per task."""
-  said = (
+  lines = (
     []
     if summary["same_dense_model"]
     else ["these are other dense models than the rule was learnt on"]
   )
-  for name, found in summary["tasks"].items():
-    said.append(
-      f"{name}: {found['feature']} <= {found['threshold']:.3g} is wrong for"
-      f" {100 * found['error']:.0f} % [{100 * found['low']:.0f},"
-      f" {100 * found['high']:.0f}] of {found['models']} models of"
-      f" {found['groups']} methods ({found['survived']} survived,"
-      f" {found['false_yes']} false yes, {found['false_no']} false no)"
+  for name, errors in summary["tasks"].items():
+    lines.append(
+      f"{name}: {errors['feature']} <= {errors['threshold']:.3g} is wrong for"
+      f" {100 * errors['error']:.0f} % [{100 * errors['low']:.0f},"
+      f" {100 * errors['high']:.0f}] of {errors['models']} models of"
+      f" {errors['groups']} methods ({errors['survived']} survived,"
+      f" {errors['false_yes']} false yes, {errors['false_no']} false no)"
     )
-  return said + [f"{name}: has no rule" for name in summary["no_rule"]]
-
-
-def render(summary, table, description) -> str:
-  """report.html."""
-  sections = [
-    page.Section(
-      title=name,
-      tables=[
-        page.Table(
-          caption="What the rule said and what was so.",
-          columns=(
-            "cell",
-            "seed",
-            "feature",
-            "said",
-            "kept",
-            "survived",
-            "certainty",
-          ),
-          rows=[
-            (
-              row["cell"],
-              str(row["seed"]),
-              row["value"],
-              "yes" if row["answer"] else "no",
-              row["kept"],
-              "yes" if row["survives"] else "no",
-              row["certainty"],
-            )
-            for row in table
-            if row["task"] == name
-          ],
-        )
-      ],
-    )
-    for name in summary["tasks"]
-  ]
-  return page.render_page(
-    title="Does the rule hold here?",
-    verdict="\n\n".join(lines(summary)),
-    sections=sections,
-    run=description,
-  )
+  lines += [f"{name}: has no rule" for name in summary["no_rule"]]
+  return "\n".join(lines)

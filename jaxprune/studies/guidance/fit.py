@@ -7,6 +7,7 @@ the labels were shuffled, because the best of many features looks good by luck.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from jaxprune import statistics
 from jaxprune.statistics import separation
 from jaxprune.studies.guidance import rules
 from jaxprune.studies.guidance.splits import HALF, Split, splits
-from jaxprune.studies.guidance.sweeps import Grids, Task
+from jaxprune.studies.guidance.sweeps import Sweeps, Task
 
 H_COSINE, KL = "mean_one_minus_cos_h", "mean_kl"
 UNTUNED = "flipped_prompts"
@@ -25,7 +26,15 @@ _FEW = 3  # models of the rarer class below which a rule hangs on single ones
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """Attributes: see the flags of `guidance`; `shuffles` of the control."""
+  """How rules are learnt.
+
+  Attributes:
+    features: that a rule may use.
+    keep: least part of the dense score that is called survival.
+    seed: of resampling and shuffling.
+    resamples: of methods, for the intervals of errors.
+    shuffles: of the labels, for the control.
+  """
 
   features: tuple[str, ...] = rules.FEATURES
   keep: float = 0.9
@@ -34,19 +43,51 @@ class Settings:
   shuffles: int = 200
 
 
-def fit(grids: Grids, settings: Settings) -> dict[str, dict[str, Any]]:
-  """What a rule file says of each task; JSON values only."""
+def settings(features: Sequence[str], **others: Any) -> Settings:
+  """Settings with checked features.
+
+  Args:
+    features: that a rule may use; none is all.
+    **others: the other fields of `Settings`.
+
+  Raises:
+    ValueError: a feature is unknown.
+  """
+  unknown = set(features) - set(rules.FEATURES)
+  if unknown:
+    raise ValueError(
+      f"--features={','.join(sorted(unknown))}: unknown; take from"
+      f" {', '.join(rules.FEATURES)}"
+    )
+  return Settings(features=tuple(features) or rules.FEATURES, **others)
+
+
+def fit(sweeps: Sweeps, settings: Settings) -> dict[str, dict[str, Any]]:
+  """Learn a rule for each task, and count its errors.
+
+  Args:
+    sweeps: the pruned models, without duplicates.
+    settings: how.
+
+  Returns:
+    What a rule file says of each task; JSON values only.
+  """
   return {
-    name: _fit_task(grids, name, task, settings)
-    for name, task in grids.tasks.items()
+    name: _fit_task(sweeps, name, task, settings)
+    for name, task in sweeps.tasks.items()
   }
 
 
-def feature_rows(grids: Grids, settings: Settings) -> list[dict[str, Any]]:
-  """A row per task and feature, with the thresholds of the half split."""
-  rows, split = [], splits(grids)[0]
-  for name, task in grids.tasks.items():
-    table = _columns(grids, name, task)
+def feature_rows(sweeps: Sweeps, settings: Settings) -> list[dict[str, Any]]:
+  """Make a row per task and feature, with the thresholds of the half split.
+
+  Args:
+    sweeps: the pruned models, without duplicates.
+    settings: how.
+  """
+  rows, split = [], splits(sweeps)[0]
+  for name, task in sweeps.tasks.items():
+    table = _columns(sweeps, name, task)
     learn, ask = (mask[task.models] for mask in split.folds[0])
     for feature, values in table.items():
       row = {
@@ -68,7 +109,7 @@ def feature_rows(grids: Grids, settings: Settings) -> list[dict[str, Any]]:
         held = rules.check_answers(
           values[ask] <= fitted.value,
           task.survives[ask],
-          grids.methods[task.models][ask],
+          sweeps.methods[task.models][ask],
           seed=settings.seed,
           resamples=settings.resamples,
         )
@@ -91,7 +132,7 @@ def feature_rows(grids: Grids, settings: Settings) -> list[dict[str, Any]]:
   return rows
 
 
-def _fit_task(grids, name, task: Task, settings):
+def _fit_task(sweeps, name, task: Task, settings):
   survived = int(task.survives.sum())
   entry: dict[str, Any] = {
     "metric": task.metric,
@@ -103,7 +144,7 @@ def _fit_task(grids, name, task: Task, settings):
         float(values[task.models].min()),
         float(values[task.models].max()),
       ]
-      for feature, values in grids.features.items()
+      for feature, values in sweeps.features.items()
     },
     "feature": None,
     "held_out": None,
@@ -111,14 +152,14 @@ def _fit_task(grids, name, task: Task, settings):
   if survived in (0, len(task.models)):
     word = "every" if survived else "no"
     return entry | {
-      "reason": f"{word} pruned model of the grid survived, so no threshold"
+      "reason": f"{word} pruned model of the sweep survived, so no threshold"
       " can be learnt"
     }
-  every = splits(grids)
-  rule = _learn(grids, task, every[0].folds[0][0][task.models], settings)
+  every = splits(sweeps)
+  rule = _learn(sweeps, task, every[0].folds[0][0][task.models], settings)
   entry["splits"] = {
-    split.name: {"said": split.said}
-    | _check(grids, name, task, split, settings)
+    split.name: {"description": split.description}
+    | _check(sweeps, name, task, split, settings)
     for split in every
   }
   if rule is None:
@@ -138,17 +179,17 @@ def _fit_task(grids, name, task: Task, settings):
   return (
     entry
     | rule
-    | {"held_out": held, "shuffled": _shuffled(grids, task, settings)}
+    | {"held_out": held, "shuffled": _shuffled(sweeps, task, settings)}
   )
 
 
-def _learn(grids, task, learn, settings):
+def _learn(sweeps, task, learn, settings):
   """A rule from the models of the task that `learn` marks."""
   if not learn.any():
     return None
   rule = rules.fit_rule(
     {
-      feature: grids.features[feature][task.models][learn]
+      feature: sweeps.features[feature][task.models][learn]
       for feature in settings.features
     },
     task.kept[learn],
@@ -166,24 +207,24 @@ def _learn(grids, task, learn, settings):
   )
 
 
-def _check(grids, name, task, split: Split, settings) -> dict[str, Any]:
+def _check(sweeps, name, task, split: Split, settings) -> dict[str, Any]:
   """Errors of rule and baselines over the held-out models of all folds."""
   wrong: dict[str, list[np.ndarray]] = {}
-  asked, said_yes, features = [], [], []
+  asked, answered_yes, features = [], [], []
   for learn, ask in split.folds:
     learn, ask = learn[task.models], ask[task.models]
     if not (learn.any() and ask.any()):
       continue
-    answers = _answers(grids, name, task, learn, settings)
+    answers = _answers(sweeps, name, task, learn, settings)
     for rule, (yes, _) in answers.items():
       wrong.setdefault(rule, []).append(yes[ask] != task.survives[ask])
     asked.append(np.flatnonzero(ask))
-    said_yes.append(answers["rule"][0][ask])
+    answered_yes.append(answers["rule"][0][ask])
     features.append(answers["rule"][1])
   if not asked:
     return {}
-  asked, yes = np.concatenate(asked), np.concatenate(said_yes)
-  groups = grids.methods[task.models][asked]
+  asked, yes = np.concatenate(asked), np.concatenate(answered_yes)
+  groups = sweeps.methods[task.models][asked]
   truth = task.survives[asked]
   joined = {
     rule: np.concatenate(parts)
@@ -204,7 +245,9 @@ def _check(grids, name, task, split: Split, settings) -> dict[str, Any]:
       "error": error.value,
       "low": _number(error.low),
       "high": _number(error.high),
-      "rule_less_this": [less.value, _number(less.low), _number(less.high)],
+      "rule_less_this": {
+        name: _number(value) for name, value in less.to_json().items()
+      },
     }
   checked = rules.check_answers(yes, truth, groups, **draws)
   return {
@@ -220,23 +263,23 @@ def _check(grids, name, task, split: Split, settings) -> dict[str, Any]:
   }
 
 
-def _answers(grids, name, task, learn, settings):
+def _answers(sweeps, name, task, learn, settings):
   """By rule: what it says of all models of the task, and its feature.
 
   A rule that cannot be learnt gives the answer of the majority.
   """
   majority = bool(np.mean(task.survives[learn]) >= 0.5)
   same = np.full(len(task.models), majority)
-  rule = _learn(grids, task, learn, settings)
+  rule = _learn(sweeps, task, learn, settings)
   found = {
     "rule": (same, None)
     if rule is None
     else (
-      grids.features[rule["feature"]][task.models] <= rule["threshold"],
+      sweeps.features[rule["feature"]][task.models] <= rule["threshold"],
       rule["feature"],
     )
   }
-  columns = _columns(grids, name, task)
+  columns = _columns(sweeps, name, task)
   for baseline in ("removed", "perplexity", H_COSINE, KL):
     if baseline not in columns:
       continue
@@ -251,33 +294,33 @@ def _answers(grids, name, task, learn, settings):
   return found
 
 
-def _columns(grids, name, task: Task) -> dict[str, np.ndarray]:
+def _columns(sweeps, name, task: Task) -> dict[str, np.ndarray]:
   """Features and baselines of the models of a task, [n] each.
 
   The perplexity is that of a task that every one of them has, and not of the
   task itself.
   """
   columns = {
-    feature: values[task.models] for feature, values in grids.features.items()
+    feature: values[task.models] for feature, values in sweeps.features.items()
   }
-  columns["removed"] = np.array([grids.models[i].removed for i in task.models])
-  for other, values in grids.perplexity.items():
+  columns["removed"] = np.array([sweeps.models[i].removed for i in task.models])
+  for other, values in sweeps.perplexity.items():
     if other != name and np.isfinite(values[task.models]).all():
       columns["perplexity"] = values[task.models]
       break
   return columns
 
 
-def _shuffled(grids, task, settings) -> dict[str, float]:
+def _shuffled(sweeps, task, settings) -> dict[str, float]:
   """The same choice of a feature after the labels were dealt anew.
 
   Returns:
     Balanced errors on the models learnt from: of the true labels, and mean and
     least over the shuffles; and the share of shuffles that are as good.
   """
-  learn = splits(grids)[0].folds[0][0][task.models]
+  learn = splits(sweeps)[0].folds[0][0][task.models]
   table = {
-    feature: grids.features[feature][task.models][learn]
+    feature: sweeps.features[feature][task.models][learn]
     for feature in settings.features
   }
   kept, survives = task.kept[learn], task.survives[learn]

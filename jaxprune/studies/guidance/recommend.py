@@ -10,23 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import statistics
-from jaxprune.studies.guidance.sweeps import KINDS, ORDER, Grids, Task
+from jaxprune.studies.guidance.sweeps import KINDS, ORDER, Sweeps, Task
 from jaxprune.studies.sweep import configurations
+from jaxprune.studies.tasks import summary as task_summary
 
 
-def family(cell: str) -> str:
+def family(configuration: str) -> str:
   """The method, and whether its pattern is n:m."""
-  method, _, amount = cell.partition(":")
+  method, _, amount = configuration.partition(":")
   return f"{method} n:m" if ":" in amount else method
 
 
-def strength(cell: str) -> tuple[float, ...]:
+def strength(configuration: str) -> tuple[float, ...]:
   """Orders the settings of one family: greater removes more.
 
   Of two n:m patterns that remove as much the shorter leaves less choice.
   """
-  method, _, amount = cell.partition(":")
+  method, _, amount = configuration.partition(":")
   if ":" in amount:
     kept, of = map(int, amount.split(":"))
     return 1 - kept / of, -of
@@ -35,63 +35,69 @@ def strength(cell: str) -> tuple[float, ...]:
   )
 
 
-def recommend(grids: Grids, *, seed: int = 0) -> list[dict[str, Any]]:
+def recommend(sweeps: Sweeps, *, seed: int = 0) -> list[dict[str, Any]]:
   """One entry per task and family.
 
+  Args:
+    sweeps: all pruned models, duplicates included.
+    seed: of the resampling of items.
+
   Returns:
-    `task`, `family`, `kind`, `metric`, `tried` settings; `cell`, the strongest
-    that survived everywhere as all weaker ones did, or None; `evidence` of it
-    and `next`, that of the next stronger one, or None; `beyond`, a stronger one
-    that survived although a weaker one did not, or None: luck, or no order.
+    `task`, `family`, `kind`, `metric`, `tried` settings; `configuration`, the
+    strongest that survived everywhere as all weaker ones did, or None;
+    `evidence` of it and `next`, that of the next stronger one, or None;
+    `beyond`, a stronger one that survived although a weaker one did not, or
+    None: luck, or no order.
   """
-  found = []
-  for name, task in grids.tasks.items():
-    cells = np.array([grids.models[i].cell for i in task.models])
-    families = dict.fromkeys(map(family, cells))
-    for one in sorted(families, key=_place):
-      ladder = sorted(
-        {cell for cell in cells if family(cell) == one}, key=strength
-      )
-      good = [bool(task.survives[cells == cell].all()) for cell in ladder]
-      after = good.index(False) if False in good else len(good)
-      best = after - 1 if after else None
-      beyond = [cell for cell, ok in zip(ladder, good) if ok][after:]
-      found.append(
+  entries = []
+  for task_name, task in sweeps.tasks.items():
+    names = np.array([sweeps.models[i].configuration for i in task.models])
+    families = dict.fromkeys(map(family, names))
+    for family_name in sorted(families, key=_place):
+      entries.append(
         {
-          "task": name,
-          "family": one,
-          "kind": _kind(one),
+          "task": task_name,
+          "family": family_name,
+          "kind": _kind(family_name),
           "metric": task.metric,
-          "tried": ladder,
-          "cell": None if best is None else ladder[best],
-          "beyond": beyond[-1] if beyond else None,
-          "evidence": None
-          if best is None
-          else _evidence(task, cells == ladder[best], ladder[best], seed),
-          "next": None
-          if after == len(ladder)
-          else _evidence(task, cells == ladder[after], ladder[after], seed),
         }
+        | _advice(task, names, family_name, seed)
       )
-  return found
+  return entries
 
 
-def _evidence(task: Task, chosen, cell, seed) -> dict[str, Any]:
+def _advice(task: Task, names, family_name, seed) -> dict[str, Any]:
+  """How far one family goes, and on what evidence."""
+  ladder = sorted(
+    {name for name in names if family(name) == family_name}, key=strength
+  )
+  good = [bool(task.survives[names == name].all()) for name in ladder]
+  after = good.index(False) if False in good else len(good)
+  best = ladder[after - 1] if after else None
+  following = ladder[after] if after < len(ladder) else None
+  beyond = [name for name, ok in zip(ladder, good) if ok][after:]
+
+  def evidence(name):
+    return None if name is None else _evidence(task, names == name, name, seed)
+
+  return {
+    "tried": ladder,
+    "configuration": best,
+    "beyond": beyond[-1] if beyond else None,
+    "evidence": evidence(best),
+    "next": evidence(following),
+  }
+
+
+def _evidence(task: Task, chosen, name, seed) -> dict[str, Any]:
   """Mean score over seeds, interval over items, and the worst run."""
-  transform = np.exp if task.metric == "nll" else lambda ratio: ratio
-  score = statistics.ratio(
-    task.items[chosen].mean(axis=0),
-    task.weights,
-    transform=transform,
-    seed=seed,
+  score = task_summary.estimate(
+    task.metric, task.items[chosen].mean(axis=0), task.weights, seed=seed
   )
   runs = [task.survivals[i] for i in np.flatnonzero(chosen)]
-  return {
-    "cell": cell,
-    "score": score.value,
-    "low": score.low,
-    "high": score.high,
-    "dense": float(np.mean([r.dense for r in runs])),
+  return score.to_json() | {
+    "configuration": name,
+    "dense": float(np.mean([run.dense for run in runs])),
     "runs": len(runs),
     "survived": sum(run.survives for run in runs),
     "least_kept": min(run.kept for run in runs),
@@ -99,10 +105,10 @@ def _evidence(task: Task, chosen, cell, seed) -> dict[str, Any]:
   }
 
 
-def _kind(one: str) -> str:
-  method = one.split()[0]
+def _kind(family_name: str) -> str:
+  method = family_name.split()[0]
   return next(kind for kind, methods in KINDS.items() if method in methods)
 
 
-def _place(one: str) -> tuple[int, bool]:
-  return ORDER.index(one.split()[0]), one.endswith("n:m")
+def _place(family_name: str) -> tuple[int, bool]:
+  return ORDER.index(family_name.split()[0]), family_name.endswith("n:m")

@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxprune.studies.guidance.sweeps import ORDER, Grids
+from jaxprune.studies.guidance.sweeps import ORDER, Sweeps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -17,19 +17,19 @@ class Split:
 
   Attributes:
     name: of the split.
-    said: what was divided, in words.
+    description: what was divided, in words.
     folds: pairs of bool [models]; no model is in both of a pair.
   """
 
   name: str
-  said: str
+  description: str
   folds: list[tuple[np.ndarray, np.ndarray]]
 
 
 HALF = "half"
 
 
-def splits(grids: Grids) -> list[Split]:
+def splits(sweeps: Sweeps) -> list[Split]:
   """Ways to hold out models, never single ones at random.
 
   `half` is the one that rules are learnt from: every second method, in the
@@ -39,12 +39,12 @@ def splits(grids: Grids) -> list[Split]:
   out one method, one kind of method or one dense model at a time, with all its
   runs.
   """
-  methods = grids.methods
+  methods = sweeps.methods
   present = [name for name in ORDER if name in methods]
   first = np.isin(methods, present[::2])
-  denses = list(dict.fromkeys(model.dense for model in grids.models))
+  denses = list(dict.fromkeys(model.dense for model in sweeps.models))
   run = np.array(
-    [denses.index(model.dense) * 10**6 + model.seed for model in grids.models]
+    [denses.index(model.dense) * 10**6 + model.seed for model in sweeps.models]
   )
   runs = np.unique(run)
   early = runs[: -(-len(runs) // 2)]
@@ -53,64 +53,71 @@ def splits(grids: Grids) -> list[Split]:
   learn, ask = np.isin(run, early) | single, np.isin(run, late) | single
   halves = tuple(", ".join(part) for part in (present[::2], present[1::2]))
   numbers = tuple(
-    ", ".join(f"{denses[one // 10**6][:6]}/{one % 10**6}" for one in part)
+    ", ".join(f"{denses[n // 10**6][:6]}/{n % 10**6}" for n in part)
     for part in (early, late)
   )
 
-  def said(a, b):
+  def describe(learnt, asked):
     return (
-      f"learnt from {halves[a] or 'nothing'} (runs {numbers[0]}), asked of"
-      f" {halves[b] or 'nothing'} (runs {numbers[1]}; a run is dense"
+      f"learnt from {halves[learnt] or 'nothing'} (runs {numbers[0]}), asked of"
+      f" {halves[asked] or 'nothing'} (runs {numbers[1]}; a run is dense"
       " model/calibration seed; a method with one run keeps it)"
     )
 
-  found = [
-    Split(name=HALF, said=said(0, 1), folds=[(first & learn, ~first & ask)]),
+  every = [
     Split(
-      name="swapped", said=said(1, 0), folds=[(~first & learn, first & ask)]
+      name=HALF,
+      description=describe(0, 1),
+      folds=[(first & learn, ~first & ask)],
+    ),
+    Split(
+      name="swapped",
+      description=describe(1, 0),
+      folds=[(~first & learn, first & ask)],
     ),
   ]
   for name, labels in (
     ("leave one method out", methods),
-    ("leave one kind out", np.array([m.kind for m in grids.models])),
-    ("leave one dense model out", np.array([m.dense for m in grids.models])),
+    ("leave one kind out", np.array([m.kind for m in sweeps.models])),
+    ("leave one dense model out", np.array([m.dense for m in sweeps.models])),
   ):
     distinct = np.unique(labels)
     if len(distinct) > 1:
-      found.append(
+      every.append(
         Split(
           name=name,
-          said=f"{len(distinct)} folds, all runs",
-          folds=[(labels != one, labels == one) for one in distinct],
+          description=f"{len(distinct)} folds, all runs",
+          folds=[(labels != label, labels == label) for label in distinct],
         )
       )
-  return found
+  return every
 
 
-def without_twins(grids: Grids, known=()) -> Grids:
+def without_duplicates(sweeps: Sweeps, known=()) -> Sweeps:
   """Leave out models that are there already, made by another method or seed.
 
   Dropping one block and dropping one consecutive block give the same model, so
-  does a drop whose choice the calibration does not change. Twins would be on
-  both sides of a split.
+  does a drop whose choice the calibration does not change. Duplicates would be
+  on both sides of a split.
 
   Args:
-    grids: all models.
+    sweeps: all models.
     known: fingerprints that count as there already.
   """
-  seen, keep, said = set(known), [], []
-  for index, mark in enumerate(grids.fingerprints):
+  seen, keep, reasons = set(known), [], []
+  for index, mark in enumerate(sweeps.fingerprints):
     if mark in seen:
-      model = grids.models[index]
-      said.append(
-        f"{model.cell} seed {model.seed}: the same model as an earlier one"
+      model = sweeps.models[index]
+      reasons.append(
+        f"{model.configuration} seed {model.seed}: the same model as an"
+        " earlier one"
       )
     else:
       keep.append(index)
     seen.add(mark)
   place = {old: new for new, old in enumerate(keep)}
   tasks = {}
-  for name, task in grids.tasks.items():
+  for name, task in sweeps.tasks.items():
     chosen = [i for i, old in enumerate(task.models) if old in place]
     if chosen:
       tasks[name] = dataclasses.replace(
@@ -120,12 +127,12 @@ def without_twins(grids: Grids, known=()) -> Grids:
         items=task.items[chosen],
       )
   return dataclasses.replace(
-    grids,
+    sweeps,
     tasks=tasks,
-    models=[grids.models[i] for i in keep],
-    left_out=grids.left_out + said,
-    features={name: values[keep] for name, values in grids.features.items()},
+    models=[sweeps.models[i] for i in keep],
+    left_out=sweeps.left_out + reasons,
+    features={name: values[keep] for name, values in sweeps.features.items()},
     perplexity={
-      name: values[keep] for name, values in grids.perplexity.items()
+      name: values[keep] for name, values in sweeps.perplexity.items()
     },
   )

@@ -1,7 +1,7 @@
-"""What was measured and scored in the grids that `discrepancy` wrote?
+"""What was measured and scored in the sweeps that `discrepancy` wrote?
 
-A grid is a folder with cells/job.json, cells/dense.json and a file per pruned
-model. Here they become columns over all pruned models.
+A sweep is a folder with a file per pruned model, see `studies.sweep.scores`.
+Here they become columns over all pruned models.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import numpy as np
 from jaxprune import statistics
 from jaxprune.studies.guidance import rules
 from jaxprune.studies.sweep import configurations
+from jaxprune.studies.sweep import scores as scores_lib
 
 # The score of a task, the first that it has; other columns describe, such as
 # the length of a text.
@@ -34,20 +35,20 @@ class Model:
 
   Attributes:
     dense: hash of the checkpoint that it was made from.
-    cell: METHOD:AMOUNT.
+    configuration: METHOD:AMOUNT.
     seed: of the calibration.
     removed: fraction of zeros in the kernels.
   """
 
   dense: str
-  cell: str
+  configuration: str
   seed: int
   removed: float
 
   @property
   def method(self) -> str:
     """The name before the amount."""
-    return self.cell.partition(":")[0]
+    return self.configuration.partition(":")[0]
 
   @property
   def kind(self) -> str:
@@ -63,7 +64,7 @@ class Task:
 
   Attributes:
     metric: of METRICS.
-    models: indices into `Grids.models`, int [n].
+    models: indices into `Sweeps.models`, int [n].
     survivals: one for each of them.
     items: score of every item, [n, items]; nats for nll.
     weights: what a mean of items divides by, [items].
@@ -87,8 +88,8 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Grids:
-  """All pruned models of all grids.
+class Sweeps:
+  """All pruned models of all sweeps.
 
   Attributes:
     models: in the order of the columns.
@@ -97,8 +98,8 @@ class Grids:
       NaN where it was not scored.
     tasks: by name.
     left_out: what was not used, and why, a line each.
-    sources: a description of each grid for the rule file.
-    hash: sha256 of all cells.
+    sources: a description of each sweep for the rule file.
+    hash: sha256 of the files of all pruned models.
   """
 
   models: list[Model]
@@ -108,6 +109,14 @@ class Grids:
   left_out: list[str]
   sources: list[dict[str, Any]]
   hash: str
+
+  @property
+  def dense_hashes(self) -> dict[str, str]:
+    """Hash of the dense checkpoint of each sweep, for run.json."""
+    return {
+      f"dense {index}": source["checkpoint_hash"]
+      for index, source in enumerate(self.sources)
+    }
 
   @property
   def fingerprints(self) -> list[str]:
@@ -130,7 +139,7 @@ class Grids:
     return np.array([model.method for model in self.models])
 
 
-def read_grids(
+def read_sweeps(
   folders,
   *,
   keep: float,
@@ -138,32 +147,32 @@ def read_grids(
   num_prompts: int | None = None,
   seed: int = 0,
   resamples: int = 1000,
-) -> Grids:
-  """Read finished cells.
+) -> Sweeps:
+  """Read finished configurations.
 
   Args:
     folders: that `experiments.discrepancy` wrote with --prompts.
-    keep: share of the dense score that is called survival.
+    keep: least part of the dense score that is called survival.
     skip: names of tasks to leave out.
     num_prompts: use only what was measured on the first so many prompts.
     seed: of the resampling of items.
     resamples: see `statistics.survive`.
 
   Raises:
-    ValueError: a folder holds no finished cells, cells have no measurements,
+    ValueError: a folder holds nothing that is finished, or no measurements,
       two folders have the same pruned model, or a task has no score.
   """
-  models, measured, scores, left_out, sources = [], [], [], [], []
+  models, measured, task_scores, left_out, sources = [], [], [], [], []
   digest, seen = hashlib.sha256(), set()
   for folder in folders:
-    job, dense, cells = _read_folder(pathlib.Path(folder), digest)
+    job, dense, pruned = _read_folder(pathlib.Path(folder), digest)
     taken = []
-    for cell in cells:
+    for score in pruned:
       model = Model(
         dense=job["checkpoint_hash"],
-        cell=cell["cell"],
-        seed=cell["seed"],
-        removed=cell["removed"],
+        configuration=score["configuration"],
+        seed=score["seed"],
+        removed=score["removed"],
       )
       if model.method in configurations.DATA_FREE:
         # The same model whatever the seed says: once is enough.
@@ -172,45 +181,53 @@ def read_grids(
           continue
       if model in seen:
         raise ValueError(
-          f"--grids={folder}: {model.cell} with seed {model.seed} of the same"
-          " dense model is in an earlier grid too: give each once"
+          f"--sweeps={folder}: {model.configuration} with seed {model.seed} of"
+          " the same dense model is in an earlier sweep too: give each once"
         )
-      columns = _first_prompts(cell.get("measurements") or {}, num_prompts)
+      columns = _first_prompts(score.get("measurements") or {}, num_prompts)
       try:
         features = rules.features(columns)
       except ValueError as error:
-        left_out.append(f"{folder}: {model.cell} seed {model.seed}: {error}")
+        left_out.append(
+          f"{folder}: {model.configuration} seed {model.seed}: {error}"
+        )
         continue
       seen.add(model)
       models.append(model)
       measured.append(features)
-      scores.append((dense["tasks"], cell["tasks"]))
+      task_scores.append((dense["tasks"], score["tasks"]))
       taken.append(columns)
     sources.append(_source(pathlib.Path(folder), job, taken))
   if not models:
     raise ValueError(
-      "--grids: no pruned model with measurements: run"
+      "--sweeps: no pruned model with measurements: run"
       " experiments.discrepancy with --prompts"
       + (f" ({left_out[0]})" if left_out else "")
     )
   names = dict.fromkeys(
-    task for dense, _ in scores for task in dense if task not in skip
+    task for dense, _ in task_scores for task in dense if task not in skip
   )
   tasks = {
     name: _task(
-      name, scores, models, left_out, keep=keep, seed=seed, resamples=resamples
+      name,
+      task_scores,
+      models,
+      left_out,
+      keep=keep,
+      seed=seed,
+      resamples=resamples,
     )
     for name in names
   }
   tasks = {name: task for name, task in tasks.items() if task is not None}
   if not tasks:
-    raise ValueError("--grids: no task has a score that can be lost")
+    raise ValueError("--sweeps: no task has a score that can be lost")
   perplexity = {}
   for name, task in tasks.items():
     if task.metric == "nll":
       perplexity[name] = np.full(len(models), np.nan)
       perplexity[name][task.models] = 1 / task.kept
-  return Grids(
+  return Sweeps(
     models=models,
     perplexity=perplexity,
     tasks=tasks,
@@ -225,22 +242,24 @@ def read_grids(
 
 
 def _read_folder(folder, digest):
-  """job.json, the dense cell and the others, in order of their names."""
-  paths = sorted((folder / "cells").glob("*.json"))
-  cells = {}
+  """job.json, the dense score and the others, in order of their names."""
+  paths = sorted(scores_lib.find_folder(folder).glob("*.json"))
+  found = {}
   for path in paths:
     content = path.read_bytes()
     digest.update(path.name.encode() + b"\0" + content)
     try:
-      cells[path.stem] = json.loads(content)
+      found[path.stem] = scores_lib.from_json(content)
     except ValueError as error:
       raise ValueError(f"{path}: not JSON ({error}); remove it") from error
-  if not {"job", "dense"} <= cells.keys():
+  if not {"job", scores_lib.DENSE} <= found.keys():
     raise ValueError(
-      f"--grids={folder}: no finished dense cell (cells/dense.json): give a"
+      f"--sweeps={folder}: no finished dense model"
+      f" ({scores_lib.FOLDER}/dense.json): give a"
       " folder that experiments.discrepancy wrote"
     )
-  return cells.pop("job"), cells.pop("dense"), list(cells.values())
+  job, dense = found.pop("job"), found.pop(scores_lib.DENSE)
+  return job, dense, list(found.values())
 
 
 def _first_prompts(columns, count):
@@ -287,7 +306,7 @@ def _task(name, scores, models, left_out, *, keep, seed, resamples):
       left_out.append(
         f"{name}: has no score among {', '.join(METRICS)}"
         if metric is None
-        else f"{name}: not all grids have {metric}"
+        else f"{name}: not all sweeps have {metric}"
       )
       return None
     values = np.array(pruned[name]["columns"][metric], np.float64)
@@ -299,7 +318,7 @@ def _task(name, scores, models, left_out, *, keep, seed, resamples):
       )
     try:
       if values.shape != weights.shape:
-        raise ValueError("has other items than the first grid")
+        raise ValueError("has other items than the first sweep")
       found = statistics.survive(
         np.array(columns[metric], np.float64),
         values,
@@ -311,7 +330,9 @@ def _task(name, scores, models, left_out, *, keep, seed, resamples):
       )
     except ValueError as error:
       model = models[place]
-      left_out.append(f"{name}: {model.cell} seed {model.seed}: {error}")
+      left_out.append(
+        f"{name}: {model.configuration} seed {model.seed}: {error}"
+      )
       continue
     index.append(place)
     survivals.append(found)
