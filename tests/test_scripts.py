@@ -27,8 +27,6 @@ SCRIPTS = (
   "ablation",
   "compare_methods",
   "compare_models",
-  "benchmark_methods",
-  "benchmark_transitions",
   "propagation",
   "guidance",
   "recover",
