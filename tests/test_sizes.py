@@ -1,0 +1,90 @@
+"""What a reader can hold in mind: short mains, few parameters, own names."""
+
+import ast
+import pathlib
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = [
+  path
+  for folder in ("jaxprune", "experiments")
+  for path in sorted((ROOT / folder).rglob("*.py"))
+]
+# Numbers and names here may only go down.
+MOST_PRIVATE_USES = 6
+MOST_WIDE_FUNCTIONS = 25
+LONG_MAINS = {
+  "ablation",
+  "code_tasks",
+  "compare_models",
+  "discrepancy",
+  "evaluate",
+  "harness",
+  "interventions",
+  "monitoring",
+  "propagation",
+  "prune",
+  "quickstart",
+  "recover",
+  "recovery_study",
+  "retrieval",
+  "subspace",
+  "train_pocket",
+  "trajectories",
+  "verify",
+}
+
+
+def functions(path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+      yield node
+
+
+def is_private(name):
+  return name.startswith("_") and not name.startswith("__")
+
+
+def private_uses(path):
+  """Names with an underscore that a file takes from another one."""
+  tree = ast.parse(path.read_text())
+  taken = set()
+  for node in ast.walk(tree):
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+      for alias in node.names:
+        taken.add((alias.asname or alias.name).partition(".")[0])
+        if isinstance(node, ast.ImportFrom) and is_private(alias.name):
+          yield f"{path.relative_to(ROOT)}: {alias.name}"
+  for node in ast.walk(tree):
+    if (
+      isinstance(node, ast.Attribute)
+      and is_private(node.attr)
+      and isinstance(node.value, ast.Name)
+      and node.value.id in taken
+    ):
+      yield f"{path.relative_to(ROOT)}: {node.value.id}.{node.attr}"
+
+
+def test_private_names_stay_in_their_file():
+  uses = [use for path in FILES for use in private_uses(path)]
+  assert len(uses) <= MOST_PRIVATE_USES, "\n".join(uses)
+
+
+def test_few_functions_have_more_than_eight_parameters():
+  wide = []
+  for path in FILES:
+    for function in functions(path):
+      arguments = function.args
+      count = len(arguments.posonlyargs + arguments.args + arguments.kwonlyargs)
+      if count > 8:
+        wide.append(f"{path.relative_to(ROOT)}: {function.name} has {count}")
+  assert len(wide) <= MOST_WIDE_FUNCTIONS, "\n".join(wide)
+
+
+def test_a_main_has_at_most_forty_lines():
+  long = {}
+  for path in (ROOT / "experiments").glob("*.py"):
+    for function in functions(path):
+      lines = function.end_lineno - function.lineno + 1
+      if function.name == "main" and lines > 40:
+        long[path.stem] = lines
+  assert set(long) <= LONG_MAINS, long
