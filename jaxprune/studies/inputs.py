@@ -1,6 +1,8 @@
-"""What the scripts read: a model, its tokenizer, calibration tokens, prompts.
+"""What is a study given? A model, calibration tokens, prompts, a pattern.
 
-Nothing here knows flags; a script passes what its flags say.
+A script passes what its flags say; errors name the flag that mends them. The
+name `pocket` stands for the model that comes with the package, for its training
+text and for its held-out texts.
 """
 
 import dataclasses
@@ -14,7 +16,15 @@ from jaxprune.pruning.patterns import NofM, Unstructured
 
 
 def open_model(name: str) -> checkpoints.Source:
-  """Open a local folder, a hub id or `pocket`, checked from its headers."""
+  """Open a model, checked from its headers.
+
+  Args:
+    name: a local folder, a hub id or `pocket`.
+
+  Raises:
+    ValueError: there is no such model, or it is of a family that cannot be
+      read.
+  """
   if name == "pocket":
     return checkpoints.open_checkpoint(shipped.FOLDER)
   return checkpoints.open_checkpoint(checkpoints.resolve_model(name))
@@ -29,7 +39,21 @@ def read_calibration(
   seed: int,
   sampling: str | None = None,
 ) -> tokens.Calibration:
-  """Calibration tokens for a model, no longer than its context."""
+  """Read calibration tokens for a model, no longer than its context.
+
+  Args:
+    source: the model that reads them.
+    name: a file or name of `calibration.tokens.read_calibration`, or `pocket`
+      for the training text of the pocket model.
+    num_samples: sequences.
+    seq_len: tokens of a sequence.
+    seed: of the draw from the text.
+    sampling: how sequences are cut from text; None is what is usual for it.
+
+  Raises:
+    ValueError: the sequences are longer than the context, or the text cannot be
+      read or is too short.
+  """
   config = source.config
   if seq_len > config.max_positions and not name.endswith(".npz"):
     raise ValueError(
@@ -67,7 +91,18 @@ def read_calibrations(
   num_samples: int,
   seq_len: int,
 ) -> tuple[dict[int, tokens.Calibration], dict[str, Any]]:
-  """`read_calibration` by seed, and one description of them for run.json."""
+  """Read calibration tokens once per seed.
+
+  Args:
+    source: the model that reads them.
+    name: of the text, as for `read_calibration`.
+    seeds: one draw each.
+    num_samples: sequences of a draw.
+    seq_len: tokens of a sequence.
+
+  Returns:
+    The tokens by seed, and one description of them all for run.json.
+  """
   drawn = {
     seed: read_calibration(
       source, name, num_samples=num_samples, seq_len=seq_len, seed=seed
@@ -87,7 +122,19 @@ def read_prompts(
   limit: int | None,
   max_new_tokens: int,
 ) -> prompts.Prompts:
-  """Prompts for a model that leave room for the tokens to be decoded."""
+  """Read prompts that leave room in the context for the tokens to be decoded.
+
+  Args:
+    source: the model that is to continue them.
+    name: a file of `calibration.prompts.read_prompts`, or `pocket` for held-out
+      texts of the pocket model.
+    limit: only the first so many; None is all of a file, 32 of `pocket`.
+    max_new_tokens: tokens to be decoded after each.
+
+  Raises:
+    ValueError: a prompt and its tokens exceed the context, or the file cannot
+      be read.
+  """
   config = source.config
   if name == "pocket":
     _check_pocket(source)
@@ -123,7 +170,16 @@ def describe_prompts(read: prompts.Prompts) -> dict[str, Any]:
 def read_pattern(
   pattern: str, sparsity: float, group: str
 ) -> Unstructured | NofM:
-  """`unstructured`, or `n:m` with n kept out of m inputs."""
+  """Read a pattern from its name.
+
+  Args:
+    pattern: `unstructured`, or `n:m` with n kept out of m inputs.
+    sparsity: fraction removed, in [0, 1), of `unstructured`.
+    group: what competes in `unstructured`: output, matrix or global.
+
+  Raises:
+    ValueError: another name, or a sparsity outside its range.
+  """
   if pattern == "unstructured":
     return Unstructured(sparsity=sparsity, group=group)
   keep, colon, of = pattern.partition(":")
@@ -136,7 +192,7 @@ def read_pattern(
 
 
 def read_mesh(text: str | None):
-  """A mesh from text such as data:4,model:2; None stays None."""
+  """Make a mesh from text such as data:4,model:2; None stays None."""
   if text is None:
     return None
   sizes = {}
@@ -153,7 +209,7 @@ def read_mesh(text: str | None):
 def describe_pattern(
   pattern: Unstructured | NofM | Levels,
 ) -> dict[str, object]:
-  """The pattern as flat JSON values."""
+  """Describe a pattern in flat JSON values, as the rows of records have it."""
   if isinstance(pattern, Levels):
     return {"pattern": f"int{pattern.bits}", "group_size": pattern.group_size}
   if isinstance(pattern, NofM):
@@ -162,17 +218,18 @@ def describe_pattern(
 
 
 def is_pocket(source: checkpoints.Source) -> bool:
-  """Whether a checkpoint speaks the pocket model's language."""
-  ours = checkpoints.open_checkpoint(shipped.FOLDER).config
-  path = source.folder / "tokenizer.json"
+  """Tell whether a checkpoint has the pocket model's tokenizer."""
+  pocket = checkpoints.open_checkpoint(shipped.FOLDER)
+  path, known = (model.folder / "tokenizer.json" for model in (source, pocket))
   return (
-    source.config.vocab_size == ours.vocab_size
+    source.config.vocab_size == pocket.config.vocab_size
     and path.is_file()
-    and (path.read_bytes() == (shipped.FOLDER / "tokenizer.json").read_bytes())
+    and path.read_bytes() == known.read_bytes()
   )
 
 
 def _check_pocket(source):
+  """Refuse the texts `pocket` for a model with another tokenizer."""
   if not is_pocket(source):
     raise ValueError(
       f"{source.folder}: the texts `pocket` are for the pocket model only;"
