@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxprune import models
-from jaxprune.models import attention, decoder
+from jaxprune.models import attention, blocks, decoder
 
 ROPES = {
   "linear": dict(rope_type="linear", factor=2.0),
@@ -506,7 +506,7 @@ def test_long_batches_are_cut_by_rows(small, padded, monkeypatch):
   observe = lambda tape: (tape["down_in"], tape["key"])
   results = []
   for rows in (1, 20, 40):
-    monkeypatch.setattr(decoder, "_ROWS", rows)
+    monkeypatch.setattr(blocks, "ROWS", rows)
     results.append(
       jax.jit(
         lambda t: models.forward(
@@ -522,7 +522,7 @@ def test_off_the_cpu_the_same_comes_out(small, monkeypatch):
   """The forms for accelerators, run here."""
   _, config, params = small
   tokens, valid = random_tokens(2, 70), left_padded(70, 66)
-  monkeypatch.setattr(decoder, "_ROWS", 70)
+  monkeypatch.setattr(blocks, "ROWS", 70)
   run = lambda: jax.jit(
     lambda t: models.forward(config, params, t, valid_BT=valid)[0]
   )(tokens)

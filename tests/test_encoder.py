@@ -125,7 +125,7 @@ def test_a_closed_gate_is_the_norm_of_the_residual(tiny):
   for index in range(3):
     for name in ("attention_norm", "mlp_norm"):
       own = {k: v[index] for k, v in params["layers"][name].items()}
-      x_BTD = encoder._norm(config, own, x_BTD)
+      x_BTD = encoder.layer_norm(config).apply({"params": own}, x_BTD)
   np.testing.assert_allclose(got, x_BTD, atol=5e-6)
   same, _ = encoder.forward(
     config, params, jnp.asarray(TOKENS), gates=Gates(attention=open_, mlp=open_)

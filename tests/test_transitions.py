@@ -131,7 +131,7 @@ def step_by_step(config):
       for group in ("attention", "mlp"):
         norm = f"{group}_norm"
         mixed = own | {group: other[group], norm: other[norm]}
-        _, tape, _ = block(
+        _, tape = block(
           mixed,
           x_LBTD[index],
           context,

@@ -14,6 +14,7 @@ the softmax is empty and padding makes no NaN.
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 # Queries per chunk. 64 rows of scores stay in the cache of a CPU core.
 CHUNK = 64
@@ -128,10 +129,9 @@ def single(
   Returns:
     [B, 1, N, H] in the dtype of the queries.
   """
-  batch, _, heads, width = query_BTNH.shape
-  kv_heads = key_BSKH.shape[2]
-  query_BTKGH = query_BTNH.reshape(
-    batch, 1, kv_heads, heads // kv_heads, width
+  width = query_BTNH.shape[-1]
+  query_BTKGH = rearrange(
+    query_BTNH, "B T (K G) H -> B T K G H", K=key_BSKH.shape[2]
   ).astype(jnp.float32)
   scores_BSKG = jnp.sum(
     query_BTKGH * key_BSKH[:, :, :, None].astype(jnp.float32), axis=-1
@@ -144,24 +144,25 @@ def single(
     weights_BSKG[..., None] * value_BSKH[:, :, :, None].astype(jnp.float32),
     axis=1,
   )
-  return read_BKGH.reshape(query_BTNH.shape).astype(query_BTNH.dtype)
+  return rearrange(read_BKGH, "B K G H -> B 1 (K G) H").astype(query_BTNH.dtype)
 
 
 def _chunked_row(query_TNH, key_TKH, value_TKH, mask_TS):
   """Attention of one sequence; the G queries of a key head are one matrix."""
   length, _, width = query_TNH.shape
-  key_KTH, value_KTH = (jnp.moveaxis(x, 1, 0) for x in (key_TKH, value_TKH))
-  heads = len(key_KTH)
-  query_KGTH = jnp.moveaxis(query_TNH.reshape(length, heads, -1, width), 0, 2)
+  key_KTH, value_KTH = (
+    rearrange(x, "T K H -> K T H") for x in (key_TKH, value_TKH)
+  )
+  query_KGTH = rearrange(query_TNH, "T (K G) H -> K G T H", K=key_TKH.shape[1])
   parts = []
   for start in range(0, length, CHUNK):
     end = min(start + CHUNK, length)
     chunk_KGTH = query_KGTH[:, :, start:end]
-    chunk_KRH = chunk_KGTH.reshape(heads, -1, width)
+    groups = chunk_KGTH.shape[1]
     scores_KRS = (
       jnp.einsum(
         "KRH,KSH->KRS",
-        chunk_KRH,
+        rearrange(chunk_KGTH, "K G T H -> K (G T) H"),
         key_KTH[:, :end],
         preferred_element_type=jnp.float32,
       )
@@ -169,15 +170,15 @@ def _chunked_row(query_TNH, key_TKH, value_TKH, mask_TS):
     )
     scores_KGTS = jnp.where(
       mask_TS[None, None, start:end, :end],
-      scores_KRS.reshape(*chunk_KGTH.shape[:3], end),
+      rearrange(scores_KRS, "K (G T) S -> K G T S", G=groups),
       _UNREAD,
     )
-    weights_KRS = (
-      jax.nn.softmax(scores_KGTS, axis=-1)
-      .reshape(scores_KRS.shape)
-      .astype(value_KTH.dtype)
+    weights_KGTS = jax.nn.softmax(scores_KGTS, axis=-1).astype(value_KTH.dtype)
+    read_KRH = jnp.einsum(
+      "KRS,KSH->KRH",
+      rearrange(weights_KGTS, "K G T S -> K (G T) S"),
+      value_KTH[:, :end],
     )
-    read_KRH = jnp.einsum("KRS,KSH->KRH", weights_KRS, value_KTH[:, :end])
-    parts.append(read_KRH.reshape(chunk_KGTH.shape))
+    parts.append(rearrange(read_KRH, "K (G T) H -> K G T H", G=groups))
   read_KGTH = jnp.concatenate(parts, axis=2)
-  return jnp.moveaxis(read_KGTH, 2, 0).reshape(query_TNH.shape)
+  return rearrange(read_KGTH, "K G T H -> T (K G) H")

@@ -1,10 +1,16 @@
-"""What does an encoder compute? BERT, as functions.
+"""What does an encoder compute? BERT, in Flax Linen.
 
 Every token reads every token that is not padding. The norm stands after the
 sum (post-norm): a layer is x = norm(x + attention(x)), x = norm(x + mlp(x)),
 so a sublayer that adds nothing still leaves a norm behind it. The interface is
-that of `decoder.py`: `forward` scans `block` over layers stacked on L, gates
-are data, and a block returns the inputs of its kernels (the tape).
+that of `decoder.py`: `Encoder` scans `Block` over layers stacked on L, gates
+are data, and every module returns its value and `out`, its intermediates.
+
+  >>> model = Encoder(config)
+  >>> params = model.init(jax.random.key(0), tokens)["params"]
+  >>> x, out = model.apply({"params": params}, tokens)
+  >>> x.shape == (*tokens.shape, config.embed_dim)
+  True
 
 Parameters are a nested dict, kernels [I, O]:
   embed/table [V, D]; embed/positions [S, D]; embed/token_types [Y, D], Y kinds
@@ -20,20 +26,19 @@ Differs from the reference in: norms and softmax are float32 whatever the dtype
 of the parameters; a sequence of padding alone pools to zeros.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
-from jaxprune.models.decoder import Gates, _gated, _initial, _project
+from jaxprune.models import parts
 from jaxprune.models.encoder_config import EncoderConfig
+from jaxprune.models.parts import Gates, Intermediates, Params
 
-Params = Mapping[str, Any]
-Tape = dict[str, jax.Array]
-
-# Prunable kernels, and where on the tape the input of each is.
+# Prunable kernels, and which of a block's intermediates is the input of each.
 KERNEL_INPUTS = {
   ("attention", "query"): "attention_in",
   ("attention", "key"): "attention_in",
@@ -55,13 +60,251 @@ _ACTIVATIONS = {
 }
 
 
+class Embedding(nn.Module):
+  """The tables of tokens, positions and segments, summed and normed.
+
+  Attributes:
+    config: the model.
+    dtype: of new parameters.
+  """
+
+  config: EncoderConfig
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, tokens_BT: jax.Array, token_types_BT: jax.Array | None = None
+  ) -> jax.Array:
+    """Look up: int [B, T] and segments, None is 0, to [B, T, D].
+
+    Args:
+      tokens_BT: int [B, T], T at most `config.max_positions`; padding behind.
+      token_types_BT: int [B, T]; None is segment 0.
+
+    Returns:
+      [B, T, D] in the dtype of the tables.
+
+    Raises:
+      ValueError: more tokens than positions.
+    """
+    config, length = self.config, tokens_BT.shape[1]
+    if length > config.max_positions:
+      raise ValueError(
+        f"sequences of {length} tokens are longer than the"
+        f" {config.max_positions} positions of the encoder: truncate them"
+      )
+    table_VD, positions_SD, types_YD = (
+      self.param(
+        name, parts.initial_kernel, (rows, config.embed_dim), self.dtype
+      )
+      for name, rows in (
+        ("table", config.vocab_size),
+        ("positions", config.max_positions),
+        ("token_types", config.num_token_types),
+      )
+    )
+    if token_types_BT is None:
+      token_types_BT = jnp.zeros((1, 1), jnp.int32)
+    x_BTD = (
+      table_VD[tokens_BT]
+      + positions_SD[None, :length]
+      + types_YD[token_types_BT]
+    )
+    return layer_norm(config, self.dtype, name="norm")(x_BTD)
+
+
+class Attention(nn.Module):
+  """Self-attention over every token that is not padding.
+
+  Attributes:
+    config: the model.
+    dtype: of new parameters.
+  """
+
+  config: EncoderConfig
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    self.query, self.key, self.value, self.output = (
+      parts.Projection(self.config.embed_dim, True, self.dtype)
+      for _ in range(4)
+    )
+
+  def __call__(
+    self, x_BTD: jax.Array, valid_BT: jax.Array | None = None
+  ) -> tuple[jax.Array, Intermediates]:
+    """Read the sequence.
+
+    Args:
+      x_BTD: [B, T, D].
+      valid_BT: bool [B, T], False for padding. None: every token is real.
+
+    Returns:
+      What attention adds, [B, T, D], and `out`: output_in [B, T, D].
+    """
+    query_BTNH, key_BSNH, value_BSNH = (
+      rearrange(project(x_BTD), "B T (N H) -> B T N H", N=self.config.num_heads)
+      for project in (self.query, self.key, self.value)
+    )
+    read_BTNH = _attend(query_BTNH, key_BSNH, value_BSNH, valid_BT)
+    read_BTD = rearrange(read_BTNH, "B T N H -> B T (N H)")
+    return self.output(read_BTD), {"output_in": read_BTD}
+
+
+class MLP(nn.Module):
+  """down(activation(up(x))).
+
+  Attributes:
+    config: the model.
+    dtype: of new parameters.
+  """
+
+  config: EncoderConfig
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    self.up, self.down = (
+      parts.Projection(features, True, self.dtype)
+      for features in (self.config.mlp_dim, self.config.embed_dim)
+    )
+
+  def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, Intermediates]:
+    """What the MLP adds to [B, T, D], and `out`: down_in [B, T, F]."""
+    h_BTF = _ACTIVATIONS[self.config.activation](self.up(x_BTD))
+    return self.down(h_BTF), {"down_in": h_BTF}
+
+
+class Block(nn.Module):
+  """One layer: attention and MLP, each added to the residual and normed.
+
+  Attributes:
+    config: the model.
+    dtype: of new parameters.
+  """
+
+  config: EncoderConfig
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    self.attention = Attention(self.config, self.dtype)
+    self.attention_norm = layer_norm(self.config, self.dtype)
+    self.mlp = MLP(self.config, self.dtype)
+    self.mlp_norm = layer_norm(self.config, self.dtype)
+
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    valid_BT: jax.Array | None = None,
+    *,
+    attention_gate: jax.Array | None = None,
+    mlp_gate: jax.Array | None = None,
+  ) -> tuple[jax.Array, Intermediates]:
+    """Run the layer.
+
+    Args:
+      x_BTD: [B, T, D].
+      valid_BT: bool [B, T], False for padding. None: every token is real.
+      attention_gate: scalar factor on what attention adds, its bias included;
+        None is 1.
+      mlp_gate: the same for the MLP.
+
+    Returns:
+      [B, T, D] and `out`: residual_in, attention_in (input of query, key,
+      value; the same array), output_in, residual_mid, mlp_in (input of up; the
+      same array), residual_out, each [B, T, D], and down_in [B, T, F].
+      residual_* are after the norms.
+    """
+    out = {"residual_in": x_BTD, "attention_in": x_BTD}
+    added_BTD, inner = self.attention(x_BTD, valid_BT)
+    x_BTD = self.attention_norm(x_BTD + parts.gated(added_BTD, attention_gate))
+    out |= inner | {"residual_mid": x_BTD, "mlp_in": x_BTD}
+    added_BTD, inner = self.mlp(x_BTD)
+    x_BTD = self.mlp_norm(x_BTD + parts.gated(added_BTD, mlp_gate))
+    return x_BTD, out | inner | {"residual_out": x_BTD}
+
+
+class Encoder(nn.Module):
+  """The whole encoder: embedding and layers.
+
+  Attributes:
+    config: the model.
+    dtype: of new parameters.
+  """
+
+  config: EncoderConfig
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    self.embed = Embedding(self.config, self.dtype)
+    self.layers = Block(self.config, self.dtype)
+    if self.config.pooler:
+      self.pooler = parts.Projection(self.config.embed_dim, True, self.dtype)
+
+  def __call__(
+    self,
+    tokens_BT: jax.Array,
+    *,
+    valid_BT: jax.Array | None = None,
+    token_types_BT: jax.Array | None = None,
+    gates: Gates | None = None,
+    observe: Callable[[Intermediates], Any] | None = None,
+  ) -> tuple[jax.Array, Any]:
+    """Run all layers.
+
+    Args:
+      tokens_BT: int [B, T].
+      valid_BT: bool [B, T], False for padding. None: every token is real.
+      token_types_BT: int [B, T]; None is segment 0.
+      gates: which sublayers stay; None is all.
+      observe: from the `out` of one `Block` to a pytree of arrays, called
+        inside the scan over layers.
+
+    Returns:
+      The last hidden state [B, T, D]; and `out`, what `observe` returned,
+      stacked on L: {} without, every intermediate of `Block` for
+      `lambda out: out`.
+    """
+
+    def layer(block, x_BTD, gate):
+      x_BTD, out = block(x_BTD, valid_BT, **parts.gate_options(gate))
+      return x_BTD, {} if observe is None else observe(out)
+
+    x_BTD, out = parts.scan_layers(
+      self.layers,
+      self.embed(tokens_BT, token_types_BT),
+      layer,
+      gates,
+      self.config.num_layers,
+    )
+    if self.is_initializing() and self.config.pooler:
+      self.pooler(x_BTD[:, :1])
+    return x_BTD, out
+
+
+def init_encoder(
+  config: EncoderConfig, key: jax.Array, dtype: Any = jnp.float32
+) -> Params:
+  """Random parameters: normal of deviation 0.02, no bias, unit scales.
+
+  `jax.eval_shape` of this gives the tree without the memory.
+
+  Args:
+    config: the model.
+    key: randomness, `jax.random.key(seed)`.
+    dtype: of the parameters.
+  """
+  return Encoder(config, dtype).init(key, jnp.zeros((1, 1), jnp.int32))[
+    "params"
+  ]
+
+
 def embed(
   config: EncoderConfig,
   params: Params,
   tokens_BT: jax.Array,
   token_types_BT: jax.Array | None = None,
 ) -> jax.Array:
-  """Sum the tables and norm.
+  """Sum the tables and norm: `Embedding` on its parameters.
 
   Args:
     config: the model.
@@ -75,21 +318,9 @@ def embed(
   Raises:
     ValueError: more tokens than positions.
   """
-  tables = params["embed"]
-  length = tokens_BT.shape[1]
-  if length > config.max_positions:
-    raise ValueError(
-      f"sequences of {length} tokens are longer than the"
-      f" {config.max_positions} positions of the encoder: truncate them"
-    )
-  if token_types_BT is None:
-    token_types_BT = jnp.zeros((1, 1), jnp.int32)
-  x_BTD = (
-    tables["table"][tokens_BT]
-    + tables["positions"][None, :length]
-    + tables["token_types"][token_types_BT]
+  return Embedding(config, parent=None).apply(
+    {"params": params["embed"]}, tokens_BT, token_types_BT
   )
-  return _norm(config, tables["norm"], x_BTD)
 
 
 def block(
@@ -100,52 +331,27 @@ def block(
   *,
   attention_gate: jax.Array | None = None,
   mlp_gate: jax.Array | None = None,
-) -> tuple[jax.Array, Tape]:
-  """One layer.
+) -> tuple[jax.Array, Intermediates]:
+  """One layer: `Block` on its parameters.
 
   Args:
     config: the model.
     layer: parameters of this layer, without the leading L.
     x_BTD: [B, T, D].
     valid_BT: bool [B, T], False for padding. None: every token is real.
-    attention_gate: scalar factor on what attention adds, its bias included;
-      None is 1.
+    attention_gate: scalar factor on what attention adds; None is 1.
     mlp_gate: the same for the MLP.
 
   Returns:
-    [B, T, D] and the tape: residual_in, attention_in (input of query, key,
-    value; the same array), output_in, residual_mid, mlp_in (input of up; the
-    same array), residual_out, each [B, T, D], and down_in [B, T, F]. residual_*
-    are after the norms.
+    [B, T, D] and its intermediates, see `Block`.
   """
-  tape = {"residual_in": x_BTD, "attention_in": x_BTD}
-  weights = layer["attention"]
-  query_BTNH, key_BSNH, value_BSNH = (
-    _project(weights[name], x_BTD).reshape(
-      *x_BTD.shape[:2], config.num_heads, config.head_dim
-    )
-    for name in ("query", "key", "value")
+  return Block(config, parent=None).apply(
+    {"params": layer},
+    x_BTD,
+    valid_BT,
+    attention_gate=attention_gate,
+    mlp_gate=mlp_gate,
   )
-  read_BTNH = _attend(query_BTNH, key_BSNH, value_BSNH, valid_BT)
-  read_BTD = tape["output_in"] = read_BTNH.reshape(x_BTD.shape)
-  x_BTD = _norm(
-    config,
-    layer["attention_norm"],
-    x_BTD + _gated(_project(weights["output"], read_BTD), attention_gate),
-  )
-  tape["residual_mid"] = tape["mlp_in"] = x_BTD
-
-  weights = layer["mlp"]
-  h_BTF = tape["down_in"] = _ACTIVATIONS[config.activation](
-    _project(weights["up"], x_BTD)
-  )
-  x_BTD = _norm(
-    config,
-    layer["mlp_norm"],
-    x_BTD + _gated(_project(weights["down"], h_BTF), mlp_gate),
-  )
-  tape["residual_out"] = x_BTD
-  return x_BTD, tape
 
 
 def forward(
@@ -156,9 +362,9 @@ def forward(
   valid_BT: jax.Array | None = None,
   token_types_BT: jax.Array | None = None,
   gates: Gates | None = None,
-  observe: Callable[[Tape], Any] | None = None,
+  observe: Callable[[Intermediates], Any] | None = None,
 ) -> tuple[jax.Array, Any]:
-  """Run all layers.
+  """Run all layers: `Encoder` on its parameters.
 
   Args:
     config: the model.
@@ -167,26 +373,20 @@ def forward(
     valid_BT: bool [B, T], False for padding. None: every token is real.
     token_types_BT: int [B, T]; None is segment 0.
     gates: which sublayers stay; None is all.
-    observe: from the tape of one layer to a pytree of arrays, called inside the
-      scan over layers.
+    observe: from the `out` of one `Block` to a pytree of arrays.
 
   Returns:
     The last hidden state [B, T, D], and what `observe` returned, stacked on L
     ({} without).
   """
-
-  def body(x_BTD, inputs):
-    layer, gate = inputs
-    options = (
-      {}
-      if gate is None
-      else dict(attention_gate=gate.attention, mlp_gate=gate.mlp)
-    )
-    x_BTD, tape = block(config, layer, x_BTD, valid_BT, **options)
-    return x_BTD, {} if observe is None else observe(tape)
-
-  x_BTD = embed(config, params, tokens_BT, token_types_BT)
-  return jax.lax.scan(body, x_BTD, (params["layers"], gates))
+  return Encoder(config, parent=None).apply(
+    {"params": params},
+    tokens_BT,
+    valid_BT=valid_BT,
+    token_types_BT=token_types_BT,
+    gates=gates,
+    observe=observe,
+  )
 
 
 def pool(
@@ -227,36 +427,19 @@ def pool(
   return pooled_BD / jnp.maximum(length_B1, 1e-12)
 
 
-class Encoder(nn.Module):
-  """The encoder as a Flax module: declares parameters, computes by `forward`.
+def layer_norm(
+  config: EncoderConfig, dtype: Any = jnp.float32, **options
+) -> nn.LayerNorm:
+  """The norm of this model, over the last axis, computed in float32.
 
-  Attributes:
+  Args:
     config: the model.
-    dtype: of the parameters.
+    dtype: of new parameters.
+    **options: the module's name or parent.
   """
-
-  config: EncoderConfig
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, tokens_BT, **options):
-    """See `forward`."""
-    params = {
-      name: self.param(name, _initial, shapes, self.dtype)
-      for name, shapes in _shapes(self.config).items()
-    }
-    return forward(self.config, params, tokens_BT, **options)
-
-
-def init_encoder(
-  config: EncoderConfig, key: jax.Array, dtype: Any = jnp.float32
-) -> Params:
-  """Random parameters: normal of deviation 0.02, no bias, unit scales.
-
-  `jax.eval_shape` of this gives the tree without the memory.
-  """
-  tokens_BT = jnp.zeros((1, 1), jnp.int32)
-  return Encoder(config, dtype).init(key, tokens_BT)["params"]
+  return nn.LayerNorm(
+    config.norm_eps, param_dtype=dtype, use_fast_variance=False, **options
+  )
 
 
 def _attend(query_BTNH, key_BSNH, value_BSNH, valid_BS):
@@ -274,46 +457,3 @@ def _attend(query_BTNH, key_BSNH, value_BSNH, valid_BS):
     scores_BNTS = jnp.where(valid_BS[:, None, None], scores_BNTS, _UNREAD)
   weights_BNTS = jax.nn.softmax(scores_BNTS, axis=-1).astype(value_BSNH.dtype)
   return jnp.einsum("BNTS,BSNH->BTNH", weights_BNTS, value_BSNH)
-
-
-def _norm(config, norm, x_BTD):
-  """Layer norm over the last axis, in float32."""
-  x32_BTD = x_BTD.astype(jnp.float32)
-  centred_BTD = x32_BTD - jnp.mean(x32_BTD, axis=-1, keepdims=True)
-  variance_BT1 = jnp.mean(jnp.square(centred_BTD), axis=-1, keepdims=True)
-  y_BTD = centred_BTD * jax.lax.rsqrt(variance_BT1 + config.norm_eps)
-  scale_11D, bias_11D = (
-    norm[name].astype(jnp.float32)[None, None] for name in ("scale", "bias")
-  )
-  return (y_BTD * scale_11D + bias_11D).astype(x_BTD.dtype)
-
-
-def _shapes(config):
-  """The tree of parameter shapes."""
-  L, D, F = config.num_layers, config.embed_dim, config.mlp_dim
-
-  def dense(inputs, outputs):
-    return {"kernel": (L, inputs, outputs), "bias": (L, outputs)}
-
-  def norm(*leading):
-    return {"scale": (*leading, D), "bias": (*leading, D)}
-
-  shapes = {
-    "embed": {
-      "table": (config.vocab_size, D),
-      "positions": (config.max_positions, D),
-      "token_types": (config.num_token_types, D),
-      "norm": norm(),
-    },
-    "layers": {
-      "attention": {
-        name: dense(D, D) for name in ("query", "key", "value", "output")
-      },
-      "attention_norm": norm(L),
-      "mlp": {"up": dense(D, F), "down": dense(F, D)},
-      "mlp_norm": norm(L),
-    },
-  }
-  if config.pooler:
-    shapes["pooler"] = {"kernel": (D, D), "bias": (D,)}
-  return shapes

@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.models import decoder, rope
+from jaxprune.models.blocks import Context
 from jaxprune.models.config import ModelConfig
-from jaxprune.models.decoder import Context, Gates, Params, Tape
+from jaxprune.models.parts import Gates, Intermediates, Params
 
 
 @jax.tree_util.register_dataclass
@@ -94,7 +95,7 @@ def prefill(
   capacity: int,
   valid_BT: jax.Array | None = None,
   gates: Gates | None = None,
-  observe: Callable[[Tape], Any] | None = None,
+  observe: Callable[[Intermediates], Any] | None = None,
 ) -> tuple[jax.Array, Any, Cache]:
   """Read the prompts and fill a cache.
 
@@ -105,7 +106,7 @@ def prefill(
     capacity: S, slots of the cache; at least T.
     valid_BT: bool [B, T], False for padding. None: every token is real.
     gates: which sublayers stay; None is all.
-    observe: from the tape of one layer to a pytree of arrays.
+    observe: from the intermediates of one `Block` to a pytree of arrays.
 
   Returns:
     The residual after the last layer, before the final norm, [B, T, D]; what
@@ -120,10 +121,8 @@ def prefill(
       f"capacity={capacity}: must be at least the prompt's {length} tokens"
     )
 
-  def both(tape):
-    return (tape["key"], tape["value"]), (
-      {} if observe is None else observe(tape)
-    )
+  def both(out):
+    return (out["key"], out["value"]), ({} if observe is None else observe(out))
 
   x_BTD, (written, observed) = decoder.forward(
     config, params, tokens_BT, valid_BT=valid_BT, gates=gates, observe=both
@@ -160,7 +159,7 @@ def decode_step(
   tokens_BT: jax.Array,
   *,
   gates: Gates | None = None,
-  observe: Callable[[Tape], Any] | None = None,
+  observe: Callable[[Intermediates], Any] | None = None,
 ) -> tuple[jax.Array, Any, Cache]:
   """Read the next tokens of every row, one or several.
 
@@ -171,7 +170,7 @@ def decode_step(
       noticed under jit.
     tokens_BT: int [B, T], all of them real.
     gates: which sublayers stay; None is all.
-    observe: from the tape of one layer to a pytree of arrays.
+    observe: from the intermediates of one `Block` to a pytree of arrays.
 
   Returns:
     As `prefill`, for these tokens.
@@ -200,10 +199,11 @@ def decode_step(
 
   def body(x_BTD, inputs):
     layer, options, old = inputs
-    x_BTD, tape, new = decoder.block(
+    x_BTD, out = decoder.block(
       config, layer, x_BTD, context, cache=old, **options
     )
-    return x_BTD, (new, {} if observe is None else observe(tape))
+    new = out.pop("cache")
+    return x_BTD, (new, {} if observe is None else observe(out))
 
   layers = params["layers"]
   each = (cache.key, cache.value)

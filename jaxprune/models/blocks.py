@@ -1,0 +1,403 @@
+"""What is in one layer of the decoder? Attention and an MLP, as Linen modules.
+
+Every module returns its value and `out`, its intermediates by name. The same
+`Block` runs a whole text, one decoding step on a cache, a few rows at a time on
+a CPU, and backwards.
+
+Reference: Llama 2, arXiv:2307.09288; RMSNorm, arXiv:1910.07467; SwiGLU,
+arXiv:2002.05202; the modelling files of transformers 5.
+Differs from the reference in: norms, softmax and RoPE are float32 whatever the
+dtype of the parameters.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from jaxprune.models import attention, parts, rope
+from jaxprune.models.config import ModelConfig
+from jaxprune.models.parts import Intermediates
+
+# Which of a block's intermediates is the input of each kernel.
+KERNEL_INPUTS = {
+  ("attention", "query"): "attention_in",
+  ("attention", "key"): "attention_in",
+  ("attention", "value"): "attention_in",
+  ("attention", "output"): "output_in",
+  ("mlp", "gate"): "mlp_in",
+  ("mlp", "up"): "mlp_in",
+  ("mlp", "down"): "down_in",
+}
+
+# Rows of a kernel's input that a CPU multiplies at a time.
+ROWS = 512
+
+# At most so many rows meet a tied head the other way round on a CPU.
+_FEW_ROWS = 32
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context:
+  """What all layers of one pass share.
+
+  Attributes:
+    positions: int32 [B or 1, T], the angle of each token.
+    cos: float32 [B or 1, T, H/2].
+    sin: float32 [B or 1, T, H/2].
+    slots: int32 [T], the order of arrival of each token.
+    key_positions: int32 [B or 1, S]; of the cache when there is one.
+    key_valid: bool [B, S], False for padding and for slots not yet written;
+      None when every key is a token.
+  """
+
+  positions: jax.Array
+  cos: jax.Array
+  sin: jax.Array
+  slots: jax.Array
+  key_positions: jax.Array
+  key_valid: jax.Array | None
+
+
+def make_context(
+  config: ModelConfig, length: int, valid_BT: jax.Array | None = None
+) -> Context:
+  """The context of a pass without a cache.
+
+  Args:
+    config: the model.
+    length: T.
+    valid_BT: bool [B, T], False for padding. None: every token is real.
+
+  Returns:
+    Positions count the valid tokens, so left padding does not shift them.
+  """
+  slots_T = jnp.arange(length, dtype=jnp.int32)
+  if valid_BT is None:
+    positions_BT = slots_T[None]
+  else:
+    positions_BT = jnp.maximum(
+      jnp.cumsum(valid_BT.astype(jnp.int32), axis=1) - 1, 0
+    )
+  cos_BTH, sin_BTH = rope.angles(config, positions_BT)
+  return Context(
+    positions=positions_BT,
+    cos=cos_BTH,
+    sin=sin_BTH,
+    slots=slots_T,
+    key_positions=positions_BT,
+    key_valid=valid_BT,
+  )
+
+
+class Embedding(nn.Module):
+  """The table of tokens, and the head of a model that has no other.
+
+  Attributes:
+    vocab_size: V.
+    features: D.
+    dtype: of new parameters.
+  """
+
+  vocab_size: int
+  features: int
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    self.table = self.param(
+      "table",
+      parts.initial_kernel,
+      (self.vocab_size, self.features),
+      self.dtype,
+    )
+
+  def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+    """Look tokens up: int [B, T] to [B, T, D] in the dtype of the table."""
+    return self.table[tokens_BT]
+
+  def attend(self, x_BTD: jax.Array) -> jax.Array:
+    """Products with every row of the table: [..., D] to float32 [..., V]."""
+    rows = math.prod(x_BTD.shape[:-1])
+    if jax.default_backend() == "cpu" and 1 < rows <= _FEW_ROWS:
+      # A CPU multiplies few rows from the right, with the table as it lies, up
+      # to three times as fast; the barrier keeps the compiler from turning the
+      # product round.
+      z_VR = jnp.einsum(
+        "VD,RD->VR",
+        self.table,
+        rearrange(x_BTD, "... D -> (...) D"),
+        preferred_element_type=jnp.float32,
+      )
+      z_RV = rearrange(jax.lax.optimization_barrier(z_VR), "V R -> R V")
+      return z_RV.reshape(*x_BTD.shape[:-1], -1)
+    return jnp.einsum(
+      "...D,VD->...V", x_BTD, self.table, preferred_element_type=jnp.float32
+    )
+
+
+class Attention(nn.Module):
+  """Causal self-attention with grouped queries and rotary positions.
+
+  Attributes:
+    config: the model.
+    dtype: of new parameters.
+  """
+
+  config: ModelConfig
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    config = self.config
+    query, key = (
+      heads * config.head_dim
+      for heads in (config.num_heads, config.num_kv_heads)
+    )
+    self.query, self.key, self.value = (
+      parts.Projection(features, config.qkv_bias, self.dtype)
+      for features in (query, key, key)
+    )
+    self.output = parts.Projection(
+      config.embed_dim, config.output_bias, self.dtype
+    )
+    if config.qk_norm:
+      self.query_norm = rms_norm(config, self.dtype)
+      self.key_norm = rms_norm(config, self.dtype)
+
+  def __call__(
+    self,
+    y_BTD: jax.Array,
+    context: Context,
+    *,
+    sliding: bool | jax.Array,
+    cache: tuple[jax.Array, jax.Array] | None = None,
+  ) -> tuple[jax.Array, Intermediates]:
+    """Read the sequence, or the cache.
+
+    Args:
+      y_BTD: normed residual [B, T, D].
+      context: what all layers share.
+      sliding: whether this layer slides; may be traced.
+      cache: keys and values [B, S, K, H] of this layer; those of this pass are
+        written at `context.slots`.
+
+    Returns:
+      What attention adds, [B, T, D], and `out`: key and value [B, T, K, H] as
+      a cache holds them, output_in [B, T, N*H]; with a cache also `cache`, the
+      pair as it is now.
+    """
+    query_BTNH, key_BTKH, value_BTKH = self.heads(y_BTD, context)
+    out = {"key": key_BTKH, "value": value_BTKH}
+    if cache is None:
+      key_slots_S = context.slots
+    else:
+      key_BTKH, value_BTKH = out["cache"] = tuple(
+        jax.lax.dynamic_update_slice_in_dim(
+          old_BSKH, new_BTKH.astype(old_BSKH.dtype), context.slots[0], axis=1
+        )
+        for old_BSKH, new_BTKH in zip(cache, (key_BTKH, value_BTKH))
+      )
+      key_slots_S = jnp.arange(key_BTKH.shape[1], dtype=jnp.int32)
+    mask_BTS = attention.allowed(
+      context.slots,
+      key_slots_S,
+      context.positions,
+      context.key_positions,
+      context.key_valid,
+      self.config.sliding_window,
+      sliding,
+    )
+    attend = _attention_form(y_BTD.shape[1], cache is not None)
+    read_BTNH = attend(query_BTNH, key_BTKH, value_BTKH, mask_BTS)
+    out["output_in"] = rearrange(read_BTNH, "B T N H -> B T (N H)")
+    return self.output(out["output_in"]), out
+
+  def heads(
+    self, y_BTD: jax.Array, context: Context
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries [B, T, N, H], keys and values [B, T, K, H], normed and turned.
+
+    Args:
+      y_BTD: normed residual [B, T, D].
+      context: of which the angles are read.
+    """
+    query_BTNH, key_BTKH, value_BTKH = (
+      rearrange(project(y_BTD), "B T (N H) -> B T N H", H=self.config.head_dim)
+      for project in (self.query, self.key, self.value)
+    )
+    if self.config.qk_norm:
+      query_BTNH = self.query_norm(query_BTNH)
+      key_BTKH = self.key_norm(key_BTKH)
+    query_BTNH = rope.rotate(query_BTNH, context.cos, context.sin)
+    key_BTKH = rope.rotate(key_BTKH, context.cos, context.sin)
+    return query_BTNH, key_BTKH, value_BTKH
+
+
+class MLP(nn.Module):
+  """The gated MLP: down(silu(gate(y)) * up(y)).
+
+  Attributes:
+    config: the model.
+    dtype: of new parameters.
+  """
+
+  config: ModelConfig
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    config = self.config
+    self.gate, self.up, self.down = (
+      parts.Projection(features, config.mlp_bias, self.dtype)
+      for features in (config.mlp_dim, config.mlp_dim, config.embed_dim)
+    )
+
+  def __call__(self, y_BTD: jax.Array) -> tuple[jax.Array, Intermediates]:
+    """What the MLP adds, [B, T, D], and `out`: down_in [B, T, F].
+
+    Args:
+      y_BTD: normed residual [B, T, D].
+    """
+    h_BTF = nn.silu(self.gate(y_BTD)) * self.up(y_BTD)
+    return self.down(h_BTF), {"down_in": h_BTF}
+
+
+class Block(nn.Module):
+  """One layer: attention and MLP, each added to the residual.
+
+  Attributes:
+    config: the model.
+    dtype: of new parameters.
+  """
+
+  config: ModelConfig
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    self.attention_norm = rms_norm(self.config, self.dtype)
+    self.attention = Attention(self.config, self.dtype)
+    self.mlp_norm = rms_norm(self.config, self.dtype)
+    self.mlp = MLP(self.config, self.dtype)
+
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    context: Context,
+    *,
+    sliding: bool | jax.Array,
+    attention_gate: jax.Array | None = None,
+    mlp_gate: jax.Array | None = None,
+    cache: tuple[jax.Array, jax.Array] | None = None,
+  ) -> tuple[jax.Array, Intermediates]:
+    """Run the layer.
+
+    Args:
+      x_BTD: residual [B, T, D].
+      context: what all layers share, from `make_context` or of a cached pass.
+      sliding: whether this layer slides, `config.sliding_layers[index]`; may
+        be traced.
+      attention_gate: scalar factor on what attention adds; None is 1.
+      mlp_gate: scalar factor on what the MLP adds; None is 1.
+      cache: keys and values [B, S, K, H] of this layer; those of this pass are
+        written at `context.slots`.
+
+    Returns:
+      The residual [B, T, D] and `out`: residual_in [B, T, D], attention_in
+      [B, T, D] (input of query, key, value), output_in [B, T, N*H],
+      residual_mid [B, T, D], mlp_in [B, T, D] (input of gate, up), down_in
+      [B, T, F], residual_out [B, T, D], key and value [B, T, K, H] as a cache
+      holds them. With a cache also `cache`, the pair as it is now.
+    """
+    out = {"residual_in": x_BTD}
+    out["attention_in"] = self.attention_norm(x_BTD)
+    added_BTD, inner = self.attention(
+      out["attention_in"], context, sliding=sliding, cache=cache
+    )
+    x_BTD = out["residual_mid"] = x_BTD + parts.gated(added_BTD, attention_gate)
+    out |= inner
+    out["mlp_in"] = self.mlp_norm(x_BTD)
+    added_BTD, inner = self.mlp(out["mlp_in"])
+    x_BTD = out["residual_out"] = x_BTD + parts.gated(added_BTD, mlp_gate)
+    return x_BTD, out | inner
+
+  def heads(
+    self, x_BTD: jax.Array, context: Context
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`Attention.heads` of a residual [B, T, D]."""
+    return self.attention.heads(self.attention_norm(x_BTD), context)
+
+  def attention_output(self, read_BTNH: jax.Array) -> jax.Array:
+    """What attention adds, [B, T, D], of what its heads read, [B, T, N, H]."""
+    return self.attention.output(rearrange(read_BTNH, "B T N H -> B T (N H)"))
+
+  def mlp_output(self, x_BTD: jax.Array) -> jax.Array:
+    """What the MLP adds to a residual [B, T, D]."""
+    return self.mlp(self.mlp_norm(x_BTD))[0]
+
+
+def rms_norm(config: ModelConfig, dtype: Any = jnp.float32) -> nn.RMSNorm:
+  """The norm of this model, over the last axis, computed in float32.
+
+  Args:
+    config: the model.
+    dtype: of a new scale.
+  """
+  return nn.RMSNorm(config.norm_eps, param_dtype=dtype)
+
+
+def by_rows(block: nn.Module, x_BTD: jax.Array, context: Context, **options):
+  """`block(x_BTD, context, **options)`, on a CPU a few sequences at a time.
+
+  Small intermediates stay in its cache and in memory that is already mapped.
+
+  Args:
+    block: bound to its parameters.
+    x_BTD: residual [B, T, D].
+    context: of a pass without a cache.
+    **options: as for `Block`.
+
+  Returns:
+    As `Block`.
+  """
+  batch, length = x_BTD.shape[:2]
+  size = max(
+    size
+    for size in range(1, batch + 1)
+    if batch % size == 0 and size <= max(1, ROWS // length)
+  )
+  if size == batch or jax.default_backend() != "cpu" or block.is_initializing():
+    return block(x_BTD, context, **options)
+  block, variables = block.unbind()
+
+  def piece(inputs):
+    x_BTD, rows = inputs
+    return block.apply(
+      variables, x_BTD, dataclasses.replace(context, **rows), **options
+    )
+
+  rows = (
+    {}
+    if context.key_valid is None
+    else {
+      name: getattr(context, name)
+      for name in ("positions", "cos", "sin", "key_positions", "key_valid")
+    }
+  )
+  pieces = jax.tree.map(
+    lambda a: rearrange(a, "(P B) ... -> P B ...", B=size), (x_BTD, rows)
+  )
+  return jax.tree.map(
+    lambda a: rearrange(a, "P B ... -> (P B) ..."), jax.lax.map(piece, pieces)
+  )
+
+
+def _attention_form(length, cached):
+  """The form of attention that this platform runs fastest."""
+  if jax.default_backend() != "cpu":
+    return attention.plain
+  if cached:
+    return attention.single if length == 1 else attention.plain
+  return attention.chunked
