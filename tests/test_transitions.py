@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.models import decoder, generation
+from jaxprune.models import decoder, generation, rope
 from jaxprune.models.config import ModelConfig, RopeConfig
 from jaxprune.probes import spaces, transitions
 from jaxprune.probes.decoder import transitions as decoder_transitions
@@ -116,7 +116,7 @@ def step_by_step(config):
     token_B1 = tokens_BT[:, slot : slot + 1]
     _, x_LBTD, after = decode(dense, cache, token_B1)
     position_B1 = jnp.sum(cache.valid, axis=1, keepdims=True)
-    cos, sin = decoder.rope.angles(config, position_B1)
+    cos, sin = rope.angles(config, position_B1)
     context = decoder.Context(
       positions=position_B1,
       cos=cos,

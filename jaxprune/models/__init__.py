@@ -1,12 +1,11 @@
 """What is run: configuration, decoder, cached generation, encoder."""
 
+from jaxprune.models.blocks import Context as Context
 from jaxprune.models.config import ModelConfig as ModelConfig
 from jaxprune.models.config import RopeConfig as RopeConfig
 from jaxprune.models.decoder import KERNEL_INPUTS as KERNEL_INPUTS
 from jaxprune.models.decoder import KERNELS as KERNELS
-from jaxprune.models.decoder import Context as Context
 from jaxprune.models.decoder import Decoder as Decoder
-from jaxprune.models.decoder import Gates as Gates
 from jaxprune.models.decoder import block as block
 from jaxprune.models.decoder import embed as embed
 from jaxprune.models.decoder import final_norm as final_norm
@@ -26,3 +25,4 @@ from jaxprune.models.generation import decode_step as decode_step
 from jaxprune.models.generation import generate as generate
 from jaxprune.models.generation import prefill as prefill
 from jaxprune.models.generation import unstack as unstack
+from jaxprune.models.parts import Gates as Gates
