@@ -125,7 +125,9 @@ def hidden(
   tree = dict(params["layers"])
   for index, sublayer in enumerate(SUBLAYERS):
     tree[sublayer] = {
-      name: leaf | {"coefficient": shares[:, index]} if "delta" in leaf else leaf
+      name: leaf | {"coefficient": shares[:, index]}
+      if "delta" in leaf
+      else leaf
       for name, leaf in tree[sublayer].items()
     }
   x_BTD, _ = decoder.forward(
