@@ -15,6 +15,8 @@ import time
 
 from absl import flags
 
+from jaxprune.pruning import registry
+
 from . import launch
 
 _MODEL = flags.DEFINE_string(
@@ -28,7 +30,10 @@ _PROMPTS = flags.DEFINE_string(
 )
 _OUT = flags.DEFINE_string("out", "out/quickstart", "Folder to write.")
 _METHOD = flags.DEFINE_enum(
-  "method", "wanda", ["magnitude", "wanda", "wanda_variant"], "What decides."
+  "method",
+  "wanda",
+  list(registry.names(registry.ENTRIES, rounds=False)),
+  "What decides.",
 )
 _SPARSITY = flags.DEFINE_float("sparsity", 0.6, "Fraction removed, in [0, 1).")
 _PATTERN = flags.DEFINE_string(
@@ -70,7 +75,9 @@ def main() -> None:
   began = time.monotonic()
   # Everything that can be wrong with the input is found before any work.
   source = inputs.open_model(_MODEL.value)
-  pattern = inputs.read_pattern(_PATTERN.value, _SPARSITY.value, "output")
+  pattern = inputs.read_pattern(
+    _PATTERN.value, _SPARSITY.value, registry.default_group(_METHOD.value)
+  )
   weights.check_job(source.config, _METHOD.value, pattern, tokens=True)
   prompts = inputs.read_prompts(
     source,
@@ -113,12 +120,14 @@ def main() -> None:
       method=_METHOD.value,
       pattern=pattern,
       tokens=calibration.tokens,
-      overwrite=True,
-      provenance={
-        "seed": _SEED.value,
-        "checkpoint_hash": digest,
-        "calibration": described,
-      },
+      output=weights.Output(
+        overwrite=True,
+        provenance={
+          "seed": _SEED.value,
+          "checkpoint_hash": digest,
+          "calibration": described,
+        },
+      ),
       on_layer=lambda row: progress.step(
         row["layer"], sparsity=row["sparsity"], layer_error=row["layer_error"]
       ),

@@ -54,23 +54,37 @@ def place(array: Any, mesh: Mesh | None, spec: P | None = None) -> jax.Array:
   """Put an array that every process holds whole on the devices.
 
   Args:
-    array: the same in every process.
+    array: the same in every process, or placed already.
     mesh: the devices; None is the default device.
     spec: which axes are split; None is none.
   """
   if mesh is None:
     return jnp.asarray(array)
-  if isinstance(array, jax.Array) and not array.is_fully_addressable:
+  sharding = NamedSharding(mesh, spec or P())
+  if isinstance(array, jax.Array) and (
+    not array.is_fully_addressable
+    or array.sharding.is_equivalent_to(sharding, array.ndim)
+  ):
     return array
   return jax.make_array_from_callback(
-    array.shape,
-    NamedSharding(mesh, spec or P()),
-    lambda index: np.asarray(array[index]),
+    array.shape, sharding, lambda index: np.asarray(array[index])
   )
 
 
+def batch_sharding(mesh: Mesh | None) -> jax.sharding.Sharding:
+  """Where `place_batch` puts a micro-batch."""
+  if mesh is None:
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return NamedSharding(mesh, P("data"))
+
+
 def place_batch(x_BTD: Any, mesh: Mesh | None) -> jax.Array:
-  """Split a micro-batch over `data`."""
+  """Split a micro-batch over `data`.
+
+  Args:
+    x_BTD: [B, ...], the same in every process unless it is placed already.
+    mesh: the devices; None is the default device.
+  """
   return place(x_BTD, mesh, P("data"))
 
 
@@ -78,6 +92,10 @@ def place_leaf(leaf: Any, mesh: Mesh | None) -> jax.Array:
   """Put a leaf of a layer in float32; a kernel is split over its outputs.
 
   A kernel whose outputs `model` does not divide is on every device.
+
+  Args:
+    leaf: [I, O] or of another shape, the same in every process.
+    mesh: the devices; None is the default device.
   """
   leaf = np.asarray(leaf).astype(np.float32, copy=False)
   if mesh is None:
@@ -87,7 +105,12 @@ def place_leaf(leaf: Any, mesh: Mesh | None) -> jax.Array:
 
 
 def on_every_device(tree: Any, mesh: Mesh | None) -> Any:
-  """Ask, inside jit, for results that are whole on every device."""
+  """Ask, inside jit, for results that are whole on every device.
+
+  Args:
+    tree: of arrays.
+    mesh: the devices; None changes nothing.
+  """
   if mesh is None:
     return tree
   return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))

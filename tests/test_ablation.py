@@ -14,7 +14,7 @@ from jaxprune.probes import ablation
 from jaxprune.probes.decoder import ablation as decoder_ablation
 from jaxprune.pruning.checkpoint import sublayers
 from jaxprune.pruning.checkpoint.streaming import Memory
-from jaxprune.pruning.layerwise import allocation
+from jaxprune.pruning.layerwise import allocation, drops
 from jaxprune.pruning.patterns import NofM, Unstructured
 from tests import hf_models
 from tests.test_scripts import run
@@ -201,12 +201,9 @@ def test_an_empty_sublayer_goes_first(tiny, tmp_path):
   assert not found["mlp"]["kl"][1].any()
   assert found["mlp"]["kl"][[0, 2]].all()
   sublayers.prune_drops(
-    source,
-    tmp_path / "out",
-    sublayers.drops.Drops(num_layers=L, order=(("mlp", 1),)),
-    {},
+    source, tmp_path / "out", drops.Drops(num_layers=L, order=(("mlp", 1),)), {}
   )
-  chosen, _ = decoder_ablation.choose_drops(
+  chosen, _ = choose(
     checkpoints.open_checkpoint(tmp_path / "out"),
     1,
     target="joint",
@@ -235,25 +232,36 @@ def test_small_steps_are_what_the_derivative_says(tiny):
   np.testing.assert_allclose(found[1:].mean(1), expected.mean(1), rtol=4 * step)
 
 
+def choose(source, count, *, target, tokens=TOKENS, on_round=None, **options):
+  """The choice by KL."""
+  rounds = {"on_round": on_round} if on_round else {}
+  return drops.choose_drops(
+    decoder_ablation.kl_score(source, tokens, target, **rounds),
+    source.config.num_layers,
+    count,
+    target=target,
+    lowest_first=True,
+    **options,
+  )
+
+
 def test_ranking_is_joint_and_greedy_by_the_whole_damage(tiny):
   _, source, config, params = tiny
   single = decoder_ablation.drop_damages(config, params, TOKENS)
   names = [(kind, i) for kind in ("attention", "mlp") for i in range(L)]
   order = sorted(names, key=lambda name: single[name[0]]["kl"][name[1]].mean())
   decoder_ablation._gate_damages.clear_cache()
-  chosen, scores = decoder_ablation.choose_drops(
-    source, 4, target="joint", tokens=TOKENS
-  )
+  chosen, scores = choose(source, 4, target="joint")
   assert list(chosen.order) == order[:4]
   np.testing.assert_allclose(
     scores["mlp"], single["mlp"]["kl"].mean(1), rtol=1e-5
   )
   rounds = []
-  greedy, _ = decoder_ablation.choose_drops(
+  greedy, _ = choose(
     source,
     4,
     target="joint",
-    iterative=True,
+    selection="iterative",
     tokens=TOKENS,
     on_round=rounds.append,
   )
@@ -283,17 +291,15 @@ def test_blocks_and_none(tiny):
   single = decoder_ablation.drop_damages(
     config, params, TOKENS, kinds=("block",)
   )["block"]["kl"].mean(1)
-  chosen, scores = decoder_ablation.choose_drops(
-    source, 2, target="block", tokens=TOKENS
-  )
+  chosen, scores = choose(source, 2, target="block", tokens=TOKENS)
   assert (
     chosen.layers("mlp")
     == chosen.layers("attention")
     == tuple(np.argsort(single)[:2])
   )
   assert set(scores) == {"block"}
-  none, scores = decoder_ablation.choose_drops(
-    source, 0, target="block", iterative=True, tokens=TOKENS
+  none, scores = choose(
+    source, 0, target="block", selection="iterative", tokens=TOKENS
   )
   assert none.order == () and scores["block"].shape == (L,)
 
@@ -303,11 +309,11 @@ def test_what_cannot_be_chosen(tiny):
   for wrong, message in (
     (dict(count=9, target="attention", tokens=TOKENS), "drop count is 9"),
     (dict(count=1, target="head", tokens=TOKENS), "target is 'head'"),
-    (dict(count=1, target="mlp"), "needs calibration tokens"),
+    (dict(count=1, target="mlp", tokens=None), "needs calibration tokens"),
     (dict(count=1, target="mlp", tokens=TOKENS + 90), "outside the vocab"),
   ):
     with pytest.raises(ValueError, match=message):
-      decoder_ablation.choose_drops(source, wrong.pop("count"), **wrong)
+      choose(source, wrong.pop("count"), **wrong)
   with pytest.raises(ValueError, match="kinds"):
     decoder_ablation.drop_damages(config, params, TOKENS, kinds=("head",))
 
@@ -403,8 +409,8 @@ def test_prune_by_kl(tiny, tmp_path):
     f"--out={tmp_path}/drop",
   )
   assert done.returncode == 0, done.stderr
-  greedy, scores = decoder_ablation.choose_drops(
-    source, 2, target="joint", iterative=True, tokens=TOKENS
+  greedy, scores = choose(
+    source, 2, target="joint", selection="iterative", tokens=TOKENS
   )
   summary = json.loads((tmp_path / "drop/summary.json").read_text())
   assert summary["dropped"] == [list(pair) for pair in greedy.order]

@@ -256,13 +256,14 @@ def test_consecutive_selection():
   )
   starts = {}
   for count in range(1, 5):
-    chosen = drops.select_consecutive(similarity, count)
+    scores_W = similarity[: 5 - count, count - 1]
+    chosen = drops.select_window(scores_W, 4, count)
     starts[count] = chosen.layers("mlp")
     assert chosen.layers("attention") == chosen.layers("mlp")
     assert len(chosen.order) == 2 * count
   # A tie at one block; the last window at two and three; all at four.
   assert starts == {1: (0,), 2: (2, 3), 3: (1, 2, 3), 4: (0, 1, 2, 3)}
-  assert drops.select_consecutive(similarity, 0).order == ()
+  assert drops.select_window(np.zeros(0), 4, 0).order == ()
   window = drops.select_window(np.float32([0.1, 0.3, 0.3]), 4, 2)
   assert window.layers("attention") == (1, 2)
 
@@ -295,12 +296,11 @@ def test_counts_out_of_range_name_the_numbers(target, most):
     lambda n: drops.select(SCORES, n, target),
     lambda n: drops.select_random(jax.random.key(0), 4, n, target),
     lambda n: drops.select_iterative(lambda gates: SCORES, 4, n, target),
+    lambda n: drops.choose_drops(lambda gates: SCORES, 4, n, target=target),
+    lambda n: drops.choose_drops(None, 4, n, target=target, selection="random"),
   ]
   if target == "block":
-    choices += [
-      lambda n: drops.select_consecutive(np.ones((4, 4)), n),
-      lambda n: drops.select_window(np.ones(3), 4, n),
-    ]
+    choices += [lambda n: drops.select_window(np.ones(3), 4, n)]
   for choose in choices:
     for count in (-1, most + 1):
       with pytest.raises(ValueError, match=rf"{count}.*{most}"):
@@ -410,6 +410,58 @@ def test_iterative_sees_the_gates_of_each_round():
     lambda gates: SCORES, 4, 3, "attention", reverse=True
   )
   assert worst.layers("attention") == (3, 0, 1)
+
+
+# --- one way in -------------------------------------------------------------
+
+
+def test_choices_are_those_of_the_selections():
+  """Each name is its selection; the scores are those of the dense model."""
+  calls = []
+
+  def score(gates):
+    calls.append(gates)
+    return SCORES | {"window": np.float32([0.1, 0.3, 0.2])}
+
+  def choose(target, selection, count=2, **options):
+    calls.clear()
+    return drops.choose_drops(
+      score, 4, count, target=target, selection=selection, **options
+    )
+
+  chosen, scores = choose("joint", "ranked")
+  assert chosen == drops.select(SCORES, 2, "joint") and calls == [None]
+  assert scores["mlp"] is SCORES["mlp"]
+  chosen, _ = choose("joint", "reverse")
+  assert chosen == drops.select(SCORES, 2, "joint", reverse=True)
+  # Of a damage the lowest goes first, and its control is the other end.
+  chosen, _ = choose("joint", "ranked", lowest_first=True)
+  assert chosen == drops.select(SCORES, 2, "joint", reverse=True)
+  chosen, _ = choose("joint", "reverse", lowest_first=True)
+  assert chosen == drops.select(SCORES, 2, "joint")
+  chosen, scores = choose("block", "consecutive")
+  assert chosen.layers("attention") == (1, 2) and "window" not in scores
+  chosen, scores = choose("mlp", "random", seed=3)
+  assert chosen == drops.select_random(jax.random.key(3), 4, 2, "mlp")
+  assert scores == {} and not calls
+  for lowest in (False, True):
+    chosen, scores = choose("mlp", "iterative", lowest_first=lowest)
+    assert chosen == drops.select(SCORES, 2, "mlp", reverse=lowest)
+    assert len(calls) == 2 and scores["mlp"] is SCORES["mlp"]
+  for selection in drops.SELECTIONS:
+    assert choose("block", selection, 0)[0].order == ()
+
+
+def test_choices_that_cannot_be_made():
+  def choose(**options):
+    return drops.choose_drops(lambda gates: SCORES, 4, 1, **options)
+
+  with pytest.raises(ValueError, match="'best': use one of ranked"):
+    choose(target="mlp", selection="best")
+  with pytest.raises(ValueError, match="of blocks, not mlp"):
+    choose(target="mlp", selection="consecutive")
+  with pytest.raises(ValueError, match="ranked needs scores"):
+    drops.choose_drops(None, 4, 1, target="mlp")
 
 
 # --- on a trained model -----------------------------------------------------

@@ -1,4 +1,4 @@
-"""A masked MLP and its narrower copy are one function."""
+"""A masked MLP and its slimmer copy are one function."""
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,7 @@ def test_scores_of_the_equation():
 
 @pytest.mark.parametrize("bias", (True, False))
 @pytest.mark.parametrize("gated", (True, False))
-def test_masked_is_narrow(gated, bias):
+def test_masked_is_slim(gated, bias):
   """Activations that map zero to zero, and no biases, hide nothing.
 
   A plain MLP needs act(0) = 0 to be masked; silu and gelu have it.
@@ -87,7 +87,7 @@ def test_masked_is_narrow(gated, bias):
   )
   keep_F = np.array([1, 0, 1, 1, 0, 0, 1, 1], bool)
   masked, masks = neuron.mask_neurons(mlp, keep_F)
-  small = jax.jit(neuron.narrow, static_argnums=2)(mlp, keep_F, 5)
+  small = jax.jit(neuron.slim, static_argnums=2)(mlp, keep_F, 5)
   assert small["down"]["kernel"].shape == (5, D)
   assert small["up"]["kernel"].shape == (D, 5)
   np.testing.assert_allclose(run(masked, x_BTD), run(small, x_BTD), atol=1e-5)
@@ -129,7 +129,7 @@ def test_counts_dtypes_and_layers():
     both["up"]["kernel"][1], 2 * new["up"]["kernel"]
   )
   keep_LF = jnp.stack([masks["down"][:, 0]] * 2)
-  small = jax.vmap(lambda m, k: neuron.narrow(m, k, 6))(stacked, keep_LF)
+  small = jax.vmap(lambda m, k: neuron.slim(m, k, 6))(stacked, keep_LF)
   assert small["down"]["kernel"].shape == (2, 6, D)
 
 
@@ -157,4 +157,4 @@ def test_refused():
   with pytest.raises(ValueError, match="sparsity is 1.0"):
     neuron.neuron(mlp, norms(np.ones(F)), 1.0)
   with pytest.raises(ValueError, match="width is 3, but 8 units stay"):
-    neuron.narrow(mlp, np.ones(F, bool), 3)
+    neuron.slim(mlp, np.ones(F, bool), 3)

@@ -531,7 +531,7 @@ def test_a_constant_unit_costs_nothing():
   )
 
 
-def test_flap_masks_are_a_narrower_mlp():
+def test_flap_masks_are_a_slimmer_mlp():
   mlp, x = an_mlp(2)
   kernels, masks, bias = FLAP(mlp, moments.observe_moments(x), 0.5)
   keep = np.asarray(masks["gate"][0])
@@ -541,7 +541,7 @@ def test_flap_masks_are_a_narrower_mlp():
     gate, up, down = (mlp[k]["kernel"] for k in ("gate", "up", "down"))
     return (jax.nn.silu(y @ gate) * (y @ up)) @ down + bias[None]
 
-  slim = neuron.narrow(mlp, keep, 5)
+  slim = neuron.slim(mlp, keep, 5)
   assert slim["down"]["kernel"].shape == (5, 6)
   np.testing.assert_allclose(run(kernels), run(slim), rtol=1e-5, atol=1e-5)
 

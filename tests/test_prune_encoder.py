@@ -8,12 +8,11 @@ import pytest
 import torch
 import transformers
 
-from jaxprune import checkpoints
+from jaxprune import checkpoints, devices
 from jaxprune.models import EncoderConfig, encoder
 from jaxprune.models.decoder import Gates
-from jaxprune.pruning.checkpoint import encoder as encoder_lib
-from jaxprune.pruning.checkpoint import sublayers
-from jaxprune.pruning.checkpoint.streaming import Memory
+from jaxprune.pruning.checkpoint import sublayers, weights
+from jaxprune.pruning.checkpoint.streaming import Memory, PaddedTokens
 from jaxprune.pruning.layerwise import drops
 from jaxprune.pruning.patterns import NofM, Unstructured
 
@@ -30,14 +29,24 @@ def source(tmp_path_factory):
   return checkpoints.open_checkpoint(folder, EncoderConfig)
 
 
-def prune(source, out, method="wanda", pattern=HALF, tokens=TOKENS, **options):
-  return encoder_lib.prune_encoder(
+def prune(
+  source,
+  out,
+  method="wanda",
+  pattern=HALF,
+  tokens=TOKENS,
+  valid=VALID,
+  **options,
+):
+  if tokens is not None:
+    tokens = PaddedTokens(ids=tokens, valid=valid)
+  return weights.prune_weights(
     source,
     out,
     method=method,
     pattern=pattern,
     tokens=tokens,
-    **{"valid": VALID, "memory": Memory(micro_batch=3), **options},
+    **{"memory": Memory(micro_batch=3), **options},
   )
 
 
@@ -151,8 +160,8 @@ def test_n_of_m(source, tmp_path):
 
 
 def test_scores_are_the_cosines_of_valid_tokens(source):
-  scores = encoder_lib.score_encoder(
-    source, TOKENS, VALID, memory=Memory(micro_batch=2)
+  scores = sublayers.score_sublayers(
+    source, PaddedTokens(ids=TOKENS, valid=VALID), memory=Memory(micro_batch=2)
   )
   config, params = load(source.folder)
   _, tape = encoder.forward(
@@ -231,3 +240,9 @@ def test_a_decoder_is_refused(shared, tmp_path):
   decoder = checkpoints.open_checkpoint(shared / "weights" / "stories260K")
   with pytest.raises(ValueError, match="is no encoder"):
     prune(decoder, tmp_path / "a")
+
+
+def test_an_encoder_is_pruned_on_one_device(source, tmp_path):
+  mesh = devices.make_mesh({"data": 2, "model": 4})
+  with pytest.raises(ValueError, match="one device"):
+    prune(source, tmp_path / "a", memory=Memory(mesh=mesh))

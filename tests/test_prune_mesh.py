@@ -1,5 +1,6 @@
 """Pruning on many devices and in many processes gives what one device gives."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,7 +16,7 @@ import pytest
 from jaxprune import checkpoints
 from jaxprune import devices as devices_lib
 from jaxprune.models import KERNELS
-from jaxprune.pruning.checkpoint import sublayers, weights
+from jaxprune.pruning.checkpoint import resume, streaming, sublayers, weights
 from jaxprune.pruning.checkpoint.streaming import Memory
 from jaxprune.pruning.patterns import NofM, Unstructured
 
@@ -108,6 +109,57 @@ def test_eight_devices_are_one(tiny, tmp_path, method, pattern, offload):
   assert_same(tmp_path / "one", tmp_path / "many")
   for a, b in zip(one, many):
     np.testing.assert_allclose(a["layer_error"], b["layer_error"], rtol=1e-3)
+
+
+class KilledError(Exception):
+  pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offload", [False, True])
+def test_resumed_on_eight_devices(tiny, tmp_path, offload):
+  """Activations stay split over the mesh on disk and back; the same bits."""
+  mesh = devices_lib.make_mesh({"data": 4, "model": 2})
+  options = dict(
+    method="wanda",
+    pattern=Unstructured(sparsity=0.5),
+    tokens=TOKENS,
+    memory=Memory(micro_batch=4, mesh=mesh, offload=offload),
+  )
+  weights.prune_weights(tiny, tmp_path / "whole", **options)
+
+  def stop(row):
+    raise KilledError
+
+  for _ in range(2):
+    with pytest.raises(KilledError):
+      weights.prune_weights(tiny, tmp_path / "cut", on_layer=stop, **options)
+  export = checkpoints.start_export(
+    tmp_path / "cut",
+    tiny,
+    provenance={
+      "method": "wanda",
+      "slim": False,
+      "pattern": dataclasses.asdict(options["pattern"]),
+    },
+  )
+  like = streaming.shapes_of_states(tiny.config, TOKENS, options["memory"])
+  states = resume.read_states(export, 2, like)
+  assert len(states.batches) == 2
+  for x_BTD in states.batches:
+    assert x_BTD.shape == (4, 24, 32)
+    if not offload:
+      assert {s.data.shape for s in x_BTD.addressable_shards} == {(1, 24, 32)}
+  seen = []
+  weights.prune_weights(
+    tiny,
+    tmp_path / "cut",
+    on_layer=lambda row: seen.append(row["layer"]),
+    **options,
+  )
+  assert seen == [2, 3]
+  for path in (tmp_path / "whole").glob("*.safetensors"):
+    assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes()
 
 
 def test_scores_on_eight_devices(tiny):

@@ -14,6 +14,7 @@ from jaxprune.pruning.patterns import NofM, Unstructured
 from tests.test_prune_weights import TOKENS, logits, tiny, torch_logits
 
 __all__ = ["tiny"]  # A fixture, not a leftover import.
+SLIM = weights.Output(slim=True)
 
 
 def mlp_of(folder):
@@ -23,24 +24,24 @@ def mlp_of(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["neuron", "flap"])
-def test_narrow_is_masked(tiny, tmp_path, method):
-  """The narrower model is the masked one, also to stock transformers."""
+def test_slim_is_masked(tiny, tmp_path, method):
+  """The slimmer model is the masked one, also to stock transformers."""
   options = dict(
     method=method, pattern=Unstructured(sparsity=0.3), tokens=TOKENS
   )
   weights.prune_weights(tiny, tmp_path / "masked", **options)
-  weights.prune_weights(tiny, tmp_path / "narrow", narrow=True, **options)
-  assert not (tmp_path / "narrow" / "masks.safetensors").exists()
-  config = json.loads((tmp_path / "narrow" / "config.json").read_text())
+  weights.prune_weights(tiny, tmp_path / "slim", output=SLIM, **options)
+  assert not (tmp_path / "slim" / "masks.safetensors").exists()
+  config = json.loads((tmp_path / "slim" / "config.json").read_text())
   assert config["intermediate_size"] == 48 - 14  # floor(48 * 0.3) = 14
-  assert mlp_of(tmp_path / "narrow")["up"]["kernel"].shape == (3, 32, 34)
+  assert mlp_of(tmp_path / "slim")["up"]["kernel"].shape == (3, 32, 34)
   masked = logits(tmp_path / "masked", TOKENS)
-  for folder in ("masked", "narrow"):
+  for folder in ("masked", "slim"):
     np.testing.assert_allclose(
       torch_logits(tmp_path / folder, TOKENS), masked, rtol=1e-5, atol=1e-5
     )
   np.testing.assert_allclose(
-    logits(tmp_path / "narrow", TOKENS), masked, rtol=1e-5, atol=1e-5
+    logits(tmp_path / "slim", TOKENS), masked, rtol=1e-5, atol=1e-5
   )
 
 
@@ -183,12 +184,12 @@ def test_rounding(tiny, tmp_path):
     (dict(method="rtn"), "does not take Unstructured"),
     (dict(method="neuron", pattern=NofM(keep=2, of=4)), "does not take NofM"),
     (dict(method="awq", pattern=Levels(bits=4)), "group_size 128"),
-    (dict(method="wanda", narrow=True), "nothing becomes narrower"),
+    (dict(method="wanda", output=SLIM), "no MLP becomes slimmer"),
     (dict(method="flap", tokens=None), "looks at calibration"),
     (
       dict(
         method="neuron",
-        narrow=True,
+        output=SLIM,
         pattern=[Unstructured(sparsity=s) for s in (0.1, 0.2, 0.3)],
       ),
       "several widths",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune import checkpoints
+from jaxprune import checkpoints, files
 from jaxprune.checkpoints import masks as masks_file
 from jaxprune.models import KERNELS, forward, make_gates, unembed
 from jaxprune.pruning import registry
@@ -19,6 +19,7 @@ from jaxprune.pruning.checkpoint import (
   sublayers,
   weights,
 )
+from jaxprune.pruning.layerwise import drops
 from jaxprune.pruning.methods.quantize import Levels
 from jaxprune.pruning.patterns import NofM, Unstructured, keep_masks_global
 
@@ -186,10 +187,12 @@ def test_official_sparsegpt(shared, tmp_path, folder, unequal, moved):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", sorted(registry.METHODS))
+@pytest.mark.parametrize(
+  "method", sorted(registry.names(registry.ENTRIES, registry.HIDDEN_UNITS))
+)
 def test_transformers_loads_the_same_model(tiny, tmp_path, method):
   pattern = Unstructured(sparsity=0.5)
-  if Levels in registry.METHODS[method].patterns:
+  if registry.METHODS[method].rounds:
     pattern = Levels(bits=3, group_size=16)
   log = weights.prune_weights(
     tiny, tmp_path / "out", method=method, pattern=pattern, tokens=TOKENS
@@ -293,6 +296,65 @@ def test_resumed_run_ends_with_the_same_bits(tiny, tmp_path):
   assert seen == [2] and len(log) == 3
   assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
   assert not list((tmp_path / "cut").glob("states-*"))
+
+
+def test_what_a_killed_step_left_is_written_anew(tiny, tmp_path, monkeypatch):
+  """Killed between the activations and the line that makes a layer count."""
+  options = dict(
+    method="wanda", pattern=Unstructured(sparsity=0.5), tokens=TOKENS
+  )
+  weights.prune_weights(tiny, tmp_path / "whole", **options)
+  work = tmp_path / "cut.partial"
+  write = files.atomic_write_json
+
+  def stop(path, value):
+    if path.name == resume.PROGRESS and len(value["layers"]) == 2:
+      raise KilledError
+    write(path, value)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(files, "atomic_write_json", stop)
+    with pytest.raises(KilledError):
+      weights.prune_weights(tiny, tmp_path / "cut", **options)
+  # The activations of both layers are there, and only one layer counts.
+  assert len(json.loads((work / resume.PROGRESS).read_text())["layers"]) == 1
+  assert {p.name for p in work.glob("states-*")} == {
+    "states-00001",
+    "states-00002",
+  }
+  # So might be a write of orbax that never got its name.
+  (work / "states-00002.orbax-checkpoint-tmp-0").mkdir()
+  seen = []
+  weights.prune_weights(
+    tiny,
+    tmp_path / "cut",
+    on_layer=lambda row: seen.append(row["layer"]),
+    **options,
+  )
+  assert seen == [1, 2]
+  assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
+  assert not list((tmp_path / "cut").glob("states-*"))
+
+
+def test_activations_of_another_cut_are_refused(tiny, tmp_path):
+  def stop(row):
+    raise KilledError
+
+  options = dict(
+    method="wanda", pattern=Unstructured(sparsity=0.5), tokens=TOKENS
+  )
+  with pytest.raises(KilledError):
+    weights.prune_weights(
+      tiny,
+      tmp_path / "out",
+      memory=streaming.Memory(micro_batch=2),
+      on_layer=stop,
+      **options,
+    )
+  with pytest.raises(ValueError, match="the micro_batch of the run that began"):
+    weights.prune_weights(
+      tiny, tmp_path / "out", memory=streaming.Memory(micro_batch=3), **options
+    )
 
 
 def test_another_job_does_not_take_up_the_work(tiny, tmp_path):
@@ -406,10 +468,24 @@ def test_bad_input_leaves_nothing(tiny, tmp_path, change):
   assert not list(tmp_path.iterdir())
 
 
+def choose(source, count, target, selection="ranked"):
+  """The choice by similarity."""
+  window = count if selection == "consecutive" else 0
+  return drops.choose_drops(
+    lambda gates: sublayers.score_sublayers(
+      source, TOKENS, gates=gates, window=window
+    ),
+    source.config.num_layers,
+    count,
+    target=target,
+    selection=selection,
+  )
+
+
 @pytest.mark.parametrize(
   "target,selection",
   [
-    ("attention", "similarity"),
+    ("attention", "ranked"),
     ("mlp", "reverse"),
     ("joint", "iterative"),
     ("block", "consecutive"),
@@ -417,9 +493,7 @@ def test_bad_input_leaves_nothing(tiny, tmp_path, change):
   ],
 )
 def test_drops_are_gates(tiny, tmp_path, target, selection):
-  chosen, scores = sublayers.choose_drops(
-    tiny, 2, target=target, selection=selection, tokens=TOKENS
-  )
+  chosen, scores = choose(tiny, 2, target, selection)
   sublayers.prune_drops(tiny, tmp_path / "out", chosen, scores)
   gates = make_gates(
     tiny.config, attention=chosen.layers("attention"), mlp=chosen.layers("mlp")
@@ -433,24 +507,17 @@ def test_drops_are_gates(tiny, tmp_path, target, selection):
 
 @pytest.mark.parametrize(
   "target,selection",
-  [
-    ("attention", "similarity"),
-    ("joint", "iterative"),
-    ("block", "consecutive"),
-  ],
+  [("attention", "ranked"), ("joint", "iterative"), ("block", "consecutive")],
 )
 def test_dropping_nothing(tiny, target, selection):
-  chosen, _ = sublayers.choose_drops(
-    tiny, 0, target=target, selection=selection, tokens=TOKENS
-  )
+  chosen, scores = choose(tiny, 0, target, selection)
   assert chosen.order == ()
+  assert all(leaf.shape == (3,) for leaf in scores.values())
 
 
 @pytest.mark.slow
 def test_dropped_model_in_transformers(tiny, tmp_path):
-  chosen, scores = sublayers.choose_drops(
-    tiny, 2, target="joint", tokens=TOKENS
-  )
+  chosen, scores = choose(tiny, 2, "joint")
   sublayers.prune_drops(tiny, tmp_path / "out", chosen, scores)
   np.testing.assert_allclose(
     logits(tmp_path / "out", TOKENS),

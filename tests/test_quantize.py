@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprune.calibration import moments
+from jaxprune.calibration import moments, statistics
 from jaxprune.calibration.statistics import observe_gram
 from jaxprune.pruning.methods.awq import awq, input_scales
 from jaxprune.pruning.methods.quantize import (
@@ -279,7 +279,7 @@ def test_moments_and_mean_abs_are_monoids():
     np.testing.assert_allclose(found.variance, kept.var(0, ddof=1), rtol=1e-5)
 
   a, b, c, d = (moments.observe_mean_abs(*p) for p in pieces)
-  merge = moments.merge_mean_abs
+  merge = statistics.merge
   for found in (
     merge(merge(a, b), merge(c, d)),
     merge(a, merge(merge(b, c), d)),

@@ -17,23 +17,30 @@ def read(text):
 
 
 def test_names():
-  assert read("wanda:0.5").pattern == Unstructured(sparsity=0.5)
-  assert read("sparsegpt:0.5").pattern.group == "matrix"
-  assert read("wanda:1:4").pattern == NofM(keep=1, of=4)
+  assert read("wanda:0.5").change.pattern == Unstructured(sparsity=0.5)
+  assert read("sparsegpt:0.5").change.pattern.group == "matrix"
+  assert read("wanda:1:4").change.pattern == NofM(keep=1, of=4)
   assert read("wanda:1:4").file == "wanda_1of4"
-  assert read("awq:3").pattern == Levels(bits=3, group_size=64)
-  drop = read("drop_random:2")
-  assert (drop.drop, drop.target, drop.selection) == (2, "mlp", "random")
-  assert read("drop_attention:2").target == "attention"
-  kl = read("kl_iterative:2")
-  assert (kl.target, kl.selection) == ("mlp", "kl_iterative")
-  assert (read("kl_joint:2").target, read("kl_joint:2").selection) == (
+  assert read("awq:3").change.pattern == Levels(bits=3, group_size=64)
+  drop = read("drop_random:2").change
+  assert (drop.drop_count, drop.drop_target) == (2, "mlp")
+  assert (drop.row.score, drop.row.selection) == ("similarity", "random")
+  assert read("drop_attention:2").change.drop_target == "attention"
+  kl = read("kl_iterative:2").change
+  assert (kl.drop_target, kl.row.score, kl.row.selection) == (
+    "mlp",
+    "kl",
+    "iterative",
+  )
+  joint = read("kl_joint:2").change
+  assert (joint.drop_target, joint.row.score, joint.row.selection) == (
     "joint",
     "kl",
+    "ranked",
   )
   spread = read("wanda@kl:0.5")
-  assert spread.pattern == Unstructured(sparsity=0.5)
-  assert (spread.base, spread.allocation, spread.name, spread.file) == (
+  assert spread.change.pattern == Unstructured(sparsity=0.5)
+  assert (spread.base, spread.change.allocation, spread.name, spread.file) == (
     "wanda",
     "kl",
     "wanda@kl:0.5",

@@ -85,11 +85,6 @@ def observe_mean_abs(
   return MeanAbs(sum_abs=jnp.abs(x_NI).sum(axis=0), tokens=weight_N.sum())
 
 
-def merge_mean_abs(a: MeanAbs, b: MeanAbs) -> MeanAbs:
-  """Join the statistics of two disjoint sets of tokens."""
-  return MeanAbs(sum_abs=a.sum_abs + b.sum_abs, tokens=a.tokens + b.tokens)
-
-
 def observe_moments(
   x_BTI: jax.Array, valid_BT: jax.Array | None = None
 ) -> Moments:

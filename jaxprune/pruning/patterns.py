@@ -8,6 +8,8 @@ lowest index leaves first, as if a stable ascending sort lost its first k.
                 the kernel), of the whole matrix, or of all matrices together
   NofM          of - keep entries of every `of` consecutive inputs
 
+`Levels` removes nothing: it says how finely weights are rounded.
+
 Scores are compared in float32. -0 equals 0. A nan counts as the lowest score
 of all: it leaves first, and stays only where a group has more nans than it
 loses; `check_scores` finds it.
@@ -81,7 +83,31 @@ class NofM:
       )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Levels:
+  """How finely every kernel is rounded.
+
+  Attributes:
+    bits: 2 to 8.
+    group_size: inputs that share a scale; None for all inputs of an output.
+    symmetric: levels around zero without a zero point.
+  """
+
+  bits: int
+  group_size: int | None = 128
+  symmetric: bool = False
+
+  def __post_init__(self):
+    if not 2 <= self.bits <= 8:
+      raise ValueError(f"bits is {self.bits}; use 2 to 8")
+    if self.group_size is not None and self.group_size < 1:
+      raise ValueError(
+        f"group_size is {self.group_size}; use 1 or more, or None"
+      )
+
+
 Pattern = Unstructured | NofM
+AnyPattern = Pattern | Levels
 
 
 def removed_count(size: int, sparsity: float) -> int:

@@ -1,38 +1,23 @@
-"""Which method changes weights, and what does it need to see?
+"""Which method changes a checkpoint, at what, and what does it need to see?
 
-Literal tables. A kernel method is two functions: `prepare` turns the
-statistics of one kernel input into what `apply` needs (it runs on the host,
-once for all kernels that share the input, and may raise), and `apply` is a
-pure function on one matrix, `(w_IO, prepared, pattern) -> (w_IO, mask_IO)`;
-the mask is None where nothing is removed. A unit method chooses among the
-hidden units of one MLP.
+`METHODS` is the one table: a row adds a method to every script, sweep and
+check. A row is a `KernelMethod` (entries of one matrix, removed or rounded), a
+`UnitMethod` (hidden units of one MLP) or a `DropMethod` (whole sublayers).
+
+Rows name functions as FILE.FUNCTION of `pruning/methods/`, which are loaded
+when they are first used: a script lists the methods in its --help without
+loading JAX. A row of another package may hold the function itself.
 """
 
 import dataclasses
+import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-import jax
+# What a method removes or changes.
+ENTRIES, HIDDEN_UNITS, SUBLAYERS = "entries", "hidden_units", "sublayers"
 
-from jaxprune.calibration import moments, statistics
-from jaxprune.pruning.methods import (
-  awq,
-  flap,
-  hessian_inverse,
-  magnitude,
-  neuron,
-  quantize,
-  ria,
-  sparse_swaps,
-  sparsegpt,
-  wanda,
-)
-from jaxprune.pruning.methods.quantize import Levels
-from jaxprune.pruning.patterns import NofM, Unstructured
-
-Array = jax.Array
-Tree = dict[str, Any]
-Pattern = Unstructured | NofM | Levels
+Function = Callable[..., Any] | str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,20 +25,50 @@ class KernelMethod:
   """A method that works on one matrix at a time.
 
   Attributes:
-    apply: `(w_IO, prepared, pattern) -> (w_IO, mask_IO or None)`, pure.
-    statistic: name in `OBSERVERS` of what it needs from calibration; None for
-      a data-free method.
-    prepare: `statistics -> (prepared, notes)`; notes go to the layer's log.
-    patterns: the types of pattern it takes.
+    function: see `apply`.
+    statistic: name in `observers.OBSERVERS` of what it needs from calibration;
+      None for a data-free method.
+    preparation: see `prepare`; None hands on the statistics as they are.
+    patterns: names of the classes of pattern that it takes.
+    groups: the comparison groups of an unstructured pattern that it takes, its
+      default first.
+    exact: whether every comparison group loses the exact count of a pattern.
   """
 
-  apply: Callable[[Array, Any, Any], tuple[Array, Array | None]]
+  unit: ClassVar[str] = ENTRIES
+
+  function: Function
   statistic: str | None = None
-  prepare: Callable[[Any], tuple[Any, dict[str, Any]]] = lambda statistics: (
-    statistics,
-    {},
-  )
-  patterns: tuple[type, ...] = (Unstructured, NofM)
+  preparation: Function | None = None
+  patterns: tuple[str, ...] = ("Unstructured", "NofM")
+  groups: tuple[str, ...] = ("output", "matrix")
+  exact: bool = True
+
+  @property
+  def apply(self) -> Callable[..., Any]:
+    """`(w_IO, prepared, pattern) -> (w_IO, mask_IO)`, pure, on one matrix.
+
+    The mask is bool, True = keep, and None where nothing is removed.
+    """
+    return _load(self.function)
+
+  @property
+  def prepare(self) -> Callable[[Any], tuple[Any, dict[str, Any]]]:
+    """`statistics -> (prepared, notes)`; notes go to the layer's log.
+
+    Runs on the host, once for all kernels that share an input, and may raise.
+    """
+    return _load(self.preparation or _as_they_are)
+
+  @property
+  def rounds(self) -> bool:
+    """Whether it rounds weights to levels instead of removing some."""
+    return "Levels" in self.patterns
+
+  @property
+  def data_free(self) -> bool:
+    """Whether calibration tokens and seed make no difference."""
+    return self.statistic is None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,112 +76,144 @@ class UnitMethod:
   """A method that removes hidden units of the MLP.
 
   Attributes:
-    apply: `(mlp, statistics, sparsity) -> (mlp, masks, bias_D)`, pure, the
-      statistics those of the input of `down`; bias_D is what has to be added
-      to its output, or None.
-    statistic: name in `OBSERVERS`.
+    function: see `apply`.
+    statistic: name in `observers.OBSERVERS`, of the input of `down`.
     compensates: whether it gives a bias.
-    patterns: the types of pattern it takes.
+    patterns: names of the classes of pattern that it takes.
+    groups: the comparison groups of a pattern that it takes.
   """
 
-  apply: Callable[[Tree, Any, float], tuple[Tree, Tree, Array | None]]
+  unit: ClassVar[str] = HIDDEN_UNITS
+  rounds: ClassVar[bool] = False
+  data_free: ClassVar[bool] = False
+  exact: ClassVar[bool] = False  # of units, not of the entries of a kernel
+
+  function: Function
   statistic: str
   compensates: bool = False
-  patterns: tuple[type, ...] = (Unstructured,)
+  patterns: tuple[str, ...] = ("Unstructured",)
+  groups: tuple[str, ...] = ("output", "matrix")
+
+  @property
+  def apply(self) -> Callable[..., Any]:
+    """`(mlp, statistics, sparsity) -> (mlp, masks, bias_D)`, pure.
+
+    bias_D is what has to be added to the output of `down`, or None.
+    """
+    return _load(self.function)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Observer:
-  """A statistic of kernel inputs: a monoid.
+class DropMethod:
+  """A method that removes whole sublayers; `drops.choose_drops` chooses.
 
   Attributes:
-    observe: `x_BTI -> s`.
-    merge: `(s, s) -> s`.
+    score: what ranks them: 'similarity' of the ends of a sublayer, or 'kl' of
+      the output without it, in nats.
+    selection: how the choice is made, a name in `drops.SELECTIONS`.
+    target: what is dropped, a name in `drops.TARGETS`; None where the caller
+      says so.
   """
 
-  observe: Callable[[Array], Any]
-  merge: Callable[[Any, Any], Any] = statistics.merge
+  unit: ClassVar[str] = SUBLAYERS
+  rounds: ClassVar[bool] = False
+  data_free: ClassVar[bool] = False
+
+  score: str = "similarity"
+  selection: str = "ranked"
+  target: str | None = None
 
 
-def _observe_gram_and_size(x_BTI):
-  return statistics.observe_gram(x_BTI), moments.observe_mean_abs(x_BTI)
+Method = KernelMethod | UnitMethod | DropMethod
 
-
-def _merge_gram_and_size(a, b):
-  return statistics.merge(a[0], b[0]), moments.merge_mean_abs(a[1], b[1])
-
-
-OBSERVERS = {
-  "squares": Observer(observe=statistics.observe_squares),
-  "gram": Observer(observe=statistics.observe_gram),
-  "gram_and_size": Observer(
-    observe=_observe_gram_and_size, merge=_merge_gram_and_size
+METHODS: dict[str, Method] = {
+  "magnitude": KernelMethod(
+    function="magnitude.magnitude", groups=("output", "matrix", "global")
   ),
-  "moments": Observer(
-    observe=moments.observe_moments, merge=moments.merge_moments
-  ),
-}
-
-
-def _factorised(gram: statistics.Gram) -> tuple[Any, dict[str, Any]]:
-  """SparseGPT's factor, and the damping that made it exist."""
-  found, tried = hessian_inverse.inverse_factor_with_retry(gram)
-  return found, {"damping": tried[-1]}
-
-
-def _round(w_IO, prepared, levels):
-  del prepared
-  return quantize.round_to_nearest(
-    w_IO,
-    bits=levels.bits,
-    group_size=levels.group_size,
-    symmetric=levels.symmetric,
-  )[0], None
-
-
-def _awq(w_IO, seen, levels):
-  gram, size = seen
-  return awq.awq(
-    w_IO,
-    gram,
-    mean_abs=size,
-    bits=levels.bits,
-    group_size=levels.group_size,
-    symmetric=levels.symmetric,
-  )[0], None
-
-
-def _neuron(mlp, squares, sparsity):
-  return *neuron.neuron(mlp, squares, sparsity), None
-
-
-def _neuron_root(mlp, squares, sparsity):
-  return *neuron.neuron(mlp, squares, sparsity, root=True), None
-
-
-KERNEL_METHODS = {
-  "magnitude": KernelMethod(apply=magnitude.magnitude),
-  "wanda": KernelMethod(apply=wanda.wanda, statistic="squares"),
+  "wanda": KernelMethod(function="wanda.wanda", statistic="squares"),
   "wanda_variant": KernelMethod(
-    apply=wanda.wanda_variant, statistic="squares", patterns=(Unstructured,)
+    function="wanda.wanda_variant",
+    statistic="squares",
+    patterns=("Unstructured",),
+    groups=("output",),
+    exact=False,
   ),
-  "ria": KernelMethod(apply=ria.ria, statistic="squares"),
+  "ria": KernelMethod(function="ria.ria", statistic="squares"),
   "sparse_swaps": KernelMethod(
-    apply=sparse_swaps.sparse_swaps, statistic="gram"
+    function="sparse_swaps.sparse_swaps", statistic="gram"
   ),
   "sparsegpt": KernelMethod(
-    apply=sparsegpt.prune_with_factor, statistic="gram", prepare=_factorised
+    function="sparsegpt.prune_with_factor",
+    preparation="sparsegpt.factorise",
+    statistic="gram",
+    groups=("matrix", "output"),
   ),
-  "rtn": KernelMethod(apply=_round, patterns=(Levels,)),
+  "rtn": KernelMethod(function="quantize.rtn", patterns=("Levels",)),
   "awq": KernelMethod(
-    apply=_awq, statistic="gram_and_size", patterns=(Levels,)
+    function="awq.awq_levels", statistic="gram_and_size", patterns=("Levels",)
   ),
+  "neuron": UnitMethod(function="neuron.remove_neurons", statistic="squares"),
+  "neuron_root": UnitMethod(
+    function="neuron.remove_neurons_root", statistic="squares"
+  ),
+  "flap": UnitMethod(
+    function="flap.flap", statistic="moments", compensates=True
+  ),
+  "drop_attention": DropMethod(target="attention"),
+  "drop_mlp": DropMethod(target="mlp"),
+  "drop_joint": DropMethod(target="joint"),
+  "drop_block": DropMethod(target="block"),
+  "drop_consecutive": DropMethod(target="block", selection="consecutive"),
+  "drop_iterative": DropMethod(selection="iterative"),
+  "drop_random": DropMethod(selection="random"),
+  "drop_reverse": DropMethod(selection="reverse"),
+  "kl_attention": DropMethod(score="kl", target="attention"),
+  "kl_mlp": DropMethod(score="kl", target="mlp"),
+  "kl_joint": DropMethod(score="kl", target="joint"),
+  "kl_block": DropMethod(score="kl", target="block"),
+  "kl_iterative": DropMethod(score="kl", selection="iterative"),
 }
 
-UNIT_METHODS = {
-  "neuron": UnitMethod(apply=_neuron, statistic="squares"),
-  "neuron_root": UnitMethod(apply=_neuron_root, statistic="squares"),
-  "flap": UnitMethod(apply=flap.flap, statistic="moments", compensates=True),
-}
 
-METHODS = {**KERNEL_METHODS, **UNIT_METHODS}
+def names(*units: str, rounds: bool | None = None) -> tuple[str, ...]:
+  """The methods of some units, in the order of the table.
+
+  Args:
+    units: of `ENTRIES`, `HIDDEN_UNITS` and `SUBLAYERS`; none is all.
+    rounds: only those that round, or only those that do not; None is both.
+  """
+  return tuple(
+    name
+    for name, method in METHODS.items()
+    if (not units or method.unit in units)
+    and (rounds is None or method.rounds == rounds)
+  )
+
+
+def find(name: str) -> Method:
+  """The row of a method.
+
+  Raises:
+    ValueError: there is none.
+  """
+  if name not in METHODS:
+    raise ValueError(f"method {name!r}: use one of {', '.join(METHODS)}")
+  return METHODS[name]
+
+
+def default_group(name: str) -> str:
+  """The comparison group of an unstructured pattern where none is given."""
+  return getattr(find(name), "groups", ("output",))[0]
+
+
+def _load(function: Function) -> Callable[..., Any]:
+  if not isinstance(function, str):
+    return function
+  file, _, name = function.partition(".")
+  return getattr(
+    importlib.import_module(f"jaxprune.pruning.methods.{file}"), name
+  )
+
+
+def _as_they_are(statistics: Any) -> tuple[Any, dict[str, Any]]:
+  return statistics, {}

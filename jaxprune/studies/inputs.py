@@ -182,6 +182,11 @@ def read_pattern(
   """
   if pattern == "unstructured":
     return Unstructured(sparsity=sparsity, group=group)
+  return read_nofm(pattern)
+
+
+def read_nofm(pattern: str) -> NofM:
+  """The pattern `n:m`, n kept out of m inputs."""
   keep, colon, of = pattern.partition(":")
   if not colon or not keep.isdigit() or not of.isdigit():
     raise ValueError(

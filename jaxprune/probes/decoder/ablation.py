@@ -14,6 +14,7 @@ becomes of the scores.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,9 +31,7 @@ from jaxprune.probes.decoder.propagation import path
 from jaxprune.pruning import registry
 from jaxprune.pruning.checkpoint import layer, streaming
 from jaxprune.pruning.checkpoint.streaming import Memory
-from jaxprune.pruning.layerwise import drops
-from jaxprune.pruning.layerwise.drops import Drops
-from jaxprune.pruning.registry import Pattern
+from jaxprune.pruning.patterns import AnyPattern
 
 Params = Any
 KINDS = ("attention", "mlp", "block")
@@ -169,83 +168,62 @@ def drop_slopes(
   return dict(zip(kinds, parts))
 
 
-def choose_drops(
+def kl_score(
   source: checkpoints.Source,
-  count: int,
-  *,
+  tokens: np.ndarray | None,
   target: str,
-  iterative: bool = False,
-  tokens: np.ndarray | None = None,
+  *,
   temperature: float = 1.0,
   memory: Memory | None = None,
   on_round: Callable[[int], None] = lambda round_: None,
-) -> tuple[Drops, dict[str, np.ndarray]]:
-  """Drop what the output misses least.
+) -> Callable[[dict[str, jax.Array] | None], dict[str, np.ndarray]]:
+  """A score for `drops.choose_drops`: the KL that each sublayer's drop costs.
 
   Args:
-    source: an opened checkpoint.
-    count: sublayers, or blocks for target 'block', to drop.
-    target: 'attention', 'mlp', 'joint' or 'block'.
-    iterative: drop one, measure the others again together with all that is
-      gone, until `count` are; else all at once by their single damages.
+    source: an opened checkpoint; its parameters are read at the first call.
     tokens: calibration tokens, int [sequences, T].
+    target: 'attention', 'mlp', 'joint' or 'block': what is scored.
     temperature: T of the softmax.
     memory: as in `drop_damages`.
-    on_round: called with the index of each round of measuring.
+    on_round: called with the index of each call of the score when it is done.
 
   Returns:
-    The drops, and the damages of the dense model's sublayers, KL in nats, [L]
-    under 'attention' and 'mlp', or 'block', as the target needs.
+    The function from gates, None for the dense model, to KL in nats against
+    the dense model, [L] float64 under 'attention' and 'mlp', or 'block', as
+    the target needs. The lowest leaves first.
 
   Raises:
-    ValueError: an unknown target, a count out of range, no tokens.
+    ValueError: no tokens, or tokens that the model cannot read.
   """
-  config = source.config
-  # An empty choice checks target and count before the long pass.
-  drops.select_random(jax.random.key(0), config.num_layers, count, target)
   if tokens is None:
     raise ValueError("selection by kl needs calibration tokens")
-  streaming.check_tokens(config, tokens)
-  config, params = checkpoints.load_params(source, jnp.float32)
+  streaming.check_tokens(source.config, tokens)
   kinds = KINDS[:2] if target == "joint" else (target,)
-  seen = []
+  params = functools.cache(lambda: checkpoints.load_params(source, jnp.float32))
+  rounds = itertools.count()
 
   def score(gates):
-    found = drop_damages(
-      config,
-      params,
+    damages = drop_damages(
+      *params(),
       tokens,
       kinds=kinds,
-      gates=Gates(**gates),
+      gates=None if gates is None else Gates(**gates),
       temperature=temperature,
       memory=memory,
     )
-    seen.append(
-      {
-        kind: each["kl"].mean(axis=1, dtype=np.float64)
-        for kind, each in found.items()
-      }
-    )
-    on_round(len(seen) - 1)
-    # The highest score goes first.
-    return {kind: -each for kind, each in seen[-1].items()}
+    on_round(next(rounds))
+    return {
+      kind: measures["kl"].mean(axis=1, dtype=np.float64)
+      for kind, measures in damages.items()
+    }
 
-  chosen = drops.select_iterative(
-    score,
-    config.num_layers,
-    count,
-    target,
-    per_round=1 if iterative else max(count, 1),
-  )
-  if not seen:  # nothing to drop
-    score(chosen.gates)
-  return chosen, seen[0]
+  return score
 
 
 def layer_damages(
   source: checkpoints.Source,
   method: str,
-  pattern: Pattern,
+  pattern: AnyPattern,
   tokens: np.ndarray,
   *,
   temperature: float = 1.0,
@@ -258,7 +236,7 @@ def layer_damages(
 
   Args:
     source: an opened checkpoint.
-    method: a name in `methods.METHODS`.
+    method: a name in `registry.METHODS`.
     pattern: what is removed in that layer.
     tokens: calibration tokens, int [sequences, T], for both.
     temperature: T of the softmax.
@@ -294,7 +272,7 @@ def _each_alone(source, method, pattern, tokens, memory, on_layer):
   for index in range(config.num_layers):
     read = checkpoints.read_layer(source, index)
     old = streaming.place_layer(read, memory)
-    sliding = config.sliding_layers[index]
+    sliding = streaming.is_sliding(config, index)
     new, _, _ = layer.prune_layer(
       config, chosen, pattern, old, sliding, states, memory
     )

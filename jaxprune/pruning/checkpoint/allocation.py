@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxprune import checkpoints
 from jaxprune.checkpoints import names
-from jaxprune.models import KERNEL_INPUTS, KERNELS
+from jaxprune.models import KERNEL_INPUTS
 from jaxprune.pruning.checkpoint import layer, streaming
 from jaxprune.pruning.checkpoint.streaming import Memory
 from jaxprune.pruning.layerwise import allocation, owl
@@ -77,7 +77,17 @@ def outlier_fractions(
   memory: Memory,
   on_layer: Callable[[int], None] = lambda layer: None,
 ) -> list[float]:
-  """`owl.outlier_fraction` of the Wanda scores of each dense layer."""
+  """`owl.outlier_fraction` of the Wanda scores of each dense layer.
+
+  Args:
+    source: an opened checkpoint.
+    tokens: calibration tokens, int [sequences, length].
+    memory: how activations are held.
+    on_layer: called with the index of each layer when it is scored.
+
+  Returns:
+    A fraction in [0, 1) per layer.
+  """
   config = source.config
   states = streaming.embedded(source, tokens, memory)
   fractions = []
@@ -85,7 +95,7 @@ def outlier_fractions(
     kernels = streaming.place_layer(
       checkpoints.read_layer(source, index), memory
     )
-    sliding = config.sliding_layers[index]
+    sliding = streaming.is_sliding(config, index)
     squares = layer.collect(config, "squares", kernels, sliding, states, memory)
     fractions.append(float(_fraction(kernels, squares)))
     if index + 1 < config.num_layers:
@@ -101,6 +111,6 @@ def _fraction(kernels, squares):
       wanda.wanda_scores(
         kernels[group][kernel]["kernel"], squares[KERNEL_INPUTS[group, kernel]]
       )
-      for group, kernel in KERNELS
+      for group, kernel in layer.kernels_of(kernels)
     ]
   )

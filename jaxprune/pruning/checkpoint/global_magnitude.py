@@ -5,8 +5,7 @@ the checkpoint: a histogram of the upper half of the bits of |W|, whose order
 is that of the numbers, then one of the lower half inside the bucket of the
 k-th. Ties leave in the order of layers, kernels (`KERNELS`) and rows.
 
-Same masks as `patterns.keep_masks_global` but for the order of ties, without
-all kernels in memory.
+Never are all kernels in memory.
 """
 
 import dataclasses
@@ -66,10 +65,13 @@ def find_threshold(
     inside = key[key >> _HALF == bucket] & (2**_HALF - 1)
     lower += np.bincount(inside, minlength=2**_HALF)
   low, inner = _find(lower, removed - before)
-  found = Threshold(bits=bucket << _HALF | low, ties=removed - before - inner)
+  threshold = Threshold(
+    bits=bucket << _HALF | low, ties=removed - before - inner
+  )
   for key in _keys(source, range(first_layer)):
-    found.ties -= min(found.ties, int((key == found.bits).sum()))
-  return found
+    equal = int((key == threshold.bits).sum())
+    threshold.ties -= min(threshold.ties, equal)
+  return threshold
 
 
 def _find(counts, rank):

@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import devices
+from jaxprune.calibration.observers import OBSERVERS
 from jaxprune.models import KERNEL_INPUTS, KERNELS, ModelConfig
 from jaxprune.pruning import registry
 from jaxprune.pruning.checkpoint import streaming
 from jaxprune.pruning.checkpoint.global_magnitude import Threshold
-from jaxprune.pruning.checkpoint.streaming import Memory, States
+from jaxprune.pruning.checkpoint.streaming import Config, Memory, States
 from jaxprune.pruning.methods import neuron
-from jaxprune.pruning.registry import KernelMethod, Pattern, UnitMethod
+from jaxprune.pruning.patterns import AnyPattern
+from jaxprune.pruning.registry import KernelMethod, UnitMethod
 
 Tree = dict[str, Any]
 # Tokens on which the output error of a kernel is measured for the log.
@@ -27,10 +29,15 @@ _INPUTS = tuple(dict.fromkeys(KERNEL_INPUTS.values()))
 _UNIT_INPUTS = (KERNEL_INPUTS["mlp", "down"],)
 
 
+def kernels_of(layer: Tree) -> list[tuple[str, str]]:
+  """The kernels of a layer as (group, name); an encoder has no gate."""
+  return [(group, name) for group, name in KERNELS if name in layer[group]]
+
+
 def prune_layer(
-  config: ModelConfig,
+  config: Config,
   method: KernelMethod | UnitMethod,
-  pattern: Pattern,
+  pattern: AnyPattern,
   layer: Tree,
   sliding: bool,
   states: States | None,
@@ -40,7 +47,7 @@ def prune_layer(
 
   Args:
     config: the model.
-    method: an entry of `methods.METHODS`.
+    method: an entry of `registry.METHODS`.
     pattern: what is removed in each kernel, or of the units.
     layer: the layer, float32.
     sliding: whether its attention slides.
@@ -51,7 +58,8 @@ def prune_layer(
     The layer with zeros; masks {group: {kernel: bool [I, O]}}, {} where nothing
     was removed; and numbers for the log.
   """
-  run = _prune_units if isinstance(method, UnitMethod) else _prune_kernels
+  units = method.unit == registry.HIDDEN_UNITS
+  run = _prune_units if units else _prune_kernels
   return run(config, method, pattern, layer, sliding, states, memory)
 
 
@@ -63,14 +71,15 @@ def _prune_kernels(config, method, pattern, layer, sliding, states, memory):
     )
   prepared, notes = {}, {}
   for key in _INPUTS:
-    prepared[key], said = method.prepare(statistics[key])
+    prepared[key], numbers = method.prepare(statistics[key])
     # One number for the layer: the worst of its inputs.
     notes |= {
-      name: max(value, notes.get(name, value)) for name, value in said.items()
+      name: max(value, notes.get(name, value))
+      for name, value in numbers.items()
     }
   new = {name: dict(leaf) for name, leaf in layer.items()}
   keep = {}
-  for group, kernel in KERNELS:
+  for group, kernel in kernels_of(layer):
     w_IO, mask_IO = _apply(
       method.apply,
       pattern,
@@ -119,10 +128,18 @@ def _with_bias(mlp, bias_D):
 def cut_layer(
   threshold: Threshold, layer: Tree
 ) -> tuple[Tree, Tree, dict[str, Any]]:
-  """As `prune_layer`, by one threshold for the whole model."""
+  """Prune a layer by one threshold for the whole model.
+
+  Args:
+    threshold: what leaves; counts down the ties.
+    layer: the layer, float32.
+
+  Returns:
+    As `prune_layer`.
+  """
   new = {name: dict(leaf) for name, leaf in layer.items()}
   keep = {}
-  for group, kernel in KERNELS:
+  for group, kernel in kernels_of(layer):
     w_IO = layer[group][kernel]["kernel"]
     mask_IO = threshold.keep(devices.to_host(w_IO))
     new[group][kernel] = {
@@ -133,10 +150,18 @@ def cut_layer(
   return new, keep, {}
 
 
-def narrow_layer(layer: Tree, keep: Tree) -> Tree:
-  """Build the MLP of a layer without the units that a mask removes."""
+def slim_layer(layer: Tree, keep: Tree) -> Tree:
+  """Build the MLP of a layer without the units that a mask removes.
+
+  Args:
+    layer: the layer with zeros.
+    keep: its masks {group: {kernel: bool [I, O]}}.
+
+  Returns:
+    The layer with kernels of its MLP as narrow as the units that stay.
+  """
   keep_F = np.asarray(keep["mlp"]["down"])[:, 0]
-  mlp = neuron.narrow(layer["mlp"], keep_F, int(keep_F.sum()))
+  mlp = neuron.slim(layer["mlp"], keep_F, int(keep_F.sum()))
   return {**layer, "mlp": mlp}
 
 
@@ -151,7 +176,7 @@ def _apply_units(apply, sparsity, mlp, statistics):
 
 
 def collect(
-  config: ModelConfig,
+  config: Config,
   statistic: str,
   layer: Tree,
   sliding: bool,
@@ -163,7 +188,7 @@ def collect(
 
   Args:
     config: the model.
-    statistic: a name in `methods.OBSERVERS`.
+    statistic: a name in `observers.OBSERVERS`.
     layer: the layer, float32.
     sliding: whether its attention slides.
     states: the calibration activations that enter it.
@@ -174,26 +199,20 @@ def collect(
     {input: statistic}, whole on every device.
   """
   total = {key: _nothing_seen(statistic, layer, key, memory) for key in inputs}
-  for x_BTD in states:
+  for x_BTD, valid_BT in states:
+    batch = devices.place_batch(x_BTD, memory.mesh), valid_BT
     total = _add_statistics(
-      config,
-      memory.mesh,
-      statistic,
-      inputs,
-      layer,
-      devices.place_batch(x_BTD, memory.mesh),
-      sliding,
-      total,
+      config, memory.mesh, statistic, inputs, layer, batch, sliding, total
     )
   return total
 
 
 def _nothing_seen(statistic, layer, key, memory):
   """The statistic of no tokens; its shape follows from the kernel's inputs."""
-  group, kernel = next(k for k, name in KERNEL_INPUTS.items() if name == key)
+  group, kernel = next(k for k in kernels_of(layer) if KERNEL_INPUTS[k] == key)
   inputs = layer[group][kernel]["kernel"].shape[0]
   shapes = jax.eval_shape(
-    registry.OBSERVERS[statistic].observe,
+    OBSERVERS[statistic].observe,
     jax.ShapeDtypeStruct((1, 1, inputs), np.float32),
   )
   return jax.tree.map(
@@ -201,25 +220,24 @@ def _nothing_seen(statistic, layer, key, memory):
   )
 
 
-def _observe(config, mesh, statistic, inputs, layer, x_BTD, sliding):
-  _, tape = streaming.run_layer(config, layer, x_BTD, sliding, mesh=mesh)
-  return {
-    key: registry.OBSERVERS[statistic].observe(tape[key]) for key in inputs
-  }
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=7)
 def _add_statistics(
-  config, mesh, statistic, inputs, layer, x_BTD, sliding, total
+  config, mesh, statistic, inputs, layer, batch, sliding, total
 ):
-  new = _observe(config, mesh, statistic, inputs, layer, x_BTD, sliding)
-  merge = registry.OBSERVERS[statistic].merge
-  total = {key: merge(total[key], new[key]) for key in inputs}
+  x_BTD, valid_BT = batch
+  _, tape = streaming.run_layer(
+    config, layer, x_BTD, sliding, valid_BT=valid_BT, mesh=mesh
+  )
+  observer = OBSERVERS[statistic]
+  total = {
+    key: observer.merge(total[key], observer.observe(tape[key], valid_BT))
+    for key in inputs
+  }
   return devices.on_every_device(total, mesh)
 
 
 def layer_error(
-  config: ModelConfig, old: Tree, new: Tree, states: States, sliding: bool
+  config: Config, old: Tree, new: Tree, states: States, sliding: bool
 ) -> float:
   """Mean over kernels of |X(W' - W)|^2 / |XW|^2, X from the layer as it was.
 
@@ -228,22 +246,28 @@ def layer_error(
     old: the layer as it was.
     new: the pruned layer, of the same shapes.
     states: the calibration activations; the first `ERROR_TOKENS` tokens of the
-      first sequence are used.
+      first sequence are used, and where there is padding the valid tokens of
+      the first micro-batch.
     sliding: whether the attention of the layer slides.
   """
-  x_BTD = devices.to_host(states[0])[:1, :ERROR_TOKENS]
-  return float(_layer_error(config, old, new, x_BTD, sliding))
+  x_BTD, valid_BT = devices.to_host(states.batches[0]), states.valid[0]
+  if valid_BT is None:
+    x_BTD = x_BTD[:1, :ERROR_TOKENS]
+  return float(_layer_error(config, old, new, x_BTD, valid_BT, sliding))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _layer_error(config, old, new, x_BTD, sliding):
-  _, tape = streaming.run_layer(config, old, x_BTD, sliding)
+def _layer_error(config, old, new, x_BTD, valid_BT, sliding):
+  _, tape = streaming.run_layer(config, old, x_BTD, sliding, valid_BT=valid_BT)
 
   def energy(x_BTI, w_IO):
-    return jnp.sum(jnp.square(jnp.einsum("BTI,IO->BTO", x_BTI, w_IO)))
+    square_BTO = jnp.square(jnp.einsum("BTI,IO->BTO", x_BTI, w_IO))
+    if valid_BT is not None:
+      square_BTO = jnp.where(valid_BT[..., None], square_BTO, 0.0)
+    return jnp.sum(square_BTO)
 
   errors = []
-  for group, kernel in KERNELS:
+  for group, kernel in kernels_of(old):
     x_BTI = tape[KERNEL_INPUTS[group, kernel]]
     w_IO, new_IO = (tree[group][kernel]["kernel"] for tree in (old, new))
     errors.append(energy(x_BTI, new_IO - w_IO) / energy(x_BTI, w_IO))
@@ -255,6 +279,10 @@ def as_written(layer: Tree, read: Tree) -> Tree:
   """The layer as it will be read back: rounded to the dtypes of the file.
 
   Later layers are calibrated on the model that is written, not on a finer one.
+
+  Args:
+    layer: the pruned layer, float32.
+    read: the layer as it was read, in the dtypes of the file.
   """
 
   def rounded(new, old):
@@ -272,7 +300,7 @@ def as_written(layer: Tree, read: Tree) -> Tree:
 
 
 def sparsity(layer: Tree) -> float:
-  """Fraction of zeros over the kernels of a layer."""
-  kernels = [layer[group][kernel]["kernel"] for group, kernel in KERNELS]
+  """Fraction of zeros over the kernels of a layer, or of stacked layers."""
+  kernels = [layer[group][name]["kernel"] for group, name in kernels_of(layer)]
   zeros = sum(int((w == 0).sum()) for w in kernels)
   return zeros / sum(w.size for w in kernels)

@@ -12,6 +12,7 @@ import math
 import jax
 
 from jaxprune import devices
+from jaxprune.calibration.observers import OBSERVERS
 from jaxprune.checkpoints import names
 from jaxprune.models import KERNEL_INPUTS, ModelConfig
 from jaxprune.pruning import registry
@@ -41,6 +42,18 @@ class Estimate:
   device: int
   host: int
 
+  @property
+  def text(self) -> str:
+    """The counts as a line for the person who waits."""
+    parts = {
+      name: devices.gib(count)
+      for name, count in dataclasses.asdict(self).items()
+    }
+    return (
+      "device {device} (layer {layer}, statistics {statistics}, activations"
+      " {activations}), host {host}".format(**parts)
+    )
+
 
 def estimate_bytes(
   config: ModelConfig,
@@ -50,11 +63,11 @@ def estimate_bytes(
   length: int,
   memory: Memory,
 ) -> Estimate:
-  """Count the bytes of `driver.prune_weights`.
+  """Count the bytes of `weights.prune_weights`.
 
   Args:
     config: the model.
-    method: a name in `methods.METHODS`.
+    method: a name in `registry.METHODS`.
     sequences: calibration sequences; 0 without calibration.
     length: tokens of each.
     memory: how activations are held, and on which devices.
@@ -93,7 +106,7 @@ def _statistics(statistic, inputs):
   widths = inputs.values()
   if statistic is None:
     return 0
-  if statistic.startswith("gram"):
+  if OBSERVERS[statistic].square:
     # The sums, those of the next micro-batch, and two factors in work.
     return _FLOAT * (2 * sum(w**2 for w in widths) + 2 * max(widths) ** 2)
   return _FLOAT * 4 * sum(widths)

@@ -2,21 +2,24 @@
 
 Its shard, its masks, the activations that enter the next layer and a line of
 `progress.json`, in that order: the line, written last, makes the layer count.
-Only the writer process writes; all processes read the same folder, which
-therefore must be on a file system that they share.
+What a killed step left without its line is written anew.
+
+The activations are kept by orbax: every process writes the parts that lie on
+its devices, and reads them back onto the mesh of the run. All else is written
+by the writer process alone. All processes see one folder, which therefore must
+be on a file system that they share.
 """
 
 import pathlib
+import shutil
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxprune import checkpoints, devices, files
 from jaxprune.checkpoints import export as exports
-from jaxprune.checkpoints import masks
-from jaxprune.pruning.checkpoint import streaming
-from jaxprune.pruning.checkpoint.streaming import Memory, States
+from jaxprune.checkpoints import masks, orbax
+from jaxprune.pruning.checkpoint.streaming import States
 
 PROGRESS = "progress.json"
 MASKS = "masks.safetensors"
@@ -33,16 +36,27 @@ def read_log(export: Export) -> list[dict[str, Any]]:
   return log if whole.issuperset(range(len(log))) else []
 
 
-def read_states(export: Export, index: int, memory: Memory) -> States:
+def read_states(export: Export, index: int, like: States) -> States:
   """The activations that enter layer `index`, as they were committed.
+
+  Args:
+    export: of the earlier run.
+    index: of the layer.
+    like: shapes and placement, from `streaming.shapes_of_states`.
 
   Raises:
     ValueError: they were cut into other micro-batches.
   """
-  path = _states_file(export, index)
-  with np.load(path) as data:
-    batches = [data[name] for name in data.files]
-  return [streaming.place_states(x, memory) for x in batches]
+  folder = _states_folder(export, index)
+  try:
+    tree, _ = orbax.load_tree(folder, _named(like))
+  except ValueError as error:
+    raise ValueError(
+      f"{folder}: not the activations of this run ({error}); use the"
+      " calibration and the micro_batch of the run that began, or remove"
+      f" {export.work} to start over"
+    ) from error
+  return States(batches=[tree[name] for name in sorted(tree)], valid=like.valid)
 
 
 def commit(
@@ -64,26 +78,30 @@ def commit(
     log: the rows so far, this layer's last.
   """
   layer, keep = devices.to_host(layer), devices.to_host(keep)
-  last = index + 1 == export.config.num_layers
-  batches = (
-    [] if states is None or last else [devices.to_host(x) for x in states]
-  )
   if devices.is_writer():
     checkpoints.write_layer(export, index, layer)
     if keep:
       stacked = jax.tree.map(lambda mask: mask[None], keep)
       checkpoints.write_masks(_masks_file(export, index), stacked, {})
-    if batches:
-      with files.atomic_file(_states_file(export, index + 1)) as file:
-        np.savez(file, **{f"batch{i:05d}": x for i, x in enumerate(batches)})
+    _remove_states(export, but=index)
+  devices.wait_for_all(f"wrote layer {index}")
+  if states is not None and index + 1 < export.config.num_layers:
+    orbax.save_tree(_states_folder(export, index + 1), _named(states), {})
+  if devices.is_writer():
     files.atomic_write_json(export.work / PROGRESS, {"layers": log})
-    _states_file(export, index).unlink(missing_ok=True)
+    _remove_states(export, but=index + 1)
   devices.wait_for_all(f"layer {index}")
 
 
 def finish(export: Export, job: dict[str, Any]) -> None:
-  """Join the masks, remove the scaffolding, give the folder its name."""
+  """Join the masks, remove the scaffolding, give the folder its name.
+
+  Args:
+    export: all of whose layers are committed.
+    job: JSON values that describe the masks.
+  """
   if devices.is_writer():
+    _remove_states(export)
     paths = [_masks_file(export, i) for i in range(export.config.num_layers)]
     parts = [path for path in paths if path.is_file()]
     if parts and not (export.work / MASKS).is_file():
@@ -94,8 +112,25 @@ def finish(export: Export, job: dict[str, Any]) -> None:
   devices.wait_for_all("finished")
 
 
-def _states_file(export, index) -> pathlib.Path:
-  return export.work / f"states-{index:05d}.npz"
+def _named(states: States) -> dict[str, Any]:
+  """The micro-batches by names that sort as they stand."""
+  return {f"batch{i:05d}": x for i, x in enumerate(states.batches)}
+
+
+def _states_folder(export, index) -> pathlib.Path:
+  return export.work / f"states-{index:05d}"
+
+
+def _remove_states(export, but: int | None = None) -> None:
+  """Remove all activations but those that enter layer `but`.
+
+  Also what a killed step left: unfinished writes of orbax, whose folders have
+  longer names.
+  """
+  kept = None if but is None else _states_folder(export, but)
+  for folder in export.work.glob("states-*"):
+    if folder != kept:
+      shutil.rmtree(folder)
 
 
 def _masks_file(export, index) -> pathlib.Path:

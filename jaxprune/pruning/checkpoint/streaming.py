@@ -10,17 +10,55 @@ in more than the last bit.
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from jaxprune import checkpoints, devices
-from jaxprune.models import ModelConfig, decoder
+from jaxprune.models import EncoderConfig, ModelConfig, decoder, encoder
 
 Tree = dict[str, Any]
-States = list[Any]  # one [b, T, D] array per micro-batch
+Config = ModelConfig | EncoderConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PaddedTokens:
+  """Calibration sequences of unequal length, for encoders.
+
+  Attributes:
+    ids: int [sequences, T].
+    valid: bool [sequences, T], False for padding, which counts in no statistic.
+  """
+
+  ids: np.ndarray
+  valid: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+
+Tokens = np.ndarray | PaddedTokens
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class States:
+  """The calibration activations that enter a layer, in micro-batches.
+
+  Attributes:
+    batches: [b, T, D] float32 each, replaced as they pass through a layer.
+    valid: bool [b, T] each, False for padding; None each where all tokens
+      count.
+  """
+
+  batches: list[Any]
+  valid: list[Any]
+
+  def __iter__(self) -> Iterator[tuple[Any, Any]]:
+    return iter(zip(self.batches, self.valid, strict=True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,12 +97,19 @@ class Memory:
     )
 
 
-def check_tokens(config: ModelConfig, tokens: np.ndarray) -> None:
-  """Refuse calibration tokens, int [sequences, T], that a model cannot read.
+def check_tokens(config: Config, tokens: Tokens) -> None:
+  """Refuse calibration tokens that a model cannot read.
+
+  Args:
+    config: the model.
+    tokens: int [sequences, T], or with padding.
 
   Raises:
-    ValueError: none, longer than the context, or outside the vocabulary.
+    ValueError: none, longer than the context, or outside the vocabulary;
+      padding for a decoder, of another shape, or of a whole sequence.
   """
+  padded = tokens if isinstance(tokens, PaddedTokens) else None
+  tokens = tokens if padded is None else padded.ids
   if tokens.ndim != 2 or not tokens.size:
     raise ValueError(
       f"calibration tokens have shape {tokens.shape}: give [sequences,"
@@ -81,60 +126,174 @@ def check_tokens(config: ModelConfig, tokens: np.ndarray) -> None:
       f" the vocabulary of {config.vocab_size}: use the tokenizer of this"
       " checkpoint"
     )
+  if padded is not None:
+    _check_padding(config, padded)
+
+
+def _check_padding(config, tokens):
+  """Refuse a mask of padding that says nothing sensible of the tokens."""
+  if not isinstance(config, EncoderConfig):
+    raise ValueError(
+      f"a model of family {config.family} is no encoder: give calibration"
+      " sequences of one length, without padding"
+    )
+  ids, valid = tokens.ids, tokens.valid
+  if valid.shape != ids.shape or not valid.any(axis=1).all():
+    raise ValueError(
+      f"valid has shape {valid.shape} for tokens {ids.shape}: give the same,"
+      " with a token that counts in every sequence"
+    )
+
+
+def is_sliding(config: Config, index: int) -> bool:
+  """Whether the attention of layer `index` slides; never in an encoder."""
+  return config.sliding_layers[index] if _decodes(config) else False
+
+
+def _decodes(config) -> bool:
+  return isinstance(config, ModelConfig)
 
 
 def embedded(
-  source: checkpoints.Source, tokens: np.ndarray, memory: Memory
+  source: checkpoints.Source, tokens: Tokens, memory: Memory
 ) -> States:
   """The activations before the first layer.
 
   Args:
     source: an opened checkpoint.
-    tokens: int [sequences, T], see `check_tokens`.
+    tokens: int [sequences, T], or with padding; see `check_tokens`.
     memory: how they are held.
 
   Returns:
     Micro-batches [b, T, D] float32.
+
+  Raises:
+    ValueError: tokens that the model cannot read.
   """
   check_tokens(source.config, tokens)
-  table_VD = checkpoints.read_outer(source)["embed"]["table"]
+  outer = checkpoints.read_outer(source)
+  if _decodes(source.config):
+    embed = functools.partial(_look_up, outer["embed"]["table"])
+  else:
+    outer = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), outer)
+    embed = functools.partial(_embed, source.config, outer)
+  batches, valid = _cut(source.config, tokens, memory)
+  return States(
+    batches=[place_states(embed(ids), memory) for ids in batches], valid=valid
+  )
+
+
+def _cut(config, tokens, memory):
+  """Micro-batches of tokens, and of what counts in them."""
+  padded = isinstance(tokens, PaddedTokens)
+  ids = tokens.ids if padded else tokens
   size = memory.size(len(tokens))
-  return [
-    place_states(table_VD[tokens[i : i + size]].astype(np.float32), memory)
-    for i in range(0, len(tokens), size)
-  ]
+  starts = range(0, len(ids), size)
+  batches = [ids[i : i + size] for i in starts]
+  if _decodes(config):
+    return batches, [None] * len(batches)
+  valid = tokens.valid if padded else np.ones(ids.shape, bool)
+  return batches, [valid[i : i + size] for i in starts]
+
+
+def _look_up(table_VD, tokens_BT):
+  return table_VD[tokens_BT].astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed(config, outer, tokens_BT):
+  return encoder.embed(config, outer, tokens_BT)
+
+
+def shapes_of_states(config: Config, tokens: Tokens, memory: Memory) -> States:
+  """What `embedded` gives, as shapes with the placement that they have.
+
+  Args:
+    config: the model.
+    tokens: int [sequences, T], or with padding.
+    memory: how they are held.
+
+  Returns:
+    States of `jax.ShapeDtypeStruct`, or of empty arrays where activations are
+    kept on the host.
+  """
+  batches, valid = _cut(config, tokens, memory)
+
+  def shape(tokens_BT):
+    shape_BTD = (*tokens_BT.shape, config.embed_dim)
+    if memory.offload:
+      return np.empty(shape_BTD, np.float32)
+    return jax.ShapeDtypeStruct(
+      shape_BTD, np.float32, sharding=devices.batch_sharding(memory.mesh)
+    )
+
+  return States(batches=[shape(ids) for ids in batches], valid=valid)
 
 
 def place_layer(layer: Tree, memory: Memory) -> Tree:
-  """Put a layer that was read from disk on the devices, in float32."""
+  """Put a layer that was read from disk on the devices, in float32.
+
+  Args:
+    layer: of `checkpoints.read_layer`.
+    memory: on which devices.
+  """
   return jax.tree.map(lambda leaf: devices.place_leaf(leaf, memory.mesh), layer)
 
 
 def place_states(x_BTD: Any, memory: Memory) -> Any:
-  """Put one micro-batch where the memory plan wants it."""
+  """Put one micro-batch where the memory plan wants it.
+
+  Args:
+    x_BTD: [b, T, D].
+    memory: how activations are held.
+  """
   if memory.offload:
     return devices.to_host(x_BTD)
   return devices.place_batch(x_BTD, memory.mesh)
 
 
 def run_layer(
-  config: ModelConfig,
+  config: Config,
   layer: Tree,
   x_BTD: jax.Array,
   sliding: bool | jax.Array,
+  *,
+  valid_BT: jax.Array | None = None,
   gates: tuple[jax.Array, jax.Array] | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[jax.Array, Tree]:
-  """One layer on whole sequences; returns its output and its tape.
+  """One layer of a decoder or an encoder on whole sequences.
 
   On a mesh each part of `data` runs its own sequences, by an explicit
   shard_map, because the CPU form of attention loops over sequences; the
   kernels stay split over `model`, which XLA takes care of.
+
+  Args:
+    config: the model.
+    layer: the layer, float32.
+    x_BTD: what enters it, [B, T, D].
+    sliding: whether its attention slides.
+    valid_BT: bool [B, T], False for padding; None where all tokens count, as
+      they must for a decoder.
+    gates: what the outputs of attention and MLP are multiplied by; None is 1.
+    mesh: the devices.
+
+  Returns:
+    The output, [B, T, D], and the tape of the layer.
   """
 
   def run(layer, x_BTD, sliding, gates):
-    context = decoder.make_context(config, x_BTD.shape[1])
     attention_gate, mlp_gate = gates or (None, None)
+    if not _decodes(config):
+      return encoder.block(
+        config,
+        layer,
+        x_BTD,
+        valid_BT,
+        attention_gate=attention_gate,
+        mlp_gate=mlp_gate,
+      )
+    context = decoder.make_context(config, x_BTD.shape[1])
     return decoder.block(
       config,
       layer,
@@ -158,24 +317,31 @@ def run_layer(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _advance(config, mesh, layer, x_BTD, sliding):
-  return run_layer(config, layer, x_BTD, sliding, mesh=mesh)[0]
+def _advance(config, mesh, layer, x_BTD, valid_BT, sliding):
+  return run_layer(config, layer, x_BTD, sliding, valid_BT=valid_BT, mesh=mesh)[
+    0
+  ]
 
 
 def advance(
-  config: ModelConfig,
-  layer: Tree,
-  states: States,
-  sliding: bool,
-  memory: Memory,
+  config: Config, layer: Tree, states: States, sliding: bool, memory: Memory
 ) -> None:
-  """Push all micro-batches through a layer, replacing them one by one."""
-  for i, x_BTD in enumerate(states):
+  """Push all micro-batches through a layer, replacing them one by one.
+
+  Args:
+    config: the model.
+    layer: the layer, float32.
+    states: the activations that enter it, and then those that leave it.
+    sliding: whether its attention slides.
+    memory: how they are held.
+  """
+  for i, (x_BTD, valid_BT) in enumerate(states):
     y_BTD = _advance(
       config,
       memory.mesh,
       layer,
       devices.place_batch(x_BTD, memory.mesh),
+      valid_BT,
       sliding,
     )
-    states[i] = place_states(y_BTD, memory)
+    states.batches[i] = place_states(y_BTD, memory)

@@ -3,7 +3,9 @@
 One dense pass, layer by layer, scores attention, MLP and block together
 (`similarities.py`); `drops.py` chooses; the folder is written with the output
 projections of the dropped sublayers at zero, which is an exact identity in any
-loader, and with their lists in config.json.
+loader, and with their lists in config.json. In a post-norm encoder the norm of
+a dropped sublayer stays, x = norm(x), which is just what a zero projection and
+bias in the file give.
 
 Reference: He et al., LLM-Drop, arXiv 2406.15786; Men et al., ShortGPT, arXiv
 2403.03853. See `drops.py` for what differs.
@@ -20,17 +22,14 @@ import numpy as np
 
 from jaxprune import checkpoints, devices, files
 from jaxprune.pruning.checkpoint import resume, streaming
-from jaxprune.pruning.checkpoint.streaming import Memory
-from jaxprune.pruning.layerwise import drops, similarities
+from jaxprune.pruning.checkpoint.streaming import Memory, Tokens
+from jaxprune.pruning.layerwise import similarities
 from jaxprune.pruning.layerwise.drops import Drops
-
-# How the choice is made; what is dropped is the target (`drops.TARGETS`).
-SELECTIONS = ("similarity", "reverse", "random", "iterative", "consecutive")
 
 
 def score_sublayers(
   source: checkpoints.Source,
-  tokens: np.ndarray,
+  tokens: Tokens,
   *,
   memory: Memory | None = None,
   gates: Mapping[str, jax.Array] | None = None,
@@ -42,7 +41,7 @@ def score_sublayers(
 
   Args:
     source: an opened checkpoint.
-    tokens: calibration tokens, int [sequences, length].
+    tokens: calibration tokens, int [sequences, length], or with padding.
     memory: how activations are held.
     gates: sublayers already dropped, as `Drops.gates`; None is none. The live
       sublayer of a half-dropped layer runs.
@@ -72,20 +71,20 @@ def score_sublayers(
       else (gates["attention"][index], gates["mlp"][index])
     )
     if window:
-      earlier = [*earlier, list(states)][-window:]
+      earlier = [*earlier, list(states.batches)][-window:]
     sums = None
-    for i, x_BTD in enumerate(states):
+    for i, (x_BTD, valid_BT) in enumerate(states):
       y_BTD, new = _score(
         config,
         residual,
         memory.mesh,
         layer,
-        devices.place_batch(x_BTD, memory.mesh),
-        config.sliding_layers[index],
+        (devices.place_batch(x_BTD, memory.mesh), valid_BT),
+        streaming.is_sliding(config, index),
         gate,
       )
       sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
-      states[i] = streaming.place_states(y_BTD, memory)
+      states.batches[i] = streaming.place_states(y_BTD, memory)
     for name, similarity in sums.items():
       scores[name].append(float(similarity.mean))
     if window and len(earlier) == window:
@@ -95,80 +94,6 @@ def score_sublayers(
   if window:
     result["window"] = np.asarray(windows, np.float32)
   return result
-
-
-def choose_drops(
-  source: checkpoints.Source,
-  count: int,
-  *,
-  target: str,
-  selection: str = "similarity",
-  tokens: np.ndarray | None = None,
-  memory: Memory | None = None,
-  residual: bool = True,
-  seed: int = 0,
-  on_layer: Callable[[int], None] = lambda layer: None,
-) -> tuple[Drops, dict[str, np.ndarray]]:
-  """Score a checkpoint and choose what to drop.
-
-  Args:
-    source: an opened checkpoint.
-    count: sublayers, or blocks for target 'block', to drop.
-    target: 'attention', 'mlp', 'joint' or 'block'.
-    selection: 'similarity' drops the most similar at once; 'iterative' one at
-      a time, scoring again; 'consecutive' the window of blocks that changes
-      the stream least; 'reverse' (least similar first) and 'random' are
-      controls.
-    tokens: calibration tokens; not needed for 'random'.
-    memory: how activations are held.
-    residual: as in `score_sublayers`.
-    seed: of the random selection.
-    on_layer: as in `score_sublayers`.
-
-  Returns:
-    The drops, and the scores of the dense model ({} for 'random').
-
-  Raises:
-    ValueError: an unknown target or selection, a count out of range, no tokens.
-  """
-  num_layers = source.config.num_layers
-  if selection not in SELECTIONS:
-    raise ValueError(
-      f"selection {selection!r}: use one of {', '.join(SELECTIONS)}"
-    )
-  if selection == "random":
-    key = jax.random.key(seed)
-    return drops.select_random(key, num_layers, count, target), {}
-  # An empty choice checks target and count before the long pass.
-  drops.select_random(jax.random.key(0), num_layers, count, target)
-  if tokens is None:
-    raise ValueError(f"selection {selection} needs calibration tokens")
-  score = functools.partial(
-    score_sublayers,
-    source,
-    tokens,
-    memory=memory,
-    residual=residual,
-    on_layer=on_layer,
-  )
-  if selection == "iterative":
-    seen = []
-
-    def again(gates):
-      seen.append(score(gates=gates))
-      return seen[-1]
-
-    chosen = drops.select_iterative(again, num_layers, count, target)
-    return chosen, seen[0] if seen else score()
-  if selection == "consecutive":
-    if target != "block":
-      raise ValueError(f"consecutive drops are of blocks, not {target}")
-    scores = score(window=count)
-    windows = scores.pop("window", np.zeros(0))  # none of length 0
-    return drops.select_window(windows, num_layers, count), scores
-  scores = score()
-  chosen = drops.select(scores, count, target, reverse=selection == "reverse")
-  return chosen, scores
 
 
 def prune_drops(
@@ -186,8 +111,8 @@ def prune_drops(
   Args:
     source: an opened checkpoint.
     out: folder to write.
-    chosen: from `choose_drops`.
-    scores: from `choose_drops`; kept in the log.
+    chosen: from `drops.choose_drops`.
+    scores: of the dense model, from there too; kept in the log.
     score_name: what they are, the beginning of their names in the log.
     provenance: JSON values that identify the run.
     overwrite: replace an older model folder.
@@ -234,24 +159,28 @@ def prune_drops(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _score(config, residual, mesh, layer, x_BTD, sliding, gates):
+def _score(config, residual, mesh, layer, batch, sliding, gates):
+  x_BTD, valid_BT = batch
   y_BTD, tape = streaming.run_layer(
-    config, layer, x_BTD, sliding, gates, mesh=mesh
+    config, layer, x_BTD, sliding, valid_BT=valid_BT, gates=gates, mesh=mesh
   )
-  scores = similarities.observe_sublayers(tape, residual=residual)
+  scores = similarities.observe_sublayers(tape, valid_BT, residual=residual)
   return y_BTD, devices.on_every_device(scores, mesh)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _similarity(mesh, x_BTD, y_BTD):
+def _similarity(mesh, x_BTD, y_BTD, valid_BT):
   return devices.on_every_device(
-    similarities.observe_similarity(x_BTD, y_BTD), mesh
+    similarities.observe_similarity(x_BTD, y_BTD, valid_BT), mesh
   )
 
 
-def _mean_similarity(xs, ys, mesh) -> float:
+def _mean_similarity(earlier, states, mesh) -> float:
+  """Mean cosine of the activations of an earlier layer and of now."""
   parts = [
-    _similarity(mesh, *(devices.place_batch(a, mesh) for a in pair))
-    for pair in zip(xs, ys)
+    _similarity(
+      mesh, *(devices.place_batch(a, mesh) for a in (x_BTD, y_BTD)), valid_BT
+    )
+    for x_BTD, (y_BTD, valid_BT) in zip(earlier, states)
   ]
   return float(jax.tree.map(lambda *s: sum(s), *parts).mean)

@@ -8,9 +8,9 @@ was, as in the reference implementations.
 
 On the device: one layer, its statistics, one micro-batch in work, and the
 calibration activations unless they are kept on the host. On the host: one
-layer above the memory map. `estimate.py` counts it before.
+layer above the memory map. `memory.py` counts it before.
 
-A run that was killed goes on after the last finished layer (`commits.py`) and
+A run that was killed goes on after the last finished layer (`resume.py`) and
 ends with the same bits.
 
 Reference: Sun et al., Wanda, arXiv 2306.11695, and Frantar and Alistarh,
@@ -27,7 +27,7 @@ import numpy as np
 
 from jaxprune import checkpoints, devices
 from jaxprune.checkpoints import names
-from jaxprune.models import ModelConfig
+from jaxprune.models import EncoderConfig
 from jaxprune.pruning import registry
 from jaxprune.pruning.checkpoint import (
   global_magnitude,
@@ -35,10 +35,25 @@ from jaxprune.pruning.checkpoint import (
   resume,
   streaming,
 )
-from jaxprune.pruning.checkpoint.streaming import Memory
-from jaxprune.pruning.methods.quantize import Levels
-from jaxprune.pruning.patterns import NofM, removed_count
-from jaxprune.pruning.registry import Pattern, UnitMethod
+from jaxprune.pruning.checkpoint.streaming import Config, Memory, Tokens
+from jaxprune.pruning.patterns import AnyPattern, Levels, NofM, removed_count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Output:
+  """How a pruned model is written.
+
+  Attributes:
+    slim: build the MLPs without the units that are removed, instead of zeros in
+      place. For methods that remove units.
+    provenance: JSON values that identify the run. A resumed run must have the
+      same.
+    overwrite: replace an older model folder.
+  """
+
+  slim: bool = False
+  provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  overwrite: bool = False
 
 
 def prune_weights(
@@ -46,12 +61,10 @@ def prune_weights(
   out: str | os.PathLike,
   *,
   method: str,
-  pattern: Pattern | Sequence[Pattern],
-  tokens: np.ndarray | None = None,
-  narrow: bool = False,
+  pattern: AnyPattern | Sequence[AnyPattern],
+  tokens: Tokens | None = None,
   memory: Memory | None = None,
-  provenance: Mapping[str, Any] | None = None,
-  overwrite: bool = False,
+  output: Output | None = None,
   on_layer: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
   """Prune every kernel of a checkpoint and write the pruned folder.
@@ -60,22 +73,18 @@ def prune_weights(
     source: an opened checkpoint.
     out: folder to write: a Hugging Face checkpoint with zeros in place, and
       `masks.safetensors` where weights were removed.
-    method: a name in `methods.METHODS`.
+    method: a name in `registry.METHODS`.
     pattern: what is removed in each kernel, or of the hidden units of each
       MLP; one per layer (`allocation.py`), or one for all.
-    tokens: calibration tokens, int [sequences, length]; None only for a method
-      that needs no data.
-    narrow: build the MLPs without the units that are removed, instead of
-      zeros in place. For methods that remove units.
+    tokens: calibration tokens, int [sequences, length], for an encoder also
+      with padding; None only for a method that needs no data.
     memory: how activations are held, and on which devices.
-    provenance: JSON values that identify the run. A resumed run must have the
-      same.
-    overwrite: replace an older model folder.
+    output: how the folder is written.
     on_layer: called with the log of each layer when it is finished.
 
   Returns:
     The log, a row per layer: layer, seconds, sparsity (fraction of zeros over
-    the kernels, before narrowing), layer_error (mean over kernels of
+    the kernels, before MLPs are slimmed), layer_error (mean over kernels of
     |X(W-W')|^2 / |XW|^2 on the first 256 calibration tokens; absent without
     tokens), memory (peak of the host, bytes) and the method's notes.
 
@@ -83,23 +92,23 @@ def prune_weights(
     ValueError: as `check_job`, tokens that the model cannot read, bad weights,
       or unfinished work of another run.
   """
-  memory = memory or Memory()
-  config = source.config
+  memory, output = memory or Memory(), output or Output()
+  config, slim = source.config, output.slim
   patterns = each_layer(config, pattern)
-  check_job(config, method, patterns, tokens=tokens is not None, narrow=narrow)
+  check_job(config, method, patterns, tokens=tokens is not None, slim=slim)
   if tokens is not None:
     streaming.check_tokens(config, tokens)
     memory.size(len(tokens))
+  if isinstance(config, EncoderConfig) and memory.mesh is not None:
+    raise ValueError("an encoder is pruned on one device: give no mesh")
   chosen = registry.METHODS[method]
-  written = [dataclasses.asdict(one) for one in patterns]
-  job = dict(provenance or {}) | {
+  job = dict(output.provenance) | {
     "method": method,
-    "narrow": narrow,
-    "pattern": written[0] if len(set(patterns)) == 1 else written,
+    "slim": slim,
+    "pattern": _described(patterns),
   }
-  export = _start(
-    out, source, job, _changes(config, chosen, patterns, narrow), overwrite
-  )
+  changes = _changes(config, chosen, patterns, slim)
+  export = _start(out, source, job, changes, output.overwrite)
   log = resume.read_log(export)
   start = len(log)
   threshold = None
@@ -110,7 +119,9 @@ def prune_weights(
   states = None
   if tokens is not None and start < config.num_layers:
     states = (
-      resume.read_states(export, start, memory)
+      resume.read_states(
+        export, start, streaming.shapes_of_states(config, tokens, memory)
+      )
       if start
       else streaming.embedded(source, tokens, memory)
     )
@@ -118,7 +129,7 @@ def prune_weights(
     began = time.monotonic()
     read = checkpoints.read_layer(source, index)
     old = streaming.place_layer(read, memory)
-    sliding = config.sliding_layers[index]
+    sliding = streaming.is_sliding(config, index)
     if threshold is None:
       new, keep, notes = layer.prune_layer(
         config, chosen, patterns[index], old, sliding, states, memory
@@ -134,18 +145,33 @@ def prune_weights(
     row["seconds"] = time.monotonic() - began
     row["memory"] = devices.peak_resident_bytes()
     log.append(row)
-    if narrow:
-      new, keep = layer.narrow_layer(devices.to_host(new), keep), {}
+    if slim:
+      new, keep = layer.slim_layer(devices.to_host(new), keep), {}
     resume.commit(export, index, new, keep, states, log)
     on_layer(row)
   resume.finish(export, job)
   return log
 
 
+def encoder_methods() -> tuple[str, ...]:
+  """The methods that prune encoders: those that remove single weights."""
+  return registry.names(registry.ENTRIES, rounds=False)
+
+
+def _described(patterns):
+  """JSON values of the patterns: one where all layers have the same."""
+  written = [dataclasses.asdict(pattern) for pattern in patterns]
+  return written[0] if len(set(patterns)) == 1 else written
+
+
 def each_layer(
-  config: ModelConfig, pattern: Pattern | Sequence[Pattern]
-) -> tuple[Pattern, ...]:
+  config: Config, pattern: AnyPattern | Sequence[AnyPattern]
+) -> tuple[AnyPattern, ...]:
   """One pattern per layer.
+
+  Args:
+    config: the model.
+    pattern: one for all layers, or one for each.
 
   Raises:
     ValueError: a sequence of another length.
@@ -161,58 +187,91 @@ def each_layer(
 
 
 def check_job(
-  config: ModelConfig,
+  config: Config,
   method: str,
-  pattern: Pattern | Sequence[Pattern],
+  pattern: AnyPattern | Sequence[AnyPattern],
   *,
   tokens: bool,
-  narrow: bool = False,
+  slim: bool = False,
 ) -> None:
   """Refuse, before any work, what cannot be done.
 
   Args:
     config: the model.
-    method: a name.
+    method: a name in `registry.METHODS`.
     pattern: as in `prune_weights`.
     tokens: whether there are calibration tokens.
-    narrow: as in `prune_weights`.
+    slim: as in `Output`.
 
   Raises:
     ValueError: an unknown method, a pattern that it does not take or that does
-      not divide a kernel, no tokens where they are needed, or something that
-      cannot be made narrower.
+      not divide a kernel, no tokens where they are needed, or an MLP that
+      cannot be made slimmer.
   """
-  if method not in registry.METHODS:
+  chosen = registry.find(method)
+  if chosen.unit == registry.SUBLAYERS:
     raise ValueError(
-      f"method {method!r}: use one of {', '.join(registry.METHODS)}"
+      f"method {method} drops sublayers, it has no pattern: use one of"
+      f" {', '.join(registry.names(registry.ENTRIES, registry.HIDDEN_UNITS))}"
     )
-  chosen = registry.METHODS[method]
   if chosen.statistic and not tokens:
     raise ValueError(f"method {method} looks at calibration tokens: give some")
-  if narrow and not isinstance(chosen, UnitMethod):
+  if slim and chosen.unit != registry.HIDDEN_UNITS:
     raise ValueError(
-      f"method {method} removes single weights, so nothing becomes narrower:"
-      f" use one of {', '.join(registry.UNIT_METHODS)}"
+      f"method {method} removes single weights, so no MLP becomes slimmer:"
+      f" use one of {', '.join(registry.names(registry.HIDDEN_UNITS))}"
     )
   patterns = set(each_layer(config, pattern))
-  if narrow and len(patterns) > 1:
+  if isinstance(config, EncoderConfig):
+    _check_encoder(method, patterns)
+  if slim and len(patterns) > 1:
     raise ValueError(
-      "narrow MLPs of several widths have no config.json: use one sparsity"
-      " for all layers, or no narrowing"
+      "slim MLPs of several widths have no config.json: use one sparsity for"
+      " all layers, or do not slim"
     )
-  for one in patterns:
-    if not isinstance(one, chosen.patterns):
-      raise ValueError(
-        f"method {method} does not take {one}: use"
-        f" {' or '.join(p.__name__ for p in chosen.patterns)}"
-      )
-    if getattr(one, "group", "") == "global" and method != "magnitude":
-      raise ValueError(
-        f"group global compares all layers at once, but {method} scores a"
-        " layer after those before it are pruned: use magnitude, or group"
-        " output or matrix"
-      )
-    _check_divides(config, one)
+  for layer_pattern in patterns:
+    _check_pattern(method, chosen, layer_pattern)
+    _check_divides(config, layer_pattern)
+
+
+def _check_encoder(method, patterns):
+  """Refuse what is there for decoders only."""
+  if method not in encoder_methods():
+    raise ValueError(
+      f"method {method!r} is not for encoders: use one of"
+      f" {', '.join(encoder_methods())}"
+    )
+  if any(getattr(pattern, "group", "") == "global" for pattern in patterns):
+    raise ValueError(
+      "group global is not there for encoders: use group output or matrix"
+    )
+
+
+def _check_pattern(method, chosen, pattern):
+  """Refuse a pattern that the method does not take."""
+  if type(pattern).__name__ not in chosen.patterns:
+    raise ValueError(
+      f"method {method} does not take {pattern}: use"
+      f" {' or '.join(chosen.patterns)}"
+    )
+  group = getattr(pattern, "group", None)
+  if group is None or group in chosen.groups:
+    return
+  if group == "global":
+    able = [
+      name
+      for name in registry.names(registry.ENTRIES)
+      if "global" in registry.METHODS[name].groups
+    ]
+    raise ValueError(
+      f"group global compares all layers at once, but {method} scores a"
+      f" layer after those before it are pruned: use {' or '.join(able)}, or"
+      f" group {' or '.join(chosen.groups)}"
+    )
+  raise ValueError(
+    f"method {method} does not take group {group}: use"
+    f" {' or '.join(chosen.groups)}"
+  )
 
 
 def _check_divides(config, pattern):
@@ -231,10 +290,10 @@ def _check_divides(config, pattern):
       )
 
 
-def _changes(config, method, patterns, narrow) -> dict[str, Any]:
+def _changes(config, method, patterns, slim) -> dict[str, Any]:
   """What config.json of the written model says otherwise."""
   changes = {}
-  if narrow:
+  if slim:
     changes["intermediate_size"] = config.mlp_dim - removed_count(
       config.mlp_dim, patterns[0].sparsity
     )

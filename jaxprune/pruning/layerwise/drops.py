@@ -24,6 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 TARGETS = ("attention", "mlp", "joint", "block")
+SELECTIONS = ("ranked", "reverse", "iterative", "consecutive", "random")
+
+Scores = Mapping[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,20 @@ def _checked(count: int, most: int, target: str) -> int:
       f"drop count is {count}, but {target} has {most} to drop; use 0 to {most}"
     )
   return count
+
+
+def check_count(num_layers: int, count: int, target: str) -> None:
+  """Refuse what cannot be dropped.
+
+  Args:
+    num_layers: L.
+    count: number of sublayers, or of blocks for 'block'.
+    target: a name in `TARGETS`.
+
+  Raises:
+    ValueError: unknown target or count out of range.
+  """
+  _checked(count, len(_units(target, num_layers)), target)
 
 
 def _numbers(name: str, scores: jax.Array, size: int) -> np.ndarray:
@@ -137,8 +154,8 @@ def select_window(scores_W: jax.Array, num_layers: int, count: int) -> Drops:
   """Drop the `count` neighbouring blocks that change the stream least.
 
   Args:
-    scores_W: cos(h_i, h_{i+count}) of every window, i from 0 to L - count;
-      not looked at when count is 0.
+    scores_W: cos(h_i, h_{i+count}) of every window, i from 0 to L - count,
+      [L - count + 1]; not looked at when count is 0.
     num_layers: L.
     count: length of the window, 0..L.
 
@@ -156,23 +173,71 @@ def select_window(scores_W: jax.Array, num_layers: int, count: int) -> Drops:
   return Drops(num_layers=num_layers, order=sum(units, ()))
 
 
-def select_consecutive(similarity_LL: jax.Array, count: int) -> Drops:
-  """Choose a window from the scores of windows of every length.
+def choose_drops(
+  score: Callable[[dict[str, jax.Array] | None], Scores] | None,
+  num_layers: int,
+  count: int,
+  *,
+  target: str,
+  selection: str = "ranked",
+  lowest_first: bool = False,
+  seed: int = 0,
+) -> tuple[Drops, dict[str, jax.Array]]:
+  """Score the sublayers of a model and choose which of them leave.
 
   Args:
-    similarity_LL: mean of `similarities.observe_consecutive`, [L, L].
-    count: length of the window, 0..L; its scores are column count - 1.
+    score: from the gates of what is dropped already, as in `Drops.gates` and
+      None for nothing, to scores [L] under 'attention', 'mlp' or 'block', as
+      the target needs; for 'consecutive' also 'window', see `select_window`.
+      Not called for 'random', where it may be None.
+    num_layers: L of the dense model.
+    count: number of sublayers, or of blocks for 'block'.
+    target: a name in `TARGETS`.
+    selection: 'ranked' drops all at once by the scores of the dense model;
+      'iterative' drops one at a time and scores again; 'consecutive' drops the
+      window of blocks that changes the residual stream least; 'reverse' (the
+      last of the ranking first) and 'random' are controls.
+    lowest_first: the lowest score leaves first, as for a damage; else the
+      highest, as for a similarity.
+    seed: of the random selection.
 
   Returns:
-    As `select_window`.
+    The drops, and the scores of the dense model, {} for 'random'.
 
   Raises:
-    ValueError: as `select_window`.
+    ValueError: an unknown target or selection, a count out of range, no score,
+      scores that are nan or of another size.
   """
-  num_layers = len(similarity_LL)
-  _checked(count, num_layers, "block")
-  column_L = np.asarray(similarity_LL)[:, count - 1]
-  return select_window(column_L[: num_layers - count + 1], num_layers, count)
+  if selection not in SELECTIONS:
+    raise ValueError(
+      f"selection {selection!r}: use one of {', '.join(SELECTIONS)}"
+    )
+  # Before the scores, which may take long.
+  check_count(num_layers, count, target)
+  if selection == "random":
+    key = jax.random.key(seed)
+    return select_random(key, num_layers, count, target), {}
+  if selection == "consecutive" and target != "block":
+    raise ValueError(f"consecutive drops are of blocks, not {target}")
+  if score is None:
+    raise ValueError(f"selection {selection} needs scores: give calibration")
+  if selection == "iterative" and count:
+    rounds = []
+
+    def score_again(gates):
+      rounds.append(score(gates))
+      return rounds[-1]
+
+    chosen = select_iterative(
+      score_again, num_layers, count, target, reverse=lowest_first
+    )
+    return chosen, dict(rounds[0])
+  scores = dict(score(None))
+  if selection == "consecutive":
+    windows = scores.pop("window", np.zeros(0))  # none of length 0
+    return select_window(windows, num_layers, count), scores
+  reverse = lowest_first != (selection == "reverse")
+  return select(scores, count, target, reverse=reverse), scores
 
 
 def select_random(

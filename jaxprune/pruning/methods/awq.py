@@ -27,6 +27,7 @@ from jaxprune.calibration.moments import MeanAbs
 from jaxprune.calibration.statistics import Gram
 from jaxprune.pruning import reconstruction
 from jaxprune.pruning.methods.quantize import Quantized, dequantize, quantize
+from jaxprune.pruning.patterns import Levels
 
 
 def input_scales(loudness_I: jax.Array, alpha: jax.Array) -> jax.Array:
@@ -110,3 +111,31 @@ def awq(
   best = alphas_P[jnp.argmin(jax.lax.map(error, alphas_P))]
   quantized = rounded(best)
   return dequantize(quantized).astype(w_IO.dtype), quantized
+
+
+def awq_levels(
+  w_IO: jax.Array, statistics: tuple[Gram, MeanAbs], levels: Levels
+) -> tuple[jax.Array, None]:
+  """Quantise a kernel to levels: the method of the table.
+
+  Args:
+    w_IO: kernel [I, O].
+    statistics: Gram and mean |x| of the inputs.
+    levels: bits and groups.
+
+  Returns:
+    The dequantised kernel, [I, O] in the dtype of w_IO; nothing is removed.
+
+  Raises:
+    ValueError: as `awq`.
+  """
+  gram, mean_abs = statistics
+  new_IO, _ = awq(
+    w_IO,
+    gram,
+    mean_abs=mean_abs,
+    bits=levels.bits,
+    group_size=levels.group_size,
+    symmetric=levels.symmetric,
+  )
+  return new_IO, None

@@ -56,7 +56,7 @@ def flap(
   """Remove the hidden units of one MLP that fluctuate least, by masking.
 
   Args:
-    mlp: as in `neuron.mask_neurons`; `neuron.narrow` takes the same tree.
+    mlp: as in `neuron.mask_neurons`; `neuron.slim` takes the same tree.
     statistics: moments of the input of 'down', over tokens.
     sparsity: fraction of the units to remove, in [0, 1); floor(F * sparsity)
       go.

@@ -5,13 +5,13 @@
 
 with x the input of the down kernel. A unit that goes takes its row of `down`,
 its columns of `gate` and `up` and their biases along, so the MLP may either be
-masked or be built physically narrower: both give the same output.
+masked or be built slimmer: both give the same output.
 
 Reference: `neuron_partition` of the paper's official code, which does not
 take the square root of s_j; the variant that does is in a comment there.
 
 Differs from the reference in: both variants; exact counts, ties by index; the
-narrower kernels.
+slimmer kernels.
 """
 
 from typing import Any
@@ -116,7 +116,7 @@ def mask_neurons(mlp: Tree, keep_F: jax.Array) -> tuple[Tree, Tree]:
   return new, masks
 
 
-def narrow(mlp: Tree, keep_F: jax.Array, width: int) -> Tree:
+def slim(mlp: Tree, keep_F: jax.Array, width: int) -> Tree:
   """Build the MLP without the units that go, in their order.
 
   Args:
@@ -157,3 +157,35 @@ def neuron(
   down_FO = mlp["down"]["kernel"]
   keep_F = keep_neurons(down_FO, statistics, sparsity, root=root)
   return mask_neurons(mlp, keep_F)
+
+
+def remove_neurons(
+  mlp: Tree, statistics: SquaredNorm, sparsity: float
+) -> tuple[Tree, Tree, None]:
+  """`neuron` as the table of methods wants it: no bias stands in.
+
+  Args:
+    mlp: as in `mask_neurons`.
+    statistics: squared norms of the inputs of the down kernel.
+    sparsity: fraction of units removed, in [0, 1).
+
+  Returns:
+    The tree with zeros, the masks of its kernels, and None.
+  """
+  return *neuron(mlp, statistics, sparsity), None
+
+
+def remove_neurons_root(
+  mlp: Tree, statistics: SquaredNorm, sparsity: float
+) -> tuple[Tree, Tree, None]:
+  """`remove_neurons` by the square root of s_j.
+
+  Args:
+    mlp: as in `mask_neurons`.
+    statistics: squared norms of the inputs of the down kernel.
+    sparsity: fraction of units removed, in [0, 1).
+
+  Returns:
+    The tree with zeros, the masks of its kernels, and None.
+  """
+  return *neuron(mlp, statistics, sparsity, root=True), None

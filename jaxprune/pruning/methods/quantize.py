@@ -23,28 +23,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Levels:
-  """How finely every kernel is rounded.
-
-  Attributes:
-    bits: 2 to 8.
-    group_size: inputs that share a scale; None for all inputs of an output.
-    symmetric: levels around zero without a zero point.
-  """
-
-  bits: int
-  group_size: int | None = 128
-  symmetric: bool = False
-
-  def __post_init__(self):
-    if not 2 <= self.bits <= 8:
-      raise ValueError(f"bits is {self.bits}; use 2 to 8")
-    if self.group_size is not None and self.group_size < 1:
-      raise ValueError(
-        f"group_size is {self.group_size}; use 1 or more, or None"
-      )
+from jaxprune.pruning.patterns import Levels
 
 
 @jax.tree_util.register_dataclass
@@ -161,3 +140,29 @@ def round_to_nearest(
     w_IO, bits=bits, group_size=group_size, symmetric=symmetric
   )
   return dequantize(quantized).astype(w_IO.dtype), quantized
+
+
+def rtn(
+  w_IO: jax.Array, statistics: object, levels: Levels
+) -> tuple[jax.Array, None]:
+  """Round a kernel to the nearest levels: the method of the table.
+
+  Args:
+    w_IO: kernel [I, O].
+    statistics: not looked at.
+    levels: bits and groups.
+
+  Returns:
+    The rounded kernel, [I, O] in the dtype of w_IO; nothing is removed.
+
+  Raises:
+    ValueError: as `quantize`.
+  """
+  new_IO, _ = round_to_nearest(
+    w_IO,
+    statistics,
+    bits=levels.bits,
+    group_size=levels.group_size,
+    symmetric=levels.symmetric,
+  )
+  return new_IO, None

@@ -8,7 +8,7 @@ w_i^2 / U_ii^2, and what is lost is best made up by the inputs after it:
 
 Inputs are handled in blocks of 128. Unstructured masks are chosen when a block
 starts, n:m masks when their group starts, from weights as corrected so far.
-U comes from `factor.py`.
+U comes from `hessian_inverse.py`.
 
 Reference: Frantar and Alistarh, "SparseGPT: Massive Language Models Can Be
 Accurately Pruned in One-Shot" (arXiv 2301.00774), algorithm 1.
@@ -31,6 +31,7 @@ from jaxprune.calibration.statistics import Gram
 from jaxprune.pruning.methods.hessian_inverse import (
   InverseFactor,
   inverse_factor,
+  inverse_factor_with_retry,
 )
 from jaxprune.pruning.patterns import (
   NofM,
@@ -217,6 +218,19 @@ def prune_with_factor(
     masks.append(mask_SO)
   new_IO = jnp.where(factor.ok, jnp.concatenate(parts), jnp.nan)
   return new_IO.astype(w_IO.dtype), jnp.concatenate(masks)
+
+
+def factorise(statistics: Gram) -> tuple[InverseFactor, dict[str, float]]:
+  """What all kernels with the same inputs share; for drivers.
+
+  Returns:
+    The factor, and the damping that made it exist.
+
+  Raises:
+    ValueError: as `inverse_factor_with_retry`.
+  """
+  factor, tried = inverse_factor_with_retry(statistics)
+  return factor, {"damping": tried[-1]}
 
 
 def sparsegpt(

@@ -80,9 +80,7 @@ def check(config, settings: Settings) -> None:
   """
   for target in settings.targets:
     try:
-      drops.select_random(
-        jax.random.key(0), config.num_layers, settings.max_count, target
-      )
+      drops.check_count(config.num_layers, settings.max_count, target)
     except ValueError as error:
       raise ValueError(f"--targets or --max_count: {error}") from error
 
@@ -192,14 +190,19 @@ def _orders(source, tokens, single, target, settings):
     kind: -each["kl"].mean(axis=1, dtype=np.float64)
     for kind, each in single.damages.items()
   }
-  greedy, _ = ablation.choose_drops(
-    source,
+  greedy, _ = drops.choose_drops(
+    ablation.kl_score(
+      source,
+      tokens,
+      target,
+      temperature=settings.analysis_temperature,
+      memory=settings.memory,
+    ),
+    layers,
     count,
     target=target,
-    iterative=True,
-    tokens=tokens,
-    temperature=settings.analysis_temperature,
-    memory=settings.memory,
+    selection="iterative",
+    lowest_first=True,
   )
   return {
     "similarity": [drops.select(single.similarities, count, target)],

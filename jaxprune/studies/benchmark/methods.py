@@ -103,7 +103,7 @@ def _prune_twice(source, configuration, tokens):
         source,
         folder,
         method=configuration.method,
-        pattern=configuration.pattern,
+        pattern=configuration.change.pattern,
         tokens=tokens,
       )
     )

@@ -154,7 +154,12 @@ def _jax_work(source, ids, new_tokens, out):
 
   def prune(pattern):
     weights.prune_weights(
-      source, out, method="wanda", pattern=pattern, tokens=ids, overwrite=True
+      source,
+      out,
+      method="wanda",
+      pattern=pattern,
+      tokens=ids,
+      output=weights.Output(overwrite=True),
     )
 
   return {

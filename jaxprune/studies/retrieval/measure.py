@@ -21,7 +21,9 @@ from jaxprune.calibration import documents, load_tokenizer, tokens
 from jaxprune.evaluation import retrieval, sentences
 from jaxprune.models import EncoderConfig
 from jaxprune.probes import spaces
-from jaxprune.pruning.checkpoint import encoder, sublayers, weights
+from jaxprune.pruning import registry
+from jaxprune.pruning.checkpoint import layer, sublayers, weights
+from jaxprune.pruning.checkpoint.streaming import PaddedTokens
 from jaxprune.pruning.layerwise import drops
 from jaxprune.pruning.patterns import NofM, Unstructured
 from jaxprune.studies.tasks import retrieval_data
@@ -100,6 +102,11 @@ class Calibration:
   valid: np.ndarray
   description: dict[str, Any]
 
+  @property
+  def padded(self) -> PaddedTokens:
+    """The sequences as pruning takes them."""
+    return PaddedTokens(ids=self.tokens, valid=self.valid)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Study:
@@ -168,7 +175,7 @@ def variants(wanted: Wanted) -> list[Variant]:
   """
   found = []
   for method in wanted.methods:
-    group = "matrix" if method == "sparsegpt" else "output"
+    group = registry.default_group(method)
     for pattern in (
       *(Unstructured(sparsity=s, group=group) for s in wanted.sparsities),
       *wanted.patterns,
@@ -228,10 +235,10 @@ def check(found: Sequence[Variant], config: EncoderConfig) -> None:
   for variant in found:
     method = variant.settings["method"]
     if variant.pattern is not None:
-      if method not in encoder.METHODS:
+      if method not in weights.encoder_methods():
         raise ValueError(
           f"--method={method}: is not for encoders; use some of"
-          f" {', '.join(encoder.METHODS)}"
+          f" {', '.join(weights.encoder_methods())}"
         )
       weights.check_job(config, method, variant.pattern, tokens=True)
     if variant.settings.get("drop_count", 0) > config.num_layers:
@@ -341,7 +348,7 @@ def similarities(
   """
   if not any("drop_count" in variant.settings for variant in found):
     return None
-  return encoder.score_encoder(source, calibration.tokens, calibration.valid)
+  return sublayers.score_sublayers(source, calibration.padded)
 
 
 def measure(
@@ -422,14 +429,13 @@ def make_model(
     return variant.folder
   provenance = {**variant.settings, "calibration": calibration.description}
   if variant.pattern is not None:
-    encoder.prune_encoder(
+    weights.prune_weights(
       source,
       folder,
       method=variant.settings["method"],
       pattern=variant.pattern,
-      tokens=calibration.tokens,
-      valid=calibration.valid,
-      provenance=provenance,
+      tokens=calibration.padded,
+      output=weights.Output(provenance=provenance),
     )
     return folder
   kind = variant.settings["method"].removeprefix("drop_")
@@ -470,7 +476,7 @@ def embed(
     name: sentences.embed_texts(config, params, ids, pooling)
     for name, ids in texts.ids.items()
   }
-  return source, encoder.sparsity(params["layers"]), vectors
+  return source, layer.sparsity(params["layers"]), vectors
 
 
 def score(

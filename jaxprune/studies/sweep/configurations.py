@@ -10,38 +10,21 @@ them does to the output. Nothing here knows flags.
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 from jaxprune.models import ModelConfig
+from jaxprune.pruning import change as change_lib
+from jaxprune.pruning import registry
+from jaxprune.pruning.change import Change
 
-ENTRIES = (  # single weights
-  "magnitude",
-  "wanda",
-  "wanda_variant",
-  "ria",
-  "sparse_swaps",
-  "sparsegpt",
-)
-UNITS = ("neuron", "neuron_root", "flap")  # hidden units of the MLP
-ROUNDING = ("rtn", "awq")
-DROPS = {  # method -> (target, selection); a target of None has to be chosen
-  "drop_attention": ("attention", "similarity"),
-  "drop_mlp": ("mlp", "similarity"),
-  "drop_joint": ("joint", "similarity"),
-  "drop_block": ("block", "similarity"),
-  "drop_consecutive": ("block", "consecutive"),
-  "drop_iterative": (None, "iterative"),
-  "drop_random": (None, "random"),
-  "drop_reverse": (None, "reverse"),
-  "kl_attention": ("attention", "kl"),
-  "kl_mlp": ("mlp", "kl"),
-  "kl_joint": ("joint", "kl"),
-  "kl_block": ("block", "kl"),
-  "kl_iterative": (None, "kl_iterative"),
-}
-ALLOCATIONS = ("linear", "owl", "kl")
+ENTRIES = registry.names(registry.ENTRIES, rounds=False)  # single weights
+UNITS = registry.names(registry.HIDDEN_UNITS)  # hidden units of the MLP
+ROUNDING = registry.names(rounds=True)
+DROPS = registry.names(registry.SUBLAYERS)
+ALLOCATIONS = tuple(a for a in change_lib.ALLOCATIONS if a != "uniform")
 # Give the same model whatever was drawn.
-DATA_FREE = ("magnitude", "rtn")
+DATA_FREE = tuple(
+  name for name, row in registry.METHODS.items() if row.data_free
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,22 +32,14 @@ class Cell:
   """What is done to the dense model.
 
   Attributes:
-    method: a name of the tables above, with its @ALLOCATION.
+    method: a name of the table of methods, with its @ALLOCATION.
     amount: as in the module.
-    drop: number of sublayers, for a drop.
-    pattern: for the others.
-    target: what is dropped.
-    selection: how it is chosen.
-    allocation: how a sparsity is spread over layers; None is evenly.
+    change: what both mean.
   """
 
   method: str
   amount: str
-  drop: int | None = None
-  pattern: Any = None
-  target: str | None = None
-  selection: str | None = None
-  allocation: str | None = None
+  change: Change
 
   @property
   def base(self) -> str:
@@ -94,9 +69,8 @@ def read_cell(text: str, *, group_size: int | None, target: str) -> Cell:
   Raises:
     ValueError: an unknown method or an amount that it does not take.
   """
-  from jaxprune.pruning import patterns
-  from jaxprune.pruning.methods import quantize
-  from jaxprune.studies import inputs
+  from jaxprune.pruning.patterns import Levels
+  from jaxprune.studies.prune import make_pattern
 
   name, _, amount = text.partition(":")
   method, at, allocation = name.partition("@")
@@ -110,34 +84,23 @@ def read_cell(text: str, *, group_size: int | None, target: str) -> Cell:
         f"@{allocation} is not one of {', '.join(ALLOCATIONS)} after a method"
         " that removes weights, and a sparsity"
       )
-    if method in DROPS:
-      what, selection = DROPS[method]
-      return Cell(
-        method=method,
-        amount=amount,
-        drop=int(amount),
-        target=what or target,
-        selection=selection,
-      )
-    if method in ROUNDING:
-      pattern = quantize.Levels(bits=int(amount), group_size=group_size)
-    elif method in UNITS:
-      pattern = patterns.Unstructured(sparsity=float(amount))
-    elif method in ENTRIES and ":" in amount:
-      pattern = inputs.read_pattern(amount, 0.0, "output")
-    elif method in ENTRIES:
-      group = "matrix" if method == "sparsegpt" else "output"
-      pattern = patterns.Unstructured(sparsity=float(amount), group=group)
-    else:
+    if method not in registry.METHODS:
       raise ValueError("unknown method")
+    change = {"method": method, "allocation": allocation or "uniform"}
+    if method in DROPS:
+      change |= {"drop_count": int(amount), "target": target}
+    elif method in ROUNDING:
+      change["pattern"] = Levels(bits=int(amount), group_size=group_size)
+    elif method in ENTRIES and ":" in amount:
+      change["pattern"] = make_pattern(method, sparsity=0.0, pattern=amount)
+    else:
+      change["pattern"] = make_pattern(method, sparsity=float(amount))
   except ValueError as error:
     raise ValueError(
       f"--configurations={text}: {error}; use METHOD:AMOUNT such as wanda:0.5,"
       " sparsegpt:2:4, rtn:4 or drop_attention:4"
     ) from error
-  return Cell(
-    method=name, amount=amount, pattern=pattern, allocation=allocation or None
-  )
+  return Cell(method=name, amount=amount, change=Change(**change))
 
 
 def read_all(
@@ -168,16 +131,12 @@ def read_all(
 
 def check(config, cell: Cell) -> None:
   """Refuse, before any work, a cell that the model cannot have."""
-  from jaxprune.pruning.checkpoint import weights
+  from jaxprune.studies import prune as prune_lib
 
-  if cell.pattern is not None:
-    weights.check_job(config, cell.base, cell.pattern, tokens=True)
-    return
-  most = 2 * config.num_layers if cell.target == "joint" else config.num_layers
-  if not 0 <= cell.drop <= most:
-    raise ValueError(
-      f"--configurations={cell.name}: the model has {most} to drop: use fewer"
-    )
+  try:
+    prune_lib.check(config, cell.change, tokens=True)
+  except ValueError as error:
+    raise ValueError(f"--configurations={cell.name}: {error}") from error
 
 
 def prune(source, cell: Cell, tokens, seed: int, out: pathlib.Path) -> float:
@@ -190,155 +149,16 @@ def prune(source, cell: Cell, tokens, seed: int, out: pathlib.Path) -> float:
     seed: of drop_random.
     out: folder to write; the unfinished work of the same cell is taken up.
   """
-  from jaxprune.pruning.checkpoint import sublayers, weights
+  from jaxprune.pruning.checkpoint import weights
+  from jaxprune.studies import prune as prune_lib
 
-  provenance = {"cell": cell.name, "seed": seed}
-  if cell.drop is None:
-    pattern = cell.pattern
-    if cell.allocation:
-      pattern, _ = spread_pattern(
-        source, cell.base, pattern, cell.allocation, tokens=tokens
-      )
-    weights.prune_weights(
-      source,
-      out,
-      method=cell.base,
-      pattern=pattern,
-      tokens=tokens,
-      provenance=provenance,
-      overwrite=True,
-    )
-  else:
-    chosen, scores = choose_drops(
-      source,
-      cell.drop,
-      target=cell.target,
-      selection=cell.selection,
-      tokens=tokens,
-      seed=seed,
-    )
-    sublayers.prune_drops(
-      source,
-      out,
-      chosen,
-      scores,
-      score_name=score_name(cell.selection),
-      provenance=provenance,
-      overwrite=True,
-    )
-  return weights.folder_sparsity(out)
-
-
-def score_name(selection: str) -> str:
-  """What a selection ranks: `similarity` or `kl`."""
-  return "kl" if selection.startswith("kl") else "similarity"
-
-
-def choose_drops(
-  source,
-  count,
-  *,
-  target,
-  selection,
-  tokens,
-  seed,
-  memory=None,
-  on_layer=lambda layer: None,
-):
-  """Choose what is dropped, by similarity or by the damage to the output.
-
-  Args:
-    source: the dense checkpoint.
-    count: sublayers, or blocks for target block.
-    target: attention, mlp, joint or block.
-    selection: as in the table of drops.
-    tokens: calibration tokens, int [sequences, length].
-    seed: of a random selection.
-    memory: how activations are held.
-    on_layer: called with the index of each layer, or round, when it is done.
-
-  Returns:
-    The drops, and scores of the dense model by kind, [L] each.
-  """
-  from jaxprune.probes.decoder import ablation
-  from jaxprune.pruning.checkpoint import sublayers
-
-  if score_name(selection) == "kl":
-    return ablation.choose_drops(
-      source,
-      count,
-      target=target,
-      iterative=selection == "kl_iterative",
-      tokens=tokens,
-      memory=memory,
-      on_round=on_layer,
-    )
-  return sublayers.choose_drops(
+  prune_lib.prune(
     source,
-    count,
-    target=target,
-    selection=selection,
-    tokens=tokens,
-    seed=seed,
-    memory=memory,
-    on_layer=on_layer,
+    out,
+    dataclasses.replace(cell.change, seed=seed),
+    tokens,
+    output=weights.Output(
+      provenance={"cell": cell.name, "seed": seed}, overwrite=True
+    ),
   )
-
-
-def spread_pattern(
-  source,
-  method,
-  pattern,
-  allocation,
-  *,
-  tokens,
-  spread=0.08,
-  memory=None,
-  on_layer=lambda layer: None,
-):
-  """One pattern per layer, of unequal sparsity; as many weights in all.
-
-  Args:
-    source: the dense checkpoint.
-    method: what removes the weights.
-    pattern: with the sparsity of the whole.
-    allocation: linear, owl or kl.
-    tokens: calibration tokens, int [sequences, length]; owl and kl need them.
-    spread: half of what the sparsities of layers lie apart.
-    memory: how activations are held.
-    on_layer: called with the index of each layer when it is scored.
-
-  Returns:
-    The patterns, and for kl the KL in nats of pruning each layer alone, [L];
-    else None.
-
-  Raises:
-    ValueError: kl without tokens, or as `allocation.allocate`.
-  """
-  from jaxprune.probes.decoder import ablation
-  from jaxprune.pruning.checkpoint import allocation as allocation_lib
-  from jaxprune.pruning.layerwise import allocation as layerwise_allocation
-
-  damages = None
-  if allocation == "kl":
-    if tokens is None:
-      raise ValueError("allocation kl looks at calibration tokens: give some")
-    damages = ablation.layer_damages(
-      source, method, pattern, tokens, memory=memory, on_layer=on_layer
-    ).mean(axis=1, dtype=float)
-    found = layerwise_allocation.by_damage(
-      damages, pattern.sparsity, spread=spread
-    )
-  else:
-    found = allocation_lib.allocate(
-      source,
-      allocation,
-      pattern.sparsity,
-      spread=spread,
-      tokens=tokens,
-      memory=memory,
-      on_layer=on_layer,
-    )
-  return [
-    dataclasses.replace(pattern, sparsity=share) for share in found
-  ], damages
+  return weights.folder_sparsity(out)
