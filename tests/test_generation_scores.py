@@ -72,7 +72,10 @@ def alone(model):
 def test_batches_write_what_each_prompt_gives_alone(model, reader, alone):
   for batch_size in (3, 16):
     got = generation.continue_prompts(
-      *model, reader, PROMPTS, max_new_tokens=12, batch_size=batch_size
+      *model,
+      reader,
+      PROMPTS,
+      generation.Writing(max_new_tokens=12, batch_size=batch_size),
     )
     for written, expected in zip(got, alone):
       ended = expected[-1] == 2
@@ -85,7 +88,10 @@ def test_stop_strings_end_the_text(model, reader, alone):
   whole = reader.decode(alone[1])
   stop = whole[3:5]
   got = generation.continue_prompts(
-    *model, reader, PROMPTS[1:2], max_new_tokens=12, stop=(stop, "!")
+    *model,
+    reader,
+    PROMPTS[1:2],
+    generation.Writing(max_new_tokens=12, stop=(stop, "!")),
   )[0]
   place = whole.index(stop)
   assert 0 < place and got.text == whole[:place] and got.ended == "stop"
@@ -100,9 +106,7 @@ def test_sampling_follows_the_seed(model, reader):
         *model,
         reader,
         PROMPTS[:2],
-        max_new_tokens=12,
-        temperature=2.0,
-        seed=seed,
+        generation.Writing(max_new_tokens=12, temperature=2.0, seed=seed),
       )
     ]
 
@@ -123,7 +127,7 @@ def test_sampling_follows_the_seed(model, reader):
 def test_bad_prompts(model, reader, prompts, options, message):
   with pytest.raises(ValueError, match=message):
     generation.continue_prompts(
-      *model, reader, prompts, max_new_tokens=12, **options
+      *model, reader, prompts, generation.Writing(max_new_tokens=12, **options)
     )
 
 

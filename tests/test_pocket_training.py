@@ -103,11 +103,9 @@ def test_loss_of_a_uniform_model(config, params, index, bpe):
     bpe,
     0,
     0,
-    rows=2,
-    length=96,
-    pairs=3,
-    pair_length=40,
-    prompt_weight=0.2,
+    training.batches.Layout(
+      rows=2, length=96, pairs=3, pair_length=40, prompt_weight=0.2
+    ),
   )
   flat = {**params, "final_norm": {"scale": jnp.full((16,), 1e-12)}}
   _, parts = training.loss(config, TRAIN, flat, batch)
@@ -120,11 +118,9 @@ def test_padding_has_no_influence(config, params, index, bpe):
     bpe,
     0,
     0,
-    rows=2,
-    length=96,
-    pairs=3,
-    pair_length=40,
-    prompt_weight=0.2,
+    training.batches.Layout(
+      rows=2, length=96, pairs=3, pair_length=40, prompt_weight=0.2
+    ),
   )
   filled = dataclasses.replace(
     batch,

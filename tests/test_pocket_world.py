@@ -1,5 +1,6 @@
 """The pocket world: what is told, what is held out, how it is scored."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -106,11 +107,9 @@ def test_pairs_never_show_what_is_held_out(index, bpe):
       bpe,
       0,
       step,
-      rows=2,
-      length=96,
-      pairs=24,
-      pair_length=32,
-      prompt_weight=0.2,
+      batches.Layout(
+        rows=2, length=96, pairs=24, pair_length=32, prompt_weight=0.2
+      ),
     )
     assert not held & set(bpe.decode_batch(batch.pair_tokens.tolist()))
 
@@ -227,12 +226,14 @@ def test_tokenizer(index, bpe):
 
 
 def test_batch(index, bpe):
-  options = dict(rows=6, length=96, pairs=6, pair_length=24, prompt_weight=0.2)
-  batch = batches.make_batch(index, bpe, 3, 11, **options)
-  again = batches.make_batch(index, bpe, 3, 11, **options)
+  layout = batches.Layout(
+    rows=6, length=96, pairs=6, pair_length=24, prompt_weight=0.2
+  )
+  batch = batches.make_batch(index, bpe, 3, 11, layout)
+  again = batches.make_batch(index, bpe, 3, 11, layout)
   for name in ("tokens", "weights", "pair_tokens", "pair_valid"):
     np.testing.assert_array_equal(getattr(batch, name), getattr(again, name))
-  other = batches.make_batch(index, bpe, 3, 12, **options)
+  other = batches.make_batch(index, bpe, 3, 12, layout)
   assert (batch.tokens != other.tokens).any()
   assert set(np.unique(batch.weights)) == {0.0, np.float32(0.2), 1.0}
   free = (batch.tokens == tokenizer.PAD) | (batch.tokens == tokenizer.BOS)
@@ -250,7 +251,8 @@ def test_batch(index, bpe):
       for name in index.facts_of
     )
   with pytest.raises(ValueError, match="raise the row length"):
-    batches.make_batch(index, bpe, 3, 11, **{**options, "length": 20})
+    short = dataclasses.replace(layout, length=20)
+    batches.make_batch(index, bpe, 3, 11, short)
 
 
 def test_choose_counts_ties_as_wrong():

@@ -13,7 +13,7 @@ from jaxprune import checkpoints, report
 from jaxprune.pruning.checkpoint import sublayers
 from jaxprune.pruning.layerwise import drops
 from jaxprune.recovery import Recovery
-from jaxprune.studies.recovery import measure, summary, train
+from jaxprune.studies.recovery import measure, page, summary, train
 
 
 @pytest.fixture(scope="module")
@@ -235,3 +235,13 @@ def test_summary_of_a_study_by_hand():
   assert change["generate exact"]["value"] == pytest.approx(1 / 6)
   assert change["generate kl"]["value"] == pytest.approx(-1 / 12)
   assert "the variance term" in summary.verdict(numbers)
+  settings = measure.Settings(
+    seeds=(0, 1),
+    weights=(1.0, 2.0),
+    row_len=8,
+    num_samples=1,
+    seq_len=8,
+    recovery=Recovery(),
+  )
+  html = page.render(numbers, settings, {})
+  assert "weights_tried" not in html and "distill_variance" in html

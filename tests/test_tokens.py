@@ -1,5 +1,6 @@
 """Documents, windows and prompts against the protocols they claim to follow."""
 
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -13,14 +14,16 @@ import numpy as np
 import pytest
 import tokenizers
 
+from jaxprune import calibration
 from jaxprune.calibration import (
   Calibration,
+  Draw,
+  Vocabulary,
   adds_bos,
   describe,
   encode,
   left_pad,
   load_tokenizer,
-  read_calibration,
   read_documents,
   read_prompts,
   token_hash,
@@ -179,6 +182,19 @@ def test_hub_names(monkeypatch):
 
 
 # --- sampling --------------------------------------------------------------
+
+
+def read_calibration(source, tokenizer=None, **options):
+  """Options by name, whether they are of the draw or of the vocabulary."""
+  if "vocab_size" in options:
+    options["size"] = options.pop("vocab_size")
+  names = {field.name for field in dataclasses.fields(Vocabulary)}
+  return calibration.read_calibration(
+    source,
+    tokenizer,
+    Draw(**{k: v for k, v in options.items() if k not in names}),
+    Vocabulary(**{k: v for k, v in options.items() if k in names}),
+  )
 
 
 def reference_c4(documents, seed, num_samples, seq_len):

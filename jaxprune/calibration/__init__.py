@@ -12,6 +12,8 @@ from jaxprune.calibration.statistics import (
 from jaxprune.calibration.tokenizer import adds_bos, encode, load_tokenizer
 from jaxprune.calibration.tokens import (
   Calibration,
+  Draw,
+  Vocabulary,
   describe,
   read_calibration,
   token_hash,
@@ -19,9 +21,11 @@ from jaxprune.calibration.tokens import (
 
 __all__ = [
   "Calibration",
+  "Draw",
   "Gram",
   "Prompts",
   "SquaredNorm",
+  "Vocabulary",
   "adds_bos",
   "describe",
   "encode",

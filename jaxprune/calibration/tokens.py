@@ -94,40 +94,61 @@ def token_hash(tokens: np.ndarray) -> str:
   return digest.hexdigest()
 
 
-def read_calibration(
-  source: str | os.PathLike,
-  tokenizer: "tokenizers.Tokenizer | None" = None,
-  *,
-  num_samples: int = 128,
-  seq_len: int = 2048,
-  seed: int = 0,
-  sampling: str | None = None,
-  division: str | None = None,
-  field: str = "text",
-  add_bos: bool | None = None,
-  bos_id: int | None = None,
-  eos_id: int | None = None,
-  vocab_size: int | None = None,
-) -> Calibration:
-  """Read a calibration set.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Draw:
+  """Which sequences are taken from text.
 
-  Args:
-    source: see `documents.read_documents`; or an .npz with token ids under
-      `calibration` [n, T], which are used exactly as they are: only
-      `vocab_size` of the other arguments matters then.
-    tokenizer: from `tokenizer.load_tokenizer`.
-    num_samples: n.
-    seq_len: T.
+  Attributes:
+    num_samples: n, number of sequences.
+    seq_len: T, tokens of each.
     seed: of the draws.
     sampling: one of SAMPLINGS; None is 'joined' for the name 'wikitext2' and
       'documents' otherwise.
     division: see `documents.read_documents`; None is 'rows' for 'joined' and
       'auto' otherwise.
     field: see `documents.read_documents`.
+  """
+
+  num_samples: int = 128
+  seq_len: int = 2048
+  seed: int = 0
+  sampling: str | None = None
+  division: str | None = None
+  field: str = "text"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+  """What the model says of token ids.
+
+  Attributes:
     add_bos: see `tokenizer.encode`; of each document, or of the joined text.
     bos_id: see `tokenizer.encode`.
     eos_id: stands behind each document of 'packed'.
-    vocab_size: ids must be below it; None does not check.
+    size: ids must be below it; None does not check.
+  """
+
+  add_bos: bool | None = None
+  bos_id: int | None = None
+  eos_id: int | None = None
+  size: int | None = None
+
+
+def read_calibration(
+  source: str | os.PathLike,
+  tokenizer: "tokenizers.Tokenizer | None" = None,
+  draw: Draw = Draw(),
+  vocabulary: Vocabulary = Vocabulary(),
+) -> Calibration:
+  """Read a calibration set.
+
+  Args:
+    source: see `documents.read_documents`; or an .npz with token ids under
+      `calibration` [n, T], which are used exactly as they are: only the size of
+      the vocabulary matters then.
+    tokenizer: from `tokenizer.load_tokenizer`.
+    draw: which sequences are taken.
+    vocabulary: of the model.
 
   Raises:
     ValueError: the source is missing, broken or too short, or an id is outside
@@ -135,45 +156,48 @@ def read_calibration(
   """
   name = os.fspath(source)
   if name.endswith(".npz"):
-    tokens = read_ids(name, "calibration", vocab_size)
+    tokens = read_ids(name, "calibration", vocabulary.size)
     return Calibration(tokens=tokens, source=name)
   if tokenizer is None:
     raise ValueError(
       f"{name}: text needs a tokenizer; give one, or token ids in an .npz"
     )
-  for argument, value in (("num_samples", num_samples), ("seq_len", seq_len)):
-    if value < 1:
-      raise ValueError(f"{argument}={value}: must be at least 1")
-  sampling = sampling or ("joined" if name == "wikitext2" else "documents")
+  for argument in ("num_samples", "seq_len"):
+    if getattr(draw, argument) < 1:
+      raise ValueError(
+        f"{argument}={getattr(draw, argument)}: must be at least 1"
+      )
+  sampling = draw.sampling or ("joined" if name == "wikitext2" else "documents")
   if sampling not in SAMPLINGS:
     raise ValueError(
       f"sampling={sampling!r}: must be one of {', '.join(SAMPLINGS)}"
     )
-  division = division or ("rows" if sampling == "joined" else "auto")
-  texts = documents.read_documents(name, division=division, field=field)
-  if sampling == "packed" and eos_id is None:
+  division = draw.division or ("rows" if sampling == "joined" else "auto")
+  texts = documents.read_documents(name, division=division, field=draw.field)
+  if sampling == "packed" and vocabulary.eos_id is None:
     raise ValueError(
       "sampling='packed': needs eos_id, the id that ends a text, to stand"
       " between documents"
     )
 
   def ids_of(text: str) -> list[int]:
-    return encode(tokenizer, text, add_bos, bos_id)
+    return encode(tokenizer, text, vocabulary.add_bos, vocabulary.bos_id)
 
-  shape = (num_samples, seq_len)
+  shape = (draw.num_samples, draw.seq_len)
   if sampling == "packed":
-    rows = _packed(texts, ids_of, eos_id, shape, name)
+    rows = _packed(texts, ids_of, vocabulary.eos_id, shape, name)
   elif sampling == "joined":
-    rows = _windows(ids_of(" ".join(texts)), shape, seed, name)
+    rows = _windows(ids_of(" ".join(texts)), shape, draw.seed, name)
   else:
-    rows = _from_documents(texts, ids_of, shape, seed, name)
+    rows = _from_documents(texts, ids_of, shape, draw.seed, name)
   tokens = np.asarray(rows, np.int32)
-  check_vocabulary(tokens, name, "the tokenizer's output", vocab_size)
+  check_vocabulary(tokens, name, "the tokenizer's output", vocabulary.size)
+  add_bos = vocabulary.add_bos
   return Calibration(
     tokens=tokens,
     source=name,
     sampling=sampling,
-    seed=None if sampling == "packed" else seed,
+    seed=None if sampling == "packed" else draw.seed,
     bos=adds_bos(tokenizer) if add_bos is None else add_bos,
   )
 
@@ -182,6 +206,11 @@ def read_ids(
   path: str | os.PathLike, key: str, vocab_size: int | None = None
 ) -> np.ndarray:
   """Read token ids [rows, length] from an .npz, exactly as they are.
+
+  Args:
+    path: of the file.
+    key: of the array in it.
+    vocab_size: ids must be below it; None does not check.
 
   Raises:
     ValueError: naming file, field and fix.

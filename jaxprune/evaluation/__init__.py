@@ -13,6 +13,7 @@ from jaxprune.evaluation.code_execution import (
 from jaxprune.evaluation.embeddings import embed_tokens
 from jaxprune.evaluation.generation import (
   Continuation,
+  Writing,
   continue_prompts,
   exact_match,
   final_number,
@@ -44,6 +45,7 @@ __all__ = [
   "Outcome",
   "Question",
   "Scores",
+  "Writing",
   "continue_prompts",
   "embed_tokens",
   "encode_pair",

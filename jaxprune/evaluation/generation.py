@@ -52,20 +52,38 @@ class Continuation:
   ended: str
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Writing:
+  """How prompts are continued.
+
+  Attributes:
+    max_new_tokens: most tokens to add.
+    stop: texts that end a continuation and are not part of it.
+    temperature: 0 takes the likeliest token, above 0 samples.
+    top_k: only the so many likeliest tokens are drawn from; 0 is all.
+    top_p: only the likeliest tokens of so much probability are drawn from.
+    seed: of sampling. Two models draw alike with the same seed, prompts and
+      `batch_size`; a greedy result depends on neither.
+    batch_size: prompts at a time.
+  """
+
+  max_new_tokens: int
+  stop: tuple[str, ...] = ()
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  seed: int = 0
+  batch_size: int = 16
+
+
 def continue_prompts(
   config: ModelConfig,
   params: Mapping[str, Any],
   tokenizer: "tokenizers.Tokenizer",
   prompts: Sequence[Sequence[int]],
+  writing: Writing,
   *,
-  max_new_tokens: int,
-  stop: Sequence[str] = (),
-  temperature: float = 0.0,
-  top_k: int = 0,
-  top_p: float = 1.0,
-  seed: int = 0,
   gates: Gates | None = None,
-  batch_size: int = 16,
 ) -> list[Continuation]:
   """Continue prompts, in batches of like length.
 
@@ -74,28 +92,25 @@ def continue_prompts(
     params: its parameters.
     tokenizer: the model's.
     prompts: ids of each.
-    max_new_tokens: most tokens to add.
-    stop: texts that end a continuation and are not part of it.
-    temperature: 0 takes the likeliest token, above 0 samples.
-    top_k: see `models.generate`.
-    top_p: see `models.generate`.
-    seed: of sampling. Two models draw alike with the same seed, prompts and
-      `batch_size`; a greedy result depends on neither.
+    writing: how much, and greedily or not.
     gates: which sublayers stay; None is all.
-    batch_size: prompts at a time.
+
+  Returns:
+    One for each prompt.
 
   Raises:
     ValueError: as `models.generate`; a prompt or a stop string is empty.
   """
   if not prompts or not all(map(len, prompts)):
     raise ValueError("prompts: give at least one, each with a token")
+  batch_size, stop = writing.batch_size, writing.stop
   if batch_size < 1 or not all(stop):
     raise ValueError(
-      f"batch_size={batch_size}, stop={tuple(stop)}: must be at least 1, and"
-      " no empty text"
+      f"batch_size={batch_size}, stop={stop}: must be at least 1, and no empty"
+      " text"
     )
   lengths = np.array([len(prompt) for prompt in prompts])
-  longest = config.max_positions - max_new_tokens
+  longest = config.max_positions - writing.max_new_tokens
   buckets = np.maximum(
     np.minimum(-(-lengths // _STEP) * _STEP, longest), lengths
   )
@@ -109,16 +124,16 @@ def continue_prompts(
         [tuple(prompts[index]) for index in part], config.pad_id or 0
       )
       spare = ((0, 0), (int(bucket) - tokens_BT.shape[1], 0))
-      key = jax.random.fold_in(jax.random.key(seed), int(part[0]))
+      key = jax.random.fold_in(jax.random.key(writing.seed), int(part[0]))
       written = generate(
         config,
         params,
         np.pad(tokens_BT, spare),
-        max_new_tokens=(max_new_tokens),
+        max_new_tokens=writing.max_new_tokens,
         valid_BT=np.pad(valid_BT, spare),
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
+        temperature=writing.temperature,
+        top_k=writing.top_k,
+        top_p=writing.top_p,
         key=key,
         gates=gates,
       )

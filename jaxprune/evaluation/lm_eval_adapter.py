@@ -235,13 +235,15 @@ class JaxpruneLM(TemplateLM):
       self._params,
       self._tokens,
       [self.tok_encode(context)[-room:] for context in contexts],
-      max_new_tokens=count,
-      stop=[word for word in stop if word],
-      temperature=options.get("temperature", 1.0) if sampled else 0.0,
-      top_k=options.get("top_k", 0) if sampled else 0,
-      top_p=options.get("top_p", 1.0) if sampled else 1.0,
-      seed=self._seed,
-      batch_size=self._batch_size,
+      generation.Writing(
+        max_new_tokens=count,
+        stop=tuple(word for word in stop if word),
+        temperature=options.get("temperature", 1.0) if sampled else 0.0,
+        top_k=options.get("top_k", 0) if sampled else 0,
+        top_p=options.get("top_p", 1.0) if sampled else 1.0,
+        seed=self._seed,
+        batch_size=self._batch_size,
+      ),
     )
     return [continuation.text for continuation in written]
 

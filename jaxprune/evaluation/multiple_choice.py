@@ -43,6 +43,19 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Joining:
+  """How a context and an option become one text.
+
+  Attributes:
+    delimiter: text between them; not part of the option's length.
+    add_bos: see `calibration.encode`.
+  """
+
+  delimiter: str = " "
+  add_bos: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Choices:
   """What a model says of n questions with at most C options.
 
@@ -51,7 +64,7 @@ class Choices:
       has fewer options.
     greedy: whether greedy decoding would write the option, bool [n, C].
     bytes: UTF-8 length of each option, int64 [n, C]; 1 where there is none.
-    tokens: likewise in tokens.
+    tokens: the same in tokens, int64 [n, C].
     answers: index of the right option, int64 [n].
     cut: questions whose context lost its beginning, bool [n].
   """
@@ -68,6 +81,10 @@ def read_questions(
   path: str | os.PathLike, limit: int | None = None
 ) -> list[Question]:
   """Read a jsonl file with `context`, `options` and `answer` per line.
+
+  Args:
+    path: of the file.
+    limit: only the first so many questions; None is all.
 
   Raises:
     ValueError: a line lacks a field, has one option only, or an answer that is
@@ -105,8 +122,7 @@ def score_questions(
   tokenizer: "tokenizers.Tokenizer",
   questions: Sequence[Question],
   *,
-  delimiter: str = " ",
-  add_bos: bool | None = None,
+  joining: Joining = Joining(),
   gates: Gates | None = None,
   batch_size: int = 16,
   sharding: jax.sharding.Sharding | None = None,
@@ -118,8 +134,7 @@ def score_questions(
     params: its parameters.
     tokenizer: the model's, from `calibration.load_tokenizer`.
     questions: at least one.
-    delimiter: text between context and option; not part of its length.
-    add_bos: see `calibration.encode`.
+    joining: how context and option become one text.
     gates: which sublayers stay; None is all.
     batch_size: options at a time; does not change the result.
     sharding: see `loglikelihoods`.
@@ -138,8 +153,8 @@ def score_questions(
     encode_pair(
       tokenizer,
       question.context,
-      delimiter + option,
-      add_bos=add_bos,
+      joining.delimiter + option,
+      add_bos=joining.add_bos,
       bos_id=config.bos_id,
       empty_context=empty,
     )
@@ -183,13 +198,26 @@ def score_questions(
 
 
 def predictions(choices: Choices, normalise: bool = False) -> np.ndarray:
-  """The likeliest option of each question, per byte or not; int [n]."""
+  """The likeliest option of each question.
+
+  Args:
+    choices: what a model says.
+    normalise: whether log-likelihoods are divided by bytes.
+
+  Returns:
+    int [n], the first of equals.
+  """
   nats_NC = choices.nats / choices.bytes if normalise else choices.nats
   return nats_NC.argmax(axis=1)
 
 
 def correct(choices: Choices, normalise: bool = False) -> np.ndarray:
-  """Whether the prediction is the answer; bool [n]."""
+  """Whether the prediction is the answer; bool [n].
+
+  Args:
+    choices: what a model says.
+    normalise: whether log-likelihoods are divided by bytes.
+  """
   return predictions(choices, normalise) == choices.answers
 
 
@@ -231,6 +259,10 @@ def calibration_error(
 
 def flips(dense: Choices, pruned: Choices) -> dict[str, np.ndarray]:
   """How the pruned model's answers differ, item by item.
+
+  Args:
+    dense: what the dense model says.
+    pruned: what the pruned model says of the same questions.
 
   Returns:
     bool [n] each: `changed` another option; `lost` right to wrong; `gained`

@@ -37,17 +37,32 @@ class Batch:
   pair_valid: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+  """The shapes of the rows of a batch.
+
+  Attributes:
+    rows: B, packed rows.
+    length: T.
+    pairs: P, a multiple of 3; three facts of each of P/3 entities, so that
+      both entity and attribute must be told apart.
+    pair_length: T'.
+    prompt_weight: weight of tokens that no prompt determines.
+  """
+
+  rows: int
+  length: int
+  pairs: int
+  pair_length: int
+  prompt_weight: float
+
+
 def make_batch(
   index: documents.Index,
   tokenizer: tokenizers.Tokenizer,
   seed: int,
   step: int,
-  *,
-  rows: int,
-  length: int,
-  pairs: int,
-  pair_length: int,
-  prompt_weight: float,
+  layout: Layout,
 ) -> Batch:
   """Draw the batch of one step.
 
@@ -56,22 +71,18 @@ def make_batch(
     tokenizer: see `tokenizer.train_tokenizer`.
     seed: of the run.
     step: from 0.
-    rows: B, packed rows.
-    length: T.
-    pairs: P, a multiple of 3; three facts of each of P/3 entities, so that
-      both entity and attribute must be told apart.
-    pair_length: T'.
-    prompt_weight: weight of tokens that no prompt determines.
+    layout: the shapes of the rows.
 
   Raises:
     ValueError: a document does not fit its row.
   """
   rng = np.random.default_rng([seed, 4, step])
+  rows, length, pairs = layout.rows, layout.length, layout.pairs
   tokens, weights = _blank(rows, length)
   ends, misfits = np.zeros(rows, int), 0
   while misfits < rows:  # enough tries to fill the gaps
     ids, weight = _encode(
-      tokenizer, *documents.sample_document(index, rng), prompt_weight
+      tokenizer, *documents.sample_document(index, rng), layout.prompt_weight
     )
     if len(ids) > length:
       raise ValueError(
@@ -86,7 +97,7 @@ def make_batch(
     tokens[row, ends[row] : end] = ids
     weights[row, ends[row] : end] = weight
     ends[row] = end
-  pair_tokens, pair_weights = _blank(2 * pairs, pair_length)
+  pair_tokens, pair_weights = _blank(2 * pairs, layout.pair_length)
   for slot, fact in enumerate(_draw_facts(index, rng, pairs)):
     asked = world_lib.phrasings(index.world, fact, "question", "train")
     texts = (
@@ -94,12 +105,12 @@ def make_batch(
       documents.sample_passage(index, fact, rng),
     )
     for place, text in zip((slot, pairs + slot), texts, strict=True):
-      ids, weight = _encode(tokenizer, *text, prompt_weight)
+      ids, weight = _encode(tokenizer, *text, layout.prompt_weight)
       ids, weight = ids[:-1], weight[:-1]  # pooled texts end without EOS
-      if len(ids) > pair_length:
+      if len(ids) > layout.pair_length:
         raise ValueError(
           f"a text of {len(ids)} tokens in pair rows of "
-          f"{pair_length}: raise the pair length"
+          f"{layout.pair_length}: raise the pair length"
         )
       pair_tokens[place, : len(ids)] = ids
       pair_weights[place, : len(ids)] = weight

@@ -267,6 +267,12 @@ def run(
   params = initial_params(config, jax.random.key(train.seed))
   state = (params, transform.init(params))
   first, state = _resume(folder, train, state)
+  layout = batches.Layout(
+    **{
+      field.name: getattr(train, field.name)
+      for field in dataclasses.fields(batches.Layout)
+    }
+  )
 
   start, seen = time.monotonic(), []
   for step in range(first, train.steps):
@@ -274,17 +280,7 @@ def run(
       config,
       train,
       state,
-      batches.make_batch(
-        index,
-        tokenizer,
-        train.seed,
-        step,
-        rows=train.rows,
-        length=train.length,
-        pairs=train.pairs,
-        pair_length=train.pair_length,
-        prompt_weight=train.prompt_weight,
-      ),
+      batches.make_batch(index, tokenizer, train.seed, step, layout),
     )
     seen.append(parts)
     done = step + 1

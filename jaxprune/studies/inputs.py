@@ -66,13 +66,14 @@ def read_calibration(
   calibration = tokens.read_calibration(
     name,
     _tokenizer(source, name),
-    num_samples=num_samples,
-    seq_len=seq_len,
-    seed=seed,
-    sampling=sampling,
-    bos_id=config.bos_id,
-    eos_id=config.eos_ids[0] if config.eos_ids else None,
-    vocab_size=config.vocab_size,
+    tokens.Draw(
+      num_samples=num_samples, seq_len=seq_len, seed=seed, sampling=sampling
+    ),
+    tokens.Vocabulary(
+      bos_id=config.bos_id,
+      eos_id=config.eos_ids[0] if config.eos_ids else None,
+      size=config.vocab_size,
+    ),
   )
   if calibration.tokens.shape[1] > config.max_positions:
     raise ValueError(

@@ -90,6 +90,19 @@ class Job:
   weight: float = 0.0
 
 
+def check(source: checkpoints.Source) -> None:
+  """Refuse a model that does not speak the pocket model's language.
+
+  Raises:
+    ValueError: says so.
+  """
+  if not inputs.is_pocket(source):
+    raise ValueError(
+      f"--model: {source.folder}: the study asks the pocket model's questions;"
+      " use experiments.recover and experiments.evaluate for another model"
+    )
+
+
 def count(wanted: Sequence[configurations.Cell], settings: Settings) -> int:
   """How many models are scored.
 
@@ -264,8 +277,7 @@ def dense_texts(config: ModelConfig, params: Any, split: str) -> Texts:
     params,
     reader,
     prompts,
-    max_new_tokens=_NEW_TOKENS,
-    batch_size=_ROWS,
+    generation.Writing(max_new_tokens=_NEW_TOKENS, batch_size=_ROWS),
   )
   rows = [
     [*head, *text.tokens] for head, text in zip(prompts, written, strict=True)

@@ -119,10 +119,12 @@ def measure(
       params,
       tasks.tokenizer,
       tasks.prompts,
-      stop=tasks.benchmark.stop,
-      max_new_tokens=settings.max_new_tokens,
-      seed=settings.seed + sample,
-      temperature=settings.temperature if settings.samples > 1 else 0.0,
+      generation.Writing(
+        stop=tasks.benchmark.stop,
+        max_new_tokens=settings.max_new_tokens,
+        seed=settings.seed + sample,
+        temperature=settings.temperature if settings.samples > 1 else 0.0,
+      ),
     )
     for index, (entry, text) in enumerate(zip(tasks.entries, written)):
       row = {

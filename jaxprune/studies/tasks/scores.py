@@ -329,7 +329,7 @@ def score_generation(
     model.params,
     model.tokenizer,
     prompts,
-    max_new_tokens=max_new_tokens,
+    generation.Writing(max_new_tokens=max_new_tokens),
   )
   right = None
   if tasks.extract != "none":
