@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune import checkpoints, report
+from jaxprune import checkpoints, statistics
 from jaxprune.calibration import encode, load_tokenizer, read_documents
 from jaxprune.evaluation import perplexity
 from jaxprune.models import ModelConfig, forward, init, make_gates, unembed
@@ -126,9 +126,9 @@ def test_documents_predict_every_token_but_the_first_once(model):
     got.perplexity, np.exp(got.nll.sum() / (sum(lengths) - 8))
   )
   # The interval over documents that goes with it.
-  interval = report.ratio_interval(got.nll, got.tokens, transform=np.exp)
-  assert interval.estimate == got.perplexity
-  assert interval.low < got.perplexity < interval.high
+  estimate = statistics.ratio(got.nll, got.tokens, transform=np.exp)
+  assert estimate.value == got.perplexity
+  assert estimate.low < got.perplexity < estimate.high
 
 
 def test_gates_reach_the_model(model):
