@@ -70,6 +70,7 @@ def main() -> None:
   from jaxprune.calibration import tokens
   from jaxprune.studies import inputs
   from jaxprune.studies.ablation import measure, page
+  from jaxprune.studies.ablation import summary as summary_lib
 
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()
@@ -126,7 +127,7 @@ def main() -> None:
       run,
       progress=launch.Progress("target", len(settings.targets)),
     )
-    summary = page.summarise(single, orders, curves, settings)
+    summary = summary_lib.summarise(single, orders, curves, settings)
     run.write_summary(
       {
         **summary,
@@ -135,7 +136,7 @@ def main() -> None:
       }
     )
     page.write_page(run, description, summary)
-  print("\n".join(page.lines(summary)))
+  print(page.headline(summary))
   print(f"wrote {_OUT.value}/report.html")
 
 

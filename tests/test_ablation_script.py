@@ -6,11 +6,10 @@ import hf_models
 import numpy as np
 import pytest
 
-from experiments import compare_methods
 from jaxprune import checkpoints, report
 from jaxprune.models import make_gates
 from jaxprune.probes.decoder import ablation
-from jaxprune.studies.ablation import page
+from jaxprune.studies.sweep import compare_methods
 from tests.test_scripts import run
 
 
@@ -39,7 +38,7 @@ CELLS = {
 
 def test_differences_by_hand():
   rows = {
-    (r["cell"], r["metric"]): r
+    (r["configuration"], r["metric"]): r
     for r in compare_methods.compare(CELLS, "old", 0)
   }
   assert set(rows) == {("new:2", "acc"), ("new:2", "nll")}
@@ -62,12 +61,6 @@ def test_survival_by_hand():
   assert found["old"]["survives"] == 2  # 2:4 is no number
   found = {e["method"]: e for e in compare_methods.survivals(CELLS, 0.9)}
   assert found["new"]["survives"] is None
-
-
-def test_rank_correlation_by_hand():
-  assert page._spearman([1, 2, 30], [0.1, 0.2, 0.3]) == 1
-  # Ranks 0 1 2 3 and 1 0 3 2: 1 - 6 * 4 / (4 * 15).
-  np.testing.assert_allclose(page._spearman([1, 2, 3, 4], [5, 4, 9, 7]), 0.6)
 
 
 def test_paired_on_a_folder(tmp_path):
@@ -165,6 +158,8 @@ def test_damage_of_a_tiny_model(tiny, tmp_path):
         ]
         np.testing.assert_allclose(written, truth["kl"][1], rtol=1e-4)
   # All MLPs of two layers are gone, whatever chose them.
-  last = [e["kl"][1]["mean"] for e in summary["curves"] if e["target"] == "mlp"]
+  last = [
+    e["kl"][1]["value"] for e in summary["curves"] if e["target"] == "mlp"
+  ]
   np.testing.assert_allclose(last, last[0], rtol=1e-4)
   assert "rank correlation" in done.stdout

@@ -17,6 +17,8 @@ def test_by_hand():
   assert rho([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
   # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: 4.5 / sqrt(4.5 * 5).
   assert rho([0, 7, 7, 9], [1, 2, 3, 4]) == pytest.approx(0.9**0.5)
+  # Ranks 1 2 3 4 and 2 1 4 3: 1 - 6 * 4 / (4 * 15).
+  assert rho([1, 2, 3, 4], [5, 4, 9, 7]) == pytest.approx(0.6)
   # Ranks 1, 2 against 2, 1: two rows are enough.
   assert rho([0, 1], [5, 4]) == pytest.approx(-1)
 

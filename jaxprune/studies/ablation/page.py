@@ -1,19 +1,13 @@
-"""Summary, figures and page of `damage`."""
+"""Figures and page of `ablation`, and what the script prints."""
 
 from typing import Any
 
 import numpy as np
 
 from jaxprune import report
-from jaxprune.pruning.layerwise.drops import Drops
 from jaxprune.report import figures, page
-from jaxprune.studies.ablation.measure import (
-  ESTIMATES,
-  SELECTIONS,
-  Curve,
-  Settings,
-  Single,
-)
+from jaxprune.statistics import Estimate
+from jaxprune.studies.ablation.measure import ESTIMATES, SELECTIONS
 
 _LABELS = dict(
   zip(
@@ -28,140 +22,50 @@ _LABELS = dict(
 )
 
 
-def summarise(
-  single: Single,
-  orders: dict[str, dict[str, list[Drops]]],
-  curves: list[Curve],
-  settings: Settings,
-) -> dict[str, Any]:
-  """Means with intervals over sequences, agreement of rankings, orders."""
-  seed = settings.seed
-  return {
-    "analysis_temperature": settings.analysis_temperature,
-    "sequences": next(iter(single.damages.values()))["kl"].shape[1],
-    "single": [
-      {
-        "sublayer": kind,
-        "layer": i,
-        "similarity": float(single.similarities[kind][i]),
-      }
-      | {name: _interval(leaf[i], seed) for name, leaf in measures.items()}
-      for kind, measures in single.damages.items()
-      for i in range(len(measures["kl"]))
-    ],
-    "rank_correlation": {
-      kind: _agreement(single, kinds, seed)
-      for kind, kinds in (
-        ("attention", ("attention",)),
-        ("mlp", ("mlp",)),
-        ("joint", ("attention", "mlp")),
-        ("block", ("block",)),
-      )
-    },
-    "orders": {
-      target: {
-        name: [[list(pair) for pair in one.order] for one in found]
-        for name, found in by.items()
-      }
-      for target, by in orders.items()
-    },
-    "curves": [
-      {
-        "target": curve.target,
-        "selection": curve.selection,
-        "kl": [_interval(part, seed) for part in curve.kl.mean(axis=0)],
-        # Paired: the same sequences, less what similarity's choice does.
-        "change": [
-          _interval(part, seed)
-          for part in (curve.kl.mean(axis=0) - _reference(curves, curve))
-        ],
-      }
-      for curve in curves
-    ],
-  }
-
-
-def _reference(curves, curve):
-  return next(
-    one.kl.mean(axis=0)
-    for one in curves
-    if (one.target, one.selection) == (curve.target, SELECTIONS[0])
-  )
-
-
-def _agreement(single, kinds, seed):
-  """Rank correlation of each cheaper score with the damage.
-
-  Sequences are resampled; the similarities, of which only means are kept, stay.
-  """
-  kl_SL = np.concatenate([single.damages[k]["kl"] for k in kinds]).T
-  size = kl_SL.shape[1]
-  cosine_L = np.concatenate([single.similarities[k] for k in kinds])
-  found = {
-    "similarity": report.statistic_interval(
-      lambda rows: _spearman(rows.mean(axis=0), -cosine_L), kl_SL, seed=seed
-    )
-  }
-  for name in ESTIMATES:
-    other_SL = np.concatenate([single.damages[k][name] for k in kinds]).T
-    found[name] = report.statistic_interval(
-      lambda rows: _spearman(*rows.mean(axis=0).reshape(2, size)),
-      np.concatenate([kl_SL, other_SL], axis=1),
-      seed=seed,
-    )
-  return {name: _entry(interval) for name, interval in found.items()}
-
-
-def _spearman(x, y) -> float:
-  """Rank correlation; ties do not occur among these numbers."""
-  ranks = [np.argsort(np.argsort(each)) for each in (x, y)]
-  return float(np.corrcoef(*ranks)[0, 1])
-
-
-def _interval(values, seed):
-  return _entry(report.mean_interval(values, seed=seed))
-
-
-def _entry(interval):
-  return {"mean": interval.estimate, "low": interval.low, "high": interval.high}
-
-
-def lines(summary: dict[str, Any]) -> list[str]:
-  """What the script prints."""
-  said = [
+def headline(summary: dict[str, Any]) -> str:
+  """A line per kind of sublayer and per selection."""
+  lines = [
     f"{kind}: rank correlation with the damage: "
-    + ", ".join(f"{name} {_said(entry)}" for name, entry in by.items())
-    for kind, by in summary["rank_correlation"].items()
-  ]
-  for curve in summary["curves"]:
-    said.append(
-      f"{curve['target']}, {curve['selection']}: KL at 1, 2, ... drops "
-      + " ".join(f"{entry['mean']:.3g}" for entry in curve["kl"])
+    + ", ".join(
+      f"{name} {Estimate.from_json(entry).format()}"
+      for name, entry in scores.items()
     )
-  return said
+    for kind, scores in summary["rank_correlation"].items()
+  ]
+  lines += [
+    f"{curve['target']}, {curve['selection']}: KL at 1, 2, ... drops "
+    + " ".join(f"{entry['value']:.3g}" for entry in curve["kl"])
+    for curve in summary["curves"]
+  ]
+  return "\n".join(lines)
 
 
 def write_page(
   run: report.RunFolder, description: dict[str, Any], summary: dict[str, Any]
 ) -> None:
-  """figures/ and report.html."""
-  sections = [_single_section(run, summary), _agreement_section(summary)]
-  sections += [
-    _curve_section(run, summary, target) for target in summary["orders"]
-  ]
-  run.write_page(
-    page.render_page(
-      title="What the output loses without each sublayer",
-      verdict=_verdict(summary),
-      sections=sections,
-      run=description,
-      protocol={
-        "divergence": "KL(dense || without), nats, mean over positions",
-        "analysis temperature T": summary["analysis_temperature"],
-        "sequences": summary["sequences"],
-        "intervals": "95 %, resampling sequences",
-      },
-    )
+  """Write figures/ and report.html.
+
+  Args:
+    run: the run folder.
+    description: of the run.
+    summary: from `summary.summarise`.
+  """
+  page.write_report(
+    run,
+    title="What the output loses without each sublayer",
+    verdict=_verdict(summary),
+    sections=[
+      _single_section(summary),
+      _agreement_section(summary),
+      *(_curve_section(summary, target) for target in summary["orders"]),
+    ],
+    run=description,
+    protocol={
+      "divergence": "KL(dense || without), nats, mean over positions",
+      "analysis temperature T": summary["analysis_temperature"],
+      "sequences": summary["sequences"],
+      "intervals": "95 %, resampling sequences",
+    },
   )
 
 
@@ -180,18 +84,13 @@ def _verdict(summary):
   return "\n\n".join(parts)
 
 
-def _single_section(run, summary):
+def _single_section(summary):
   series = {}
   for kind in ("attention", "mlp"):
     rows = [row for row in summary["single"] if row["sublayer"] == kind]
-    x = np.array([row["layer"] for row in rows])
     series[kind] = {
-      label: figures.Series(
-        x=x,
-        **{
-          key: np.array([row[name][old] for row in rows])
-          for key, old in (("y", "mean"), ("low", "low"), ("high", "high"))
-        },
+      label: figures.estimated(
+        [row["layer"] for row in rows], [row[name] for row in rows]
       )
       for name, label in (
         ("kl", "KL, exact"),
@@ -199,15 +98,14 @@ def _single_section(run, summary):
         ("kl_first_order", "estimate, derivative"),
       )
     }
-  png = figures.lines_by_sublayer(
-    series["attention"], series["mlp"], y="kl", log_y=True
-  )
-  run.write_figure("damage_by_layer", png)
   return page.Section(
     title="One sublayer left out",
     figures=[
       page.Figure(
-        png=png,
+        name="damage_by_layer",
+        png=figures.lines_by_sublayer(
+          series["attention"], series["mlp"], y="kl", log_y=True
+        ),
         caption="Damage at the output; bands are 95 % intervals over"
         " sequences.",
         alt="Lines of damage over layers, for attention and"
@@ -215,80 +113,63 @@ def _single_section(run, summary):
       )
     ],
     tables=[
-      page.Table(
-        caption="KL(dense || without) in nats, its two estimates, and"
-        " LLM-Drop's similarity.",
-        columns=(
-          "left out",
-          "KL",
-          "Var_p(dz)/2T², true dz",
-          "Var_p(dz)/2T², derivative",
-          "similarity",
-        ),
-        rows=[
-          (
-            f"{row['sublayer']} {row['layer']}",
-            *(_said(row[name]) for name in ("kl", *ESTIMATES)),
-            page.format_number(row["similarity"]),
-          )
-          for row in summary["single"]
-        ],
+      page.estimate_table(
+        "KL(dense || without) in nats, its two estimates, and LLM-Drop's"
+        " similarity.",
+        "left out",
+        {
+          "kl": "KL",
+          "kl_estimate": "Var_p(dz)/2T², true dz",
+          "kl_first_order": "Var_p(dz)/2T², derivative",
+          "similarity": "similarity",
+        },
+        {f"{row['sublayer']} {row['layer']}": row for row in summary["single"]},
       )
     ],
   )
 
 
 def _agreement_section(summary):
-  names = next(iter(summary["rank_correlation"].values()))
   return page.Section(
     title="Do cheaper scores rank alike?",
     tables=[
-      page.Table(
-        caption="Spearman's rank correlation with the exact damage.",
-        columns=("among", *names),
-        rows=[
-          (kind, *(_said(entry) for entry in by.values()))
-          for kind, by in summary["rank_correlation"].items()
-        ],
+      page.estimate_table(
+        "Spearman's rank correlation with the exact damage.",
+        "among",
+        {name: name for name in ("similarity", *ESTIMATES)},
+        summary["rank_correlation"],
       )
     ],
   )
 
 
-def _curve_section(run, summary, target):
+def _curve_section(summary, target):
   curves = [each for each in summary["curves"] if each["target"] == target]
   counts = np.arange(1, len(curves[0]["kl"]) + 1)
-  png = figures.lines(
-    {
-      _LABELS[each["selection"]]: figures.Series(
-        x=counts,
-        **{
-          key: np.array([entry[old] for entry in each["kl"]])
-          for key, old in (("y", "mean"), ("low", "low"), ("high", "high"))
-        },
-      )
-      for each in curves
-    },
-    x="dropped",
-    y="kl",
-    log_y=True,
-  )
-  run.write_figure(f"selection_{target}", png)
-  shown = [
-    (each, part, suffix)
-    for each in curves
+  shown = {
+    curve["selection"] + suffix: curve[part]
+    for curve in curves
     for part, suffix in (("kl", ""), ("change", ", change"))
-    if part == "kl" or each["selection"] != SELECTIONS[0]
-  ]
+    if part == "kl" or curve["selection"] != SELECTIONS[0]
+  }
   orders = {
-    name: ", ".join(f"{kind[0].upper()}{i}" for kind, i in found[0])
-    for name, found in summary["orders"][target].items()
+    name: ", ".join(f"{kind[0].upper()}{i}" for kind, i in draws[0])
+    for name, draws in summary["orders"][target].items()
   }
   return page.Section(
     title=f"Dropped one after the other: {target}",
     figures=[
       page.Figure(
-        png=png,
+        name=f"selection_{target}",
+        png=figures.lines(
+          {
+            _LABELS[curve["selection"]]: figures.estimated(counts, curve["kl"])
+            for curve in curves
+          },
+          x="dropped",
+          y="kl",
+          log_y=True,
+        ),
         caption="Damage on tokens that no choice has seen.",
         alt=f"Lines of KL over the number of dropped {target} sublayers, one"
         " per selection.",
@@ -298,12 +179,9 @@ def _curve_section(run, summary, target):
       page.Table(
         caption="KL in nats on unseen tokens, and the paired change from"
         " the choice by similarity.",
-        columns=(
-          "dropped",
-          *(each["selection"] + suffix for each, _, suffix in shown),
-        ),
+        columns=("dropped", *shown),
         rows=[
-          (int(count), *(_said(each[part][i]) for each, part, _ in shown))
+          (int(count), *(estimates[i] for estimates in shown.values()))
           for i, count in enumerate(counts)
         ],
       ),
@@ -314,12 +192,4 @@ def _curve_section(run, summary, target):
         rows=list(orders.items()),
       ),
     ],
-  )
-
-
-def _said(entry) -> str:
-  digits = page.format_number
-  return (
-    f"{digits(entry['mean'], 3)} [{digits(entry['low'], 3)},"
-    f" {digits(entry['high'], 3)}]"
   )
