@@ -364,8 +364,11 @@ def _rope(
   }
   old, new = raw.take("rope_scaling"), raw.take("rope_parameters")
   field, given = ("rope_scaling", old) if old else ("rope_parameters", new)
-  if old and new:
-    raw.ignored.append("rope_parameters")
+  if old and new is not None:
+    if not isinstance(new, Mapping):
+      raw.problem("rope_parameters", new, "must be an object or null")
+    elif new:
+      raw.ignored.append("rope_parameters")
   given = {} if given is None else given
   if not isinstance(given, Mapping):
     raw.problem(field, given, "must be an object or null")

@@ -44,7 +44,7 @@ _INERT = frozenset(
 # that it does not know, or jaxprune wrote them. The LLM-Drop lists are here
 # because the weights of a listed sublayer are zero in the file, or absent,
 # which the reader of the weights refuses.
-_KNOWN = frozenset(
+KNOWN = frozenset(
   """
   _attn_implementation _commit_hash _name_or_path attn_implementation
   drop_attn_list drop_mlp_list experts_implementation jaxprune name_or_path
@@ -304,7 +304,7 @@ class Fields:
         " drop_mlp_list name: set their output weights to zero and remove the"
         " key",
       )
-    known = _KNOWN.union(_stock()["generation"])
+    known = KNOWN.union(_stock()["generation"])
     for field, value in self.values.items():
       if field in refused:
         neutral, why = refused[field]
