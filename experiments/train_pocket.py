@@ -12,96 +12,63 @@ With --evaluate=FOLDER nothing is trained; the folder is scored.
 """
 
 import pathlib
-import time
 
 from absl import flags
 
-from . import launch
+from . import flag_groups, launch
 
-SEED = flags.DEFINE_integer(
-  "seed", 0, "Seed of the initial parameters and the order of documents."
+_SEED = flag_groups.seed(
+  "Seed of the initial parameters and the order of documents."
 )
-WORLD_SEED = flags.DEFINE_integer("world_seed", 0, "Seed of the world.")
-STEPS = flags.DEFINE_integer("steps", 2500, "Optimiser steps.", lower_bound=1)
-LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-3, "Peak of AdamW.")
-SAVE_EVERY = flags.DEFINE_integer(
+_WORLD_SEED = flags.DEFINE_integer("world_seed", 0, "Seed of the world.")
+_STEPS = flags.DEFINE_integer("steps", 2500, "Optimiser steps.", lower_bound=1)
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-3, "Peak of AdamW.")
+_SAVE_EVERY = flags.DEFINE_integer(
   "save_every", 100, "Steps between checkpoints.", lower_bound=1
 )
-SPLIT = flags.DEFINE_enum(
+_SPLIT = flags.DEFINE_enum(
   "split", "test", ["train", "validation", "test"], "Items to score."
 )
-EVALUATE = flags.DEFINE_string(
+_EVALUATE = flags.DEFINE_string(
   "evaluate", None, "Score this model folder instead of training."
 )
-OUT = flags.DEFINE_string("out", None, "Folder for everything.", required=True)
-
-VOCAB_SIZE = 1280  # every word of the world is one token
+_OUT = flag_groups.out(about="Folder for everything.")
 
 
 def main() -> None:
-  """Flags to configurations, then one call per station."""
-  import dataclasses
-
-  import jax
-  import ml_dtypes
-
-  from jaxprune import checkpoints
-  from jaxprune.pocket import documents, export, scores, tasks, training
-  from jaxprune.pocket import tokenizer as tokenizer_lib
+  from jaxprune import files
+  from jaxprune.pocket import build, documents, scores, tasks, training
   from jaxprune.pocket import world as world_lib
 
-  out = pathlib.Path(OUT.value)
+  out = pathlib.Path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)
-  index = documents.make_index(world_lib.make_world(WORLD_SEED.value))
-  items = tasks.make_tasks(index, SPLIT.value)
-  minutes = train = None
-  if EVALUATE.value:
-    folder = pathlib.Path(EVALUATE.value)
-    tokenizer = tokenizer_lib.load_tokenizer(folder)
-    config, params = checkpoints.load_params(folder, dtype="float32")
-  else:
-    train = training.TrainConfig(
-      seed=SEED.value, steps=STEPS.value, learning_rate=LEARNING_RATE.value
-    )
-    tokenizer = tokenizer_lib.train_tokenizer(index, vocab_size=VOCAB_SIZE)
-    config = training.model_config(VOCAB_SIZE)
-    (out / "checkpoints").mkdir(exist_ok=True)
-    resumed, start = any((out / "checkpoints").iterdir()), time.monotonic()
-    params = training.run(
-      config,
-      train,
-      index,
-      tokenizer,
-      out / "checkpoints",
-      save_every=SAVE_EVERY.value,
-      report=lambda s: print(s, flush=True),
-    )
-    minutes = None if resumed else (time.monotonic() - start) / 60
-    # What is scored is what is shipped.
-    params = jax.tree.map(
-      lambda x: x.astype(ml_dtypes.bfloat16).astype("float32"), params
-    )
-  found = scores.score(config, params, tokenizer, items)
-  if train is not None:
-    card = export.model_card(
-      dataclasses.asdict(train),
-      WORLD_SEED.value,
-      sum(leaf.size for leaf in jax.tree.leaves(params)),
-      found,
-      tasks.tasks_hash(items),
-      minutes,
-    )
-    export.write_model(out / "model", config, params, tokenizer, card)
-  checkpoints.atomic_write_json(
-    out / "summary.json",
-    {
-      "split": SPLIT.value,
-      "items_hash": tasks.tasks_hash(items),
-      "train_minutes": minutes,
-      **found,
-    },
+  index = documents.make_index(world_lib.make_world(_WORLD_SEED.value))
+  items = tasks.make_tasks(index, _SPLIT.value)
+  settings = training.TrainConfig(
+    seed=_SEED.value, steps=_STEPS.value, learning_rate=_LEARNING_RATE.value
   )
-  for name, value in found.items():
+  if _EVALUATE.value:
+    model = build.read(_EVALUATE.value)
+  else:
+    model = build.train(
+      index,
+      settings,
+      out / "checkpoints",
+      save_every=_SAVE_EVERY.value,
+      report=lambda line: print(line, flush=True),
+    )
+  reached = scores.score(model.config, model.params, model.tokenizer, items)
+  if not _EVALUATE.value:
+    build.write(
+      out / "model", model, settings, _WORLD_SEED.value, items, reached
+    )
+  about = {
+    "split": _SPLIT.value,
+    "items_hash": tasks.tasks_hash(items),
+    "train_minutes": model.minutes,
+  }
+  files.atomic_write_json(out / "summary.json", about | reached)
+  for name, value in reached.items():
     print(f"{name} {value:.4f}")
 
 

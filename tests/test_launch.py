@@ -27,7 +27,6 @@ OWN = {
   "recovery_study",
   "retrieval",
   "subspace",
-  "train_pocket",
   "trajectories",
   "verify",
 }

@@ -28,7 +28,6 @@ LONG_MAINS = {
   "recovery_study",
   "retrieval",
   "subspace",
-  "train_pocket",
   "trajectories",
   "verify",
 }
