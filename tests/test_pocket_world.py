@@ -276,10 +276,3 @@ def test_ndcg_by_hand():
   row = np.arange(20.0)[None]
   np.testing.assert_allclose(tasks.ndcg(row, [9]), [0.0])
   np.testing.assert_allclose(tasks.ndcg(row, [10]), [1 / np.log2(11)])
-
-
-def test_exact_ignores_outer_spaces_only():
-  got = tasks.exact([" a b.", "a  b.", "a b"], ["a b."] * 3)
-  assert got.tolist() == [True, False, False]
-  with pytest.raises(ValueError, match="2 texts for 1"):
-    tasks.exact(["a", "b"], ["a"])

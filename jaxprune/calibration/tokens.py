@@ -247,7 +247,17 @@ def read_ids(
 def check_vocabulary(
   ids: np.ndarray, name: str, key: str, vocab_size: int | None
 ) -> None:
-  """Refuse ids that the embedding table does not have."""
+  """Refuse ids that the embedding table does not have.
+
+  Args:
+    ids: int [rows, length].
+    name: of the file, for the error.
+    key: what holds the ids, for the error.
+    vocab_size: ids must be below it; None is 2**31.
+
+  Raises:
+    ValueError: names the first id that is outside.
+  """
   limit = 2**31 if vocab_size is None else vocab_size
   bad = (ids < 0) | (ids >= limit)
   if bad.any():

@@ -174,7 +174,7 @@ def exact_match(
       f" {answers[wanted.index(None)][:60]!r}; use another extraction"
     )
   return np.array(
-    [extract(text) == own for text, own in zip(texts, wanted)], bool
+    [extract(text) == right for text, right in zip(texts, wanted)], bool
   )
 
 
@@ -206,7 +206,12 @@ def first_divergence(
 ) -> int | None:
   """Index of the first differing token; None when both are the same.
 
-  Where one is the beginning of the other, the length of the shorter.
+  Args:
+    tokens: ids of one text.
+    reference: ids of the other.
+
+  Returns:
+    Where one is the beginning of the other, the length of the shorter.
   """
   for index, (mine, theirs) in enumerate(zip(tokens, reference)):
     if mine != theirs:
@@ -216,13 +221,23 @@ def first_divergence(
 
 
 def repetition(tokens: Sequence[int], n: int) -> float:
-  """Fraction of n-grams that stood before in the same text; 0 without any."""
+  """Fraction of n-grams that stood before in the same text; 0 without any.
+
+  Args:
+    tokens: ids of the text.
+    n: tokens of an n-gram, at least 1.
+  """
   grams = _ngrams(tokens, n)
   return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
-  """Different n-grams over all n-grams of all texts; 0 without any."""
+  """Different n-grams over all n-grams of all texts; 0 without any.
+
+  Args:
+    texts: ids of each.
+    n: tokens of an n-gram, at least 1.
+  """
   grams = [gram for tokens in texts for gram in _ngrams(tokens, n)]
   return len(set(grams)) / len(grams) if grams else 0.0
 
@@ -289,7 +304,12 @@ def item_rows(
 
 
 def cut_at(text: str, stop: Sequence[str]) -> str:
-  """The text before the first stop string."""
+  """The text before the first stop string.
+
+  Args:
+    text: any.
+    stop: texts that end it, none of them empty.
+  """
   places = [text.find(word) for word in stop]
   return text[: min((place for place in places if place >= 0), default=None)]
 

@@ -49,7 +49,16 @@ def ndcg(
 def recall(
   ranked_relevances: np.ndarray, all_relevances: np.ndarray, k: int | None
 ) -> float:
-  """Fraction of the relevant documents at ranks up to k; see `ndcg`."""
+  """Fraction of the relevant documents at ranks up to k.
+
+  Args:
+    ranked_relevances: see `ndcg`.
+    all_relevances: see `ndcg`.
+    k: see `ndcg`.
+
+  Returns:
+    In [0, 1]; 0 where nothing is relevant.
+  """
   relevant = np.count_nonzero(np.asarray(all_relevances) > 0)
   found = np.count_nonzero(np.asarray(ranked_relevances)[:k] > 0)
   return found / relevant if relevant else 0.0
@@ -58,7 +67,12 @@ def recall(
 def reciprocal_rank(
   ranked_relevances: np.ndarray, k: int | None = None
 ) -> float:
-  """1 / rank of the first relevant document up to k, else 0; see `ndcg`."""
+  """1 / rank of the first relevant document up to k, else 0.
+
+  Args:
+    ranked_relevances: see `ndcg`.
+    k: see `ndcg`.
+  """
   hits = np.flatnonzero(np.asarray(ranked_relevances)[:k] > 0)
   return 1 / (1 + int(hits[0])) if hits.size else 0.0
 
@@ -68,7 +82,16 @@ def average_precision(
   all_relevances: np.ndarray,
   k: int | None = None,
 ) -> float:
-  """Mean over all relevant documents of the precision at each; see `ndcg`."""
+  """Mean over all relevant documents of the precision at each.
+
+  Args:
+    ranked_relevances: see `ndcg`.
+    all_relevances: see `ndcg`.
+    k: see `ndcg`; what is ranked beyond it counts 0.
+
+  Returns:
+    In [0, 1]; 0 where nothing is relevant.
+  """
   relevant = np.count_nonzero(np.asarray(all_relevances) > 0)
   hits = np.flatnonzero(np.asarray(ranked_relevances)[:k] > 0)
   precision = np.arange(1, hits.size + 1) / (hits + 1)
@@ -110,7 +133,7 @@ def search(
 
   Args:
     queries_QE: float32 [Q, E]; of length 1 for the cosine.
-    documents_DE: float32 [D, E], likewise.
+    documents_DE: float32 [D, E], as the queries.
     k: at least 1.
 
   Returns:

@@ -147,7 +147,16 @@ def make_index(world: world_lib.World) -> Index:
 
 
 def fact_of(index: Index, entity: str, attribute: str) -> world_lib.Fact:
-  """The fact of one entity that has this attribute."""
+  """The fact of one entity that has this attribute.
+
+  Args:
+    index: the world.
+    entity: its name.
+    attribute: its name.
+
+  Raises:
+    ValueError: the entity has no such attribute.
+  """
   for fact in index.facts_of[entity]:
     if fact.attribute == attribute:
       return fact
@@ -155,7 +164,12 @@ def fact_of(index: Index, entity: str, attribute: str) -> world_lib.Fact:
 
 
 def question(text: str, value: str) -> Document:
-  """A question and the one word that answers it."""
+  """A question and the one word that answers it.
+
+  Args:
+    text: the question.
+    value: the word.
+  """
   return f"Question: {text}\nAnswer:", f" {value}."
 
 
@@ -165,7 +179,13 @@ def passage(sentences: list[str]) -> Document:
 
 
 def card(index: Index, entity: str, template: str) -> Document:
-  """All facts of an entity, in a fixed order and fixed words."""
+  """All facts of an entity, in a fixed order and fixed words.
+
+  Args:
+    index: the world.
+    entity: its name.
+    template: of the task, with a place {n} for the name.
+  """
   text = " ".join(
     world_lib.sentence(
       world_lib.PHRASES[fact.attribute][1][0], entity, fact.value
@@ -178,7 +198,14 @@ def card(index: Index, entity: str, template: str) -> Document:
 def chain(
   index: Index, entity: str, path: tuple[str, ...], template: str
 ) -> Document:
-  """Follow relations from fact to fact, every step written out."""
+  """Follow relations from fact to fact, every step written out.
+
+  Args:
+    index: the world.
+    entity: where the chain begins.
+    path: attributes, each of what the one before led to.
+    template: of the task, with a place {path} for the words.
+  """
   words = entity
   for attribute in path:
     words = f"the {world_lib.PHRASES[attribute][0]} of {words}"
@@ -211,13 +238,23 @@ def draw_problem(rng: np.random.Generator) -> tuple[int, ...]:
 
 
 def equation(left: int, change: int) -> str:
-  """One line of arithmetic, such as 34 - 5 = 29."""
+  """One line of arithmetic, such as 34 - 5 = 29.
+
+  Args:
+    left: the first number.
+    change: what is added, or taken if it is negative.
+  """
   sign = "+" if change > 0 else "-"
   return f"{left} {sign} {abs(change)} = {left + change}"
 
 
 def problem(numbers: tuple[int, ...], rng: np.random.Generator) -> Document:
-  """A word problem about `numbers`, solved step by step."""
+  """A word problem about `numbers`, solved step by step.
+
+  Args:
+    numbers: a start and its changes, see `draw_problem`.
+    rng: draws the words.
+  """
 
   def pick(options):
     return str(options[rng.integers(len(options))])
@@ -276,7 +313,12 @@ def story(
 
 
 def sample_document(index: Index, rng: np.random.Generator) -> Document:
-  """Draw a training document; nothing held out is ever drawn."""
+  """Draw a training document; nothing held out is ever drawn.
+
+  Args:
+    index: the world.
+    rng: of the draw.
+  """
   world = index.world
 
   def pick(options):
@@ -314,7 +356,13 @@ def sample_document(index: Index, rng: np.random.Generator) -> Document:
 def sample_passage(
   index: Index, fact: world_lib.Fact, rng: np.random.Generator
 ) -> Document:
-  """A fact in training words, with a sentence of no importance."""
+  """A fact in training words, with a sentence of no importance.
+
+  Args:
+    index: the world.
+    fact: what is told.
+    rng: draws the words and their order.
+  """
   texts = world_lib.phrasings(index.world, fact, "statement", "train")
   lines = [texts[rng.integers(len(texts))], FILLERS[rng.integers(len(FILLERS))]]
   return passage(lines[::-1] if rng.random() < 0.5 else lines)

@@ -41,8 +41,8 @@ def score(
   """
   items = item_scores(config, params, tokenizer, tasks, gates=gates)
   scores = {name: float(values.mean()) for name, values in items.items()}
-  for name, own in (("choose", tasks.choose), ("generate", tasks.generate)):
-    kinds = np.array([item.kind for item in own])
+  for name, asked in (("choose", tasks.choose), ("generate", tasks.generate)):
+    kinds = np.array([item.kind for item in asked])
     for kind in sorted(set(kinds.tolist())):
       scores[f"{name}/{kind}"] = float(items[name][kinds == kind].mean())
   return scores
@@ -60,7 +60,11 @@ def item_scores(
   """Score every item of a split, see `score`.
 
   Args:
-    config, params, tokenizer, tasks, gates: as there.
+    config: the model.
+    params: its parameters; computed in their dtype.
+    tokenizer: the model's.
+    tasks: items.
+    gates: which sublayers stay; None is all.
     answers: from `read_answers`, where they are known already.
 
   Returns:
@@ -98,7 +102,18 @@ def option_log_likelihoods(
   items: Sequence[tasks_lib.Choose],
   gates: decoder.Gates | None = None,
 ) -> np.ndarray:
-  """Nats of each option after the prompt, summed over its tokens, [n, 4]."""
+  """Read each option after its prompt.
+
+  Args:
+    config: the model.
+    params: its parameters.
+    tokenizer: the model's.
+    items: n questions.
+    gates: which sublayers stay; None is all.
+
+  Returns:
+    Nats, summed over the tokens of an option, [n, 4].
+  """
   requests = [
     (_head(tokenizer, item.prompt), tokenizer_lib.encode(tokenizer, option))
     for item in items
@@ -123,6 +138,13 @@ def read_answers(
   another one, so reading the answer once (teacher-forced) decides whether it
   writes exactly the answer and then stops: `greedy`. The text itself needs
   `jaxprune.models.generation`.
+
+  Args:
+    config: the model.
+    params: its parameters.
+    tokenizer: the model's.
+    items: prompts with their answers.
+    gates: which sublayers stay; None is all.
   """
   requests = [
     (
@@ -144,6 +166,13 @@ def embed_texts(
   gates: decoder.Gates | None = None,
 ) -> np.ndarray:
   """Unit vectors: mean over BOS and all tokens of the normed hidden states.
+
+  Args:
+    config: the model.
+    params: its parameters.
+    tokenizer: the model's.
+    texts: n of them.
+    gates: which sublayers stay; None is all.
 
   Returns:
     float32 [n, D].

@@ -61,13 +61,27 @@ def prompts(limit: int) -> Prompts:
 
 
 def item_scores(config, params, answers=None) -> dict[str, np.ndarray]:
-  """Scores of every test item, in [0, 1], see `scores.item_scores`."""
+  """Scores of every test item, in [0, 1].
+
+  Args:
+    config: the model.
+    params: its parameters.
+    answers: from `read_answers`, where they are known already.
+
+  Returns:
+    float64 [items] by task, see `scores.item_scores`.
+  """
   reader = tokenizer.load_tokenizer(FOLDER)
   return scores.item_scores(config, params, reader, _tasks(), answers=answers)
 
 
 def read_answers(config, params):
-  """Likelihoods of the right answers of generate, see `scores.read_answers`."""
+  """Likelihoods of the right answers of generate, see `scores.read_answers`.
+
+  Args:
+    config: the model.
+    params: its parameters.
+  """
   reader = tokenizer.load_tokenizer(FOLDER)
   return scores.read_answers(config, params, reader, _tasks().generate)
 

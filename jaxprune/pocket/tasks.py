@@ -4,8 +4,6 @@ The same world is asked three ways: choose (which of four options is most
 likely), retrieve (which passage is nearest to a question), generate (is the
 written-out answer exactly right). Items are a function of the world, the
 split and nothing else; scores are functions of arrays or strings.
-
-Reference: nDCG with binary relevance, Jarvelin and Kekalainen (2002).
 """
 
 import dataclasses
@@ -14,6 +12,7 @@ import json
 
 import numpy as np
 
+from jaxprune.evaluation import retrieval
 from jaxprune.pocket import documents
 from jaxprune.pocket import world as world_lib
 
@@ -198,25 +197,15 @@ def ndcg(similarities, relevant, *, cutoff: int = 10) -> np.ndarray:
     cutoff: ranks beyond it count zero.
 
   Returns:
-    float [queries] in [0, 1]: 1 / log2(1 + rank), rank from 1; passages
-    that tie with the relevant one are ranked before it.
+    float [queries] in [0, 1]; passages that tie with the relevant one are
+    ranked before it.
   """
-  scores = np.asarray(similarities, np.float64)
-  right = np.take_along_axis(scores, np.asarray(relevant)[:, None], axis=1)
-  rank = (scores >= right).sum(axis=1)
-  return np.where(rank <= cutoff, 1 / np.log2(1 + rank), 0.0)
-
-
-def exact(texts: list[str], answers: list[str]) -> np.ndarray:
-  """Which texts equal the answer, outer spaces aside; bool [n]."""
-  if len(texts) != len(answers):
-    raise ValueError(
-      f"{len(texts)} texts for {len(answers)} answers: give one each"
-    )
+  scores_QP = np.asarray(similarities, np.float64)
+  right_Q1 = np.take_along_axis(
+    scores_QP, np.asarray(relevant)[:, None], axis=1
+  )
+  ranks_Q = (scores_QP >= right_Q1).sum(axis=1)
+  order_P = np.arange(1, scores_QP.shape[1] + 1)
   return np.array(
-    [
-      text.strip() == answer.strip()
-      for text, answer in zip(texts, answers, strict=True)
-    ],
-    bool,
+    [retrieval.ndcg(order_P == rank, np.ones(1), cutoff) for rank in ranks_Q]
   )

@@ -72,5 +72,10 @@ def load_tokenizer(folder: str | pathlib.Path) -> tokenizers.Tokenizer:
 
 
 def encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
-  """Token ids of a text without BOS."""
+  """Token ids of a text without BOS.
+
+  Args:
+    tokenizer: from `load_tokenizer` or `train_tokenizer`.
+    text: any.
+  """
   return tokenizer.encode(text, add_special_tokens=False).ids

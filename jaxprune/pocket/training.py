@@ -92,6 +92,10 @@ def initial_params(config: ModelConfig, key: jax.Array) -> decoder.Params:
 
   Kernels that write to the residual stream (output, down) are divided by
   sqrt(2 L), so that its variance does not grow with depth.
+
+  Args:
+    config: the model.
+    key: of the draws.
   """
   shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
   leaves, tree = jax.tree.flatten_with_path(shapes)
@@ -114,30 +118,32 @@ def initial_params(config: ModelConfig, key: jax.Array) -> decoder.Params:
 def hidden_states(
   config: ModelConfig, params: decoder.Params, tokens_BT: jax.Array
 ) -> jax.Array:
-  """`decoder.forward` with less to keep for the backward pass.
+  """Hidden states with little to keep for the backward pass.
 
-  Only the results of matrix products are kept; on a CPU, computing the rest
-  again is faster than moving it.
+  On a CPU, computing again what is no matrix product is faster than moving it.
+
+  Args:
+    config: the model.
+    params: its parameters.
+    tokens_BT: int [B, T].
 
   Returns:
     The residual after the last layer, before the final norm, [B, T, D].
   """
-  context = decoder.make_context(config, tokens_BT.shape[1])
-
-  @functools.partial(
-    jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable
-  )
-  def body(x_BTD, layer):
-    x_BTD, _ = decoder.block(config, layer, x_BTD, context, sliding=False)
-    return x_BTD, None
-
-  return jax.lax.scan(
-    body, decoder.embed(config, params, tokens_BT), params["layers"]
-  )[0]
+  return decoder.forward(config, params, tokens_BT, remat=True)[0]
 
 
 def info_nce(x_PD: jax.Array, y_PD: jax.Array, temperature: float) -> jax.Array:
-  """Symmetric InfoNCE in nats: row i of x belongs to row i of y."""
+  """Symmetric InfoNCE: row i of x belongs to row i of y.
+
+  Args:
+    x_PD: vectors [P, D].
+    y_PD: vectors [P, D].
+    temperature: what cosines are divided by.
+
+  Returns:
+    A scalar in nats.
+  """
 
   def unit(z_PD):
     return z_PD / jnp.linalg.norm(z_PD, axis=-1, keepdims=True)
@@ -155,7 +161,17 @@ def mean_pool(
   x_BTD: jax.Array,
   valid_BT: jax.Array,
 ) -> jax.Array:
-  """Mean of the normed hidden states over valid tokens, [B, D]."""
+  """Mean of the normed hidden states over valid tokens.
+
+  Args:
+    config: the model.
+    params: its parameters.
+    x_BTD: the residual after the last layer, [B, T, D].
+    valid_BT: bool [B, T].
+
+  Returns:
+    [B, D].
+  """
   y_BTD = decoder.final_norm(config, params, x_BTD)
   weight_BT1 = valid_BT[..., None].astype(y_BTD.dtype)
   return jnp.sum(y_BTD * weight_BT1, 1) / jnp.sum(weight_BT1, 1)
@@ -178,6 +194,12 @@ def loss(
   batch: batches.Batch,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The training objective, and its parts.
+
+  Args:
+    config: the model.
+    train: says how the two losses are weighed.
+    params: of the model; the loss is differentiable in them.
+    batch: what is read.
 
   Returns:
     A float32 scalar in nats, and {'language' nats per weighted token,

@@ -293,7 +293,13 @@ class World:
 
 
 def sentence(template: str, name: str, value: str = "") -> str:
-  """Fill a phrase and give it a capital letter."""
+  """Fill a phrase and give it a capital letter.
+
+  Args:
+    template: with places {n} for the name and {v} for the value.
+    name: of an entity.
+    value: of an attribute.
+  """
   text = template.format(n=name, v=value)
   return text[0].upper() + text[1:]
 

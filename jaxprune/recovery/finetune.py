@@ -338,30 +338,9 @@ def _over_positions(function):
 
 
 def _logits(config, params, tokens_BT, gates):
-  """Logits [B, T - 1, V] that have a next token.
-
-  As `decoder.forward`, but for the backward pass only the results of matrix
-  products are kept, and rows are not cut: both are faster on a CPU.
-  """
-  context = decoder.make_context(config, tokens_BT.shape[1] - 1)
-
-  def body(x_BTD, inputs):
-    layer, options, _ = inputs
-
-    @functools.partial(
-      jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable
-    )
-    def run(x_BTD, layer):
-      return decoder.block(config, layer, x_BTD, context, **options)[0]
-
-    return run(x_BTD, layer), None
-
-  x_BTD, _ = decoder.over_layers(
-    config,
-    params["layers"],
-    decoder.embed(config, params, tokens_BT[:, :-1]),
-    body,
-    gates,
+  """Logits [B, T - 1, V] of the positions that have a next token."""
+  x_BTD, _ = decoder.forward(
+    config, params, tokens_BT[:, :-1], gates=gates, remat=True
   )
   return decoder.unembed(config, params, x_BTD)
 
