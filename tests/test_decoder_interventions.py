@@ -321,7 +321,7 @@ def test_texts_of_both_ends_are_those_of_the_models(pair, continued):
       PROMPTS,
       valid_BT=VALID,
       max_new_tokens=STEPS,
-      eos_ids=(),
+      sampling=generation.Sampling(eos_ids=()),
     )
     np.testing.assert_array_equal(tokens[NAMES.index(name)], text.tokens)
   for name, same in (("keep_offset", "dense"), ("keep_centred", "pruned")):

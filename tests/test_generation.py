@@ -91,7 +91,11 @@ def test_ends_are_those_of_stock(small):
   ends = (int(free[0, 3]), int(free[1, 6]))
   expected = hf_models.greedy(model, tokens, 10, eos=list(ends))
   ours = models.generate(
-    config, params, tokens, max_new_tokens=10, eos_ids=ends
+    config,
+    params,
+    tokens,
+    max_new_tokens=10,
+    sampling=models.Sampling(eos_ids=ends),
   )
   width = expected.shape[1]
   np.testing.assert_array_equal(ours.tokens[:, :width], expected)
@@ -115,7 +119,13 @@ def test_the_configs_end_is_the_default(small):
   assert ours.lengths[0] <= 3
   # Without a pad id the rest is the end itself.
   assert (np.asarray(ours.tokens[0])[int(ours.lengths[0]) - 1 :] == end).all()
-  never = models.generate(ending, params, tokens, max_new_tokens=6, eos_ids=())
+  never = models.generate(
+    ending,
+    params,
+    tokens,
+    max_new_tokens=6,
+    sampling=models.Sampling(eos_ids=()),
+  )
   np.testing.assert_array_equal(never.tokens, free.tokens)
 
 
@@ -137,7 +147,7 @@ def test_the_loop_stops_when_all_have_ended(small):
       params,
       tokens,
       max_new_tokens=9,
-      eos_ids=tuple(range(config.vocab_size)),
+      sampling=models.Sampling(eos_ids=tuple(range(config.vocab_size))),
     )
     jax.effects_barrier()
   finally:
@@ -226,7 +236,8 @@ def test_both_forms_generate_the_same(small, monkeypatch):
   expected = run(params)
   chex.assert_trees_all_equal(run(models.unstack(params)), expected)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  chex.assert_trees_all_equal(run(params, eos_ids=(60, 60)), expected)
+  ends = models.Sampling(eos_ids=(60, 60))
+  chex.assert_trees_all_equal(run(params, sampling=ends), expected)
 
 
 def test_unstacked_layers_are_views():
@@ -256,11 +267,15 @@ def test_one_trace_for_one_shape(small):
   run = functools.partial(
     models.generate, config, params, tokens, max_new_tokens=4
   )
-  run(temperature=0.5, key=jax.random.key(0), top_k=3)
+  sampled = functools.partial(models.Sampling, temperature=0.5)
+  run(sampling=sampled(top_k=3), key=jax.random.key(0))
   assert traced() == before + 1
-  run(temperature=0.9, key=jax.random.key(1), top_p=0.5)
+  run(
+    sampling=models.Sampling(temperature=0.9, top_p=0.5), key=jax.random.key(1)
+  )
   assert traced() == before + 1
-  run(eos_ids=(7,)), run(eos_ids=(8,))
+  for end in (7, 8):
+    run(sampling=models.Sampling(eos_ids=(end,)))
   assert traced() == before + 2
   for index in range(2):
     run(gates=models.make_gates(config, attention=[index]))
@@ -276,7 +291,7 @@ def test_sampling_is_repeatable_and_follows_the_key(small):
       params,
       tokens,
       max_new_tokens=8,
-      temperature=1.5,
+      sampling=models.Sampling(temperature=1.5),
       key=jax.random.key(seed),
     ).tokens
   )
@@ -289,9 +304,8 @@ def test_sampling_is_repeatable_and_follows_the_key(small):
       params,
       tokens,
       max_new_tokens=8,
-      temperature=1.5,
+      sampling=models.Sampling(temperature=1.5, **limits),
       key=jax.random.key(0),
-      **limits,
     )
     np.testing.assert_array_equal(narrow.tokens, greedy.tokens)
 
@@ -351,11 +365,7 @@ def test_bfloat16_generates(small):
     (dict(valid_BT=np.ones((2, 5), bool)), "valid of shape"),
     (dict(valid_BT=np.arange(6)[None] < [[6], [3]]), "pad on the left"),
     (dict(valid_BT=np.zeros((2, 6), bool)), "pad on the left"),
-    (dict(temperature=-1.0), "temperature=-1.0"),
-    (dict(temperature=1.0), "key=jax.random.key"),
-    (dict(top_k=-1), "top_k=-1"),
-    (dict(top_p=0.0), "top_p=0.0"),
-    (dict(top_p=1.5), "top_p=1.5"),
+    (dict(sampling=models.Sampling(temperature=1.0)), "key=jax.random.key"),
   ],
 )
 def test_generate_refuses(small, fields, words):
@@ -363,6 +373,21 @@ def test_generate_refuses(small, fields, words):
   fields = {"tokens_BT": random_tokens(2, 6), "max_new_tokens": 4, **fields}
   with pytest.raises(ValueError) as caught:
     models.generate(config, params, **fields)
+  assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "fields, words",
+  [
+    (dict(temperature=-1.0), "temperature=-1.0"),
+    (dict(top_k=-1), "top_k=-1"),
+    (dict(top_p=0.0), "top_p=0.0"),
+    (dict(top_p=1.5), "top_p=1.5"),
+  ],
+)
+def test_sampling_refuses(fields, words):
+  with pytest.raises(ValueError) as caught:
+    models.Sampling(**fields)
   assert words in str(caught.value) and "\n" not in str(caught.value)
 
 

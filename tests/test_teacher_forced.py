@@ -200,7 +200,11 @@ def test_official_teacher_forced_log(shared, model):
   prompt = jnp.asarray(np.load(golden / "tokens.npz")["prompt"])
   steps = len(theirs["emb_cos_sim_flat"])
   text = generation.generate(
-    config, dense, prompt, max_new_tokens=steps, eos_ids=()
+    config,
+    dense,
+    prompt,
+    max_new_tokens=steps,
+    sampling=generation.Sampling(eos_ids=()),
   )
   tokens = jnp.concatenate([prompt, text.tokens[:, :-1]], axis=1)
   rows = jnp.arange(prompt.shape[1] - 1, tokens.shape[1])[None]

@@ -79,7 +79,7 @@ def text(config):
     PROMPT,
     valid_BT=VALID,
     max_new_tokens=STEPS,
-    eos_ids=(),
+    sampling=generation.Sampling(eos_ids=()),
   ).tokens
   tokens_BT = jnp.concatenate([PROMPT, chosen_BR[:, :-1]], axis=1)
   valid_BT = jnp.pad(VALID, ((0, 0), (0, STEPS - 1)), constant_values=True)
@@ -368,8 +368,7 @@ def test_decoding_and_measuring_in_one_program(temperature):
     valid_BT=VALID,
     max_new_tokens=STEPS,
     key=key,
-    temperature=temperature,
-    eos_ids=(),
+    sampling=generation.Sampling(temperature=temperature, eos_ids=()),
   ).tokens
   np.testing.assert_array_equal(found_BR, expected_BR)
   tokens_BT = jnp.concatenate([PROMPT, found_BR[:, :-1]], axis=1)

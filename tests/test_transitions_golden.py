@@ -89,7 +89,11 @@ def case(request, shared):
   prompt = jnp.asarray(np.load(golden / "tokens.npz")["prompt"])
   steps = 1 + max(row["step"] for row in rows)
   text = generation.generate(
-    config, dense, prompt, max_new_tokens=steps, eos_ids=()
+    config,
+    dense,
+    prompt,
+    max_new_tokens=steps,
+    sampling=generation.Sampling(eos_ids=()),
   )
   tokens = jnp.concatenate([prompt, text.tokens[:, :-1]], axis=1)
   found = [

@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxprune.calibration import batching
 from jaxprune.calibration.prompts import left_pad
-from jaxprune.models import Gates, ModelConfig, generate
+from jaxprune.models import Gates, ModelConfig, Sampling, generate
 
 if TYPE_CHECKING:
   import tokenizers
@@ -131,9 +131,11 @@ def continue_prompts(
         np.pad(tokens_BT, spare),
         max_new_tokens=writing.max_new_tokens,
         valid_BT=np.pad(valid_BT, spare),
-        temperature=writing.temperature,
-        top_k=writing.top_k,
-        top_p=writing.top_p,
+        sampling=Sampling(
+          temperature=writing.temperature,
+          top_k=writing.top_k,
+          top_p=writing.top_p,
+        ),
         key=key,
         gates=gates,
       )

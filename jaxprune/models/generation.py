@@ -15,7 +15,7 @@ the first of `eos_ids` where there is none.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,7 +36,7 @@ class Cache:
   Attributes:
     key: [L, B, S, K, H], or a tuple of L arrays [B, S, K, H] when the layers
       of the parameters are a tuple.
-    value: likewise.
+    value: of the same form.
     positions: int32 [B, S], the angle of the token in each slot.
     valid: bool [B, S], False for padding and for slots not yet written.
     length: int32 scalar, slots written.
@@ -61,6 +61,36 @@ class Generation:
 
   tokens: jax.Array
   lengths: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+  """How the next token is chosen, and what ends a text.
+
+  Attributes:
+    temperature: 0 takes the likeliest token, above 0 samples.
+    top_k: sample among the k largest; 0 is all.
+    top_p: sample among the fewest whose probability reaches this.
+    eos_ids: tokens that end a row; None is the config's, () never ends.
+  """
+
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  eos_ids: tuple[int, ...] | None = None
+
+  def __post_init__(self):
+    if self.temperature < 0:
+      raise ValueError(
+        f"temperature={self.temperature}: must be 0 (greedy) or above"
+      )
+    if self.top_k < 0:
+      raise ValueError(f"top_k={self.top_k}: must be 0 (all) or above")
+    if not 0 < self.top_p <= 1:
+      raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1")
+
+
+GREEDY = Sampling()
 
 
 def unstack(params: Params) -> Params:
@@ -173,7 +203,8 @@ def decode_step(
     observe: from the intermediates of one `Block` to a pytree of arrays.
 
   Returns:
-    As `prefill`, for these tokens.
+    The residual after the last layer, before the final norm, [B, T, D]; what
+    `observe` returned, stacked on L ({} without); the cache with these tokens.
   """
   batch, length = tokens_BT.shape
   slots_T = cache.length + jnp.arange(length, dtype=jnp.int32)
@@ -295,12 +326,9 @@ def generate(
   *,
   max_new_tokens: int,
   valid_BT: Any = None,
-  temperature: float = 0.0,
-  top_k: int = 0,
-  top_p: float = 1.0,
+  sampling: Sampling = GREEDY,
   key: jax.Array | None = None,
   gates: Gates | None = None,
-  eos_ids: Sequence[int] | None = None,
 ) -> Generation:
   """Continue prompts; one compiled loop that stops when every row has ended.
 
@@ -310,74 +338,63 @@ def generate(
     tokens_BT: int [B, T], padded on the left.
     max_new_tokens: most tokens to add.
     valid_BT: bool [B, T], False for padding. None: every token is real.
-    temperature: 0 takes the likeliest token, above 0 samples.
-    top_k: sample among the k largest; 0 is all.
-    top_p: sample among the fewest whose probability reaches this.
+    sampling: how tokens are chosen and what ends a text; by default the
+      likeliest, and the config's ids.
     key: randomness, `jax.random.key(seed)`; needed for sampling.
     gates: which sublayers stay; None is all.
-    eos_ids: tokens that end a row; None is the config's, () never ends.
+
+  Returns:
+    The tokens that follow the prompts, and how many each row has.
 
   Raises:
     ValueError: a prompt and its new tokens exceed `config.max_positions`;
       padding that is not on the left; ids outside the vocabulary; sampling
-      without a key, or out of range.
+      without a key.
   """
-  tokens_BT, valid_BT = _checked_prompts(
-    config, tokens_BT, valid_BT, max_new_tokens
-  )
-  _check_sampling(temperature, top_k, top_p, key)
-  ends = config.eos_ids if eos_ids is None else tuple(eos_ids)
+  prompts = _checked_prompts(config, tokens_BT, valid_BT, max_new_tokens)
+  draw = None
+  if sampling.temperature > 0:
+    if key is None:
+      raise ValueError(
+        f"temperature={sampling.temperature} samples: give"
+        " key=jax.random.key(seed)"
+      )
+    # These are data, so that other values do not compile the loop again.
+    draw = dict(key=key, temperature=sampling.temperature)
+    if sampling.top_k > 0 or sampling.top_p < 1.0:
+      draw |= dict(top_k=sampling.top_k, top_p=sampling.top_p)
+  ends = config.eos_ids if sampling.eos_ids is None else sampling.eos_ids
   fill = config.pad_id if config.pad_id is not None else (*ends, 0)[0]
   # A CPU decodes from separate layers and prefills from the stack, which are
   # the same memory there.
   steps = unstack(params) if jax.default_backend() == "cpu" else params
-  truncate = top_k > 0 or top_p < 1.0
   return _generate(
     config,
     max_new_tokens,
-    truncate,
     params,
     steps,
-    tokens_BT,
-    valid_BT,
-    key if temperature > 0 else None,
-    temperature,
-    top_k,
-    top_p,
+    prompts,
+    draw,
     gates,
-    jnp.asarray(ends, jnp.int32),
-    jnp.int32(fill),
+    (jnp.asarray(ends, jnp.int32), jnp.int32(fill)),
   )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _generate(
-  config,
-  max_new_tokens,
-  truncate,
-  params,
-  steps,
-  tokens_BT,
-  valid_BT,
-  key,
-  temperature,
-  top_k,
-  top_p,
-  gates,
-  ends_E,
-  fill,
+  config, max_new_tokens, params, steps, prompts, draw, gates, ends
 ):
   """The loop: (step, residual of the newest token, cache, rows so far)."""
+  tokens_BT, valid_BT = prompts
+  ends_E, fill = ends
   batch, length = tokens_BT.shape
-  limits = dict(top_k=top_k, top_p=top_p) if truncate else {}
 
   def next_token(step, x_BD):
     z_BV = decoder.unembed(config, params, x_BD)
-    if key is None:
+    if draw is None:
       return choose(z_BV)
-    return choose(
-      z_BV, jax.random.fold_in(key, step), temperature=temperature, **limits
-    )
+    limits = dict(draw)
+    return choose(z_BV, jax.random.fold_in(limits.pop("key"), step), **limits)
 
   def put(step, x_BD, done_B, rows):
     token_B = jnp.where(done_B, fill, next_token(step, x_BD))
@@ -452,19 +469,6 @@ def _checked_prompts(config, tokens_BT, valid_BT, max_new_tokens):
   return jnp.asarray(tokens_BT, jnp.int32), (
     None if valid_BT is None else jnp.asarray(valid_BT)
   )
-
-
-def _check_sampling(temperature, top_k, top_p, key):
-  if temperature < 0:
-    raise ValueError(f"temperature={temperature}: must be 0 (greedy) or above")
-  if top_k < 0:
-    raise ValueError(f"top_k={top_k}: must be 0 (all) or above")
-  if not 0 < top_p <= 1:
-    raise ValueError(f"top_p={top_p}: must be above 0 and at most 1")
-  if temperature > 0 and key is None:
-    raise ValueError(
-      f"temperature={temperature} samples: give key=jax.random.key(seed)"
-    )
 
 
 def _pieces(stacked):

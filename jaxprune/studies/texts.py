@@ -115,7 +115,7 @@ def dense_texts(
       jnp.asarray(tokens_XT[pick_B]),
       valid_BT=jnp.asarray(valid_XT[pick_B]),
       max_new_tokens=steps,
-      temperature=writing.temperature,
+      sampling=generation.Sampling(temperature=writing.temperature),
       key=key,
     )
     chosen_BR, lengths_B = np.asarray(text.tokens), np.asarray(text.lengths)

@@ -148,7 +148,7 @@ def _jax_work(source, ids, new_tokens, out):
       params,
       jnp.asarray(ids[:batch, :_PROMPT]),
       max_new_tokens=new_tokens,
-      eos_ids=(),
+      sampling=generation.Sampling(eos_ids=()),
     )
     jax.block_until_ready(written.tokens)
 

@@ -141,7 +141,7 @@ def one_pass(dense, pruned, tokens_BT, valid_BT, key, settings):
     tokens_BT,
     valid_BT=jnp.asarray(valid_BT),
     max_new_tokens=steps,
-    temperature=settings.temperature,
+    sampling=generation.Sampling(temperature=settings.temperature),
     key=key,
   )
   # The last token is a prediction of the last step and is never read.
