@@ -13,7 +13,7 @@ from jaxprune.studies.sweep import scores as scores_lib
 
 
 def read(text):
-  return configurations.read_cell(text, group_size=64, target="mlp")
+  return configurations.read_configuration(text, group_size=64, target="mlp")
 
 
 def test_names():

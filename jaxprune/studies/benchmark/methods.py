@@ -25,7 +25,7 @@ _BITS = 4
 
 def read_configurations(
   config: ModelConfig, sparsity: float, group_size: int | None
-) -> list[configurations.Cell]:
+) -> list[configurations.Configuration]:
   """List what is done to the model, Wanda first, as the others' reference.
 
   Args:
@@ -40,7 +40,7 @@ def read_configurations(
   names = [f"{name}:{sparsity}" for name in (*methods, *configurations.UNITS)]
   names += [f"{name}:{_BITS}" for name in configurations.ROUNDING]
   wanted = [
-    configurations.read_cell(name, group_size=group_size, target="mlp")
+    configurations.read_configuration(name, group_size=group_size, target="mlp")
     for name in names
   ]
   for configuration in wanted:
@@ -50,7 +50,7 @@ def read_configurations(
 
 def measure(
   source: checkpoints.Source,
-  wanted: list[configurations.Cell],
+  wanted: list[configurations.Configuration],
   tokens: np.ndarray,
   run: report.RunFolder,
   say: Callable[[str], None],

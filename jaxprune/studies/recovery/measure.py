@@ -103,7 +103,9 @@ def check(source: checkpoints.Source) -> None:
     )
 
 
-def count(wanted: Sequence[configurations.Cell], settings: Settings) -> int:
+def count(
+  wanted: Sequence[configurations.Configuration], settings: Settings
+) -> int:
   """How many models are scored.
 
   Args:
@@ -116,7 +118,7 @@ def count(wanted: Sequence[configurations.Cell], settings: Settings) -> int:
 
 def measure(
   source: checkpoints.Source,
-  wanted: Sequence[configurations.Cell],
+  wanted: Sequence[configurations.Configuration],
   settings: Settings,
   run: report.RunFolder,
   progress: Any,

@@ -1,16 +1,19 @@
-"""One cell of a grid of pruned models: a method, an amount, a seed.
+"""One configuration of a sweep: what is done to the dense model.
 
-A cell is named METHOD:AMOUNT, where the amount is a sparsity (wanda:0.5), n:m
-(wanda:2:4), a number of bits (rtn:4) or of sublayers (drop_attention:4). A
-sparsity may be spread over layers: METHOD@ALLOCATION (wanda@owl:0.6, and
-linear and kl). drop_* chooses sublayers by similarity, kl_* by what dropping
-them does to the output. Nothing here knows flags.
+A configuration is named METHOD:AMOUNT, where the amount is a sparsity
+(wanda:0.5), n:m (wanda:2:4), a number of bits (rtn:4) or of sublayers
+(drop_attention:4). A sparsity may be spread over layers: METHOD@ALLOCATION
+(wanda@owl:0.6, and linear and kl). drop_* chooses sublayers by similarity, kl_*
+by what dropping them does to the output.
 """
 
 import dataclasses
-import pathlib
+import os
 from collections.abc import Sequence
 
+import numpy as np
+
+from jaxprune import checkpoints
 from jaxprune.models import ModelConfig
 from jaxprune.pruning import change as change_lib
 from jaxprune.pruning import registry
@@ -28,7 +31,7 @@ DATA_FREE = tuple(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cell:
+class Configuration:
   """What is done to the dense model.
 
   Attributes:
@@ -40,6 +43,11 @@ class Cell:
   method: str
   amount: str
   change: Change
+
+  @property
+  def is_data_free(self) -> bool:
+    """Whether it gives the same model whatever was drawn."""
+    return self.method in DATA_FREE
 
   @property
   def base(self) -> str:
@@ -57,8 +65,10 @@ class Cell:
     return f"{self.method}_{self.amount.replace(':', 'of')}"
 
 
-def read_cell(text: str, *, group_size: int | None, target: str) -> Cell:
-  """Read the name of a cell.
+def read_configuration(
+  text: str, *, group_size: int | None, target: str
+) -> Configuration:
+  """Read the name of a configuration.
 
   Args:
     text: METHOD:AMOUNT.
@@ -100,7 +110,7 @@ def read_cell(text: str, *, group_size: int | None, target: str) -> Cell:
       f"--configurations={text}: {error}; use METHOD:AMOUNT such as wanda:0.5,"
       " sparsegpt:2:4, rtn:4 or drop_attention:4"
     ) from error
-  return Cell(method=name, amount=amount, change=Change(**change))
+  return Configuration(method=name, amount=amount, change=Change(**change))
 
 
 def read_all(
@@ -109,45 +119,62 @@ def read_all(
   *,
   group_size: int | None,
   target: str,
-) -> list[Cell]:
+) -> list[Configuration]:
   """Read configurations, and refuse what the model cannot have.
 
   Args:
     texts: METHOD:AMOUNT each.
     config: of the dense model.
-    group_size: see `read_cell`.
-    target: see `read_cell`.
+    group_size: see `read_configuration`.
+    target: see `read_configuration`.
 
   Raises:
-    ValueError: as `read_cell` and `check`.
+    ValueError: as `read_configuration` and `check`.
   """
-  read = [
-    read_cell(text, group_size=group_size, target=target) for text in texts
+  configurations = [
+    read_configuration(text, group_size=group_size, target=target)
+    for text in texts
   ]
-  for one in read:
-    check(config, one)
-  return read
+  for configuration in configurations:
+    check(config, configuration)
+  return configurations
 
 
-def check(config, cell: Cell) -> None:
-  """Refuse, before any work, a cell that the model cannot have."""
+def check(config: ModelConfig, configuration: Configuration) -> None:
+  """Refuse, before any work, a configuration that the model cannot have.
+
+  Args:
+    config: of the dense model.
+    configuration: what would be done to it.
+
+  Raises:
+    ValueError: names the configuration and the way out.
+  """
   from jaxprune.studies import prune as prune_lib
 
   try:
-    prune_lib.check(config, cell.change, tokens=True)
+    prune_lib.check(config, configuration.change, tokens=True)
   except ValueError as error:
-    raise ValueError(f"--configurations={cell.name}: {error}") from error
+    raise ValueError(
+      f"--configurations={configuration.name}: {error}"
+    ) from error
 
 
-def prune(source, cell: Cell, tokens, seed: int, out: pathlib.Path) -> float:
+def prune(
+  source: checkpoints.Source,
+  configuration: Configuration,
+  tokens: np.ndarray,
+  seed: int,
+  out: str | os.PathLike,
+) -> float:
   """Write the pruned folder; return the fraction of zeros in the kernels.
 
   Args:
     source: the dense checkpoint.
-    cell: what is done to it.
+    configuration: what is done to it.
     tokens: calibration tokens, int [sequences, length].
     seed: of drop_random.
-    out: folder to write; the unfinished work of the same cell is taken up.
+    out: folder to write; unfinished work of the same configuration is taken up.
   """
   from jaxprune.pruning.checkpoint import weights
   from jaxprune.studies import prune as prune_lib
@@ -155,10 +182,15 @@ def prune(source, cell: Cell, tokens, seed: int, out: pathlib.Path) -> float:
   prune_lib.prune(
     source,
     out,
-    dataclasses.replace(cell.change, seed=seed),
+    dataclasses.replace(configuration.change, seed=seed),
     tokens,
     output=weights.Output(
-      provenance={"cell": cell.name, "seed": seed}, overwrite=True
+      provenance={"configuration": configuration.name, "seed": seed},
+      overwrite=True,
     ),
   )
   return weights.folder_sparsity(out)
+
+
+# Earlier names, until every study says configuration.
+Cell, read_cell = Configuration, read_configuration

@@ -56,7 +56,7 @@ class Dense:
 class Job:
   """One configuration and calibration seed; the dense model is None."""
 
-  configuration: configurations.Cell | None
+  configuration: configurations.Configuration | None
   seed: int
 
   @property
@@ -68,7 +68,7 @@ class Job:
 
 
 def jobs(
-  wanted: Sequence[configurations.Cell], seeds: Sequence[int]
+  wanted: Sequence[configurations.Configuration], seeds: Sequence[int]
 ) -> list[Job]:
   """What is to be scored: the dense model, then configurations by seeds.
 
@@ -77,9 +77,9 @@ def jobs(
     seeds: of the calibration; a data-free method is run for the first only.
   """
   return [Job(configuration=None, seed=seeds[0])] + [
-    Job(configuration=one, seed=seed)
-    for one in wanted
-    for seed in (seeds[:1] if one.method in configurations.DATA_FREE else seeds)
+    Job(configuration=configuration, seed=seed)
+    for configuration in wanted
+    for seed in (seeds[:1] if configuration.is_data_free else seeds)
   ]
 
 
