@@ -209,6 +209,12 @@ def test_absent_ids():
     ("llama", {"text_config": {}}, "composite"),
     ("llama", {"to_dict": 1}, "name of a method"),
     ("llama", {"sliding_window": 0}, "sliding_window=0"),
+    (
+      "llama",
+      {"sliding_window": 4096, "max_position_embeddings": 8192},
+      "sliding_window=4096",
+    ),
+    ("llama", {"eos_token_id": [None]}, "eos_token_id=[None]"),
     ("llama", {"pad_token_id": 61}, "below vocab_size=61"),
     ("llama", {"eos_token_id": [2, None]}, "eos_token_id=[2, None]"),
     ("llama", {"use_cache": [1]}, "use_cache=[1]: must be bool"),
@@ -366,6 +372,7 @@ def test_values_read_as_stock_reads_them():
     kinds = ["attention"] * 3
     assert read(family, layer_types=kinds) == read(family)
   assert read(sliding_window=4096) == read()  # longer than the context
+  assert read(sliding_window=2048) == read()
   assert read("qwen2", head_dim=16).head_dim == 16
   assert read("mistral", hidden_size=34).head_dim == 8
   assert read(eos_token_id=[]).eos_ids == ()
@@ -410,6 +417,12 @@ def test_contradictory_layouts_are_read_as_stock_does():
       )
     assert config.rope.theta == theirs.rope_parameters["rope_theta"]
   assert read(rope_theta=5e5, rope_parameters=new).ignored == ("rope_theta",)
+  config = read(rope_theta=3e4, rope_scaling=linear, rope_parameters=new)
+  assert config.ignored == ("rope_parameters",)
+  # Both layouts with the same content, as exports have them.
+  both = dict(rope_type="linear", factor=2.0, rope_theta=3e4)
+  config = read(rope_theta=3e4, rope_scaling=linear, rope_parameters=both)
+  assert config.ignored == () and config.rope.theta == 3e4
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,284 @@
+"""What does config.json say of rotary position embedding?
+
+transformers 5 writes one object `rope_parameters`; transformers 4 wrote
+`rope_theta` and `rope_scaling`, and Phi-3 an `original_max_position_embeddings`
+beside them.
+
+Reference: `RotaryEmbeddingConfigMixin` and the RoPE functions of transformers
+5.
+Differs from the reference in: unknown kinds, RoPE over a part of the width or
+per layer type, and numbers that no computation could use raise; `su` is the
+older name of `longrope` in all families.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jaxprune.models import config_fields
+from jaxprune.models.config_fields import Fields, is_positive
+
+_ORIGINAL = "original_max_position_embeddings"
+# What each kind of RoPE reads: what must be there, and what may be.
+_ROPE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+  "default": ((), ()),
+  "linear": (("factor",), ()),
+  "dynamic": (("factor",), ()),
+  "yarn": (
+    ("factor", _ORIGINAL),
+    (
+      "attention_factor",
+      "beta_fast",
+      "beta_slow",
+      "mscale",
+      "mscale_all_dim",
+      "truncate",
+    ),
+  ),
+  "longrope": (
+    ("long_factor", "short_factor", _ORIGINAL),
+    ("attention_factor", "factor"),
+  ),
+  "llama3": (("factor", "high_freq_factor", "low_freq_factor", _ORIGINAL), ()),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeConfig:
+  """How positions turn queries and keys.
+
+  Attributes:
+    kind: 'default', 'linear', 'dynamic', 'yarn', 'longrope' or 'llama3'.
+    theta: base of the geometric series of wavelengths.
+    scaling: (name, value) pairs under their Hugging Face names with every
+      default resolved, sorted by name; lists are tuples.
+  """
+
+  kind: str
+  theta: float
+  scaling: tuple[tuple[str, Any], ...] = ()
+
+
+def read_rope(
+  raw: Fields, family: str, head_dim: int | None, max_positions: int | None
+) -> RopeConfig | None:
+  """Take what config.json says of RoPE, in either layout or in both.
+
+  Where both are there, stock 5 takes `rope_scaling` for `rope_parameters`, and
+  a `rope_theta` within either goes before the outer one.
+
+  Args:
+    raw: the fields, from which those of RoPE are taken; what is wrong is noted
+      there.
+    family: whose default base holds where none is given.
+    head_dim: H, or None where it is wrong.
+    max_positions: positions the checkpoint was made for, or None.
+
+  Returns:
+    The RoPE with every default resolved, or None where something is wrong.
+  """
+  has_outer_theta = "rope_theta" in raw.values
+  outer_theta = raw.values.pop("rope_theta", config_fields.stock_theta(family))
+  outer_given = {
+    key: raw.values.pop(key)
+    for key in ("partial_rotary_factor", _ORIGINAL)
+    if key in raw.values
+  }
+  old, new = raw.take("rope_scaling"), raw.take("rope_parameters")
+  field, given = ("rope_scaling", old) if old else ("rope_parameters", new)
+  if old and new is not None:
+    if not isinstance(new, Mapping):
+      raw.problem("rope_parameters", new, "must be an object or null")
+    elif _says_otherwise(new, old, outer_theta):
+      raw.ignored.append("rope_parameters")
+  given = {} if given is None else given
+  if not isinstance(given, Mapping):
+    raw.problem(field, given, "must be an object or null")
+    return None
+  if any(isinstance(value, Mapping) for value in given.values()):
+    raw.problem(field, given, "one RoPE per layer type is not supported")
+    return None
+  before = len(raw.problems)
+  given = dict(given)
+  kind = _rope_kind(raw, field, given)
+  if has_outer_theta and given.get("rope_theta", outer_theta) != outer_theta:
+    raw.ignored.append("rope_theta")
+  theta = given.pop("rope_theta", outer_theta)
+  if not is_positive(theta) or (kind == "yarn" and theta == 1):
+    raw.problem(
+      "rope_theta", theta, "must be a positive number, for yarn not 1"
+    )
+  _check_partial(raw, field, given, outer_given)
+  if kind is None or head_dim is None or max_positions is None:
+    return None
+  if kind == "dynamic" and head_dim == 2:
+    raw.problem("head_dim", head_dim, "must be above 2 for rope_type='dynamic'")
+  if _ORIGINAL in _ROPE_KEYS[kind][0]:
+    # The outer one goes first, even where it is 0 or null.
+    given.setdefault(_ORIGINAL, max_positions)
+    given.update(outer_given)
+  elif outer_given:
+    raw.ignored.append(_ORIGINAL)
+  scaling = _scaling(raw, field, kind, given, head_dim)
+  if len(raw.problems) > before:
+    return None
+  _resolve(raw, field, kind, scaling, max_positions)
+  if len(raw.problems) > before:
+    return None
+  return RopeConfig(kind, float(theta), tuple(sorted(scaling.items())))
+
+
+def _says_otherwise(new: Mapping, old: Any, outer_theta: Any) -> bool:
+  """Whether `rope_parameters` contradicts what is read in its place."""
+  if not new or not isinstance(old, Mapping):
+    return False
+
+  def parameters(given):
+    kind = given.get("rope_type", given.get("type", "default"))
+    theta = given.get("rope_theta", outer_theta)
+    return {**given, "rope_type": kind, "type": None, "rope_theta": theta}
+
+  return parameters(new) != parameters(old)
+
+
+def _rope_kind(raw: Fields, field: str, given: dict[str, Any]) -> str | None:
+  """Take the kind of RoPE out of its parameters; None where unknown."""
+  older = given.pop("type", "default")
+  kind = given.pop("rope_type", older)
+  if kind != older and older != "default":
+    raw.ignored.append(f"{field}.type")
+  kind = "longrope" if kind == "su" else kind
+  if not isinstance(kind, str) or kind not in _ROPE_KEYS:
+    raw.problem(
+      f"{field}.rope_type", kind, f"known are {', '.join(_ROPE_KEYS)}"
+    )
+    return None
+  return kind
+
+
+def _check_partial(
+  raw: Fields, field: str, given: dict[str, Any], outer_given: dict[str, Any]
+) -> None:
+  """Refuse RoPE over a part of the width, inside or outside `field`."""
+  name = "partial_rotary_factor"
+  for label, values in ((f"{field}.{name}", given), (name, outer_given)):
+    value = values.pop(name, None)
+    if value is not None and value != 1:
+      raw.problem(label, value, "only 1 is known: the whole width is turned")
+
+
+def _scaling(
+  raw: Fields, field: str, kind: str, given: dict[str, Any], head_dim: int
+) -> dict[str, Any]:
+  """Check each number that a kind of RoPE reads; what is null is left out."""
+  required, optional = _ROPE_KEYS[kind]
+  scaling = {}
+  for key, value in given.items():
+    label = f"{field}.{key}"
+    if key in ("mrope_section", "short_mscale", "long_mscale"):
+      if value is not None:
+        raw.problem(label, value, f"not known for rope_type={kind!r}")
+    elif key not in required + optional:
+      raw.ignored.append(config_fields.label(label))
+    elif key == "truncate":
+      # Present and null is false; absent is true.
+      if value is not None and not isinstance(value, bool):
+        raw.problem(label, value, "must be true or false")
+      scaling[key] = bool(value)
+    elif key in ("short_factor", "long_factor"):
+      scaling[key] = _factors(raw, label, value, head_dim)
+    elif key == _ORIGINAL:
+      # With 0 every position is beyond the original context.
+      least = 1 if kind == "yarn" else 0
+      if not (is_positive(value) or (least == 0 and _is_zero(value))):
+        raw.problem(label, value, f"must be a number of at least {least}")
+      scaling[key] = value
+    elif value is None and (
+      key in optional or (kind, key) == ("yarn", "factor")
+    ):
+      continue
+    elif key in ("mscale", "mscale_all_dim", "beta_fast", "beta_slow") and (
+      _is_zero(value)
+    ):
+      continue  # 0 is the default
+    elif not is_positive(value):
+      raw.problem(label, value, "must be a positive number")
+    else:
+      scaling[key] = value
+  for key in required:
+    if key not in given:
+      raw.problem(f"{field}.{key}", None, f"rope_type={kind!r} needs it")
+  return scaling
+
+
+def _is_zero(value: Any) -> bool:
+  return type(value) in (int, float) and value == 0
+
+
+def _factors(
+  raw: Fields, label: str, values: Any, head_dim: int
+) -> tuple[float, ...]:
+  """The factors of longrope, one per turned pair."""
+  if (
+    not isinstance(values, (list, tuple))
+    or len(values) != head_dim // 2
+    or not all(is_positive(value) for value in values)
+  ):
+    raw.problem(
+      label,
+      values,
+      f"must be {head_dim // 2} positive numbers, half of head_dim",
+    )
+    return ()
+  return tuple(float(value) for value in values)
+
+
+def _resolve(
+  raw: Fields,
+  field: str,
+  kind: str,
+  scaling: dict[str, Any],
+  max_positions: int,
+) -> None:
+  """Fill in what the parameters of a kind of RoPE leave out."""
+  try:
+    if kind in ("yarn", "longrope") and "factor" not in scaling:
+      scaling["factor"] = max_positions / scaling[_ORIGINAL]
+    if kind == "yarn":
+      scaling.setdefault("truncate", True)
+      scaling.setdefault("beta_fast", 32)
+      scaling.setdefault("beta_slow", 1)
+    if kind in ("yarn", "longrope") and "attention_factor" not in scaling:
+      scaling["attention_factor"] = _attention_factor(kind, scaling)
+  except (ArithmeticError, ValueError):
+    raw.problem(
+      f"{field}.{_ORIGINAL}",
+      scaling[_ORIGINAL],
+      "no attention_factor or factor follows from it: give both",
+    )
+  if kind == "llama3" and (
+    scaling["high_freq_factor"] <= scaling["low_freq_factor"]
+  ):
+    raw.problem(
+      f"{field}.high_freq_factor",
+      scaling["high_freq_factor"],
+      f"must exceed low_freq_factor={scaling['low_freq_factor']}",
+    )
+
+
+def _attention_factor(kind: str, scaling: dict[str, Any]) -> float:
+  """Scale of cos and sin where the configuration gives none."""
+  factor = scaling["factor"]
+  if kind == "longrope":
+    return (
+      1.0
+      if factor <= 1
+      else math.sqrt(1 + math.log(factor) / math.log(scaling[_ORIGINAL]))
+    )
+
+  def mscale(weight):
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+  top, bottom = scaling.get("mscale"), scaling.get("mscale_all_dim")
+  return mscale(top) / mscale(bottom) if top and bottom else mscale(1)
