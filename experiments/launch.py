@@ -64,12 +64,12 @@ def run(main: Callable[[], None]) -> None:
       raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     # absl shows what JAX logs of every accelerator that is not there.
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)
-    _say_what_is_logged("jaxprune")
     _clock.restart()
     try:
-      if _DISTRIBUTED.value:
-        _join()
-      main()
+      with _telling("jaxprune"):
+        if _DISTRIBUTED.value:
+          _join()
+        main()
     except (ValueError, OSError) as error:
       if logging.get_verbosity() >= logging.DEBUG:
         raise
@@ -79,22 +79,29 @@ def run(main: Callable[[], None]) -> None:
   app.run(entry)
 
 
-def _say_what_is_logged(name: str) -> None:
+@contextlib.contextmanager
+def _telling(name: str) -> Iterator[None]:
   """Print what the logger `name` is told from INFO on, each line once."""
+  lines: set[str] = set()
 
   class Handler(python_logging.Handler):
-    said: set[str] = set()
-
     def emit(self, record: python_logging.LogRecord) -> None:
-      text = " ".join(record.getMessage().split())
-      if text not in self.said:
-        self.said.add(text)
-        say(f"note: {text}")
+      line = " ".join(record.getMessage().split())
+      if line not in lines:
+        lines.add(line)
+        say(f"note: {line}")
 
-  logger = python_logging.getLogger(name)
+  logger, handler = python_logging.getLogger(name), Handler()
+  before = logger.level, logger.propagate
+  logger.addHandler(handler)
   logger.setLevel(python_logging.INFO)
-  logger.addHandler(Handler())
   logger.propagate = False  # absl would print it again
+  try:
+    yield
+  finally:
+    logger.removeHandler(handler)
+    logger.setLevel(before[0])
+    logger.propagate = before[1]
 
 
 def _join() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import logging
 import sys
 from unittest import mock
 
@@ -157,3 +158,25 @@ def test_a_study_that_fails_says_nothing(tmp_path, capsys, own_flags):
     study.finish({})
     raise ValueError("broken")
   assert not capsys.readouterr().out
+
+
+def test_what_the_library_logs_is_said_once(capsys):
+  logger = logging.getLogger("jaxprune.checkpoints.source")
+
+  def main():
+    for _ in range(2):
+      logger.info("%s: without effect: %s", "a/config.json", "x, y")
+    logger.debug("never said")
+
+  with (
+    mock.patch.object(launch.app, "run", lambda entry: entry(["script"])),
+    mock.patch.object(launch, "is_quiet", lambda: False),
+    mock.patch.object(launch, "_DISTRIBUTED", mock.Mock(value=False)),
+  ):
+    launch.run(main)
+  captured = capsys.readouterr()
+  assert captured.err == "note: a/config.json: without effect: x, y\n"
+  assert captured.out == ""
+  logger.info("no longer said")
+  assert capsys.readouterr().err == ""
+  assert logging.getLogger("jaxprune").propagate
