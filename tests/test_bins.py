@@ -1,5 +1,6 @@
 """Bins of a quantity: edges, ties, means and their intervals."""
 
+import chex
 import hypothesis
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ def test_few_values_have_a_bin_each():
 def test_edges_divide_the_rows_evenly():
   values = np.arange(100.0)
   edges = statistics.quantile_edges(values, 4)
+  chex.assert_shape(edges, (5,))
   np.testing.assert_allclose(edges, [0, 24.75, 49.5, 74.25, 99])
   assert np.bincount(statistics.bin_index(values, edges)).tolist() == [25] * 4
   # Half of the rows are ties: their bin takes them all, and none is empty.

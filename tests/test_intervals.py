@@ -3,6 +3,7 @@
 import json
 import math
 
+import chex
 import numpy as np
 import pytest
 import scipy.stats
@@ -120,6 +121,22 @@ def test_unequal_prompts_stay_whole():
   got = statistics.statistic(record, values, prompts, resamples=200)
   assert seen == {(18, 0.0), (10, 0.1), (2, 1.0), (1, 1.0), (9, 0.0)}
   assert ends(got) == [0.0, 1.0]
+
+
+def test_replicates_are_of_whole_draws():
+  rng = np.random.default_rng(8)
+  values = rng.normal(size=(9, 2))
+
+  def of_drawn(drawn):
+    chex.assert_axis_dimension(drawn, -1, 9)
+    return values[drawn].sum(axis=(-2, -1))
+
+  got = intervals.replicates(of_drawn, 9, seed=4, resamples=300)
+  chex.assert_shape(got, (300,))
+  drawn = np.random.default_rng(4).integers(9, size=(300, 9))
+  np.testing.assert_allclose(got, values[drawn].sum(axis=(1, 2)))
+  alone = intervals.replicates(lambda drawn: 7.0, 1, seed=0, resamples=100)
+  np.testing.assert_array_equal(alone, np.full(100, 7.0))
 
 
 def test_constant_and_single_prompts():

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -301,6 +302,7 @@ def test_selected_columns_are_those_of_the_selected_rows(rows, equal):
     ]
     got = table.select(present=present, absent=absent, **equal)
     assert set(got) == {name for row in chosen for name in row}
+    chex.assert_shape(list(got.values()), (len(chosen),))
     for name, column in got.items():
       expected = column_by_definition([row.get(name) for row in chosen])
       if column.dtype == object:
