@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxprune.evaluation import generation
 from jaxprune.evaluation.generation import Continuation
-from jaxprune.models import ModelConfig, generate, init
+from jaxprune.models import ModelConfig, Sampling, generate, init
 
 WORDS = "abcdefghijklmnopqrstuvwxyz."
 
@@ -106,7 +106,9 @@ def test_sampling_follows_the_seed(model, reader):
         *model,
         reader,
         PROMPTS[:2],
-        generation.Writing(max_new_tokens=12, temperature=2.0, seed=seed),
+        generation.Writing(
+          max_new_tokens=12, sampling=Sampling(temperature=2.0), seed=seed
+        ),
       )
     ]
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -309,3 +310,20 @@ def test_word_choice_of_stories(shared):
     *checkpoints.load_params(folder), load_tokenizer(folder), questions
   )
   assert 0.55 < multiple_choice.correct(choices).mean() < 0.85
+
+
+def test_scores_have_their_shapes_and_one_program_serves_all_batches(model):
+  config, params = model
+
+  @jax.jit
+  @chex.assert_max_traces(n=1)
+  def score(tokens_BT, first_B):
+    return scoring.continuation_scores(config, params, tokens_BT, first_B, 3)
+
+  for seed in range(2):
+    tokens_BT = np.random.default_rng(seed).integers(3, 40, (2, 9))
+    nats_BC, first_BC = score(tokens_BT, np.array([1, 5]))
+    chex.assert_shape((nats_BC, first_BC), (2, 3))
+    chex.assert_type((nats_BC, first_BC), (jnp.float32, bool))
+    chex.assert_tree_all_finite(nats_BC)
+    assert (np.asarray(nats_BC) <= 0).all()

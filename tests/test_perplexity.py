@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -246,3 +247,20 @@ def test_equals_stock_transformers(shared):
   np.testing.assert_allclose(scores.nll, expected, rtol=1e-4)
   # Text that the model was made for: far below the other one.
   assert scores.perplexity < 0.1 * got.perplexity
+
+
+def test_nll_has_its_shape_and_one_program_serves_all_batches(model):
+  config, params = model
+  score = jax.jit(
+    chex.assert_max_traces(
+      lambda tokens_BT: perplexity.token_nll(config, params, tokens_BT), n=1
+    )
+  )
+  for seed in range(2):
+    tokens_BT = np.random.default_rng(seed).integers(
+      0, config.vocab_size, (3, 7)
+    )
+    nll_BT = score(tokens_BT)
+    chex.assert_shape(nll_BT, (3, 6))
+    chex.assert_type(nll_BT, jnp.float32)
+    chex.assert_tree_all_finite(nll_BT)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -270,3 +271,19 @@ def test_bad_masks_are_named(model):
     trainable_mask.make_trainable_mask(
       pruned, {"mlp": {"down": masks["mlp"]["up"]}}
     )
+
+
+def test_the_trainable_mask_is_of_bools_that_broadcast(model):
+  _, pruned, masks = model
+  trainable = trainable_mask.make_trainable_mask(
+    pruned, masks, {"mlp": (1,), "attention": ()}
+  )
+  chex.assert_trees_all_equal_structs(trainable, pruned)
+  for keep, leaf in zip(*map(jax.tree.leaves, (trainable, pruned))):
+    chex.assert_type(keep, bool)
+    chex.assert_rank(keep, np.ndim(leaf))
+    chex.assert_is_broadcastable(keep.shape, leaf.shape)
+  kept = trainable_mask.keep_fixed(
+    trainable, jax.tree.map(jnp.ones_like, pruned), pruned
+  )
+  chex.assert_trees_all_equal_shapes_and_dtypes(kept, pruned)

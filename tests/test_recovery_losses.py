@@ -1,5 +1,6 @@
 """Losses of one position: values, gradients, and where they part."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,3 +136,12 @@ def test_bad_input_is_named():
     losses.distillation(jnp.zeros(3), jnp.zeros(4))
   with pytest.raises(ValueError, match="temperature"):
     losses.logit_variance(jnp.zeros(3), jnp.zeros(3), 0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_and_gradients_are_finite_where_logits_are_far_apart(name):
+  z_V = jnp.array([80.0, -80.0, 0.0, 1.0])
+  loss, grad_V = jax.value_and_grad(LOSSES[name], argnums=1)(z_V, -z_V)
+  chex.assert_shape(loss, ())
+  chex.assert_equal_shape((grad_V, z_V))
+  chex.assert_tree_all_finite((loss, grad_V))

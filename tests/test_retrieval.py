@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -231,3 +232,16 @@ def test_unit_embeddings_and_gates(model):
 def test_bad_texts(model, texts, options, message):
   with pytest.raises(ValueError, match=message):
     embeddings.embed_tokens(*model, texts, **options)
+
+
+@pytest.mark.parametrize("pooling", embeddings.POOLINGS)
+def test_pooled_vectors_have_their_shape_and_ignore_padding(pooling):
+  dims = chex.Dimensions(B=2, T=5, D=4)
+  x_BTD = jax.random.normal(jax.random.key(0), dims["BTD"], jnp.bfloat16)
+  lengths_B = jnp.array([2, 5])
+  pooled_BD = embeddings.pool(x_BTD, lengths_B, pooling)
+  chex.assert_shape(pooled_BD, dims["BD"])
+  chex.assert_type(pooled_BD, jnp.float32)
+  chex.assert_trees_all_close(
+    embeddings.pool(x_BTD.at[0, 2:].set(7.0), lengths_B, pooling), pooled_BD
+  )

@@ -1,5 +1,6 @@
 """Statistics of kernel inputs are monoids and equal their definitions."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,3 +143,16 @@ def test_pytrees_keep_their_fields():
     jax.tree.map(lambda x: x, observe_squares(inputs())), SquaredNorm
   )
   assert isinstance(jax.jit(observe_gram)(inputs()), Gram)
+
+
+@pytest.mark.parametrize("observe", OBSERVERS)
+def test_statistics_have_their_shapes_and_one_program_serves_all(observe):
+  once = jax.jit(chex.assert_max_traces(observe, n=1))
+  found = [once(inputs(seed=seed)) for seed in range(2)]
+  chex.assert_trees_all_equal_shapes_and_dtypes(*found)
+  chex.assert_tree_all_finite(found)
+  width = (
+    found[0].sum_outer if observe is observe_gram else (found[0].sum_squares)
+  )
+  chex.assert_shape(width, (6, 6) if observe is observe_gram else (6,))
+  chex.assert_type(width, jnp.float32)

@@ -59,9 +59,7 @@ class Writing:
   Attributes:
     max_new_tokens: most tokens to add.
     stop: texts that end a continuation and are not part of it.
-    temperature: 0 takes the likeliest token, above 0 samples.
-    top_k: only the so many likeliest tokens are drawn from; 0 is all.
-    top_p: only the likeliest tokens of so much probability are drawn from.
+    sampling: how the next token is chosen; greedily where it is not given.
     seed: of sampling. Two models draw alike with the same seed, prompts and
       `batch_size`; a greedy result depends on neither.
     batch_size: prompts at a time.
@@ -69,9 +67,7 @@ class Writing:
 
   max_new_tokens: int
   stop: tuple[str, ...] = ()
-  temperature: float = 0.0
-  top_k: int = 0
-  top_p: float = 1.0
+  sampling: Sampling = Sampling()
   seed: int = 0
   batch_size: int = 16
 
@@ -131,11 +127,7 @@ def continue_prompts(
         np.pad(tokens_BT, spare),
         max_new_tokens=writing.max_new_tokens,
         valid_BT=np.pad(valid_BT, spare),
-        sampling=Sampling(
-          temperature=writing.temperature,
-          top_k=writing.top_k,
-          top_p=writing.top_p,
-        ),
+        sampling=writing.sampling,
         key=key,
         gates=gates,
       )

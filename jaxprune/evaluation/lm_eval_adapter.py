@@ -35,7 +35,7 @@ from jaxprune import checkpoints
 from jaxprune.calibration import encode, load_tokenizer
 from jaxprune.evaluation import generation
 from jaxprune.evaluation.loglikelihoods import loglikelihoods
-from jaxprune.models import ModelConfig
+from jaxprune.models import ModelConfig, Sampling
 
 _KNOWN = {"do_sample", "temperature", "top_k", "top_p", "until", "max_gen_toks"}
 
@@ -229,7 +229,13 @@ class JaxpruneLM(TemplateLM):
         f" {self.max_length}"
       )
     stop = handle_stop_sequences(options["until"], eos=self._end)
-    sampled = options["do_sample"]
+    sampling = Sampling()
+    if options["do_sample"]:
+      sampling = Sampling(
+        temperature=options.get("temperature", 1.0),
+        top_k=options.get("top_k", 0),
+        top_p=options.get("top_p", 1.0),
+      )
     written = generation.continue_prompts(
       self.config,
       self._params,
@@ -238,9 +244,7 @@ class JaxpruneLM(TemplateLM):
       generation.Writing(
         max_new_tokens=count,
         stop=tuple(word for word in stop if word),
-        temperature=options.get("temperature", 1.0) if sampled else 0.0,
-        top_k=options.get("top_k", 0) if sampled else 0,
-        top_p=options.get("top_p", 1.0) if sampled else 1.0,
+        sampling=sampling,
         seed=self._seed,
         batch_size=self._batch_size,
       ),

@@ -9,6 +9,7 @@ import numpy as np
 from jaxprune import checkpoints, report, statistics
 from jaxprune.calibration import encode, load_tokenizer
 from jaxprune.evaluation import code_execution, generation
+from jaxprune.models import Sampling
 from jaxprune.statistics import Estimate
 
 FIELDS = {
@@ -113,6 +114,9 @@ def measure(
   """
   config, params = checkpoints.load_params(source, jnp.float32)
   passed = np.zeros(len(tasks.entries), int)
+  sampling = Sampling(
+    temperature=settings.temperature if settings.samples > 1 else 0.0
+  )
   for sample in range(settings.samples):
     written = generation.continue_prompts(
       config,
@@ -123,7 +127,7 @@ def measure(
         stop=tasks.benchmark.stop,
         max_new_tokens=settings.max_new_tokens,
         seed=settings.seed + sample,
-        temperature=settings.temperature if settings.samples > 1 else 0.0,
+        sampling=sampling,
       ),
     )
     for index, (entry, text) in enumerate(zip(tasks.entries, written)):
