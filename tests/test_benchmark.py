@@ -1,10 +1,20 @@
-"""The arithmetic of the benchmark; what it times has tests of its own."""
+"""The benchmark on models so small that its times mean nothing."""
 
 import numpy as np
 import pytest
+import torch
 
+from jaxprune import checkpoints
+from jaxprune.pruning.checkpoint import weights
+from jaxprune.pruning.patterns import NofM
 from jaxprune.studies import inputs
-from jaxprune.studies.benchmark import methods, timing
+from jaxprune.studies.benchmark import (
+  methods,
+  models,
+  references,
+  timing,
+  transitions,
+)
 
 
 def test_sides_take_turns_and_the_first_call_is_apart():
@@ -35,3 +45,92 @@ def test_every_method_is_there_with_wanda_first():
   assert {"flap:0.5", "sparsegpt:0.5", "awq:4"} <= set(names)
   with pytest.raises(ValueError, match="sparsity"):
     methods.read_configurations(config, 1.5, 64)
+
+
+class Rows(list):
+  """The part of a run folder that a suite writes to."""
+
+  def write_all(self, rows):
+    self.extend(rows)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+  """Models of size S are of two narrow layers."""
+  small = dict(
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    intermediate_size=24,
+    vocab_size=64,
+  )
+  monkeypatch.setitem(references.SIZES, "S", small)
+  monkeypatch.setitem(models.CALIBRATION, "S", (8, 40))
+
+
+def test_suite_models(tiny):
+  rows, lines = Rows(), []
+  work = ("forward", "decode_8", "wanda_2of4")
+  settings = models.Settings(
+    size="S", work=work, repeats=2, threads=1, new_tokens=2
+  )
+  summary = models.measure(settings, rows, lines.append)
+  assert [(row["task"], row["seed"]) for row in rows] == [
+    (name, seed) for name in work for seed in (0, 1)
+  ]
+  assert len(lines) == len(work)
+  for name in work:
+    entry = summary[name]
+    assert entry["ratio"] == entry["reference_seconds"] / entry["seconds"] > 0
+  decode = summary["decode_8"]
+  assert decode["tokens_per_second"] == 16 / decode["seconds"]
+
+
+def test_both_sides_of_wanda_remove_the_same(tiny, tmp_path):
+  references.start(1)
+  model = references.random_model("S")
+  model.save_pretrained(tmp_path / "dense")
+  ids = references.random_ids(64, (8, 40), 0)
+  weights.prune_weights(
+    checkpoints.open_checkpoint(tmp_path / "dense"),
+    tmp_path / "pruned",
+    method="wanda",
+    pattern=NofM(keep=2, of=4),
+    tokens=ids,
+  )
+  ours = references.read_model(tmp_path / "pruned").state_dict()
+  references.wanda(model, torch.tensor(ids, dtype=torch.long), (2, 4))
+  for name, theirs in model.state_dict().items():
+    same = (ours[name] == theirs).float().mean()
+    assert same > 0.99, name  # ties and near ties may fall either way
+
+
+def test_suite_transitions(tiny):
+  rows, lines = Rows(), []
+  settings = transitions.Settings(
+    size="S", model=None, steps=2, prompt=4, batch=2, repeats=1, threads=1
+  )
+  summary = transitions.measure(settings, rows, lines.append)
+  assert [row["metric"] for row in rows] == [
+    "seconds",
+    "processor_seconds",
+    "seconds_without_metrics",
+  ]
+  assert summary["ratio"] > 0 and len(lines) == 1
+
+
+def test_suite_methods(two_layers):
+  rows, lines = Rows(), []
+  source = inputs.open_model(str(two_layers))
+  wanted = methods.read_configurations(source.config, 0.5, 64)
+  wanted = [c for c in wanted if c.method in ("wanda", "magnitude")]
+  tokens = references.random_ids(source.config.vocab_size, (2, 16), 3)
+  summary = methods.measure(source, wanted, tokens, rows, lines.append)
+  assert list(summary) == ["wanda:0.5", "magnitude:0.5"]
+  assert len(rows) == 4 and len(lines) == 2
+  wanda = summary["wanda:0.5"]["layer_error"]
+  assert 0 < wanda < summary["magnitude:0.5"]["layer_error"]
+  assert {r["reference"] for r in rows if r["metric"] == "layer_error"} == {
+    wanda
+  }

@@ -56,7 +56,7 @@ def test_dependencies_are_what_the_code_imports():
   core = set(named(PROJECT["dependencies"]))
   optional = set(named(sum(extras.values(), [])))
   used = imported("jaxprune", "experiments")
-  assert core - {"einops"} <= used
+  assert core <= used
   assert optional <= used
   assert used <= core | optional
   tested = imported("tests")

@@ -39,13 +39,9 @@ def read_configurations(
   methods = ["wanda", *(m for m in configurations.ENTRIES if m != "wanda")]
   names = [f"{name}:{sparsity}" for name in (*methods, *configurations.UNITS)]
   names += [f"{name}:{_BITS}" for name in configurations.ROUNDING]
-  wanted = [
-    configurations.read_configuration(name, group_size=group_size, target="mlp")
-    for name in names
-  ]
-  for configuration in wanted:
-    configurations.check(config, configuration)
-  return wanted
+  return configurations.read_all(
+    names, config, group_size=group_size, target="mlp"
+  )
 
 
 def measure(
