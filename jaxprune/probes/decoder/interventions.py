@@ -342,6 +342,7 @@ def _on_history(config, tree, past, text, x_BRD, given_BRD, place):
   length, steps = text.tokens.shape[1], text.target.shape[1]
   context = decoder.make_context(config, length, text.valid)
   begin = length - steps
+  _, measured = transitions.split_context(context, begin)
   before_RT = context.slots[None] < context.slots[begin:, None]
 
   def swap(x_BRD, index):
@@ -362,17 +363,10 @@ def _on_history(config, tree, past, text, x_BRD, given_BRD, place):
       )
       & before_RT[None]
     )
-    out_BRD = x_BRD + transitions._attention(
-      config,
-      layer,
-      x_BRD,
-      context.cos[:, begin:],
-      context.sin[:, begin:],
-      key_BTKH,
-      value_BTKH,
-      mask_BRT,
+    out_BRD = x_BRD + transitions.attention_on_history(
+      config, layer, x_BRD, measured, (key_BTKH, value_BTKH), mask_BRT
     )
-    return out_BRD + transitions._mlp(config, layer, out_BRD), x_BRD
+    return out_BRD + decoder.mlp_output(config, layer, out_BRD), x_BRD
 
   x_BRD, states = decoder.over_layers(
     config, tree, x_BRD, body, each=(jnp.arange(config.num_layers), *past)

@@ -17,7 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.models import attention, decoder, generation, rope
+from jaxprune.models import attention, decoder, generation
+from jaxprune.models.blocks import Context
 from jaxprune.models.config import ModelConfig
 from jaxprune.probes import transitions
 from jaxprune.probes.position import compare_position
@@ -115,7 +116,7 @@ def compare_transitions(
     )
   context = decoder.make_context(config, length, valid_BT)
   begin = length - num_steps
-  before, measured = _split(context, begin)
+  before, measured = split_context(context, begin)
   mask_1RS = (context.slots[None] < measured.slots[:, None])[None]
 
   def sublayers(inputs, x_BTD):
@@ -125,9 +126,7 @@ def compare_transitions(
     weights, pruned, sliding = inputs
     options = decoder.layer_options(config, sliding, None)
     x_BRD, out_BTD = x_BTD[:, begin:], x_BTD[:, :begin]
-    keys_values = _keys_values(
-      config, weights, x_BRD, measured.cos, measured.sin
-    )
+    keys_values = decoder.heads(config, weights, x_BRD, measured)[1:]
     if begin:
       out_BTD, tape = decoder.block(config, weights, out_BTD, before, **options)
       keys_values = tuple(
@@ -145,31 +144,29 @@ def compare_transitions(
     )
 
     def attend(layer, keys_values, mask_BRS):
-      return x_BRD + _attention(
-        config, layer, x_BRD, measured.cos, measured.sin, *keys_values, mask_BRS
+      return x_BRD + attention_on_history(
+        config, layer, x_BRD, measured, keys_values, mask_BRS
       )
 
     mid_BRD = jax.lax.optimization_barrier(
       attend(weights, keys_values, mask_BRS)
     )
     out_BRD = jax.lax.optimization_barrier(
-      mid_BRD + _mlp(config, weights, mid_BRD)
+      mid_BRD + decoder.mlp_output(config, weights, mid_BRD)
     )
     dense = mid_BRD, out_BRD
     out_BTD = jnp.concatenate([out_BTD, out_BRD], axis=1)
     if pruned is None:
       return out_BTD, dense, (x_BRD, mid_BRD)
     if history == "pruned":
-      keys_values = _keys_values(
-        config, pruned, x_BTD, context.cos, context.sin
-      )
+      keys_values = decoder.heads(config, pruned, x_BTD, context)[1:]
     return (
       out_BTD,
       dense,
       jax.lax.optimization_barrier(
         (
           attend(pruned, keys_values, mask_BRS & (history != "none")),
-          mid_BRD + _mlp(config, pruned, mid_BRD),
+          mid_BRD + decoder.mlp_output(config, pruned, mid_BRD),
         )
       ),
     )
@@ -338,8 +335,17 @@ def _decode_transitions(
   )
 
 
-def _split(context, begin):
-  """The context of the tokens before `begin`, without a cache, and the rest."""
+def split_context(context: Context, begin: int) -> tuple[Context, Context]:
+  """Cut the context of a text in two.
+
+  Args:
+    context: of a pass without a cache over T tokens.
+    begin: tokens of the first part.
+
+  Returns:
+    The context of the tokens before `begin` among themselves, and that of the
+    others, which see the keys of the whole text.
+  """
 
   def part(rows, keys):
     return dataclasses.replace(
@@ -358,59 +364,31 @@ def _split(context, begin):
   return part(before, before), part(slice(begin, None), slice(None))
 
 
-def _attention(
-  config, layer, x_BRD, cos_BRH, sin_BRH, key_BSKH, value_BSKH, mask_BRS
-):
-  """What attention adds at R positions, given the keys of earlier ones."""
-  weights = layer["attention"]
-  y_BRD = _norm(config, layer["attention_norm"], x_BRD)
-  query_BRNH = _heads(config, weights, "query", y_BRD, cos_BRH, sin_BRH)
-  own_key_BRKH, own_value_BRKH = _keys_values(
-    config, layer, x_BRD, cos_BRH, sin_BRH
-  )
+def attention_on_history(
+  config: ModelConfig,
+  layer: Params,
+  x_BRD: jax.Array,
+  context: Context,
+  keys_values: tuple[jax.Array, jax.Array],
+  mask_BRS: jax.Array,
+) -> jax.Array:
+  """What attention adds at R positions, given the keys of earlier ones.
+
+  Each position reads its own key and value, and the given ones elsewhere.
+
+  Args:
+    config: the model.
+    layer: parameters of the layer.
+    x_BRD: residual before the layer, [B, R, D].
+    context: whose angles are those of the R positions.
+    keys_values: [B, S, K, H] each, as a cache holds them.
+    mask_BRS: bool [B or 1, R, S], False at each position's own key.
+
+  Returns:
+    [B, R, D].
+  """
+  query_BRNH, *own = decoder.heads(config, layer, x_BRD, context)
   read_BRNH = transitions.attend_to_history(
-    query_BRNH, key_BSKH, value_BSKH, own_key_BRKH, own_value_BRKH, mask_BRS
+    query_BRNH, *keys_values, *own, mask_BRS
   )
-  return _project(weights["output"], read_BRNH.reshape(*x_BRD.shape[:2], -1))
-
-
-def _mlp(config, layer, x_BRD):
-  """What the MLP adds."""
-  weights = layer["mlp"]
-  y_BRD = _norm(config, layer["mlp_norm"], x_BRD)
-  return _project(
-    weights["down"],
-    jax.nn.silu(_project(weights["gate"], y_BRD))
-    * _project(weights["up"], y_BRD),
-  )
-
-
-def _keys_values(config, layer, x_BTD, cos_BTH, sin_BTH):
-  """Keys and values [B, T, K, H] as a cache holds them."""
-  weights = layer["attention"]
-  y_BTD = _norm(config, layer["attention_norm"], x_BTD)
-  value_BTO = _project(weights["value"], y_BTD)
-  return (
-    _heads(config, weights, "key", y_BTD, cos_BTH, sin_BTH),
-    value_BTO.reshape(*y_BTD.shape[:2], -1, config.head_dim),
-  )
-
-
-def _heads(config, weights, name, y_BTD, cos_BTH, sin_BTH):
-  """Queries or keys [B, T, heads, H], normed and turned."""
-  x_BTO = _project(weights[name], y_BTD)
-  x_BTNH = x_BTO.reshape(*y_BTD.shape[:2], -1, config.head_dim)
-  if config.qk_norm:
-    x_BTNH = _norm(config, weights[f"{name}_norm"], x_BTNH)
-  return rope.rotate(x_BTNH, cos_BTH, sin_BTH)
-
-
-def _norm(config, norm, x_BTD):
-  """A norm of a layer; the decoder has the same one before its head."""
-  return decoder.final_norm(config, {"final_norm": norm}, x_BTD)
-
-
-def _project(dense, x_BTI):
-  """Kernel and bias, if there is one."""
-  y_BTO = jnp.einsum("BTI,IO->BTO", x_BTI, dense["kernel"])
-  return y_BTO + dense["bias"][None, None] if "bias" in dense else y_BTO
+  return decoder.attention_output(config, layer, read_BRNH)
