@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jax.experimental import multihost_utils
 
 from jaxprune.calibration import batching, encode
@@ -205,11 +206,9 @@ def continuation_scores(
       jnp.argmax(z_BCV, axis=-1) == target_BC,
     )
 
-  found = jax.lax.map(
-    one, place_BT.reshape(batch, steps, at_once).swapaxes(0, 1)
-  )
+  found = jax.lax.map(one, rearrange(place_BT, "B (S C) -> S B C", S=steps))
   return tuple(
-    part_SBC.swapaxes(0, 1).reshape(batch, -1)[:, :width] for part_SBC in found
+    rearrange(part_SBC, "S B C -> B (S C)")[:, :width] for part_SBC in found
   )
 
 

@@ -30,6 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jax.experimental import multihost_utils
 
 from jaxprune.calibration import batching, read_documents
@@ -121,7 +122,7 @@ def score_windows(
         f"max_windows={max_windows}: must be at least 1, or None for all"
       )
     count = min(count, max_windows)
-  rows = list(ids[: count * seq_len].reshape(count, seq_len))
+  rows = list(rearrange(ids[: count * seq_len], "(N T) -> N T", T=seq_len))
   nll = _score(config, params, rows, seq_len, gates, batch_size, sharding)
   return Scores(nll=nll, tokens=np.full(count, seq_len - 1))
 
@@ -216,7 +217,7 @@ def token_nll(
   """
   x_BTD, _ = forward(config, params, tokens_BT[:, :-1], gates=gates)
   x_BTD = final_norm(config, params, x_BTD)
-  batch, length, width = x_BTD.shape
+  batch, length, _ = x_BTD.shape
   at_once = min(length, max(1, _LOGITS // (batch * config.vocab_size)))
   steps = -(-length // at_once)
   extra = ((0, 0), (0, steps * at_once - length))
@@ -232,11 +233,11 @@ def token_nll(
   nll_SBC = jax.lax.map(
     one,
     (
-      x_BTD.reshape(batch, steps, at_once, width).swapaxes(0, 1),
-      targets_BT.reshape(batch, steps, at_once).swapaxes(0, 1),
+      rearrange(x_BTD, "B (S C) D -> S B C D", S=steps),
+      rearrange(targets_BT, "B (S C) -> S B C", S=steps),
     ),
   )
-  return nll_SBC.swapaxes(0, 1).reshape(batch, -1)[:, :length]
+  return rearrange(nll_SBC, "S B C -> B (S C)")[:, :length]
 
 
 @functools.partial(jax.jit, static_argnames="config")

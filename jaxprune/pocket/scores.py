@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
+from einops import rearrange
 
 from jaxprune.evaluation import embeddings, loglikelihoods
 from jaxprune.models import decoder
@@ -122,7 +123,7 @@ def option_log_likelihoods(
   found = loglikelihoods.loglikelihoods(
     config, params, requests, gates=gates, batch_size=_ROWS
   )
-  return found.nats.reshape(len(items), -1)
+  return rearrange(found.nats, "(N C) -> N C", N=len(items))
 
 
 def read_answers(

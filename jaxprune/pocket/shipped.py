@@ -8,6 +8,7 @@ import functools
 import pathlib
 
 import numpy as np
+from einops import rearrange
 
 from jaxprune.calibration import Calibration, Prompts
 from jaxprune.pocket import documents, scores, tasks, tokenizer, world
@@ -34,7 +35,7 @@ def calibration_tokens(
     ids += [tokenizer.BOS, *tokenizer.encode(reader, text), tokenizer.EOS]
   rows = np.asarray(ids[: num_samples * seq_len], np.int32)
   return Calibration(
-    tokens=rows.reshape(num_samples, seq_len),
+    tokens=rearrange(rows, "(N T) -> N T", T=seq_len),
     source="pocket",
     sampling="packed",
     seed=seed,
