@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import transformers
 
+from jaxprune import checkpoints
+from jaxprune.checkpoints import changed_config
 from jaxprune.models import EncoderConfig, ModelConfig, config_fields, rope
 from jaxprune.models.config import FAMILIES
 
@@ -270,6 +272,40 @@ def test_what_is_read_is_what_stock_reads(family, changes):
   assert ours.eos_ids == tuple(
     id_ for id_ in eos if (id_ or 0) >= 0 and id_ is not None
   )
+
+
+ROPE_NAMES = (
+  "original_max_position_embeddings",
+  "rope_parameters",
+  "rope_scaling",
+  "rope_theta",
+)
+
+
+@hypothesis.settings(max_examples=500)
+@hypothesis.given(
+  st.fixed_dictionaries(
+    {}, optional={name: VALUES[name] for name in ROPE_NAMES}
+  )
+)
+def test_an_export_is_read_as_its_source_by_transformers_4_too(changes):
+  fields = {"model_type": "llama", **TINY, **changes}
+  config = parse(ModelConfig, fields)
+  if config is None:
+    return
+  source = checkpoints.Source(
+    folder=pathlib.Path("source"), config=config, hf=fields, tensors={}
+  )
+  written = changed_config.patched_config(source, {}, {})
+  again = ModelConfig.from_hf(written)
+  assert again == config
+  # transformers 4 knows no `rope_parameters`, and an outer length of longrope
+  # only.
+  unknown = {"rope_parameters"}
+  if config.rope.kind != "longrope":
+    unknown.add("original_max_position_embeddings")
+  older = {k: v for k, v in written.items() if k not in unknown}
+  assert ModelConfig.from_hf(older) == config
 
 
 @hypothesis.settings(max_examples=300)
