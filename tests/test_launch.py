@@ -23,13 +23,11 @@ OWN = {
   "interventions",
   "monitoring",
   "propagation",
-  "prune",
   "quickstart",
   "recovery_study",
   "retrieval",
   "subspace",
   "trajectories",
-  "verify",
 }
 
 
