@@ -322,11 +322,11 @@ def _packed(texts, ids_of, eos_id, shape, name):
   needed = num_samples * seq_len
   ids = []
   for text in texts:
-    own = ids_of(text) if text.strip() else [eos_id]
-    if own == [eos_id]:
+    document = ids_of(text) if text.strip() else [eos_id]
+    if document == [eos_id]:
       continue
     # Some tokenizers end a text by themselves.
-    ids += own if own[-1:] == [eos_id] else [*own, eos_id]
+    ids += document if document[-1:] == [eos_id] else [*document, eos_id]
     if len(ids) >= needed:
       break
   else:

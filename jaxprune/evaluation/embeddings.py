@@ -71,7 +71,7 @@ def embed_tokens(
     2 ** np.ceil(np.log2(np.maximum(lengths, _SHORTEST))).astype(int),
     config.max_positions,
   )
-  found = np.zeros((len(texts), config.embed_dim), np.float32)
+  vectors = np.zeros((len(texts), config.embed_dim), np.float32)
   for bucket in np.unique(buckets):
     chosen = np.flatnonzero(buckets == bucket)
     size = min(batch_size, len(chosen))
@@ -80,10 +80,10 @@ def embed_tokens(
       tokens_BT = np.zeros((size, bucket), np.int32)
       for row, index in enumerate(part):
         tokens_BT[row, : lengths[index]] = texts[index]
-      found[part[:count]] = _embed(
+      vectors[part[:count]] = _embed(
         config, pooling, normalise, params, tokens_BT, lengths[part], gates
       )[:count]
-  return found
+  return vectors
 
 
 def pool(x_BTD: jax.Array, lengths_B: jax.Array, pooling: str) -> jax.Array:

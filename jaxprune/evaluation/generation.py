@@ -110,7 +110,7 @@ def continue_prompts(
   buckets = np.maximum(
     np.minimum(-(-lengths // _STEP) * _STEP, longest), lengths
   )
-  found: list[Continuation | None] = [None] * len(prompts)
+  continuations: list[Continuation | None] = [None] * len(prompts)
   for bucket in np.unique(buckets):
     chosen = np.flatnonzero(buckets == bucket)
     size = min(batch_size, len(chosen))
@@ -133,10 +133,10 @@ def continue_prompts(
       )
       tokens_BM, lengths_B = map(np.asarray, (written.tokens, written.lengths))
       for row, index in enumerate(part[:count]):
-        found[index] = _finish(
+        continuations[index] = _finish(
           config, tokenizer, tokens_BM[row, : lengths_B[row]].tolist(), stop
         )
-  return found
+  return continuations
 
 
 def exact_match(
@@ -179,11 +179,11 @@ def final_number(text: str) -> str | None:
   that 1,200.0 and $1200 are the same.
   """
   marked = text.rsplit("####", 1)
-  found = _NUMBER.findall(marked[1])[:1] if len(marked) == 2 else []
-  found = found or _NUMBER.findall(text)[-1:]
-  if not found:
+  numbers = _NUMBER.findall(marked[1])[:1] if len(marked) == 2 else []
+  numbers = numbers or _NUMBER.findall(text)[-1:]
+  if not numbers:
     return None
-  plain = decimal.Decimal(found[0].replace(",", "").replace("$", ""))
+  plain = decimal.Decimal(numbers[0].replace(",", "").replace("$", ""))
   return format(plain.normalize(), "f") if plain else "0"
 
 

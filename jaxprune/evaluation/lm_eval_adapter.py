@@ -166,10 +166,10 @@ class JaxpruneLM(TemplateLM):
       pairs.append((head[-kept:], tail))
     if not pairs:
       return []
-    found = loglikelihoods(
+    scores = loglikelihoods(
       self.config, self._params, pairs, batch_size=self._batch_size
     )
-    answers = list(zip(found.nats.tolist(), found.greedy.tolist()))
+    answers = list(zip(scores.nats.tolist(), scores.greedy.tolist()))
     for (texts, _, _), answer in zip(requests, answers):
       if texts is not None:
         self.cache_hook.add_partial("loglikelihood", texts, answer)

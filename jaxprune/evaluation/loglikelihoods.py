@@ -194,7 +194,7 @@ def continuation_scores(
     first_B[:, None] - 1 + jnp.arange(steps * at_once)[None], length - 1
   )
 
-  def one(place_BC):
+  def score(place_BC):
     x_BCD = jnp.take_along_axis(x_BTD, place_BC[..., None], axis=1)
     z_BCV = unembed(
       config, params, final_norm(config, params, x_BCD), lens="raw"
@@ -206,9 +206,9 @@ def continuation_scores(
       jnp.argmax(z_BCV, axis=-1) == target_BC,
     )
 
-  found = jax.lax.map(one, rearrange(place_BT, "B (S C) -> S B C", S=steps))
+  parts = jax.lax.map(score, rearrange(place_BT, "B (S C) -> S B C", S=steps))
   return tuple(
-    rearrange(part_SBC, "S B C -> B (S C)")[:, :width] for part_SBC in found
+    rearrange(part_SBC, "S B C -> B (S C)")[:, :width] for part_SBC in parts
   )
 
 
@@ -229,14 +229,14 @@ def _batch(config, params, rows, answers, shape, gates, sharding):
     first_B[index] = len(row) - answers[index]
   if sharding is not None:
     tokens_BT = jax.device_put(tokens_BT, sharding)
-  found = _continuation_scores(config, params, tokens_BT, first_B, width, gates)
+  parts = _continuation_scores(config, params, tokens_BT, first_B, width, gates)
   nats_BC, first_BC = (
     np.asarray(
       part
       if part.is_fully_addressable
       else multihost_utils.process_allgather(part, tiled=True)
     )
-    for part in found
+    for part in parts
   )
   mine_BC = np.arange(width)[None] < answers[:, None]
   nats_B = np.where(mine_BC, nats_BC.astype(np.float64), 0).sum(axis=1)

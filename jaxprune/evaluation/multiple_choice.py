@@ -161,7 +161,7 @@ def score_questions(
     for question in questions
     for option in question.options
   ]
-  found = loglikelihoods(
+  scores = loglikelihoods(
     config,
     params,
     requests,
@@ -181,8 +181,8 @@ def score_questions(
     )
 
   return Choices(
-    nats=table(found.nats, -np.inf),
-    greedy=table(found.greedy, False),
+    nats=table(scores.nats, -np.inf),
+    greedy=table(scores.greedy, False),
     bytes=table(
       [
         len(option.encode())
@@ -191,9 +191,9 @@ def score_questions(
       ],
       1,
     ),
-    tokens=table(found.tokens, 1),
+    tokens=table(scores.tokens, 1),
     answers=np.array([question.answer for question in questions]),
-    cut=table(found.cut, False).any(axis=1),
+    cut=table(scores.cut, False).any(axis=1),
   )
 
 
@@ -224,10 +224,10 @@ def correct(choices: Choices, normalise: bool = False) -> np.ndarray:
 def margins(choices: Choices) -> np.ndarray:
   """Nats of the answer less the best of the others; float64 [n]."""
   index_N1 = choices.answers[:, None]
-  own_N = np.take_along_axis(choices.nats, index_N1, axis=1)[:, 0]
+  right_N = np.take_along_axis(choices.nats, index_N1, axis=1)[:, 0]
   others_NC = choices.nats.copy()
   np.put_along_axis(others_NC, index_N1, -np.inf, axis=1)
-  return own_N - others_NC.max(axis=1)
+  return right_N - others_NC.max(axis=1)
 
 
 def confidences(choices: Choices) -> np.ndarray:

@@ -169,12 +169,12 @@ def score_documents(
       raise ValueError(
         f"document {index} has {len(ids)} tokens and no prediction; remove it"
       )
-    own = [
+    parts = [
       ids[start : start + seq_len + 1]
       for start in range(0, len(ids) - 1, seq_len)
     ]
-    pieces += own
-    owners += [index] * len(own)
+    pieces += parts
+    owners += [index] * len(parts)
   lengths = np.array([len(piece) for piece in pieces])
   buckets = np.minimum(
     np.maximum(2 ** np.ceil(np.log2(lengths - 1)), _SHORTEST), seq_len
@@ -224,14 +224,14 @@ def token_nll(
   targets_BT = jnp.pad(tokens_BT[:, 1:], extra)
   x_BTD = jnp.pad(x_BTD, (*extra, (0, 0)))
 
-  def one(chunk):
+  def score(chunk):
     part_BCD, targets_BC = chunk
     z_BCV = unembed(config, params, part_BCD, lens="raw")
     z_BC = jnp.take_along_axis(z_BCV, targets_BC[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(z_BCV, axis=-1) - z_BC
 
   nll_SBC = jax.lax.map(
-    one,
+    score,
     (
       rearrange(x_BTD, "B (S C) D -> S B C D", S=steps),
       rearrange(targets_BT, "B (S C) -> S B C", S=steps),

@@ -60,8 +60,8 @@ def recall(
     In [0, 1]; 0 where nothing is relevant.
   """
   relevant = np.count_nonzero(np.asarray(all_relevances) > 0)
-  found = np.count_nonzero(np.asarray(ranked_relevances)[:k] > 0)
-  return found / relevant if relevant else 0.0
+  hits = np.count_nonzero(np.asarray(ranked_relevances)[:k] > 0)
+  return hits / relevant if relevant else 0.0
 
 
 def reciprocal_rank(
@@ -187,9 +187,9 @@ def evaluate_ranking(
   order_QD = rank(scores_QD)
   rows = evaluate_order(order_QD, qrels, cutoffs=cutoffs)
   for row in rows:
-    found, judged = _relevances(order_QD, qrels, row["question"])
-    row["map"] = average_precision(found, judged)
-    row["mrr"] = reciprocal_rank(found)
+    ranked, judged = _relevances(order_QD, qrels, row["question"])
+    row["map"] = average_precision(ranked, judged)
+    row["mrr"] = reciprocal_rank(ranked)
   return rows
 
 
@@ -228,14 +228,14 @@ def evaluate_order(
   for question, judgements in enumerate(qrels):
     if not judgements:
       continue
-    found, judged = _relevances(order_QK, qrels, question)
+    ranked, judged = _relevances(order_QK, qrels, question)
     row = {"question": question}
     for k in cutoffs:
       row |= {
-        f"ndcg@{k}": ndcg(found, judged, k),
-        f"recall@{k}": recall(found, judged, k),
-        f"mrr@{k}": reciprocal_rank(found, k),
-        f"map@{k}": average_precision(found, judged, k),
+        f"ndcg@{k}": ndcg(ranked, judged, k),
+        f"recall@{k}": recall(ranked, judged, k),
+        f"mrr@{k}": reciprocal_rank(ranked, k),
+        f"map@{k}": average_precision(ranked, judged, k),
       }
     rows.append(row)
   return rows
@@ -244,10 +244,10 @@ def evaluate_order(
 def _relevances(order_QK, qrels, question):
   """Relevance at each rank, and of all judged documents."""
   judgements = qrels[question]
-  found = np.array(
+  ranked = np.array(
     [judgements.get(int(index), 0) for index in order_QK[question]], float
   )
-  return found, np.array(list(judgements.values()), float)
+  return ranked, np.array(list(judgements.values()), float)
 
 
 def _discounted(gains: np.ndarray) -> float:

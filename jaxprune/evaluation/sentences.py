@@ -67,9 +67,9 @@ def pad(
   """
   tokens = np.full((len(ids), length), pad_id, np.int32)
   valid = np.zeros((len(ids), length), bool)
-  for row, own in enumerate(ids):
-    tokens[row, : len(own)] = own
-    valid[row, : len(own)] = True
+  for row, sequence in enumerate(ids):
+    tokens[row, : len(sequence)] = sequence
+    valid[row, : len(sequence)] = True
   return tokens, valid
 
 
@@ -103,7 +103,7 @@ def embed_texts(
       f"id {largest} is outside the vocabulary of {config.vocab_size}: use"
       " the tokenizer of this checkpoint"
     )
-  lengths = [len(own) for own in ids]
+  lengths = [len(text) for text in ids]
   if max(lengths) > config.max_positions:
     raise ValueError(
       f"a text of {max(lengths)} tokens is longer than the"

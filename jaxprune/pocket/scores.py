@@ -84,13 +84,13 @@ def item_scores(
     embed_texts(config, params, tokenizer, texts, gates)
     for texts in (retrieve.queries, retrieve.passages)
   )
-  found = tasks_lib.ndcg(queries_QD @ passages_PD.T, retrieve.relevant)
+  nearest = tasks_lib.ndcg(queries_QD @ passages_PD.T, retrieve.relevant)
   answers = answers or read_answers(
     config, params, tokenizer, tasks.generate, gates
   )
   return {
     "choose": chosen.astype(float),
-    "retrieve": found,
+    "retrieve": nearest,
     "generate": answers.greedy.astype(float),
     "stories": told.astype(float),
   }
@@ -120,10 +120,10 @@ def option_log_likelihoods(
     for item in items
     for option in item.options
   ]
-  found = loglikelihoods.loglikelihoods(
+  read = loglikelihoods.loglikelihoods(
     config, params, requests, gates=gates, batch_size=_ROWS
   )
-  return rearrange(found.nats, "(N C) -> N C", N=len(items))
+  return rearrange(read.nats, "(N C) -> N C", N=len(items))
 
 
 def read_answers(

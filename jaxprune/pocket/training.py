@@ -345,16 +345,16 @@ def _checkpoints(folder):
 
 def _resume(folder, train, state):
   """The newest state and its step; (0, state) when there is none."""
-  found = _checkpoints(folder)
-  if not found:
+  checkpoints = _checkpoints(folder)
+  if not checkpoints:
     return 0, state
-  leaves, metadata = orbax.load_tree(found[-1], _named(state))
+  leaves, metadata = orbax.load_tree(checkpoints[-1], _named(state))
   if metadata != dataclasses.asdict(train):
     raise ValueError(
-      f"{found[-1]}: checkpoint of another run ({metadata}): "
+      f"{checkpoints[-1]}: checkpoint of another run ({metadata}): "
       "choose another output folder or the same flags"
     )
   leaves = [leaves[name] for name in _named(state)]
-  return int(found[-1].name[5:]), jax.tree.unflatten(
+  return int(checkpoints[-1].name[5:]), jax.tree.unflatten(
     jax.tree.structure(state), leaves
   )

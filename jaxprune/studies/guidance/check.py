@@ -37,7 +37,7 @@ def rows(rule: dict[str, Any], sweeps: Sweeps):
     entry = rule["tasks"].get(name)
     if entry is None or entry["feature"] is None:
       continue
-    for index, found in zip(task.models, task.survivals):
+    for index, survival in zip(task.models, task.survivals):
       model = sweeps.models[index]
       value = float(sweeps.features[entry["feature"]][index])
       yield {
@@ -53,9 +53,9 @@ def rows(rule: dict[str, Any], sweeps: Sweeps):
         "value": value,
         "threshold": entry["threshold"],
         "answer": bool(value <= entry["threshold"]),
-        "kept": found.kept,
-        "survives": found.survives,
-        "certainty": found.certainty,
+        "kept": survival.kept,
+        "survives": survival.survives,
+        "certainty": survival.certainty,
       }
 
 
@@ -87,10 +87,10 @@ def summarise(
       " models: give another sweep with these tasks"
     )
   learnt = {source["checkpoint_hash"] for source in rule["sources"]}
-  found = {}
+  errors = {}
   for name in dict.fromkeys(row["task"] for row in table):
     chosen = [row for row in table if row["task"] == name]
-    found[name] = rules.check_answers(
+    errors[name] = rules.check_answers(
       np.array([row["answer"] for row in chosen]),
       np.array([row["survives"] for row in chosen]),
       np.array([row["method"] for row in chosen]),
@@ -99,10 +99,10 @@ def summarise(
     ) | {"feature": chosen[0]["feature"], "threshold": chosen[0]["threshold"]}
   dense = {model.dense for model in sweeps.models}
   return {
-    "tasks": found,
+    "tasks": errors,
     "same_dense_model": dense <= learnt,
     "methods": sorted(set(sweeps.methods.tolist())),
-    "no_rule": [name for name in sweeps.tasks if name not in found],
+    "no_rule": [name for name in sweeps.tasks if name not in errors],
     "left_out": sweeps.left_out,
   }
 

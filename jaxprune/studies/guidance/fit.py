@@ -233,7 +233,7 @@ def _check(sweeps, name, task, split: Split, settings) -> dict[str, Any]:
   }
   sure = np.array([task.survivals[i].certainty >= CERTAIN for i in asked])
   draws = {"seed": settings.seed, "resamples": settings.resamples}
-  found = {}
+  baselines = {}
   for rule, errors in joined.items():
     if rule == "rule":
       continue
@@ -241,7 +241,7 @@ def _check(sweeps, name, task, split: Split, settings) -> dict[str, Any]:
     less = statistics.mean(
       joined["rule"].astype(float) - errors, groups, **draws
     )
-    found[rule] = {
+    baselines[rule] = {
       "error": error.value,
       "low": _number(error.low),
       "high": _number(error.high),
@@ -259,7 +259,7 @@ def _check(sweeps, name, task, split: Split, settings) -> dict[str, Any]:
       "certain": int(sure.sum()),
     },
     "features": features,
-    "baselines": found,
+    "baselines": baselines,
   }
 
 
@@ -271,7 +271,7 @@ def _answers(sweeps, name, task, learn, settings):
   majority = bool(np.mean(task.survives[learn]) >= 0.5)
   same = np.full(len(task.models), majority)
   rule = _learn(sweeps, task, learn, settings)
-  found = {
+  answers = {
     "rule": (same, None)
     if rule is None
     else (
@@ -285,13 +285,13 @@ def _answers(sweeps, name, task, learn, settings):
       continue
     values = columns[baseline]
     fitted = separation.fit_threshold(values[learn], ~task.survives[learn])
-    found[baseline] = (
+    answers[baseline] = (
       same if fitted is None else values <= fitted.value,
       baseline,
     )
-  found["untuned"] = (columns[UNTUNED] <= 1 - settings.keep + 1e-9, UNTUNED)
-  found["majority"] = (same, None)
-  return found
+  answers["untuned"] = (columns[UNTUNED] <= 1 - settings.keep + 1e-9, UNTUNED)
+  answers["majority"] = (same, None)
+  return answers
 
 
 def _columns(sweeps, name, task: Task) -> dict[str, np.ndarray]:
@@ -325,22 +325,22 @@ def _shuffled(sweeps, task, settings) -> dict[str, float]:
   }
   kept, survives = task.kept[learn], task.survives[learn]
   true = rules.fit_rule(table, kept, survives)["balanced_error"]
-  draw, found = np.random.default_rng(settings.seed), []
+  draw, errors = np.random.default_rng(settings.seed), []
   for _ in range(settings.shuffles):
     order = draw.permutation(len(kept))
-    found.append(
+    errors.append(
       min(
         separation.fit_threshold(values, ~survives[order]).balanced_error
         for values in table.values()
         if np.ptp(values)
       )
     )
-  found = np.array(found)
+  errors = np.array(errors)
   return {
     "true": true,
-    "mean": float(found.mean()),
-    "least": float(found.min()),
-    "as_good": float(np.mean(found <= true + 1e-9)),
+    "mean": float(errors.mean()),
+    "least": float(errors.min()),
+    "as_good": float(np.mean(errors <= true + 1e-9)),
     "shuffles": settings.shuffles,
   }
 

@@ -193,16 +193,16 @@ def _setting_rows(table: list[dict[str, Any]]) -> list[tuple[str, ...]]:
   ]
 
 
-def _evidence(found, metric) -> str:
-  if found is None:
+def _evidence(evidence, metric) -> str:
+  if evidence is None:
     return "–"
   name = "perplexity" if metric == "nll" else metric
   return (
-    f"{name} {Estimate.from_json(found).format()}, dense"
-    f" {page.format_number(found['dense'], 3)};"
-    f" {found['survived']} of {found['runs']} runs survived, worst kept"
-    f" {100 * found['least_kept']:.0f} %, certainty"
-    f" {found['least_certainty']:.2f}"
+    f"{name} {Estimate.from_json(evidence).format()}, dense"
+    f" {page.format_number(evidence['dense'], 3)};"
+    f" {evidence['survived']} of {evidence['runs']} runs survived, worst kept"
+    f" {100 * evidence['least_kept']:.0f} %, certainty"
+    f" {evidence['least_certainty']:.2f}"
   )
 
 
@@ -296,14 +296,14 @@ def _baselines_section(rules) -> page.Section:
   for split in names:
     table = []
     for task, entry in rules.items():
-      found = entry.get("splits", {}).get(split, {})
-      if "rule" in found:
+      checked = entry.get("splits", {}).get(split, {})
+      if "rule" in checked:
         table.append(
           (
             task,
-            format_error(found["rule"]),
+            format_error(checked["rule"]),
             *(
-              format_error(found["baselines"].get(name))
+              format_error(checked["baselines"].get(name))
               for name in NAMES
               if name != "rule"
             ),

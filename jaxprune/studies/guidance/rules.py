@@ -96,17 +96,17 @@ def features(measurements: Mapping[str, Sequence[float]]) -> dict[str, float]:
     / np.maximum(table["margin"], _LEAST_MARGIN),
   }
   flip = table["flip"] > 0.5
-  found = {
+  values = {
     "flip_rate": np.mean(flip),
     "reachable": np.mean(2 * table["max_abs_dz"] >= table["margin"]),
     **_first_flips(table["prompt"], table["step"], flip),
   }
-  found |= {
+  values |= {
     f"{statistic}_{quantity}": reduce(by_quantity[quantity])
     for statistic, reduce in STATISTICS.items()
     for quantity in QUANTITIES
   }
-  return {name: float(found[name]) for name in FEATURES}
+  return {name: float(values[name]) for name in FEATURES}
 
 
 def fit_rule(
@@ -131,12 +131,12 @@ def fit_rule(
     ValueError: as `separation.auc`.
   """
   survives = np.asarray(survives, bool)
-  found = []
+  fits = []
   for name, values in table.items():
     fitted = separation.fit_threshold(values, ~survives)
     if fitted is None:
       continue
-    found.append(
+    fits.append(
       {
         "feature": name,
         "threshold": fitted.value,
@@ -148,10 +148,10 @@ def fit_rule(
         "tried": len(table),
       }
     )
-  if not found:
+  if not fits:
     return None
   return min(
-    found,
+    fits,
     key=lambda rule: (
       round(rule["balanced_error"], 9),
       round(-rule["auc"], 9),
@@ -303,8 +303,8 @@ def _columns(measurements) -> dict[str, np.ndarray]:
 def _first_flips(prompt, step, flip) -> dict[str, float]:
   """Exposure ends with the first flip of a prompt, or with its text."""
   flipped, exposure, prompts = 0, 0, np.unique(prompt)
-  for one in prompts:
-    ordered = flip[prompt == one][np.argsort(step[prompt == one])]
+  for number in prompts:
+    ordered = flip[prompt == number][np.argsort(step[prompt == number])]
     flipped += bool(ordered.any())
     exposure += int(np.argmax(ordered)) + 1 if ordered.any() else len(ordered)
   return {

@@ -58,16 +58,16 @@ def rows(sweeps: Sweeps) -> Iterator[dict[str, Any]]:
       | {name: values[index] for name, values in sweeps.features.items()}
     )
   for name, task in sweeps.tasks.items():
-    for index, found in zip(task.models, task.survivals):
+    for index, survival in zip(task.models, task.survivals):
       yield _identity(sweeps.models[index]) | {
         "protocol": "task",
         "task": name,
         "metric": task.metric,
-        "value": found.score,
-        "reference": found.dense,
-        "kept": found.kept,
-        "survives": found.survives,
-        "certainty": found.certainty,
+        "value": survival.score,
+        "reference": survival.dense,
+        "kept": survival.kept,
+        "survives": survival.survives,
+        "certainty": survival.certainty,
       }
 
 

@@ -244,22 +244,22 @@ def read_sweeps(
 def _read_folder(folder, digest):
   """job.json, the dense score and the others, in order of their names."""
   paths = sorted(scores_lib.find_folder(folder).glob("*.json"))
-  found = {}
+  contents = {}
   for path in paths:
     content = path.read_bytes()
     digest.update(path.name.encode() + b"\0" + content)
     try:
-      found[path.stem] = scores_lib.from_json(content)
+      contents[path.stem] = scores_lib.from_json(content)
     except ValueError as error:
       raise ValueError(f"{path}: not JSON ({error}); remove it") from error
-  if not {"job", scores_lib.DENSE} <= found.keys():
+  if not {"job", scores_lib.DENSE} <= contents.keys():
     raise ValueError(
       f"--sweeps={folder}: no finished dense model"
       f" ({scores_lib.FOLDER}/dense.json): give a"
       " folder that experiments.discrepancy wrote"
     )
-  job, dense = found.pop("job"), found.pop(scores_lib.DENSE)
-  return job, dense, list(found.values())
+  job, dense = contents.pop("job"), contents.pop(scores_lib.DENSE)
+  return job, dense, list(contents.values())
 
 
 def _first_prompts(columns, count):
@@ -319,7 +319,7 @@ def _task(name, scores, models, left_out, *, keep, seed, resamples):
     try:
       if values.shape != weights.shape:
         raise ValueError("has other items than the first sweep")
-      found = statistics.survive(
+      survival = statistics.survive(
         np.array(columns[metric], np.float64),
         values,
         weights=weights,
@@ -335,7 +335,7 @@ def _task(name, scores, models, left_out, *, keep, seed, resamples):
       )
       continue
     index.append(place)
-    survivals.append(found)
+    survivals.append(survival)
     items.append(values)
   if not index:
     return None

@@ -189,16 +189,16 @@ def choose_weight(
     configuration: the way to prune.
     seed: the one at which weights are tried.
   """
-  at = (table["configuration"] == configuration) & (table["seed"] == seed)
-  at &= table["objective"] == "distill_variance"
-  at &= table["split"] == "validation"
+  tried = (table["configuration"] == configuration) & (table["seed"] == seed)
+  tried &= table["objective"] == "distill_variance"
+  tried &= table["split"] == "validation"
 
   def mean(weight, metric):
-    chosen = at & (table["weight"] == weight) & (table["metric"] == metric)
+    chosen = tried & (table["weight"] == weight) & (table["metric"] == metric)
     return np.mean(table["value"][chosen])
 
   return min(
-    dict.fromkeys(table["weight"][at].tolist()),
+    dict.fromkeys(table["weight"][tried].tolist()),
     key=lambda weight: (-mean(weight, "exact"), mean(weight, "kl")),
   )
 

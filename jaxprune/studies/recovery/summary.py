@@ -122,22 +122,22 @@ def _trials(table, name) -> list[dict[str, float]]:
 
 def _pick(table, name, objective, weight, task, metric, split="test"):
   """Values of one measure of one kind of model, [seeds, items]."""
-  at = (table["configuration"] == name) & (table["objective"] == objective)
-  at &= (table["weight"] == weight) & (table["split"] == split)
-  at &= (table["task"] == task) & (table["metric"] == metric)
+  chosen = (table["configuration"] == name) & (table["objective"] == objective)
+  chosen &= (table["weight"] == weight) & (table["split"] == split)
+  chosen &= (table["task"] == task) & (table["metric"] == metric)
   return np.array(
     [
-      table["value"][at & (table["seed"] == seed)]
-      for seed in np.unique(table["seed"][at])
+      table["value"][chosen & (table["seed"] == seed)]
+      for seed in np.unique(table["seed"][chosen])
     ]
   )
 
 
 def _entry(values_SN) -> dict[str, Any]:
   seeds, items = values_SN.shape
-  found = statistics.mean(values_SN.ravel(), np.tile(np.arange(items), seeds))
+  mean = statistics.mean(values_SN.ravel(), np.tile(np.arange(items), seeds))
   mean_S = values_SN.mean(axis=1)
-  return found.to_json() | {
+  return mean.to_json() | {
     "seed_low": float(mean_S.min()),
     "seed_high": float(mean_S.max()),
     "seeds": seeds,
@@ -151,8 +151,8 @@ def headline(summary: dict[str, Any]) -> str:
     for kind in ("scores", "differences"):
       for name, measures in entry[kind].items():
         values = "  ".join(
-          f"{measure} {Estimate.from_json(found).format()}"
-          for measure, found in measures.items()
+          f"{measure} {Estimate.from_json(estimate).format()}"
+          for measure, estimate in measures.items()
           if measure.startswith("generate")
         )
         lines.append(f"{configuration:>12} {name:>26}: {values}")
@@ -169,8 +169,8 @@ def verdict(summary: dict[str, Any]) -> str:
     change = entry["differences"]["distill_variance - distill"]
     parts = []
     for measure, better in (("generate exact", 1), ("generate kl", -1)):
-      found = change[measure]
-      low, high = sorted((better * found["low"], better * found["high"]))
+      effect = change[measure]
+      low, high = sorted((better * effect["low"], better * effect["high"]))
       word = (
         "helps"
         if low > 0
@@ -179,8 +179,8 @@ def verdict(summary: dict[str, Any]) -> str:
         else "makes no difference that can be told"
       )
       parts.append(
-        f"{word} in {measure} ({found['value']:+.3g} [{found['low']:+.3g},"
-        f" {found['high']:+.3g}])"
+        f"{word} in {measure} ({effect['value']:+.3g} [{effect['low']:+.3g},"
+        f" {effect['high']:+.3g}])"
       )
     paragraphs.append(
       f"{name}: the variance term beside KL distillation, at equal steps, "

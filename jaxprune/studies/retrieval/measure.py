@@ -173,7 +173,7 @@ def variants(wanted: Wanted) -> list[Variant]:
   Raises:
     ValueError: there is none, or two have the same name.
   """
-  found = []
+  models = []
   for method in wanted.methods:
     group = registry.default_group(method)
     for pattern in (
@@ -186,7 +186,7 @@ def variants(wanted: Wanted) -> list[Variant]:
         else "unstructured"
       )
       size = text if isinstance(pattern, NofM) else f"{pattern.sparsity:g}"
-      found.append(
+      models.append(
         Variant(
           name=f"{method}-{size.replace(':', 'of')}",
           pattern=pattern,
@@ -197,14 +197,14 @@ def variants(wanted: Wanted) -> list[Variant]:
     ("attention", wanted.drop_attention),
     ("mlp", wanted.drop_mlp),
   ):
-    found += [
+    models += [
       Variant(
         name=f"drop_{kind}-{count}",
         settings={"method": f"drop_{kind}", "drop_count": count},
       )
       for count in counts
     ]
-  found += [
+  models += [
     Variant(
       name=pathlib.Path(folder).name,
       folder=pathlib.Path(folder),
@@ -212,13 +212,13 @@ def variants(wanted: Wanted) -> list[Variant]:
     )
     for folder in wanted.folders
   ]
-  names = [variant.name for variant in found]
+  names = [variant.name for variant in models]
   if not names or len({DENSE, *names}) <= len(names):
     raise ValueError(
       f"models to compare: {', '.join(names) or 'none'}; ask for at least"
       " one, none twice, and none called dense"
     )
-  return found
+  return models
 
 
 def check(found: Sequence[Variant], config: EncoderConfig) -> None:

@@ -101,9 +101,9 @@ def _draw(summary) -> bytes:
     ]
     return figures.Series(
       x=moved[order],
-      y=np.array([found.value for found in kept]),
-      low=np.array([found.low for found in kept]),
-      high=np.array([found.high for found in kept]),
+      y=np.array([estimate.value for estimate in kept]),
+      low=np.array([estimate.low for estimate in kept]),
+      high=np.array([estimate.high for estimate in kept]),
     )
 
   return figures.lines(

@@ -170,7 +170,7 @@ def _difference(seeds, others, task, metric, seed) -> dict[str, Any]:
   mine_I, theirs_I = mine_SI.mean(axis=0), theirs_SI.mean(axis=0)
   total = len(mine_I) if weights_I is None else weights_I.sum()
   change_I = mine_I - theirs_I
-  found = (
+  change = (
     statistics.mean(change_I, seed=seed)
     if weights_I is None
     else statistics.ratio(change_I, weights_I, seed=seed)
@@ -181,7 +181,7 @@ def _difference(seeds, others, task, metric, seed) -> dict[str, Any]:
     for theirs, other_I in zip(others, theirs_SI)
     if mine["seed"] == theirs["seed"]
   ]
-  return found.to_json() | {
+  return change.to_json() | {
     "score": float(mine_I.sum() / total),
     "score_against": float(theirs_I.sum() / total),
     "seed_low": float(min(by_seed)) if by_seed else None,

@@ -90,11 +90,11 @@ def break_down(
               "task": task,
               "metric": metric,
               "trait": trait,
-              "from": found.low,
-              "to": found.high,
+              "from": bin_.low,
+              "to": bin_.high,
             }
-            | found.estimate.to_json()
-            for found in statistics.binned_means(
+            | bin_.estimate.to_json()
+            for bin_ in statistics.binned_means(
               items, by, np.arange(len(items)), edges
             )
           ]

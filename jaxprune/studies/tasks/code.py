@@ -192,6 +192,6 @@ def headline(summary: dict[str, Any]) -> str:
   """One line: pass@k, or how to have it."""
   for name, entry in summary.items():
     if name.startswith("pass@"):
-      found = Estimate.from_json(entry).format()
-      return f"{name} {found} on {summary['tasks']} tasks"
+      text = Estimate.from_json(entry).format()
+      return f"{name} {text} on {summary['tasks']} tasks"
   return "nothing was run: give --allow_code_execution to score"

@@ -107,8 +107,8 @@ def _cranfield(folder: pathlib.Path) -> Collection:
       continue
     try:
       query, document, code = map(int, line.split())
-      own = qrels[query - 1 if query > 0 else len(qrels)]
-      own[place[document]] = float(1 <= code <= 4)
+      judgements = qrels[query - 1 if query > 0 else len(qrels)]
+      judgements[place[document]] = float(1 <= code <= 4)
     except (ValueError, IndexError, KeyError):
       raise ValueError(
         f"{path}: line {number}: {line!r} is not a query, a document and a"

@@ -60,9 +60,9 @@ def summarise(
   tasks: dict[str, Any] = {}
   for name, by_task in scores.items():
     for task, scored in by_task.items():
-      for metric, found in _estimates(scored, seed).items():
+      for metric, score in _estimates(scored, seed).items():
         tasks.setdefault(task, {}).setdefault(metric, {})[name] = (
-          found.to_json()
+          score.to_json()
         )
   if {"dense", "pruned"} <= scores.keys():
     for task, metrics in tasks.items():
@@ -92,7 +92,7 @@ def _estimates(scored: Scored, seed) -> dict[str, Estimate]:
         "nll", scored.columns["nll"], scored.weights, seed=seed
       )
     }
-  found = {
+  estimates = {
     metric: estimate(metric, values, seed=seed)
     for metric, values in scored.columns.items()
   }
@@ -104,7 +104,7 @@ def _estimates(scored: Scored, seed) -> dict[str, Estimate]:
       ],
       axis=1,
     )
-    found["ece@10"] = statistics.statistic(
+    estimates["ece@10"] = statistics.statistic(
       lambda rows: multiple_choice.calibration_error(
         rows[:, 0], rows[:, 1] > 0.5
       ),
@@ -115,10 +115,10 @@ def _estimates(scored: Scored, seed) -> dict[str, Estimate]:
     tokens = [written.tokens for written in scored.detail]
     for n in (1, 2, 3):
       # A property of all texts together: there is nothing to resample.
-      found[f"distinct@{n}"] = Estimate(
+      estimates[f"distinct@{n}"] = Estimate(
         generation.distinct(tokens, n), math.nan, math.nan, len(tokens)
       )
-  return found
+  return estimates
 
 
 def _changes(dense: Scored, pruned: Scored, seed) -> dict[str, Estimate]:
@@ -126,12 +126,12 @@ def _changes(dense: Scored, pruned: Scored, seed) -> dict[str, Estimate]:
   if dense.weights is not None:
     change = pruned.columns["nll"] - dense.columns["nll"]
     return {"nll per token": statistics.ratio(change, dense.weights, seed=seed)}
-  found = {
+  changes = {
     metric: statistics.mean(pruned.columns[metric] - values, seed=seed)
     for metric, values in dense.columns.items()
   }
   if isinstance(dense.detail, multiple_choice.Choices):
     flips = multiple_choice.flips(dense.detail, pruned.detail)
     for name, changed in flips.items():
-      found[f"flip {name}"] = statistics.proportion(changed)
-  return found
+      changes[f"flip {name}"] = statistics.proportion(changed)
+  return changes
