@@ -55,11 +55,6 @@ def test_padding_is_left_out_even_when_it_is_nan():
     found.mean, cosine(x[valid], y[valid]).mean(), rtol=1e-6
   )
   assert int(found.count) == valid.sum()
-  h[:, ~valid] = np.nan
-  found = similarities.observe_consecutive(jnp.asarray(h), jnp.asarray(valid))
-  np.testing.assert_allclose(
-    found.mean[0, 1], cosine(h[0][valid], h[2][valid]).mean(), rtol=1e-6
-  )
 
 
 def test_no_tokens_have_no_mean():
@@ -131,34 +126,6 @@ def test_sublayers_of_a_tape():
       np.testing.assert_allclose(
         found[name].mean, cosine(x, y).mean(), rtol=1e-5, atol=1e-6
       )
-
-
-def test_consecutive_is_the_gap_exactly():
-  h = hidden_states(4)
-  found = similarities.observe_consecutive(jnp.asarray(h))
-  mean = np.asarray(found.mean)
-  layers = h.shape[0] - 1
-  for i in range(layers):
-    for gap in range(1, layers + 1):
-      if i + gap > layers:
-        assert np.isnan(mean[i, gap - 1])
-        assert int(found.count[i, gap - 1]) == 0
-      else:
-        np.testing.assert_allclose(
-          mean[i, gap - 1],
-          cosine(h[i], h[i + gap]).mean(),
-          rtol=1e-5,
-          atol=1e-6,
-        )
-  halves = [
-    similarities.observe_consecutive(jnp.asarray(h[:, s]))
-    for s in (slice(0, 1), slice(1, None))
-  ]
-  np.testing.assert_allclose(
-    similarities.merge(*halves).mean, mean, rtol=1e-5, atol=1e-6
-  )
-  compiled = jax.jit(similarities.observe_consecutive)(jnp.asarray(h))
-  np.testing.assert_allclose(compiled.mean, mean, rtol=1e-6)
 
 
 # --- selection --------------------------------------------------------------
@@ -491,14 +458,17 @@ def test_golden_similarities(shared, name):
     x, (with_residual, without, h) = forward(
       config, params, tokens_BT, observe=look
     )
-    consecutive = similarities.observe_consecutive(
-      jnp.concatenate([h, x[None]])
-    )
-    return with_residual, without, consecutive
+    h_LBTD = jnp.concatenate([h, x[None]])
+    windows = {
+      (i, j - i - 1): similarities.observe_similarity(h_LBTD[i], h_LBTD[j])
+      for i in range(len(h))
+      for j in range(i + 1, len(h_LBTD))
+    }
+    return with_residual, without, windows
 
   half = len(tokens) // 2
   parts = [observe(tokens[:half]), observe(tokens[half:])]
-  with_residual, without, consecutive = jax.tree.map(
+  with_residual, without, windows = jax.tree.map(
     similarities.merge,
     *parts,
     is_leaf=lambda s: isinstance(s, similarities.Similarity),
@@ -513,10 +483,14 @@ def test_golden_similarities(shared, name):
   np.testing.assert_allclose(
     with_residual["block"].mean, expected["block"], atol=1e-5
   )
-  windows = np.array(expected["consecutive"], np.float64)  # null is nan
-  np.testing.assert_allclose(consecutive.mean, windows, atol=1e-5)
+  for (i, gap), window in windows.items():
+    np.testing.assert_allclose(
+      window.mean, expected["consecutive"][i][gap], atol=1e-5
+    )
   np.testing.assert_allclose(
-    consecutive.mean[:, 0], with_residual["block"].mean, atol=1e-6
+    [windows[i, 0].mean for i in range(config.num_layers)],
+    with_residual["block"].mean,
+    atol=1e-6,
   )
 
 

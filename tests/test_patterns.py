@@ -16,11 +16,9 @@ from jaxprune.pruning import order_statistics
 from jaxprune.pruning.patterns import (
   NofM,
   Unstructured,
-  check_scores,
   check_shape,
   keep_mask,
   keep_mask_count,
-  keep_masks_global,
   removed_count,
 )
 
@@ -245,31 +243,6 @@ def test_nm(keep, of):
   assert (got_IO.reshape(5, of, 6).sum(axis=1) == keep).all()
 
 
-@pytest.mark.parametrize("sparsity", (0.0, 0.3, 0.5, 0.999))
-def test_global(sparsity):
-  """As one sort over all kernels in their order."""
-  scores = {
-    "a": tied((6, 5), 1),
-    "b": tied((2, 30, 3), 2),
-    "c": tied((4, 4), 3),
-  }
-  pattern = Unstructured(sparsity=sparsity, group="global")
-  masks = jax.jit(lambda s: keep_masks_global(s, pattern))(scores)
-  flat = np.concatenate([s.reshape(-1) for s in scores.values()])
-  want = lose_first(flat[:, None], removed_count(flat.size, sparsity))
-  got = np.concatenate([np.ravel(m) for m in masks.values()])
-  np.testing.assert_array_equal(got, want[:, 0])
-  assert jax.tree.map(jnp.shape, masks) == jax.tree.map(jnp.shape, scores)
-
-
-def test_global_of_equal_scores_takes_kernels_in_order():
-  pattern = Unstructured(sparsity=0.5, group="global")
-  first, second = keep_masks_global([np.ones((3, 2)), np.ones((2, 2))], pattern)
-  np.testing.assert_array_equal(first, [[0, 0], [0, 0], [0, 1]])
-  assert second.all()
-  assert keep_masks_global([], pattern) == []
-
-
 # However the work is laid out ------------------------------------------------
 
 PATTERNS = (parse(0.6), parse(0.6, "matrix"), parse("1:4"), parse("9:20"))
@@ -366,11 +339,6 @@ def test_removed_count_reads_the_decimal(size, sparsity, removed):
     (lambda: keep_mask(np.ones(4), Unstructured(sparsity=0.5)), r"\[4\]"),
     (lambda: keep_mask(np.ones((0, 4)), Unstructured(sparsity=0.5)), "empty"),
     (lambda: keep_mask(np.ones((4, 4)), parse(0.5, "global")), "'global'"),
-    (lambda: keep_masks_global([np.ones((4, 4))], parse(0.5)), "'output'"),
-    (
-      lambda: check_scores({"w": np.array([[1.0, np.nan]])}),
-      r"\['w'\].* 1 nan",
-    ),
   ),
 )
 def test_refused(make, words):
@@ -379,20 +347,9 @@ def test_refused(make, words):
   assert "\n" not in str(caught.value)
 
 
-def test_too_many_to_count():
-  """Shapes only: 2^32 scores are not allocated."""
-  leaf = jax.ShapeDtypeStruct((2**16, 2**16), jnp.float32)
-  with pytest.raises(ValueError, match="4294967296 entries"):
-    jax.eval_shape(lambda s: keep_masks_global([s], parse(0.5, "global")), leaf)
-
-
 def test_values_are_frozen_and_hashable():
   pattern = Unstructured(sparsity=0.5)
   assert {pattern: 1}[Unstructured(sparsity=0.5)] == 1
   assert len({NofM(keep=2, of=4), NofM(keep=2, of=4), pattern}) == 2
   with pytest.raises(dataclasses.FrozenInstanceError):
     pattern.sparsity = 0.6
-
-
-def test_good_scores_pass():
-  check_scores([np.array([[np.inf, -0.0]])])

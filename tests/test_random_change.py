@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.pruning import random_change
+from jaxprune.pruning import controls
 
 W_IO = jax.random.normal(jax.random.key(1), (12, 5))
 PRUNED_IO = jnp.where(jnp.abs(W_IO) < 0.6, 0, W_IO)
@@ -12,9 +12,7 @@ PRUNED_IO = jnp.where(jnp.abs(W_IO) < 0.6, 0, W_IO)
 
 def test_the_norm_and_no_direction():
   changes = [
-    np.asarray(
-      random_change.random_change(jax.random.key(seed), W_IO, PRUNED_IO)
-    )
+    np.asarray(controls.random_change(jax.random.key(seed), W_IO, PRUNED_IO))
     - np.asarray(W_IO)
     for seed in range(2)
   ]
@@ -46,7 +44,7 @@ def test_every_kernel_of_a_tree_by_itself():
       for name in ("query", "key")
     },
   }
-  found = random_change.random_changes(jax.random.key(0), dense, pruned)
+  found = controls.random_changes(jax.random.key(0), dense, pruned)
   assert jax.tree.structure(found) == jax.tree.structure(dense)
   np.testing.assert_array_equal(found["mlp"]["up"]["kernel"], stack_LIO)
   query, key = (

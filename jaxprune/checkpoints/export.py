@@ -31,6 +31,7 @@ from jaxprune import files
 from jaxprune.checkpoints import folders, huggingface, names, sentence, shards
 from jaxprune.checkpoints.changed_config import patched_config
 from jaxprune.checkpoints.huggingface import Tree
+from jaxprune.checkpoints.masks import FILE, Masks, write_masks
 from jaxprune.checkpoints.source import Source
 from jaxprune.models.config import ModelConfig
 
@@ -143,18 +144,6 @@ def finished_layers(export: Export) -> tuple[int, ...]:
   )
 
 
-def read_finished_layer(export: Export, index: int) -> Tree:
-  """Read back a finished layer, as `read_layer` reads one of the source."""
-  path = export.work / _shard_name(export, index)
-  if not path.is_file():
-    raise ValueError(f"{path}: layer {index} is not finished; write it first")
-  tensors, _ = shards.read_header(path)
-  written = dataclasses.replace(
-    export.source, folder=export.work, config=export.config, tensors=tensors
-  )
-  return huggingface.read_layer(written, index)
-
-
 def write_layer(export: Export, index: int, layer: Tree) -> None:
   """Write the shard of one layer, over an earlier one if there is.
 
@@ -239,12 +228,31 @@ def save_params(
   provenance: Mapping[str, Any] | None = None,
   drop_attention: Sequence[int] = (),
   drop_mlp: Sequence[int] = (),
+  masks: Masks | None = None,
   overwrite: bool = False,
 ) -> pathlib.Path:
-  """Write a whole model, layers stacked on `L`.
+  """Write a whole model of the shapes of another as a folder.
 
-  Arguments, result and errors are those of `start_export`, `write_layer` and
-  `finish_export`. On failure no folder is left that was not there before.
+  The way back from a Flax tree to Hugging Face, for models that were changed in
+  memory: trained ones (`studies.recovery`), or by a program of the user. On
+  failure no folder is left that was not there before.
+
+  Args:
+    folder: the final place; absent or empty unless `overwrite`.
+    params: the tree of `load_params`, layers stacked on `L`, any float dtype.
+    source: gives names, dtypes, configuration and tokenizer.
+    provenance: as in `start_export`.
+    drop_attention: as in `start_export`.
+    drop_mlp: as in `start_export`.
+    masks: {group: {kernel: bool [L, I, O]}}, True = keep, written beside the
+      weights; None or {} writes none.
+    overwrite: replace an older model folder, at the end.
+
+  Returns:
+    The final folder.
+
+  Raises:
+    ValueError: as `start_export`, `write_layer` and `finish_export`.
   """
   leaves = names.flatten(params)
   stacked = {
@@ -280,6 +288,8 @@ def save_params(
     for index in range(source.config.num_layers):
       layer = {path: leaf[index] for path, leaf in stacked.items()}
       write_layer(export, index, names.nest(layer))
+    if masks:
+      write_masks(export.work / FILE, masks, export.job["provenance"])
     return finish_export(export, outer)
   except BaseException:
     if fresh:

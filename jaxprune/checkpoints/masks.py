@@ -20,6 +20,7 @@ from jaxprune.checkpoints import names, shards
 from jaxprune.models.config import ModelConfig
 
 Masks = dict[str, dict[str, np.ndarray]]
+FILE = "masks.safetensors"  # beside the weights of a pruned model
 _FORMAT = "jaxprune masks 1"
 
 
@@ -31,7 +32,7 @@ def write_masks(
   """Write masks, whole or not at all.
 
   Args:
-    path: the file, by convention `masks.safetensors`.
+    path: the file, by convention `FILE` in the folder of the model.
     masks: {'attention': {'query': bool [L, I, O], ...}, 'mlp': {...}}; kernels
       that were not pruned may be left out.
     metadata: JSON values.

@@ -1,10 +1,12 @@
 """What would the same amount of pruning do, placed at random?
 
-A control as large as a pruned model: as many sublayers dropped, in other
-layers; as many weights of every output removed, at other inputs. What a method
-chooses by is gone, its size is not.
+Two controls as large as a pruned model. `random_control` removes as much, at
+random: as many sublayers, in other layers; as many weights of every output, at
+other inputs. What a method chooses by is gone, its size is not.
+`random_changes` keeps the norm of the change of every kernel and draws its
+direction.
 
-Reference: none; the reviewers of arXiv:2603.24652 asked for random drops.
+Reference: none; the reviewers of arXiv:2603.24652 asked for both.
 """
 
 from typing import Any
@@ -70,6 +72,53 @@ def random_control(key: jax.Array, dense: Tree, pruned: Tree) -> Tree:
           dropped_L[:, None], 0, leaf["bias"]
         )
   return layers
+
+
+def random_change(
+  key: jax.Array, w_IO: jax.Array, pruned_IO: jax.Array
+) -> jax.Array:
+  """Add normal noise with the Frobenius norm of the method's change.
+
+  Args:
+    key: of the draw.
+    w_IO: the dense kernel.
+    pruned_IO: what the method made of it; only |pruned - w| is looked at.
+
+  Returns:
+    [I, O]; `w_IO` itself where the method changed nothing.
+  """
+  noise_IO = jax.random.normal(key, w_IO.shape, w_IO.dtype)
+  size = jnp.linalg.norm(pruned_IO - w_IO) / jnp.linalg.norm(noise_IO)
+  return w_IO + size * noise_IO
+
+
+def random_changes(key: jax.Array, dense: Tree, pruned: Tree) -> Tree:
+  """Change every kernel of the dense layers as much as `pruned` is changed.
+
+  Args:
+    key: of the draw.
+    dense: layers of the dense model: {'attention': {'query': {'kernel':
+      [L, I, O]}, ...}, 'mlp': {...}, ...}.
+    pruned: layers of the pruned model, kernels of the same shapes.
+
+  Returns:
+    Layers like `dense`, biases as they were.
+  """
+  changed = dict(dense)
+  for number, sublayer in enumerate(("attention", "mlp")):
+    changed[sublayer] = dict(dense[sublayer])
+    names = [name for name, leaf in dense[sublayer].items() if "kernel" in leaf]
+    for index, name in enumerate(sorted(names)):
+      w_LIO = dense[sublayer][name]["kernel"]
+      keys_L = jax.random.split(
+        jax.random.fold_in(jax.random.fold_in(key, number), index), len(w_LIO)
+      )
+      changed[sublayer][name] = dense[sublayer][name] | {
+        "kernel": jax.vmap(random_change)(
+          keys_L, w_LIO, pruned[sublayer][name]["kernel"]
+        )
+      }
+  return changed
 
 
 def _all_zero(kernel_LIO):

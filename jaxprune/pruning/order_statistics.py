@@ -8,7 +8,7 @@ here rounds, and platforms agree.
 `patterns.py` is the way in.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -188,26 +188,6 @@ def keep_matrix(keys_IO: jax.Array, removed: jax.Array) -> jax.Array:
   kth = _kth(keys_IO, removed, "matrix")
   need = removed - _counts(_rowed(keys_IO) < kth).sum()
   return _keep_lowest_rows(keys_IO, kth, need)
-
-
-def keep_together(
-  keys: Sequence[jax.Array], removed: jax.Array
-) -> list[jax.Array]:
-  """Masks [I, O] that lose `removed` entries in all, uint32 []."""
-  rowed = [_rowed(keys_IO) for keys_IO in keys]
-
-  def count_below(key):
-    return sum(_counts(k < key).sum(dtype=jnp.uint32) for k in rowed)
-
-  kth = _bisect(count_below, removed, keys[0][0, 0] & 0)
-  need = removed - count_below(kth)
-  masks = []
-  for keys_IO in keys:
-    ties = jnp.sum(keys_IO == kth, dtype=jnp.uint32)
-    here = jnp.minimum(need, ties)
-    masks.append(_keep_lowest_rows(keys_IO, kth, here))
-    need = need - here
-  return masks
 
 
 def keep_n_of_m(keys_IO: jax.Array, keep: int, of: int) -> jax.Array:

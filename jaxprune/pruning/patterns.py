@@ -6,13 +6,14 @@ lowest index leaves first, as if a stable ascending sort lost its first k.
 
   Unstructured  floor(size * sparsity) entries of every output (a column of
                 the kernel), of the whole matrix, or of all matrices together
+                (a whole model: `checkpoint/global_magnitude.py`)
   NofM          of - keep entries of every `of` consecutive inputs
 
 `Levels` removes nothing: it says how finely weights are rounded.
 
 Scores are compared in float32. -0 equals 0. A nan counts as the lowest score
 of all: it leaves first, and stays only where a group has more nans than it
-loses; `check_scores` finds it.
+loses.
 
 Reference: the comparison groups of Sun et al., Wanda (arXiv 2306.11695),
 section 3; the exact counts of Lee et al., JaxPruner (arXiv 2304.14082).
@@ -132,25 +133,6 @@ def check_shape(shape: tuple[int, int], pattern: Pattern) -> None:
     )
 
 
-def check_scores(scores: object, name: str = "scores") -> None:
-  """Refuse nans. Looks at values, so call it outside of jit.
-
-  Args:
-    scores: pytree of arrays of any float dtype.
-    name: what to call them in the message.
-
-  Raises:
-    ValueError: a leaf holds a nan.
-  """
-  for path, leaf in jax.tree_util.tree_leaves_with_path(scores):
-    nans = int(jnp.sum(jnp.isnan(leaf)))
-    if nans:
-      raise ValueError(
-        f"{name}{jax.tree_util.keystr(path)} {list(leaf.shape)} has {nans}"
-        " nan; nothing can be ranked, look at the weights and statistics"
-      )
-
-
 def _check_matrix(scores_IO):
   if scores_IO.ndim != 2 or not scores_IO.size:
     raise ValueError(
@@ -178,10 +160,7 @@ def keep_mask_count(
   """
   _check_matrix(scores_IO)
   if group not in GROUPS[:2]:
-    raise ValueError(
-      f"group is {group!r}; use 'output' or 'matrix' (keep_masks_global"
-      " takes all kernels at once)"
-    )
+    raise ValueError(f"group is {group!r}; use 'output' or 'matrix'")
   removed = jnp.asarray(removed, jnp.int32)
   keep = (
     order_statistics.keep_output
@@ -216,45 +195,3 @@ def keep_mask(scores_IO: jax.Array, pattern: Pattern) -> jax.Array:
     size = math.prod(scores_IO.shape)
   removed = removed_count(size, pattern.sparsity)
   return keep_mask_count(scores_IO, removed, pattern.group)
-
-
-def keep_masks_global(scores: object, pattern: Unstructured) -> object:
-  """Compare the scores of several kernels with each other.
-
-  Args:
-    scores: pytree of [I, O] or stacked [L, I, O], any float dtype. The index
-      that breaks ties runs through the leaves in tree order, row-major in
-      each.
-    pattern: with group 'global'.
-
-  Returns:
-    The same tree of bool, True = keep; floor(total size * sparsity) entries
-    are False.
-
-  Raises:
-    ValueError: another group, or 2^32 entries and more.
-  """
-  if pattern.group != "global":
-    raise ValueError(
-      f"group is {pattern.group!r}; use Unstructured(group='global') here"
-      " and keep_mask for single kernels"
-    )
-  leaves, structure = jax.tree.flatten(scores)
-  if not leaves:
-    return scores
-  size = sum(leaf.size for leaf in leaves)
-  if size >= 2**32:
-    raise ValueError(
-      f"{size} entries are more than 32 bits can count; use group 'matrix'"
-      " or compare fewer kernels"
-    )
-  removed = jnp.uint32(removed_count(size, pattern.sparsity))
-  keys = [
-    order_statistics.ordered_keys(leaf.reshape(-1, leaf.shape[-1]))
-    for leaf in leaves
-  ]
-  masks = order_statistics.keep_together(keys, removed)
-  return jax.tree.unflatten(
-    structure,
-    [m.reshape(leaf.shape) for m, leaf in zip(masks, leaves, strict=True)],
-  )

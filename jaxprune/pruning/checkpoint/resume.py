@@ -22,7 +22,7 @@ from jaxprune.checkpoints import masks, orbax
 from jaxprune.pruning.checkpoint.streaming import States
 
 PROGRESS = "progress.json"
-MASKS = "masks.safetensors"
+MASKS = masks.FILE
 
 Export = exports.Export
 Tree = dict[str, Any]

@@ -18,7 +18,6 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 
 @jax.tree_util.register_dataclass
@@ -108,47 +107,3 @@ def observe_sublayers(
     }
   pairs["block"] = (start, end)
   return {k: observe_similarity(*v, valid_BT) for k, v in pairs.items()}
-
-
-def observe_consecutive(
-  h_LBTD: jax.Array, valid_BT: jax.Array | None = None
-) -> Similarity:
-  """Score every window of blocks, of every length and start.
-
-  One sequence is in work at a time: beside the states themselves it takes
-  (L+1) T (D + L+1) floats. Give micro-batches and merge.
-
-  Args:
-    h_LBTD: residual stream before the first block and after each,
-      [L+1, B, T, D].
-    valid_BT: bool [B, T]; None for all.
-
-  Returns:
-    Similarity [L, L]: entry [i, g-1] is cos(h_i, h_{i+g}), dropping the g
-    blocks i..i+g-1. Windows past the end have count 0 and mean nan.
-  """
-  layers, batch, length, _ = h_LBTD.shape
-  layers -= 1
-  if valid_BT is None:
-    valid_BT = jnp.ones((batch, length), bool)
-
-  def sequence(args):
-    h_LTD, valid_T = args
-    h_LTD = h_LTD.astype(jnp.float32)
-    u_LTD = h_LTD / _norm(h_LTD)[..., None]
-    u_LTD = jnp.where(valid_T[:, None], u_LTD, 0.0)
-    cos_TLL = jnp.einsum(
-      "LTD,MTD->TLM", u_LTD, u_LTD, precision=jax.lax.Precision.HIGHEST
-    )
-    return jnp.sum(cos_TLL, axis=0)
-
-  h_BLTD = jnp.moveaxis(h_LBTD, 1, 0)
-  cos_LL = jnp.sum(jax.lax.map(sequence, (h_BLTD, valid_BT)), axis=0)
-  start_LL = np.arange(layers)[:, None] + np.zeros((1, layers), int)
-  end_LL = start_LL + np.arange(1, layers + 1)[None, :]
-  inside_LL = end_LL <= layers
-  sum_LL = cos_LL[start_LL, np.minimum(end_LL, layers)]
-  return Similarity(
-    sum=jnp.where(inside_LL, sum_LL, 0.0),
-    count=jnp.where(inside_LL, jnp.sum(valid_BT, dtype=jnp.int32), 0),
-  )

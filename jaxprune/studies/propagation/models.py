@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxprune import checkpoints
 from jaxprune.probes.decoder.propagation import path
-from jaxprune.pruning import controls, random_change
+from jaxprune.pruning import controls
 from jaxprune.studies.sweep import configurations
 
 SOURCES = ("pruned", "random", "noise")
@@ -106,7 +106,7 @@ def _with_controls(
       draw = (
         controls.random_control
         if source == "random"
-        else random_change.random_changes
+        else controls.random_changes
       )
       layers = draw(
         jax.random.fold_in(jax.random.key(seed), number),

@@ -12,12 +12,11 @@ import numpy as np
 from jaxprune import checkpoints, files
 from jaxprune import report as report_lib
 from jaxprune.calibration import tokens as tokens_lib
+from jaxprune.checkpoints import masks as masks_file
 from jaxprune.probes.decoder import sequences
+from jaxprune.pruning import registry
 from jaxprune.recovery import finetune, trainable_mask
 
-MASKS = "masks.safetensors"
-# Their weights lie on levels, which training would leave.
-_ROUNDED = ("rtn", "awq")
 FIELDS = {
   "optimiser_step": report_lib.Field("int", "", "steps before this one")
 }
@@ -50,7 +49,8 @@ def check(
       f" {pruned.config.vocab_size}; use this model's own tokenizer"
     )
   method = pruned.hf.get("jaxprune", {}).get("method")
-  if method in _ROUNDED:
+  # Weights that lie on levels would leave them in training.
+  if method in registry.names(rounds=True):
     raise ValueError(
       f"{pruned.folder}: its weights are rounded ({method}), and training"
       " would leave the levels; recover a pruned model instead"
@@ -67,7 +67,7 @@ def read_masks(source: checkpoints.Source, params: Any) -> trainable_mask.Masks:
   Returns:
     bool [L, I, O] by group and kernel, True = keep.
   """
-  path = source.folder / MASKS
+  path = source.folder / masks_file.FILE
   if path.is_file():
     return checkpoints.read_masks(path, source.config)[0]
   return trainable_mask.masks_from_zeros(params)
@@ -133,16 +133,14 @@ def write(
   provenance = earlier | {
     "recovery": dataclasses.asdict(recovery) | (notes or {})
   }
-  export = checkpoints.start_export(
-    folder, pruned, provenance=provenance, overwrite=overwrite
+  return checkpoints.save_params(
+    folder,
+    params,
+    pruned,
+    provenance=provenance,
+    masks=masks,
+    overwrite=overwrite,
   )
-  layers = params["layers"]
-  for index in range(pruned.config.num_layers):
-    checkpoints.write_layer(export, index, _pick(layers, index))
-  if masks:
-    checkpoints.write_masks(export.work / MASKS, masks, provenance)
-  outer = {name: tree for name, tree in params.items() if name != "layers"}
-  return checkpoints.finish_export(export, outer)
 
 
 def recover(
@@ -246,9 +244,3 @@ def headline(summary: dict[str, Any]) -> str:
     f"{summary['sparsity']:.4f} of the kernels is zero, loss"
     f" {summary['first']['loss']:.4g} to {summary['last']['loss']:.4g} nats"
   )
-
-
-def _pick(tree, index):
-  if isinstance(tree, dict):
-    return {name: _pick(branch, index) for name, branch in tree.items()}
-  return tree[index]
