@@ -40,18 +40,32 @@ def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
 
 
 def atomic_write_bytes(path: str | os.PathLike, data: bytes) -> None:
-  """Write `data` to `path`, whole or not at all."""
+  """Write a file, whole or not at all.
+
+  Args:
+    path: the file.
+    data: all its bytes.
+  """
   with atomic_file(path) as file:
     file.write(data)
 
 
 def atomic_write_text(path: str | os.PathLike, text: str) -> None:
-  """Write `text` to `path` as UTF-8, whole or not at all."""
+  """Write a file of text, whole or not at all.
+
+  Args:
+    path: the file.
+    text: all its text, written as UTF-8.
+  """
   atomic_write_bytes(path, text.encode("utf-8"))
 
 
 def atomic_write_json(path: str | os.PathLike, value: Any) -> None:
-  """Write `value` as indented JSON, whole or not at all.
+  """Write a file of indented JSON, whole or not at all.
+
+  Args:
+    path: the file.
+    value: what JSON can hold.
 
   Raises:
     ValueError: `value` holds NaN or infinity, which JSON does not know.

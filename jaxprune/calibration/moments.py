@@ -18,6 +18,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
+
+from jaxprune.calibration.statistics import valid_inputs
 
 
 @jax.tree_util.register_dataclass
@@ -62,11 +65,10 @@ class Moments:
 
 def _flat(x_BTI: jax.Array, valid_BT: jax.Array | None):
   """Tokens in rows, float32, zero where not valid; and the weight of each."""
-  x_NI = x_BTI.reshape(-1, x_BTI.shape[-1]).astype(jnp.float32)
+  x_NI = rearrange(valid_inputs(x_BTI, valid_BT), "B T I -> (B T) I")
   if valid_BT is None:
     return x_NI, jnp.ones((x_NI.shape[0],), jnp.float32)
-  valid_N = valid_BT.reshape(-1)
-  return jnp.where(valid_N[:, None], x_NI, 0.0), valid_N.astype(jnp.float32)
+  return x_NI, rearrange(valid_BT, "B T -> (B T)").astype(jnp.float32)
 
 
 def observe_mean_abs(
@@ -111,6 +113,10 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 
   Associative and commutative up to rounding; no tokens is the neutral
   element. Means do not add: `statistics.merge` would be wrong here.
+
+  Args:
+    a: of one set.
+    b: of the other, of the same shape.
   """
   tokens = a.tokens + b.tokens
   share = b.tokens / jnp.maximum(tokens, 1)

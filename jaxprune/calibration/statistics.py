@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 # Reduced-precision products, the default on accelerators, would be squared by
 # the condition number when the Gram is factorised.
@@ -77,23 +78,41 @@ class Gram:
 S = TypeVar("S", SquaredNorm, Gram)
 
 
-def _count(x_BTI, valid_BT):
-  """Float32 inputs, zero where not valid, and how much they are."""
+def valid_inputs(x_BTI: jax.Array, valid_BT: jax.Array | None) -> jax.Array:
+  """The inputs in float32, zero where they do not count.
+
+  Args:
+    x_BTI: input of a kernel, [B, T, I], any float dtype.
+    valid_BT: bool [B, T], True where a token counts; None for all.
+
+  Returns:
+    [B, T, I] float32.
+
+  Raises:
+    ValueError: inputs or valid of another shape.
+  """
   if x_BTI.ndim != 3:
     raise ValueError(f"inputs have shape {list(x_BTI.shape)}; use [B, T, I]")
   x_BTI = x_BTI.astype(jnp.float32)
+  if valid_BT is None:
+    return x_BTI
+  if valid_BT.shape != x_BTI.shape[:2]:
+    raise ValueError(
+      f"valid has shape {list(valid_BT.shape)}; use {list(x_BTI.shape[:2])},"
+      " as the inputs"
+    )
+  # A product with 0 would keep a nan that sits in the padding.
+  return jnp.where(valid_BT[:, :, None], x_BTI, 0.0)
+
+
+def _count(x_BTI, valid_BT):
+  """The inputs that count, in how many sequences and tokens."""
+  x_BTI = valid_inputs(x_BTI, valid_BT)
   batch, length, _ = x_BTI.shape
   if valid_BT is None:
     # Sequences of no tokens do not count either.
     sequences = jnp.int32(batch if length else 0)
     return x_BTI, sequences, jnp.int32(batch * length)
-  if valid_BT.shape != (batch, length):
-    raise ValueError(
-      f"valid has shape {list(valid_BT.shape)}; use {[batch, length]}, as"
-      " the inputs"
-    )
-  # A product with 0 would keep a nan that sits in the padding.
-  x_BTI = jnp.where(valid_BT[:, :, None], x_BTI, 0.0)
   sequences = jnp.sum(jnp.any(valid_BT, axis=1), dtype=jnp.int32)
   return x_BTI, sequences, jnp.sum(valid_BT, dtype=jnp.int32)
 
@@ -135,7 +154,7 @@ def observe_gram(x_BTI: jax.Array, valid_BT: jax.Array | None = None) -> Gram:
     ValueError: as `observe_squares`.
   """
   x_BTI, sequences, tokens = _count(x_BTI, valid_BT)
-  x_NI = x_BTI.reshape(-1, x_BTI.shape[-1])
+  x_NI = rearrange(x_BTI, "B T I -> (B T) I")
   sum_II = jnp.einsum("NI,NJ->IJ", x_NI, x_NI, precision=_HIGHEST)
   return Gram(sum_outer=sum_II, sequences=sequences, tokens=tokens)
 
@@ -144,5 +163,9 @@ def merge(a: S, b: S) -> S:
   """Join the statistics of two disjoint sets of sequences.
 
   Associative and commutative up to rounding.
+
+  Args:
+    a: of one set.
+    b: of the other; the same class and shapes.
   """
   return jax.tree.map(jnp.add, a, b)

@@ -241,9 +241,9 @@ def save_params(
     folder: the final place; absent or empty unless `overwrite`.
     params: the tree of `load_params`, layers stacked on `L`, any float dtype.
     source: gives names, dtypes, configuration and tokenizer.
-    provenance: as in `start_export`.
-    drop_attention: as in `start_export`.
-    drop_mlp: as in `start_export`.
+    provenance: JSON values, written under `jaxprune` in config.json.
+    drop_attention: layers whose attention is written as zero.
+    drop_mlp: layers whose MLP is written as zero.
     masks: {group: {kernel: bool [L, I, O]}}, True = keep, written beside the
       weights; None or {} writes none.
     overwrite: replace an older model folder, at the end.
@@ -374,15 +374,15 @@ def _is_whole(export: Export, index: int, recorded: dict[str, Any]) -> bool:
   if path.stat().st_size != entry["size"]:
     return False
   try:
-    found, _ = shards.read_header(path)
+    written, _ = shards.read_header(path)
   except ValueError:
     return False
   wanted = {}
   for row in names.layer_rows(export.config):
     name = row.name.format(index)
     shape = names.leaf_shape(export.config, row)
-    wanted[name] = (_dtype(export, name), shape[:: -1 if row.transpose else 1])
-  return wanted == {name: (t.dtype, t.shape) for name, t in found.items()}
+    wanted[name] = (_dtype(export, name), names.in_file(row, shape))
+  return wanted == {name: (t.dtype, t.shape) for name, t in written.items()}
 
 
 def _dtype(export: Export, name: str) -> str:
@@ -416,7 +416,7 @@ def _write_rows(export, index, rows, tree, zero) -> None:
         f" {leaf.dtype} {list(leaf.shape)}; pass kernels as [I, O]"
       )
     if zero and row.path.startswith(zero):
-      tensors[name] = np.zeros(shape[:: -1 if row.transpose else 1], dtype)
+      tensors[name] = np.zeros(names.in_file(row, shape), dtype)
       continue
     array = np.asarray(leaf)
     array = array.T if row.transpose else array

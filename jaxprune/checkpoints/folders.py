@@ -90,16 +90,16 @@ def read_tensors(folder: str | os.PathLike) -> dict[str, shards.Tensor]:
   tensors: dict[str, shards.Tensor] = {}
   problems = []
   for shard, names in listed.items():
-    found, _ = shards.read_header(inside(folder, shard))
+    in_shard, _ = shards.read_header(inside(folder, shard))
     problems += [
       f"tensor {name!r} listed for {shard} but not in it"
-      for name in sorted(names - found.keys())
+      for name in sorted(names - in_shard.keys())
     ]
     problems += [
       f"tensor {name!r} in {shard} but not listed for it"
-      for name in sorted(found.keys() - names)
+      for name in sorted(in_shard.keys() - names)
     ]
-    tensors |= found
+    tensors |= in_shard
   if problems:
     raise ValueError(
       f"{folder / INDEX}: {summarise(problems)}; index and shards are not of"

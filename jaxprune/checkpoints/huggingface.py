@@ -68,7 +68,7 @@ def resolve_model(name: str | os.PathLike) -> pathlib.Path:
   try:
     import huggingface_hub
 
-    found = huggingface_hub.snapshot_download(
+    fetched = huggingface_hub.snapshot_download(
       os.fspath(name),
       allow_patterns=[
         "config.json",
@@ -86,7 +86,7 @@ def resolve_model(name: str | os.PathLike) -> pathlib.Path:
       f" ({type(error).__name__}: {reason:.200}); check the name and the"
       " network, or give a local checkpoint folder"
     ) from error
-  return pathlib.Path(found)
+  return pathlib.Path(fetched)
 
 
 def read_layer(source: Source, index: int) -> Tree:
@@ -242,9 +242,9 @@ def _fill(out, tensor, row, name, where) -> None:
 def _load(source, path, row, num_layers, dtype, sharding) -> jax.Array:
   """Load one leaf, stacked on L when `num_layers` is given."""
   shape = names.leaf_shape(source.config, row)
-  found = [row.name.format(index) for index in range(num_layers or 1)]
+  tensor_names = [row.name.format(index) for index in range(num_layers or 1)]
   if dtype is None:
-    dtypes = {source.tensors[name].dtype for name in found}
+    dtypes = {source.tensors[name].dtype for name in tensor_names}
     dtype = shards.DTYPES[dtypes.pop() if len(dtypes) == 1 else "F32"]
   if num_layers is not None:
     shape = (num_layers, *shape)
@@ -253,9 +253,9 @@ def _load(source, path, row, num_layers, dtype, sharding) -> jax.Array:
     sizes = [len(range(*s.indices(n))) for s, n in zip(where, shape)]
     out = np.empty(sizes, dtype)
     if num_layers is None:
-      _fill(out, source.tensors[found[0]], row, found[0], where)
+      _fill(out, source.tensors[tensor_names[0]], row, tensor_names[0], where)
       return out
-    chosen = found[where[0]]
+    chosen = tensor_names[where[0]]
     # Copies release the interpreter lock: layers fill side by side.
     with concurrent.futures.ThreadPoolExecutor() as pool:
       filled = pool.map(

@@ -160,11 +160,11 @@ def _read(path):
         " write the masks again"
       )
     packed = (shape[0], -(-math.prod(shape[1:]) // 8))
-    found = tensors[name]
-    if found.dtype != "U8" or found.shape != packed:
+    tensor = tensors[name]
+    if tensor.dtype != "U8" or tensor.shape != packed:
       raise ValueError(
         f"{path}: mask {name!r} expected U8 {list(packed)} for shape"
-        f" {list(shape)}, found {found.dtype} {list(found.shape)}; write the"
+        f" {list(shape)}, found {tensor.dtype} {list(tensor.shape)}; write the"
         " masks again"
       )
   return tensors, shapes, metadata

@@ -253,11 +253,26 @@ def layer_rows(config: Config) -> tuple[Row, ...]:
 
 
 def leaf_shape(config: Config, row: Row) -> tuple[int, ...]:
-  """Return the shape of a row's leaf, without a leading `L`."""
+  """Return the shape of a row's leaf, without a leading `L`.
+
+  Args:
+    config: the model.
+    row: of one of its tensors.
+  """
   return tuple(
     math.prod(getattr(config, _SIZES[letter]) for letter in axis)
     for axis in row.shape
   )
+
+
+def in_file(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """The shape in the file of a leaf.
+
+  Args:
+    row: of the leaf.
+    shape: of the leaf in the tree.
+  """
+  return shape[::-1] if row.transpose else shape
 
 
 def file_shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -270,7 +285,7 @@ def file_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     for row in rows:
       shape = leaf_shape(config, row)
       for index in indices:
-        shapes[row.name.format(index)] = shape[:: -1 if row.transpose else 1]
+        shapes[row.name.format(index)] = in_file(row, shape)
   return shapes
 
 
@@ -299,7 +314,12 @@ def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Turn a tree of dicts into leaves keyed by joined paths."""
+  """Turn a tree of dicts into leaves keyed by joined paths.
+
+  Args:
+    tree: of mappings; everything else is a leaf.
+    prefix: what all keys begin with.
+  """
   leaves = {}
   for key, value in tree.items():
     if isinstance(value, Mapping):

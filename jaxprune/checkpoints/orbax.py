@@ -56,15 +56,15 @@ def load_tree(
   if not os.path.isdir(folder):
     raise ValueError(f"{folder}: no such folder; save a tree there first")
   try:
-    found = ocp.metadata(folder)
+    saved = ocp.metadata(folder)
   except ValueError as error:
     raise ValueError(
       f"{folder}: not a saved tree, or one that was cut off; save it again"
     ) from error
   if like is not None:
-    _check(folder, found.metadata, like)
-  target = jax.tree.map(_target, found.metadata if like is None else like)
-  return ocp.load(folder, target), dict(found.custom_metadata or {})
+    _check(folder, saved.metadata, like)
+  target = jax.tree.map(_target, saved.metadata if like is None else like)
+  return ocp.load(folder, target), dict(saved.custom_metadata or {})
 
 
 def _target(leaf: Any) -> Any:

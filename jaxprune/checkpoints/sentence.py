@@ -68,7 +68,12 @@ def read_pooling(folder: str | os.PathLike) -> Pooling:
 def copy_sentence_files(
   folder: str | os.PathLike, work: str | os.PathLike
 ) -> None:
-  """Copy what makes a checkpoint a sentence encoder, if it is one."""
+  """Copy what makes a checkpoint a sentence encoder, if it is one.
+
+  Args:
+    folder: the checkpoint.
+    work: the folder that is filled.
+  """
   folder, work = pathlib.Path(folder), pathlib.Path(work)
   for name in _COPIED:
     if os.path.lexists(folder / name):

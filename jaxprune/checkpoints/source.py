@@ -81,18 +81,18 @@ def open_checkpoint(
       folder / "config.json",
       ", ".join(config.ignored),
     )
-  found = folders.read_tensors(folder)
+  in_files = folders.read_tensors(folder)
   table = names.table(config)
   if table.optional:
     field, tensor = table.optional
-    config = dataclasses.replace(config, **{field: tensor in found})
+    config = dataclasses.replace(config, **{field: tensor in in_files})
   expected = names.file_shapes(config)
   optional = {}
   if table.tied and table.tied[0] not in expected:
     optional[table.tied[0]] = expected[table.tied[1]]
   tensors = {
     name: tensor
-    for name, tensor in found.items()
+    for name, tensor in in_files.items()
     if name in expected or not name.endswith(table.ignored)
   }
   problems = _compare(expected, optional, tensors)
@@ -104,14 +104,14 @@ def open_checkpoint(
   return Source(folder=folder, config=config, hf=hf, tensors=tensors)
 
 
-def _compare(expected, optional, found) -> list[str]:
+def _compare(expected, optional, tensors) -> list[str]:
   """List every tensor that is missing, extra or not as it should be."""
   problems = []
   for name, shape in expected.items():
-    if name not in found:
+    if name not in tensors:
       problems.append(f"tensor {name!r} missing (expected shape {list(shape)})")
   allowed = expected | optional
-  for name, tensor in found.items():
+  for name, tensor in tensors.items():
     label = f"{tensor.path.name}: tensor {name!r}"
     if name not in allowed:
       problems.append(

@@ -9,16 +9,18 @@ Array functions, each named like its file, on one matrix `w_IO`; `vmap`, `scan`,
 
   pruned_IO, mask_IO = wanda(w_IO, observe_squares(x_BTI), NofM(keep=2, of=4))
 
-patterns, lowest            which entries stay, given scores
-magnitude, wanda, ria,      methods that score entries
-  sparsegpt (factor), swaps
-neuron, flap                hidden units of an MLP
-quantize, awq               rounding
-drops, similarities         whole sublayers
-allocation, owl             how sparse each layer
-algebra, reconstruction     masks as sets; the error of a layer's outputs
-
-Whole checkpoints: `driver.prune_weights` and `drop_driver.prune_drops`, with
-`methods` (the table), `layer`, `streaming`, `placement` (devices), `commits`
-(resuming) and `estimate` (memory) behind them.
+registry                    the table of methods: one row adds one
+change                      what is done to a model: a method, and how much
+patterns, order_statistics  which entries stay, given scores
+masks, reconstruction       masks as sets; the error of a layer's outputs
+controls                    as much pruning, placed at random
+methods/                    magnitude, wanda, ria, sparsegpt (hessian_inverse),
+                            sparse_swaps: entries of a kernel; neuron, flap:
+                            hidden units of an MLP; quantize, awq: rounding
+layerwise/                  what is decided over layers: drops, similarities,
+                            allocation, owl
+checkpoint/                 the methods run on a checkpoint: weights.prune_weights
+                            and sublayers.prune_drops, with layer, streaming,
+                            resume (after a kill), memory (what it takes) and
+                            verify behind them
 """

@@ -7,6 +7,7 @@ together, every entry counting alike.
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from jaxprune.pruning.patterns import NofM
 
@@ -15,9 +16,12 @@ _PER = ("matrix", "all")
 
 def _check_alike(a: object, b: object) -> None:
   """Refuse trees that do not fit; jnp would broadcast some of them."""
-  one, two = jax.tree.structure(a), jax.tree.structure(b)
-  if one != two:
-    raise ValueError(f"mask trees differ: {one} and {two}")
+  structures = jax.tree.structure(a), jax.tree.structure(b)
+  if structures[0] != structures[1]:
+    raise ValueError(
+      f"mask trees differ: {structures[0]} and {structures[1]}; compare masks"
+      " of the same kernels"
+    )
   pairs = zip(
     jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
   )
@@ -32,15 +36,27 @@ def _check_alike(a: object, b: object) -> None:
 def union(a: object, b: object) -> object:
   """Keep what either mask keeps.
 
+  Args:
+    a: pytree of bool [..., I, O].
+    b: the same structure and shapes.
+
   Raises:
-    ValueError: other structure or shapes; so for all functions of two masks.
+    ValueError: masks that do not fit.
   """
   _check_alike(a, b)
   return jax.tree.map(jnp.logical_or, a, b)
 
 
 def intersection(a: object, b: object) -> object:
-  """Keep what both masks keep."""
+  """Keep what both masks keep.
+
+  Args:
+    a: pytree of bool [..., I, O].
+    b: the same structure and shapes.
+
+  Raises:
+    ValueError: masks that do not fit.
+  """
   _check_alike(a, b)
   return jax.tree.map(jnp.logical_and, a, b)
 
@@ -102,7 +118,7 @@ def overlap(a: object, b: object, *, per: str = "matrix") -> object:
 
   Args:
     a: pytree of bool [..., I, O].
-    b: alike.
+    b: the same structure and shapes.
     per: 'matrix' or 'all'.
 
   Returns:
@@ -121,7 +137,7 @@ def distance(a: object, b: object, *, per: str = "matrix") -> object:
 
   Args:
     a: pytree of bool [..., I, O].
-    b: alike.
+    b: the same structure and shapes.
     per: 'matrix' or 'all'.
 
   Returns:
@@ -151,11 +167,11 @@ def verify_nm(masks: object, pattern: NofM, *, exact: bool = True) -> object:
   """
 
   def verify(leaf):
-    *stack, inputs, outputs = leaf.shape
+    *stack, inputs, _ = leaf.shape
     if inputs % pattern.of:
       return jnp.zeros(stack, bool)
-    group = leaf.reshape(*stack, -1, pattern.of, outputs)
-    kept = jnp.sum(group, axis=-2, dtype=jnp.int32)
+    groups = rearrange(leaf, "... (X M) O -> ... X M O", M=pattern.of)
+    kept = jnp.sum(groups, axis=-2, dtype=jnp.int32)
     obeyed = kept == pattern.keep if exact else kept <= pattern.keep
     return jnp.all(obeyed, axis=(-2, -1))
 

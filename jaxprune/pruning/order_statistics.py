@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 # A counting pass adds stretches of inputs in int8 before it widens the counts,
 # three to four times faster on a CPU than int32 throughout. A stretch is at
@@ -46,7 +47,7 @@ def _rowed(keys_IO: jax.Array) -> jax.Array:
   padded_IO = jnp.pad(
     keys_IO, ((0, pad), (0, 0)), constant_values=np.uint32(0xFFFFFFFF)
   )
-  return padded_IO.reshape(-1, rows, keys_IO.shape[1])
+  return rearrange(padded_IO, "(X R) O -> X R O", R=rows)
 
 
 def _stretch_counts(true_XRO: jax.Array) -> jax.Array:
@@ -109,7 +110,7 @@ def _kth_by_counting(keys_IO, removed_O, group):
 def _kth_by_sorting(keys_IO, removed_O, group):
   """The same by a sort."""
   if group == "matrix":
-    keys_IO = keys_IO.reshape(-1)
+    keys_IO = rearrange(keys_IO, "I O -> (I O)")
   last = keys_IO.shape[0] - 1
   index_O = jnp.clip(removed_O - 1, 0, last)
   sorted_IO = jnp.sort(keys_IO, axis=0)
@@ -136,7 +137,15 @@ def _kth(keys_IO, removed_O, group):
 
 
 def keep_output(keys_IO: jax.Array, removed_O: jax.Array) -> jax.Array:
-  """Mask [I, O] that loses removed_O ([] or [O]) entries of each output."""
+  """The mask that loses the lowest entries of each output.
+
+  Args:
+    keys_IO: from `ordered_keys`, [I, O].
+    removed_O: int32 [] or [O], how many leave.
+
+  Returns:
+    bool [I, O], True = keep.
+  """
   kth_O = _kth(keys_IO, removed_O, "output")
   keys_XRO = _rowed(keys_IO)
   need_O = removed_O - _counts(keys_XRO < kth_O[None, None])
@@ -184,30 +193,46 @@ def _keep_lowest_rows(keys_IO: jax.Array, kth: jax.Array, need: jax.Array):
 
 
 def keep_matrix(keys_IO: jax.Array, removed: jax.Array) -> jax.Array:
-  """Mask [I, O] that loses `removed` entries in all."""
+  """The mask that loses the lowest entries of a matrix.
+
+  Args:
+    keys_IO: from `ordered_keys`, [I, O].
+    removed: int32 [], how many leave.
+
+  Returns:
+    bool [I, O], True = keep.
+  """
   kth = _kth(keys_IO, removed, "matrix")
   need = removed - _counts(_rowed(keys_IO) < kth).sum()
   return _keep_lowest_rows(keys_IO, kth, need)
 
 
 def keep_n_of_m(keys_IO: jax.Array, keep: int, of: int) -> jax.Array:
-  """Mask [I, O] that keeps the highest of each group along the inputs."""
-  inputs, outputs = keys_IO.shape
-  keys_XMO = keys_IO.reshape(-1, of, outputs)
+  """The mask that keeps the highest of each group along the inputs.
+
+  Args:
+    keys_IO: from `ordered_keys`, [I, O].
+    keep: how many of a group stay.
+    of: length of a group, a divisor of I.
+
+  Returns:
+    bool [I, O], True = keep.
+  """
+  keys_XMO = rearrange(keys_IO, "(X M) O -> X M O", M=of)
   leave = of - keep
   if of > _MOST_PAIRED:
     kept_XMO = jax.vmap(lambda k_MO: keep_output(k_MO, jnp.int32(leave)))(
       keys_XMO
     )
-    return kept_XMO.reshape(inputs, outputs)
+    return rearrange(kept_XMO, "X M O -> (X M) O")
   # rank = how many of the group leave before this one. Each pair is compared
   # once; of equals the earlier leaves first.
-  one = [keys_XMO[:, m] for m in range(of)]
-  rank = [jnp.zeros(one[0].shape, jnp.int8) for _ in one]
+  places = [keys_XMO[:, m] for m in range(of)]
+  rank = [jnp.zeros(keys_XO.shape, jnp.int8) for keys_XO in places]
   for late in range(of):
     for early in range(late):
-      first_XO = one[early] <= one[late]
+      first_XO = places[early] <= places[late]
       rank[late] += first_XO
       rank[early] += ~first_XO
   kept_XMO = jnp.stack([r_XO >= leave for r_XO in rank], axis=1)
-  return kept_XMO.reshape(inputs, outputs)
+  return rearrange(kept_XMO, "X M O -> (X M) O")

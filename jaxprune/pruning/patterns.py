@@ -116,12 +116,20 @@ def removed_count(size: int, sparsity: float) -> int:
 
   The product is exact and takes sparsity as the decimal that was typed: 0.7
   of 10 is 7, though the nearest float64 to 0.7 lies below it.
+
+  Args:
+    size: entries of the group.
+    sparsity: fraction removed, in [0, 1).
   """
   return math.floor(size * fractions.Fraction(str(sparsity)))
 
 
 def check_shape(shape: tuple[int, int], pattern: Pattern) -> None:
-  """Refuse a kernel of `shape` (I, O) that the pattern does not fit.
+  """Refuse a kernel that the pattern does not fit.
+
+  Args:
+    shape: (I, O) of the kernel.
+    pattern: what is to be removed.
 
   Raises:
     ValueError: I is not a multiple of `of`.

@@ -20,7 +20,15 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def product(gram_II: jax.Array, x_IO: jax.Array) -> jax.Array:
-  """Multiply a Gram [I, I] by [I, O], in float32 on every platform."""
+  """Multiply a Gram and a kernel in float32, on every platform.
+
+  Args:
+    gram_II: [I, I].
+    x_IO: [I, O].
+
+  Returns:
+    [I, O] float32.
+  """
   return jnp.einsum(
     "IJ,JO->IO",
     gram_II.astype(jnp.float32),

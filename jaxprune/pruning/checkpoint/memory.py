@@ -1,7 +1,7 @@
 """Does a pruning run fit, and where do its bytes go?
 
 Counted from shapes before anything is read: the peak on one device and on the
-host of one process. Counts are upper sums of what the driver holds at the same
+host of one process. Counts are upper sums of what pruning holds at the same
 time; the compiler's scratch space is taken as one more copy of the largest
 intermediate of a micro-batch.
 """

@@ -146,7 +146,12 @@ def _check_padding(config, tokens):
 
 
 def is_sliding(config: Config, index: int) -> bool:
-  """Whether the attention of layer `index` slides; never in an encoder."""
+  """Whether the attention of a layer slides; never in an encoder.
+
+  Args:
+    config: the model.
+    index: of the layer.
+  """
   return config.sliding_layers[index] if _decodes(config) else False
 
 

@@ -43,7 +43,8 @@ def score_sublayers(
     source: an opened checkpoint.
     tokens: calibration tokens, int [sequences, length], or with padding.
     memory: how activations are held.
-    gates: sublayers already dropped, as `Drops.gates`; None is none. The live
+    gates: {'attention': [L], 'mlp': [L]}, 0 for sublayers already dropped and
+      1 for the others; None drops none. The live
       sublayer of a half-dropped layer runs.
     residual: False scores without the residual stream, a bad ranking kept for
       comparison.

@@ -199,9 +199,9 @@ def check_job(
   Args:
     config: the model.
     method: a name in `registry.METHODS`.
-    pattern: as in `prune_weights`.
+    pattern: one for all layers, or one for each.
     tokens: whether there are calibration tokens.
-    slim: as in `Output`.
+    slim: whether MLPs are to be built without the units that are removed.
 
   Raises:
     ValueError: an unknown method, a pattern that it does not take or that does

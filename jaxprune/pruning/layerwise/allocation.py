@@ -102,7 +102,7 @@ def linear(
     sparsity: in [0, 1), over all layers.
     slope: the common difference; positive spares early layers. The paper
       stays below min(2 S, 2 (1 - S)) / (L - 1), where nothing is clipped.
-    sizes: as in `meet_budget`.
+    sizes: prunable parameters per layer; None for equal layers.
 
   Returns:
     Sparsity per layer, first layer first.
@@ -129,7 +129,7 @@ def by_damage(
     sparsity: in [0, 1), over all layers.
     spread: half of what the highest and lowest sparsity lie apart, unless
       clipped at 0 or 1.
-    sizes: as in `meet_budget`.
+    sizes: prunable parameters per layer; None for equal layers.
 
   Returns:
     Sparsity per layer, first layer first; equal damages give the uniform one.

@@ -186,8 +186,8 @@ def choose_drops(
   """Score the sublayers of a model and choose which of them leave.
 
   Args:
-    score: from the gates of what is dropped already, as in `Drops.gates` and
-      None for nothing, to scores [L] under 'attention', 'mlp' or 'block', as
+    score: from the gates of what is dropped already ({'attention': [L],
+      'mlp': [L]}, 1 stays and 0 is dropped; None for nothing) to scores [L] under 'attention', 'mlp' or 'block', as
       the target needs; for 'consecutive' also 'window', see `select_window`.
       Not called for 'random', where it may be None.
     num_layers: L of the dense model.
@@ -248,8 +248,8 @@ def select_random(
   Args:
     key: `jax.random.key`. One key gives nested lists for growing counts.
     num_layers: L.
-    count: as in `select`.
-    target: as in `select`.
+    count: number of sublayers, or of blocks for 'block'.
+    target: a name in `TARGETS`.
 
   Returns:
     Drops in the order drawn.
@@ -276,13 +276,13 @@ def select_iterative(
   """Drop a few, score what remains again, until `count` are gone.
 
   Args:
-    score: from the gates of the moment, as in `Drops.gates`, to similarities
-      as in `select`, of length L. It must run every sublayer whose gate is 1,
+    score: from the gates of the moment ({'attention': [L], 'mlp': [L]}, 1 stays
+      and 0 is dropped) to similarities [L] under the kinds of the target. It must run every sublayer whose gate is 1,
       also in layers that already lost the other one. Scores of what is
       already gone are not used, but must not be nan.
     num_layers: L.
-    count: as in `select`.
-    target: as in `select`.
+    count: number of sublayers, or of blocks for 'block'.
+    target: a name in `TARGETS`.
     per_round: how many leave between two scorings; at least 1.
     reverse: lowest similarity first, a control.
 

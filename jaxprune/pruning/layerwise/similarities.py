@@ -41,7 +41,12 @@ class Similarity:
 
 
 def merge(a: Similarity, b: Similarity) -> Similarity:
-  """Join the similarities of two disjoint sets of tokens."""
+  """Join the similarities of two disjoint sets of tokens.
+
+  Args:
+    a: of one set.
+    b: of the other, of the same shape.
+  """
   return Similarity(sum=a.sum + b.sum, count=a.count + b.count)
 
 

@@ -64,9 +64,9 @@ def awq(
     statistics: Gram of the inputs, which measures the error.
     mean_abs: mean |x| of the inputs, the loudness of the paper; None takes
       the root mean square from the diagonal of the Gram.
-    bits: as in `quantize`.
-    group_size: as in `quantize`.
-    symmetric: as in `quantize`.
+    bits: 2 to 8.
+    group_size: inputs that share a scale, a divisor of I; None for all I.
+    symmetric: True for levels around zero without a zero point.
     grid: steps between alpha 0 and 1; one rounding and one product with the
       Gram each.
 

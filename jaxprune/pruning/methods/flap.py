@@ -56,7 +56,8 @@ def flap(
   """Remove the hidden units of one MLP that fluctuate least, by masking.
 
   Args:
-    mlp: as in `neuron.mask_neurons`; `neuron.slim` takes the same tree.
+    mlp: {'gate', 'up', 'down'} or {'up', 'down'}, each {'kernel': [I, O]} with
+      a 'bias' [O] or without, as `neuron.slim` takes it.
     statistics: moments of the input of 'down', over tokens.
     sparsity: fraction of the units to remove, in [0, 1); floor(F * sparsity)
       go.

@@ -53,10 +53,10 @@ def keep_neurons(
   """Choose floor(F * sparsity) units of lowest score to go.
 
   Args:
-    down_FO: as in `neuron_scores`.
-    statistics: as in `neuron_scores`.
+    down_FO: kernel from the hidden units, [F, O], any float dtype.
+    statistics: squared norms of the inputs of that kernel.
     sparsity: fraction of units removed, in [0, 1).
-    root: as in `neuron_scores`.
+    root: take the square root of s_j, as Wanda does.
 
   Returns:
     bool [F], True = keep.
@@ -120,7 +120,8 @@ def slim(mlp: Tree, keep_F: jax.Array, width: int) -> Tree:
   """Build the MLP without the units that go, in their order.
 
   Args:
-    mlp: as in `mask_neurons`.
+    mlp: {'gate', 'up', 'down'} or {'up', 'down'}, each {'kernel': [I, O]} with
+      a 'bias' [O] or without.
     keep_F: bool [F].
     width: how many units stay; a number, since it is a shape.
 
@@ -143,10 +144,11 @@ def neuron(
   """Remove the hidden units of lowest score by masking.
 
   Args:
-    mlp: as in `mask_neurons`.
+    mlp: {'gate', 'up', 'down'} or {'up', 'down'}, each {'kernel': [I, O]} with
+      a 'bias' [O] or without.
     statistics: squared norms of the inputs of the down kernel.
     sparsity: fraction of units removed, in [0, 1).
-    root: as in `neuron_scores`.
+    root: take the square root of s_j, as Wanda does.
 
   Returns:
     As `mask_neurons`.
@@ -165,7 +167,8 @@ def remove_neurons(
   """`neuron` as the table of methods wants it: no bias stands in.
 
   Args:
-    mlp: as in `mask_neurons`.
+    mlp: {'gate', 'up', 'down'} or {'up', 'down'}, each {'kernel': [I, O]} with
+      a 'bias' [O] or without.
     statistics: squared norms of the inputs of the down kernel.
     sparsity: fraction of units removed, in [0, 1).
 
@@ -181,7 +184,8 @@ def remove_neurons_root(
   """`remove_neurons` by the square root of s_j.
 
   Args:
-    mlp: as in `mask_neurons`.
+    mlp: {'gate', 'up', 'down'} or {'up', 'down'}, each {'kernel': [I, O]} with
+      a 'bias' [O] or without.
     statistics: squared norms of the inputs of the down kernel.
     sparsity: fraction of units removed, in [0, 1).
 

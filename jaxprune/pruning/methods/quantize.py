@@ -22,6 +22,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from jaxprune.pruning.patterns import Levels
 
@@ -65,7 +66,7 @@ def quantize(
   Raises:
     ValueError: bits out of range, or I not a multiple of group_size.
   """
-  inputs, outputs = w_IO.shape
+  inputs = w_IO.shape[0]
   if not 2 <= bits <= 8:
     raise ValueError(f"bits is {bits}; use 2 to 8")
   size = inputs if group_size is None else group_size
@@ -75,7 +76,7 @@ def quantize(
       "use a divisor, or None for one group per output"
     )
   low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-  w_GSO = w_IO.astype(jnp.float32).reshape(inputs // size, size, outputs)
+  w_GSO = rearrange(w_IO.astype(jnp.float32), "(G S) O -> G S O", S=size)
   if symmetric:
     span_GO = jnp.max(jnp.abs(w_GSO), axis=1) / high
     scales_GO = jnp.where(span_GO > 0, span_GO, 1.0)
@@ -89,9 +90,9 @@ def quantize(
     zeros_GO = jnp.clip(jnp.round(low - bottom_GO / scales_GO), low, high)
   codes_GSO = jnp.round(w_GSO / scales_GO[:, None]) + zeros_GO[:, None]
   return Quantized(
-    codes=jnp.clip(codes_GSO, low, high)
-    .astype(jnp.int8)
-    .reshape(inputs, outputs),
+    codes=rearrange(
+      jnp.clip(codes_GSO, low, high).astype(jnp.int8), "G S O -> (G S) O"
+    ),
     scales=scales_GO,
     zeros=zeros_GO.astype(jnp.int8),
     input_scales=jnp.ones((inputs,), jnp.float32),
@@ -101,13 +102,12 @@ def quantize(
 
 def dequantize(quantized: Quantized) -> jax.Array:
   """Give back the kernel that the codes stand for, [I, O] float32."""
-  inputs, outputs = quantized.codes.shape
   groups = quantized.scales.shape[0]
-  codes_GSO = quantized.codes.reshape(groups, inputs // groups, outputs)
+  codes_GSO = rearrange(quantized.codes, "(G S) O -> G S O", G=groups)
   steps_GSO = (
     codes_GSO.astype(jnp.float32) - quantized.zeros.astype(jnp.float32)[:, None]
   )
-  w_IO = (steps_GSO * quantized.scales[:, None]).reshape(inputs, outputs)
+  w_IO = rearrange(steps_GSO * quantized.scales[:, None], "G S O -> (G S) O")
   return w_IO / quantized.input_scales[:, None]
 
 
@@ -124,9 +124,9 @@ def round_to_nearest(
   Args:
     w_IO: kernel [I, O].
     statistics: not looked at; there so that all methods are called alike.
-    bits: as in `quantize`.
-    group_size: as in `quantize`.
-    symmetric: as in `quantize`.
+    bits: 2 to 8.
+    group_size: inputs that share a scale, a divisor of I; None for all I.
+    symmetric: True for levels around zero without a zero point.
 
   Returns:
     The dequantised kernel [I, O] in the dtype of w_IO (bfloat16 rounds the

@@ -57,7 +57,7 @@ def ria(
     w_IO: kernel [I, O].
     statistics: squared norms of the inputs.
     pattern: what to remove, from which comparison group.
-    power: as in `ria_scores`.
+    power: a, the exponent of the input norm; 0 looks at weights only.
 
   Returns:
     The kernel with zeros, [I, O], and the mask, bool [I, O], True = keep.

@@ -28,6 +28,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from jaxprune.calibration.statistics import Gram, SquaredNorm
 from jaxprune.pruning import reconstruction
@@ -70,10 +71,14 @@ def _likely_pair(w_I, keep_I, g_I, gram_II):
 
 def _best_pair(w_I, keep_I, g_I, block_GMM):
   """The best swap of one output inside the groups of block_GMM."""
-  groups, size, _ = block_GMM.shape
-  diagonal_I = jnp.diagonal(block_GMM, axis1=1, axis2=2).reshape(-1)
+  size = block_GMM.shape[1]
+  diagonal_I = rearrange(
+    jnp.diagonal(block_GMM, axis1=1, axis2=2), "G M -> (G M)"
+  )
   remove_I, restore_I = _single(w_I, keep_I, g_I, diagonal_I)
-  w_GM, restore_GM = (x.reshape(groups, size) for x in (w_I, restore_I))
+  w_GM, restore_GM = (
+    rearrange(x_I, "(G M) -> G M", M=size) for x_I in (w_I, restore_I)
+  )
   # For every removal its best restoration, by value only: a plain minimum is
   # far cheaper than an argmin over all pairs.
   least_GM = jnp.min(
@@ -81,7 +86,7 @@ def _best_pair(w_I, keep_I, g_I, block_GMM):
     - 2 * w_GM[:, :, None] * w_GM[:, None, :] * block_GMM,
     axis=-1,
   )
-  p = jnp.argmin(remove_I + least_GM.reshape(-1))
+  p = jnp.argmin(remove_I + rearrange(least_GM, "G M -> (G M)"))
   group, place = p // size, p % size
   restore_M = (
     restore_GM[group] - 2 * w_I[p] * w_GM[group] * block_GMM[group, place]
@@ -163,7 +168,7 @@ def refine(
     search = functools.partial(_search, pair, gram_II, max_swaps)
     state = (state[0], *jax.vmap(search)(*state, noise_O))
   if of is not None or all_pairs:
-    places_GM = jnp.arange(inputs).reshape(-1, size)
+    places_GM = rearrange(jnp.arange(inputs), "(G M) -> G M", M=size)
     block_GMM = gram_II[places_GM[:, :, None], places_GM[:, None, :]]
     pair = functools.partial(_best_pair, block_GMM=block_GMM)
     search = functools.partial(_search, pair, gram_II, max_swaps)
@@ -198,8 +203,9 @@ def sparse_swaps(
       patterns keep the counts per output that the first mask has.
     mask_IO: the first mask, True = keep, of that pattern; None for Wanda's,
       from the diagonal of the Gram.
-    max_swaps: as in `refine`.
-    all_pairs: as in `refine`.
+    max_swaps: most swaps per output.
+    all_pairs: False stops when the cheap search of the whole output finds
+      nothing more.
 
   Returns:
     The kernel with zeros, [I, O], and the mask, bool [I, O], True = keep.

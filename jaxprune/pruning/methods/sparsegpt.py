@@ -26,6 +26,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from jaxprune.calibration.statistics import Gram
 from jaxprune.pruning.methods.hessian_inverse import (
@@ -74,7 +75,7 @@ def _prune_block(w_BO, upper_BB, removed, pattern):
   Returns:
     Weights before masking, mask and errors, [B, O] each.
   """
-  size, outputs = w_BO.shape
+  size = w_BO.shape[0]
   pivot_B1 = jnp.diagonal(upper_BB)[:, None]
   if isinstance(pattern, NofM):
     stretch, mask_BO = pattern.of, None
@@ -103,8 +104,10 @@ def _prune_block(w_BO, upper_BB, removed, pattern):
   error_BO, (w_XCO, mask_XCO) = jax.lax.scan(
     step, jnp.zeros_like(w_BO), jnp.arange(0, size, stretch)
   )
-  shape = (size, outputs)
-  return w_XCO.reshape(shape), mask_XCO.reshape(shape), error_BO
+  w_BO, mask_BO = (
+    rearrange(each, "X C O -> (X C) O") for each in (w_XCO, mask_XCO)
+  )
+  return w_BO, mask_BO, error_BO
 
 
 def _prune_span(w_SO, upper_SS, removed_X, size, pattern):
@@ -113,7 +116,7 @@ def _prune_span(w_SO, upper_SS, removed_X, size, pattern):
   Returns:
     As `_prune_block`, [S, O] each.
   """
-  span, outputs = w_SO.shape
+  span = w_SO.shape[0]
 
   def step(error_SO, block):
     removed, start = block
@@ -130,8 +133,10 @@ def _prune_span(w_SO, upper_SS, removed_X, size, pattern):
   error_SO, (w_XBO, mask_XBO) = jax.lax.scan(
     step, jnp.zeros_like(w_SO), (removed_X, jnp.arange(0, span, size))
   )
-  shape = (span, outputs)
-  return w_XBO.reshape(shape), mask_XBO.reshape(shape), error_SO
+  w_SO, mask_SO = (
+    rearrange(each, "X B O -> (X B) O") for each in (w_XBO, mask_XBO)
+  )
+  return w_SO, mask_SO, error_SO
 
 
 def _spans(inputs: int, size: int) -> list[tuple[int, int, int]]:
@@ -249,9 +254,10 @@ def sparsegpt(
   Args:
     w_IO: kernel [I, O].
     statistics: Gram of the inputs.
-    pattern: as in `prune_with_factor`.
-    block: as in `prune_with_factor`.
-    damping: as in `inverse_factor`.
+    pattern: NofM, or Unstructured with group 'matrix' or 'output'.
+    block: inputs per block; the last may be shorter.
+    damping: share of the mean diagonal that is added to the diagonal; may be
+      traced.
 
   Returns:
     As `prune_with_factor`.
