@@ -19,7 +19,7 @@ methods/                    magnitude, wanda, ria, sparsegpt (hessian_inverse),
                             hidden units of an MLP; quantize, awq: rounding
 layerwise/                  what is decided over layers: drops, similarities,
                             allocation, owl
-checkpoint/                 the methods run on a checkpoint: weights.prune_weights
+checkpoint/                 methods run on a checkpoint: weights.prune_weights
                             and sublayers.prune_drops, with layer, streaming,
                             resume (after a kill), memory (what it takes) and
                             verify behind them

@@ -187,9 +187,10 @@ def choose_drops(
 
   Args:
     score: from the gates of what is dropped already ({'attention': [L],
-      'mlp': [L]}, 1 stays and 0 is dropped; None for nothing) to scores [L] under 'attention', 'mlp' or 'block', as
-      the target needs; for 'consecutive' also 'window', see `select_window`.
-      Not called for 'random', where it may be None.
+      'mlp': [L]}, 1 stays and 0 is dropped; None for nothing) to scores [L]
+      under 'attention', 'mlp' or 'block', as the target needs; for
+      'consecutive' also 'window', see `select_window`. Not called for 'random',
+      where it may be None.
     num_layers: L of the dense model.
     count: number of sublayers, or of blocks for 'block'.
     target: a name in `TARGETS`.
@@ -277,9 +278,10 @@ def select_iterative(
 
   Args:
     score: from the gates of the moment ({'attention': [L], 'mlp': [L]}, 1 stays
-      and 0 is dropped) to similarities [L] under the kinds of the target. It must run every sublayer whose gate is 1,
-      also in layers that already lost the other one. Scores of what is
-      already gone are not used, but must not be nan.
+      and 0 is dropped) to similarities [L] under the kinds of the target. It
+      must run every sublayer whose gate is 1, also in layers that already lost
+      the other one. Scores of what is already gone are not used, but must not
+      be nan.
     num_layers: L.
     count: number of sublayers, or of blocks for 'block'.
     target: a name in `TARGETS`.
