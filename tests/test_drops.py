@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,6 +122,8 @@ def test_sublayers_of_a_tape():
   tape = jax.tree.map(jnp.asarray, tape)
   for residual, pairs in ((True, with_residual), (False, without)):
     found = similarities.observe_sublayers(tape, residual=residual)
+    chex.assert_shape(jax.tree.leaves(found), ())
+    chex.assert_tree_all_finite(found)
     assert set(found) == set(pairs)
     for name, (x, y) in pairs.items():
       np.testing.assert_allclose(

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,13 +121,11 @@ def test_hand_tables():
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_one_trace(pattern):
-  traces = []
-
-  @jax.jit
-  def mask(scores):
-    traces.append(1)
-    return keep_mask(scores, pattern)
-
+  chex.clear_trace_counter()
+  mask = jax.jit(
+    chex.assert_max_traces(lambda scores: keep_mask(scores, pattern), n=1)
+  )
   for seed in range(3):
-    mask(jax.random.normal(jax.random.key(seed), (16, 4)))
-  assert len(traces) == 1
+    mask_IO = mask(jax.random.normal(jax.random.key(seed), (16, 4)))
+    chex.assert_shape(mask_IO, (16, 4))
+    chex.assert_type(mask_IO, bool)

@@ -1,5 +1,6 @@
 """Masks combine as sets do."""
 
+import chex
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
@@ -84,6 +85,26 @@ def test_distances(masks):
   assert np.all(jaccard(a, c) <= jaccard(a, b) + jaccard(b, c) + 1e-6)
   either = masks_lib.density(masks_lib.union(a, b))
   np.testing.assert_allclose(far(a, b), jaccard(a, b) * either, atol=1e-6)
+
+
+def test_shapes_and_one_trace():
+  """A number per matrix of a stack, or one; every set a mask."""
+  a = {"q": np.stack([A, B]), "k": A}
+  b = {"q": np.stack([B, B]), "k": B}
+  chex.assert_trees_all_equal_shapes_and_dtypes(
+    masks_lib.union(a, b),
+    masks_lib.intersection(a, b),
+    jax.tree.map(np.asarray, a),
+  )
+  for function in (masks_lib.overlap, masks_lib.distance):
+    chex.clear_trace_counter()
+    compiled = jax.jit(chex.assert_max_traces(function, n=1))
+    for pair in ((a, b), (b, a), (a, a)):
+      numbers = compiled(*pair)
+      chex.assert_shape([numbers["q"], numbers["k"]], [(2,), ()])
+      chex.assert_type(list(numbers.values()), jnp.float32)
+      chex.assert_tree_all_finite(numbers)
+    chex.assert_shape(function(a, b, per="all"), ())
 
 
 def test_nothing_kept():

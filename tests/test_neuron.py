@@ -1,5 +1,6 @@
 """A masked MLP and its slimmer copy are one function."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,8 +89,10 @@ def test_masked_is_slim(gated, bias):
   keep_F = np.array([1, 0, 1, 1, 0, 0, 1, 1], bool)
   masked, masks = neuron.mask_neurons(mlp, keep_F)
   small = jax.jit(neuron.slim, static_argnums=2)(mlp, keep_F, 5)
-  assert small["down"]["kernel"].shape == (5, D)
-  assert small["up"]["kernel"].shape == (D, 5)
+  chex.assert_shape(small["down"]["kernel"], (5, D))
+  chex.assert_shape(small["up"]["kernel"], (D, 5))
+  chex.assert_trees_all_equal_shapes_and_dtypes(masked, mlp)
+  chex.assert_tree_all_finite((masked, small))
   np.testing.assert_allclose(run(masked, x_BTD), run(small, x_BTD), atol=1e-5)
   assert not np.allclose(run(masked, x_BTD), run(mlp, x_BTD), atol=1e-2)
   for name, leaves in mlp.items():

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,14 +45,13 @@ def same_compiled_mapped(method, *stacked, eager=True):
     return jax.tree.map(lambda a: a[i], tree)
 
   def same(found, expected):
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-      found,
-      expected,
-    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
 
   mapped = jax.jit(jax.vmap(method))(*stacked)
-  compiled = jax.jit(method)
+  chex.assert_tree_all_finite(mapped)
+  chex.clear_trace_counter()
+  compiled = jax.jit(chex.assert_max_traces(method, n=1))
   for i in range(3):
     same(compiled(*(layer(s, i) for s in stacked)), layer(mapped, i))
   if eager:
@@ -501,7 +501,9 @@ def test_flap_against_loops():
   np.testing.assert_allclose(bias, expected, rtol=1e-5)
   for name, leaves in kernels.items():
     kernel = leaves["kernel"]
-    assert masks[name].shape == kernel.shape and masks[name].dtype == bool
+    chex.assert_shape(masks[name], kernel.shape)
+    chex.assert_type(masks[name], bool)
+    chex.assert_tree_all_finite(kernel)
     np.testing.assert_array_equal(
       kernel, np.where(masks[name], mlp[name]["kernel"], 0)
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,8 +66,10 @@ def test_rounding_against_one_group_at_a_time(bits, size, symmetric):
   )
   expected = rounded(w, bits, size or 24, symmetric)
   np.testing.assert_allclose(found, expected, atol=1e-6)
-  assert codes.codes.dtype == jnp.int8 and codes.zeros.dtype == jnp.int8
-  assert codes.scales.shape == codes.zeros.shape == (24 // (size or 24), 5)
+  chex.assert_type([codes.codes, codes.zeros], jnp.int8)
+  chex.assert_shape([codes.scales, codes.zeros], (24 // (size or 24), 5))
+  chex.assert_shape([found, codes.codes], (24, 5))
+  chex.assert_tree_all_finite((found, codes.scales))
   np.testing.assert_array_equal(dequantize(codes), found)
   assert int(codes.codes.max()) <= 2 ** (bits - 1) - 1
   assert int(codes.codes.min()) >= -(2 ** (bits - 1))

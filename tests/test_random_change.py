@@ -1,5 +1,6 @@
 """Random changes of equal size: norms are exact, directions are drawn."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +46,8 @@ def test_every_kernel_of_a_tree_by_itself():
     },
   }
   found = controls.random_changes(jax.random.key(0), dense, pruned)
-  assert jax.tree.structure(found) == jax.tree.structure(dense)
+  chex.assert_trees_all_equal_shapes_and_dtypes(found, dense)
+  chex.assert_tree_all_finite(found)
   np.testing.assert_array_equal(found["mlp"]["up"]["kernel"], stack_LIO)
   query, key = (
     np.asarray(found["attention"][name]["kernel"] - stack_LIO)

@@ -2,6 +2,8 @@
 
 import json
 
+import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,7 +18,13 @@ from jaxprune.pruning.change import ALLOCATIONS, Change
 from jaxprune.pruning.checkpoint import allocation, memory
 from jaxprune.pruning.checkpoint.streaming import Memory
 from jaxprune.pruning.layerwise import drops
-from jaxprune.pruning.patterns import GROUPS, Unstructured, keep_mask
+from jaxprune.pruning.patterns import (
+  GROUPS,
+  Levels,
+  NofM,
+  Unstructured,
+  keep_mask,
+)
 from jaxprune.studies import prune
 from jaxprune.studies.sweep import configurations
 from tests.test_prune_weights import TOKENS, tiny
@@ -108,6 +116,88 @@ def test_rows_are_sound():
   assert registry.default_group("sparsegpt") == "matrix"
   with pytest.raises(ValueError, match="method 'best': use one of magnitude"):
     registry.find("best")
+
+
+def _statistics(name, x_BTI):
+  """What a row looks at, of some inputs."""
+  statistic = registry.METHODS[name].statistic
+  return (
+    None if statistic is None else OBSERVERS[statistic].observe(x_BTI, None)
+  )
+
+
+def _draw(seed, *shape):
+  draw = np.random.default_rng(seed).normal(size=shape)
+  return jnp.asarray(draw, jnp.float32)
+
+
+@pytest.mark.parametrize("name", registry.names(registry.ENTRIES))
+def test_every_kernel_method_keeps_the_contract(name):
+  """Shapes, dtypes, finite weights, zeros at the mask, one trace, a map."""
+  row, outputs = registry.METHODS[name], 8
+  patterns = {
+    "Unstructured": Unstructured(sparsity=0.5, group=row.groups[0]),
+    "NofM": NofM(keep=2, of=4),
+    "Levels": Levels(bits=3, group_size=8),
+  }
+  prepared, notes = row.prepare(_statistics(name, _draw(0, 3, 40, 16)))
+  assert all(np.isfinite(value) for value in notes.values())
+  for pattern in (patterns[kind] for kind in row.patterns):
+    chex.clear_trace_counter()
+    traced = chex.assert_max_traces(row.apply, n=1)
+    apply = jax.jit(lambda w_IO, p, f=traced, q=pattern: f(w_IO, p, q))
+    for seed in range(3):
+      w_IO = _draw(seed + 1, 16, outputs)
+      new_IO, mask_IO = apply(w_IO, prepared)
+      chex.assert_shape(new_IO, (16, outputs))
+      chex.assert_type(new_IO, jnp.float32)
+      chex.assert_tree_all_finite(new_IO)
+      if row.rounds:
+        assert mask_IO is None
+        continue
+      chex.assert_shape(mask_IO, (16, outputs))
+      chex.assert_type(mask_IO, bool)
+      assert not new_IO[~mask_IO].any()
+      kept = float(mask_IO.mean())
+      assert kept == 0.5 if row.exact else abs(kept - 0.5) < 0.02
+    stack_LIO = jnp.stack([_draw(seed, 16, outputs) for seed in (4, 5)])
+    mapped = jax.vmap(lambda w_IO, q=pattern: row.apply(w_IO, prepared, q))
+    alone = [row.apply(w_IO, prepared, pattern) for w_IO in stack_LIO]
+    chex.assert_trees_all_close(
+      mapped(stack_LIO),
+      jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone),
+      rtol=1e-5,
+      atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("name", registry.names(registry.HIDDEN_UNITS))
+@pytest.mark.parametrize("gated", [True, False])
+def test_every_unit_method_keeps_the_contract(name, gated):
+  row = registry.METHODS[name]
+  shapes = {"gate": (6, 16), "up": (6, 16), "down": (16, 6)}
+  if not gated:
+    del shapes["gate"]
+  chex.clear_trace_counter()
+  traced = chex.assert_max_traces(row.apply, n=1)
+  apply = jax.jit(lambda mlp, s: traced(mlp, s, 0.25))
+  for seed in range(2):
+    mlp = {
+      part: {"kernel": _draw(seed, *shape)} for part, shape in shapes.items()
+    }
+    statistics = _statistics(name, _draw(seed, 3, 40, 16))
+    new, masks, bias_D = apply(mlp, statistics)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, mlp)
+    chex.assert_tree_all_finite((new, bias_D))
+    assert (bias_D is not None) == row.compensates
+    keep_F = masks["down"][:, 0]
+    assert int(keep_F.sum()) == 12
+    for part, mask_IO in masks.items():
+      chex.assert_shape(mask_IO, shapes[part])
+      chex.assert_type(mask_IO, bool)
+      chex.assert_trees_all_equal(
+        new[part]["kernel"], jnp.where(mask_IO, mlp[part]["kernel"], 0)
+      )
 
 
 def test_names_by_unit():

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,6 +93,8 @@ def test_algorithm(pattern):
   expected, keep = oracle(
     w_IO, np.asarray(found.upper, np.float64), pattern, np.asarray(found.dead)
   )
+  chex.assert_shape([new_IO, mask_IO], (INPUTS, OUTPUTS))
+  chex.assert_tree_all_finite((found.upper, new_IO))
   np.testing.assert_array_equal(mask_IO, keep)
   np.testing.assert_allclose(new_IO, expected, atol=2e-5)
   if isinstance(pattern, Unstructured):
@@ -131,6 +134,9 @@ def test_factor(inputs):
   x_BTI = draw.standard_normal((2, 2 * inputs, inputs)).astype(np.float32)
   found = jax.jit(hessian_inverse.inverse_factor)(
     observe_gram(jnp.asarray(x_BTI))
+  )
+  chex.assert_shape(
+    [found.upper, found.dead, found.ok], [(inputs,) * 2, (inputs,), ()]
   )
   upper = np.asarray(found.upper, np.float64)
   assert bool(found.ok) and (np.diag(upper) > 0).all()

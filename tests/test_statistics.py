@@ -25,9 +25,8 @@ def inputs(batch=8, length=5, width=6, seed=0):
 
 
 def assert_close(a, b):
-  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-    assert x.dtype == y.dtype and x.shape == y.shape
-    np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-5)
+  chex.assert_trees_all_equal_shapes_and_dtypes(a, b)
+  chex.assert_trees_all_close(a, b, rtol=1e-6, atol=1e-5)
 
 
 def test_definitions():
@@ -89,6 +88,19 @@ def test_batches_scan_and_devices_agree(observe):
   assert_close(jax.tree.map(lambda s: s[0], summed), whole)
   stacked = jax.vmap(observe)(x_BTI[:, None])
   assert_close(jax.tree.map(lambda s: s.sum(0).astype(s.dtype), stacked), whole)
+
+
+@pytest.mark.parametrize("observe", OBSERVERS)
+def test_shapes_and_one_trace(observe):
+  chex.clear_trace_counter()
+  compiled = jax.jit(chex.assert_max_traces(observe, n=1))
+  for seed in range(3):
+    found = compiled(inputs(seed=seed))
+    chex.assert_tree_all_finite(found)
+    chex.assert_shape((found.sequences, found.tokens), ())
+    sums = found.sum_outer if observe is observe_gram else found.sum_squares
+    chex.assert_shape(sums, (6,) * (1 + (observe is observe_gram)))
+    chex.assert_type([sums, found.tokens], [jnp.float32, jnp.int32])
 
 
 @pytest.mark.parametrize("observe", OBSERVERS)
