@@ -1,6 +1,7 @@
 """The decoder against stock transformers, and against what it must obey."""
 
 import dataclasses
+import doctest
 import functools
 
 import chex
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxprune import models
-from jaxprune.models import attention, blocks, decoder
+from jaxprune.models import attention, blocks, decoder, encoder
 
 ROPES = {
   "linear": dict(rope_type="linear", factor=2.0),
@@ -177,6 +178,150 @@ def test_parameter_tree_is_the_one_of_the_checkpoint(small):
         functools.partial(models.init, config), jax.random.key(0)
       )
       chex.assert_trees_all_equal_shapes_and_dtypes(declared, params)
+
+
+def test_module_tree_is_spelled_out(small):
+  """The names and shapes of checkpoints, with all that a family may add."""
+  _, config, _ = small
+  config = dataclasses.replace(
+    config,
+    qkv_bias=True,
+    output_bias=True,
+    mlp_bias=True,
+    qk_norm=True,
+    tie_embeddings=False,
+  )
+  L, D, F = config.num_layers, config.embed_dim, config.mlp_dim
+  H, V = config.head_dim, config.vocab_size
+  query, key = config.num_heads * H, config.num_kv_heads * H
+  dense = lambda I, O: {"kernel": (L, I, O), "bias": (L, O)}
+  tokens = jnp.zeros((2, 3), jnp.int32)
+  tree = jax.eval_shape(models.Decoder(config).init, jax.random.key(0), tokens)
+  assert jax.tree.map(jnp.shape, tree) == {
+    "params": {
+      "embed": {"table": (V, D)},
+      "final_norm": {"scale": (D,)},
+      "head": {"kernel": (D, V)},
+      "layers": {
+        "attention_norm": {"scale": (L, D)},
+        "attention": {
+          "query": dense(D, query),
+          "key": dense(D, key),
+          "value": dense(D, key),
+          "output": dense(query, D),
+          "query_norm": {"scale": (L, H)},
+          "key_norm": {"scale": (L, H)},
+        },
+        "mlp_norm": {"scale": (L, D)},
+        "mlp": {"gate": dense(D, F), "up": dense(D, F), "down": dense(F, D)},
+      },
+    }
+  }
+  half = models.Decoder(config, jnp.bfloat16)
+  tree = jax.eval_shape(half.init, jax.random.key(0), tokens)
+  assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {
+    jnp.dtype("bfloat16")
+  }
+  table = models.Decoder(config).tabulate(
+    jax.random.key(0), tokens, console_kwargs=dict(width=240)
+  )
+  for name in ("layers/attention/query", "layers/mlp/down", "head"):
+    assert name in table
+
+
+@pytest.mark.parametrize("name", ["decoder", "encoder"])
+def test_the_example_of_the_module_runs(small, name):
+  if name == "decoder":
+    config, module = small[1], decoder
+  else:
+    module = encoder
+    config = models.EncoderConfig(
+      family="bert",
+      vocab_size=61,
+      embed_dim=16,
+      num_layers=2,
+      num_heads=2,
+      mlp_dim=24,
+      max_positions=8,
+      num_token_types=2,
+      norm_eps=1e-12,
+      activation="gelu",
+      pad_id=0,
+      pooler=True,
+    )
+  names = vars(module) | dict(config=config, tokens=jnp.ones((2, 5), int))
+  (example,) = doctest.DocTestFinder(recurse=False).find(
+    module, globs=dict(names)
+  )
+  outcome = doctest.DocTestRunner().run(example)
+  assert outcome.attempted >= 4 and not outcome.failed
+
+
+def test_intermediates_have_their_shapes(small):
+  _, config, params = small
+  tokens = random_tokens(2, 5)
+  _, out = models.forward(config, params, tokens, observe=lambda out: out)
+  B, T, L, D = 2, 5, config.num_layers, config.embed_dim
+  N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
+  shapes = dict.fromkeys(
+    ("residual_in", "attention_in", "residual_mid", "mlp_in", "residual_out"),
+    (L, B, T, D),
+  ) | {
+    "output_in": (L, B, T, N * H),
+    "down_in": (L, B, T, config.mlp_dim),
+    "key": (L, B, T, K, H),
+    "value": (L, B, T, K, H),
+  }
+  assert jax.tree.map(jnp.shape, out) == shapes
+  chex.assert_tree_all_finite(out)
+
+
+def test_rematerialised_gradients_are_the_same(small):
+  """`remat` stores less for the backward pass and changes no number."""
+  _, config, params = small
+  tokens = random_tokens(2, 6)
+
+  @functools.partial(jax.jit, static_argnums=1)
+  @chex.assert_max_traces(n=2)
+  def slopes(params, remat):
+    return jax.grad(
+      lambda params: jnp.mean(
+        jnp.square(models.forward(config, params, tokens, remat=remat)[0])
+      )
+    )(params)
+
+  plain, again = slopes(params, False), slopes(params, True)
+  chex.assert_tree_all_finite(plain)
+  chex.assert_trees_all_close(plain, again, atol=1e-6)
+
+
+def test_a_change_beside_a_kernel_is_applied_by_position(small):
+  """Coefficient 0 is the model, 1 the changed one, position by position."""
+  _, config, params = small
+  tokens = random_tokens(1, 4)
+  delta = 0.1 * jax.random.normal(
+    jax.random.key(1), params["layers"]["mlp"]["down"]["kernel"].shape
+  )
+
+  def run(kernel, **change):
+    down = {**params["layers"]["mlp"]["down"], "kernel": kernel, **change}
+    mlp = {**params["layers"]["mlp"], "down": down}
+    tree = {**params, "layers": {**params["layers"], "mlp": mlp}}
+    return models.forward(config, tree, tokens)[0]
+
+  kernel = params["layers"]["mlp"]["down"]["kernel"]
+  old, new = run(kernel), run(kernel + delta)
+  for value, expected in ((0.0, old), (1.0, new)):
+    coefficient = jnp.full((config.num_layers, 1), value)
+    got = run(kernel, delta=delta, coefficient=coefficient)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+  # No position reads what comes after it, so the first ones stay as they were.
+  late = jnp.tile(jnp.arange(4) >= 2, (config.num_layers, 1)).astype(
+    jnp.float32
+  )
+  got = run(kernel, delta=delta, coefficient=late)
+  np.testing.assert_allclose(got[:, :2], old[:, :2], atol=1e-5)
+  assert np.abs(got[:, 2:] - old[:, 2:]).max() > 1e-2
 
 
 def test_flax_module_computes_forward(small):
