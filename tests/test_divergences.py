@@ -4,7 +4,6 @@ import math
 
 import hypothesis
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -20,7 +19,7 @@ quick = hypothesis.settings(
 NAMES = ("cos_p", "one_minus_cos_p", "kl", "kl_reverse", "jeffreys", "js", "tv")
 # Jitted for speed: op by op, each new shape compiles a hundred small programs.
 compare = jax.jit(probes.compare_distributions)
-tilt_logits = jax.jit(probes.tilt_logits)
+log_ratio_from_logits = jax.jit(probes.log_ratio_from_logits)
 concentration = jax.jit(probes.concentration)
 
 
@@ -253,7 +252,7 @@ def test_log_ratio(dtype, seed, size, spread, temperature, change):
   """D_j = dz_j / T - log E_p[e^(dz / T)], small or large."""
   z, zq = draw(seed, size, spread, change, dtype)
   with jax.enable_x64(dtype == "float64"):
-    got = jax.device_get(tilt_logits(z, zq, temperature))
+    got = jax.device_get(log_ratio_from_logits(z, zq, temperature))
   z, zq = z.astype(np.float64), zq.astype(np.float64)
   x = (zq - z) / temperature
   log_p = log_softmax(z / temperature)
@@ -349,7 +348,9 @@ def test_masked_on_both_sides_is_removed():
   expected = direct(z[keep], zq[keep], 1)
   for name in NAMES:
     np.testing.assert_allclose(got[name], expected[name], rtol=1e-5)
-  pair = tilt_logits(*(np.where(keep, each, -np.inf) for each in (z, zq)))
+  pair = log_ratio_from_logits(
+    *(np.where(keep, each, -np.inf) for each in (z, zq))
+  )
   assert not np.any(pair.log_ratio[~keep]) and not np.any(pair.change[~keep])
   shape = concentration(np.where(keep, z, -np.inf))
   p = np.exp(log_softmax(z[keep].astype(float)))
@@ -432,17 +433,6 @@ def test_concentration():
   p /= p.sum()
   np.testing.assert_allclose(shape.entropy, -p @ np.log(p), rtol=1e-6)
   np.testing.assert_allclose(shape.participation, 1 / (p @ p), rtol=1e-6)
-
-
-def test_top_overlap():
-  z = jnp.array([5.0, 4, 3, 3, 1])
-  zq = jnp.array([5.0, 0, 3, 3, 4])
-  # Dense top 3 is 0, 1, 2 (2 before 3); pruned 0, 4, 2.
-  overlaps = [probes.top_overlap(z, zq, k) for k in (1, 2, 3, 5)]
-  np.testing.assert_allclose(overlaps, [1, 1 / 2, 2 / 3, 1], rtol=1e-6)
-  for k in (0, 6):
-    with pytest.raises(ValueError, match=f"k={k}"):
-      probes.top_overlap(z, zq, k)
 
 
 @pytest.mark.slow

@@ -1,26 +1,33 @@
-"""The softmax Jacobian: products, worst direction, amplification."""
+"""The softmax Jacobian: products, worst direction, amplification, rates."""
 
 import hypothesis
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 from jaxprune import probes
+from jaxprune.probes import jacobian as jacobian_lib
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 quick = hypothesis.settings(
   max_examples=30, deadline=None, derandomize=True, database=None
 )
 # Jitted for speed: op by op, each new shape compiles a hundred small programs.
-products = [
-  jax.jit(function)
-  for function in (
-    probes.apply_jacobian,
-    probes.jacobian_vector,
-    probes.vector_jacobian,
-  )
-]
+apply_jacobian = jax.jit(probes.apply_jacobian)
+
+
+@jax.jit
+def forward_and_reverse(z, v, temperature):
+  """J v and v J by differentiating the softmax."""
+
+  def softmax(z):
+    return jax.nn.softmax(z / temperature)
+
+  return jax.jvp(softmax, [z], [v])[1], jax.vjp(softmax, z)[1](v)[0]
+
+
 top_singular = jax.jit(
   probes.top_singular, static_argnames=("max_iterations", "tolerance")
 )
@@ -60,8 +67,8 @@ def test_products_agree(dtype, seed, spread, temperature):
   z, v = draw(seed, spread, dtype)
   _, matrix = jacobian(z, temperature)
   atol = 1e-6 if dtype == "float32" else 1e-14
-  for function in products:
-    got = run(function, z, v, temperature)
+  closed_form = run(apply_jacobian, z, v, temperature)
+  for got in (closed_form, *run(forward_and_reverse, z, v, temperature)):
     np.testing.assert_allclose(
       got, matrix @ v, rtol=1e-5, atol=atol / temperature
     )
@@ -74,7 +81,7 @@ def test_closed_form_keeps_digits_of_a_confident_softmax():
   s = np.exp(-40.0)
   v = v.astype(float)
   expected = s * np.array([2 * v[0] - v[1] - v[2], v[1] - v[0], v[2] - v[0]])
-  got = run(products[0], z, v.astype("f"), 1.0)
+  got = run(apply_jacobian, z, v.astype("f"), 1.0)
   np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
@@ -261,3 +268,80 @@ def test_eager_is_jit_is_vmap():
       np.testing.assert_allclose(got.value, batch.value[row], rtol=1e-5)
       np.testing.assert_allclose(got.vector, batch.vector[row], atol=1e-5)
       assert got.iterations == batch.iterations[row]
+
+
+def test_rates_of_two_equal_tokens_by_hand():
+  """p = (1/2, 1/2), dz = (a, -a): dp = (a, -a) / 2 for T = 1."""
+  z = jnp.zeros(2)
+  found = jacobian_lib.rates(z, z, jnp.array([0.3, -0.3]))
+  np.testing.assert_allclose(found.p, 0.3, rtol=1e-6)
+  np.testing.assert_allclose(found.turn, 0.3, rtol=1e-6)
+  np.testing.assert_allclose(found.stretch, 0, atol=1e-8)
+  np.testing.assert_allclose(found.entropy, np.log(2), rtol=1e-6)
+  assert found.moved_p == found.moved_z_centred == 0
+  moved = jacobian_lib.rates(z, jnp.array([1.0, 0.0]), z)
+  q = np.exp([1.0, 0]) / (np.e + 1)
+  np.testing.assert_allclose(
+    moved.moved_p, np.linalg.norm(q - 0.5) / np.sqrt(0.5), rtol=1e-6
+  )
+  assert moved.p == moved.turn == moved.stretch == moved.z == 0
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("scale", [0.1, 3.0, 12.0])
+def test_rates_equal_finite_differences_and_the_identity(scale, temperature):
+  rng = np.random.default_rng(0)
+  start, z, dz = rng.normal(size=(3, 40)) * [[scale], [scale], [1.0]]
+
+  def p(t):
+    x = (z + t * dz) / temperature
+    x = np.exp(x - x.max())
+    return x / x.sum()
+
+  step = 1e-4
+  speed = (p(step) - p(-step)) / (2 * step)
+  along = p(0) / np.linalg.norm(p(0))
+  stretch = along @ speed
+  turn = np.linalg.norm(speed - stretch * along)
+  with jax.enable_x64():
+    found = jacobian_lib.rates(start, z, dz, temperature)
+    size = np.linalg.norm(p(0))
+    np.testing.assert_allclose(found.p, np.linalg.norm(speed) / size, rtol=1e-6)
+    np.testing.assert_allclose(found.turn, turn / size, rtol=1e-6)
+    np.testing.assert_allclose(found.stretch, stretch / size, rtol=1e-5)
+    np.testing.assert_allclose(
+      found.p**2, found.turn**2 + found.stretch**2, rtol=1e-10
+    )
+    np.testing.assert_allclose(
+      found.z, np.linalg.norm(dz) / np.linalg.norm(z), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+      found.moved_z_centred, np.std(z - start) / np.std(start), rtol=1e-12
+    )
+
+
+def test_the_turns_add_up_to_no_less_than_the_angle():
+  """The integral of `turn` is the length of the way of p on the sphere."""
+  rng = np.random.default_rng(1)
+  z, end = rng.normal(size=(2, 30)) * 3
+  places, weights = np.polynomial.legendre.leggauss(40)
+  with jax.enable_x64():
+    turns = jax.vmap(
+      lambda t: jacobian_lib.rates(z, z + t * (end - z), end - z).turn
+    )(jnp.asarray((places + 1) / 2))
+  p, q = (np.exp(2 * x) / np.exp(2 * x).sum() for x in (z, end))
+  angle = np.arccos(np.sqrt(p * q).sum())  # sqrt of p^2 is p, so r gives cos
+  assert angle <= np.asarray(turns) @ weights / 2 <= 2 * angle
+
+
+def test_rates_ignore_a_constant_and_are_exact_when_confident():
+  z, dz = jnp.array([30.0, 1.0, 0.0]), jnp.array([1.0, 2.0, 1.5])
+  found, moved = (
+    jacobian_lib.rates(z, z, change) for change in (dz, dz + 1024)
+  )
+  np.testing.assert_allclose(moved.p, found.p, rtol=1e-6)
+  np.testing.assert_allclose(moved.turn, found.turn, rtol=1e-6)
+  # dp is p (dz - dz of the top) at the rest: e^-29 and half of e^-30.
+  np.testing.assert_allclose(
+    found.turn, np.hypot(np.exp(-29.0), np.exp(-30.0) / 2), rtol=1e-5
+  )

@@ -104,14 +104,17 @@ def test_identities(dtype, seed, size, change):
   rtol = RTOL[dtype]
   with jax.enable_x64(dtype == "float64"):
     got = compare(x, y)
-    again = np.asarray(spaces.exact_one_minus_cos(got.alpha, got.rho))
   got = jax.device_get(got)
   dx = y.astype(np.float64) - x
   x = x.astype(np.float64)
   relative = (dx @ dx) / (x @ x)
   # |dx|^2 splits into the part along x and the part across it.
   np.testing.assert_allclose(got.alpha**2 + got.rho**2, relative, rtol=rtol)
-  # cos = (1 + alpha) / sqrt((1 + alpha)^2 + rho^2).
+  # cos = along / length with along = 1 + alpha, length^2 = along^2 + rho^2.
+  along, rho = 1 + float(got.alpha), float(got.rho)
+  length = math.hypot(along, rho)
+  acute = rho**2 / (length * (length + abs(along)))
+  again = acute if along > 0 else 2 - acute
   np.testing.assert_allclose(
     again, got.one_minus_cos, rtol=rtol, atol=rtol * rtol * relative
   )
@@ -264,10 +267,12 @@ def test_wrong_shapes(x, y):
 
 
 RECORD = (
-  "cos_h cos_z cos_z_centred cos_p alpha_h rho_h alpha_z rho_z kl kl_reverse"
-  " js tv kl_estimate one_minus_cos_p_estimate one_minus_cos_h_estimate"
-  " one_minus_cos_z_estimate var_p var_r var_uniform entropy entropy_pruned"
-  " margin max_abs_dz rms_dz flip token_dense token_pruned"
+  "cos_h cos_z cos_z_centred cos_p one_minus_cos_h one_minus_cos_z"
+  " one_minus_cos_z_centred one_minus_cos_p alpha_h rho_h alpha_z rho_z"
+  " kl kl_reverse js tv kl_estimate one_minus_cos_p_estimate"
+  " one_minus_cos_h_estimate one_minus_cos_z_estimate var_p var_r"
+  " var_uniform entropy entropy_pruned margin max_abs_dz rms_dz flip"
+  " token_dense token_pruned"
 ).split()
 
 
@@ -300,6 +305,10 @@ def test_record_against_equations(dtype):
     cos_z=cos(z, zq),
     cos_z_centred=cos(z - z.mean(), zq - zq.mean()),
     cos_p=cos(p, q),
+    one_minus_cos_h=1 - cos(h, hq),
+    one_minus_cos_z=1 - cos(z, zq),
+    one_minus_cos_z_centred=1 - cos(z - z.mean(), zq - zq.mean()),
+    one_minus_cos_p=1 - cos(p, q),
     alpha_h=h @ (hq - h) / (h @ h),
     rho_h=rho_h,
     alpha_z=alpha_z,

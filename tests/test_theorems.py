@@ -310,7 +310,7 @@ def test_lost_support_is_infinite_and_not_nan():
 
 
 @DTYPES
-def test_logit_moments(dtype):
+def test_compare_moments(dtype):
   z, zq = draw(12, dtype=dtype)
   got = run(compare_moments, z, zq, 0.7)
   dz = zq.astype(float) - z
@@ -335,7 +335,7 @@ def test_logit_moments(dtype):
     )
 
 
-def test_logit_moments_of_few_tokens_and_of_a_constant():
+def test_compare_moments_of_few_tokens_and_of_a_constant():
   z = np.array([1, 2, 4], np.float32)
   got = compare_moments(z, z + np.array([1, 0, 2], np.float32), 1.0)
   p = softmax(z.astype(float))

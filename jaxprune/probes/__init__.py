@@ -25,7 +25,7 @@ Any JAX model can be measured; all that is asked of it is h and z:
   print(*found.kl)  # nats, one per position
   print("flax" in sys.modules)  # False: nothing else was loaded
 
-Reference: `position` for one position, `layers.compare_layers` for two whole
+Reference: `position` for one position, `scan.compare_layers` for two whole
 models through their layers, `transitions` for one changed sublayer at a time.
 """
 
@@ -35,7 +35,6 @@ from jaxprune.probes.divergences import (
   Divergences,
   compare_distributions,
   concentration,
-  top_overlap,
 )
 from jaxprune.probes.interventions import (
   random_like,
@@ -44,22 +43,17 @@ from jaxprune.probes.interventions import (
   split_change,
 )
 from jaxprune.probes.jacobian import (
+  Rates,
   SoftmaxGain,
   TopSingular,
   apply_jacobian,
-  jacobian_vector,
+  rates,
   softmax_gain,
   top_singular,
-  vector_jacobian,
 )
-from jaxprune.probes.lm_head import (
-  HeadGain,
-  Spectrum,
-  centre_head,
-  head_gain,
-  spectrum,
-)
-from jaxprune.probes.log_ratio import Tilt, tilt_logits
+from jaxprune.probes.lm_head import HeadGain, Spectrum, head_gain, spectrum
+from jaxprune.probes.log_ratio import LogRatio
+from jaxprune.probes.log_ratio import from_logits as log_ratio_from_logits
 from jaxprune.probes.logit_moments import LogitMoments, compare_moments
 from jaxprune.probes.monitoring import (
   Monitored,
@@ -81,12 +75,7 @@ from jaxprune.probes.propagation import (
   interaction,
   path_attribution,
 )
-from jaxprune.probes.spaces import (
-  Deviation,
-  compare_logits,
-  compare_vectors,
-  exact_one_minus_cos,
-)
+from jaxprune.probes.spaces import Deviation, compare_logits, compare_vectors
 from jaxprune.probes.subspace import (
   ChainRule,
   Subspace,
@@ -113,11 +102,13 @@ __all__ = [
   "Deviation",
   "Divergences",
   "HeadGain",
+  "LogRatio",
   "LogitMoments",
   "Monitored",
   "OptionChange",
   "Policy",
   "Position",
+  "Rates",
   "Risks",
   "SoftmaxGain",
   "Spectrum",
@@ -125,12 +116,10 @@ __all__ = [
   "Theorem1",
   "Theorem2",
   "Theorem3",
-  "Tilt",
   "TopSingular",
   "along_path",
   "apply_jacobian",
   "attend_to_history",
-  "centre_head",
   "chain_rule",
   "compare_distributions",
   "compare_logits",
@@ -145,16 +134,16 @@ __all__ = [
   "coverage_area",
   "damages",
   "dense_forwards",
-  "exact_one_minus_cos",
   "head_gain",
   "interaction",
-  "jacobian_vector",
+  "log_ratio_from_logits",
   "logit_damage",
   "matched_tokens",
   "option_scores",
   "path_attribution",
   "pruned_risks",
   "random_like",
+  "rates",
   "replace_change",
   "rescue",
   "risk_coverage",
@@ -165,9 +154,6 @@ __all__ = [
   "theorem_1",
   "theorem_2",
   "theorem_3",
-  "tilt_logits",
-  "top_overlap",
   "top_singular",
-  "vector_jacobian",
   "write_monitored",
 ]

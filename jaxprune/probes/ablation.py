@@ -48,7 +48,7 @@ def logit_damage(z, z_pruned, temperature=1.0) -> dict[str, Array]:
     ValueError: shapes differ or are not one-dimensional, or T <= 0.
   """
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
-  kl, _ = divergences.kl_of(log_ratio.tilt_logits(z_V, zq_V, temperature))
+  kl, _ = divergences.kl_of(log_ratio.from_logits(z_V, zq_V, temperature))
   return {
     "kl": kl,
     "kl_estimate": _variance(z_V, spaces.logit_change(z_V, zq_V), temperature),

@@ -90,7 +90,7 @@ def compare_distributions(z, z_pruned, temperature=1.0) -> Divergences:
   """
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
-  pair = log_ratio_lib.tilt_logits(z_V, zq_V, temperature)
+  pair = log_ratio_lib.from_logits(z_V, zq_V, temperature)
   kl, kl_reverse = kl_of(pair)
   cos_p, one_minus_cos_p = _cosine(pair)
   # The caps undo a last-digit excess of the sum of p or q over 1.
@@ -105,7 +105,7 @@ def compare_distributions(z, z_pruned, temperature=1.0) -> Divergences:
   )
 
 
-def kl_of(pair: log_ratio_lib.Tilt) -> tuple[jax.Array, jax.Array]:
+def kl_of(pair: log_ratio_lib.LogRatio) -> tuple[jax.Array, jax.Array]:
   """Returns KL(p||q) and KL(q||p) in nats, both >= 0."""
   forward_V = kl_terms(pair.p, pair.q, pair.log_ratio)
   # Both directions add up to (q - p) D. Where D is large, from the definition.
@@ -152,29 +152,13 @@ def concentration(z, temperature=1.0) -> Concentration:
   )
 
 
-def top_overlap(z, z_pruned, k: int) -> jax.Array:
-  """Returns the share of the dense top-k tokens in the pruned top-k, [0, 1].
-
-  Among equal logits the lowest id ranks first.
-
-  Raises:
-    ValueError: shapes differ or are not one-dimensional; k not in [1, V].
-  """
-  z_V, zq_V = spaces.checked_pair(z, z_pruned)
-  if not 1 <= k <= z_V.size:
-    raise ValueError(f"k={k}: must be between 1 and V={z_V.size}")
-  _, dense_k = jax.lax.top_k(z_V, k)
-  _, pruned_k = jax.lax.top_k(zq_V, k)
-  return jnp.mean(jnp.isin(dense_k, pruned_k), dtype=z_V.dtype)
-
-
 def _times_log(weight, log_ratio) -> jax.Array:
   """Returns weight * D with 0 log 0 = 0, also where D is infinite."""
   some = weight > 0
   return jnp.where(some, weight * jnp.where(some, log_ratio, 0), 0)
 
 
-def _js(pair: log_ratio_lib.Tilt) -> jax.Array:
+def _js(pair: log_ratio_lib.LogRatio) -> jax.Array:
   """Returns the sum of m (a tanh a - log cosh a) >= 0 with a = |D| / 2.
 
   By t = tanh a and by w = min(p, q) / (p + q) a term is m times
@@ -198,7 +182,7 @@ def _js(pair: log_ratio_lib.Tilt) -> jax.Array:
   )
 
 
-def _cosine(pair: log_ratio_lib.Tilt) -> tuple[jax.Array, jax.Array]:
+def _cosine(pair: log_ratio_lib.LogRatio) -> tuple[jax.Array, jax.Array]:
   """Returns cos(p, q) and 1 - cos(p, q)."""
   p_V, q_V, change_V = pair.p, pair.q, pair.change
   square, square_pruned = jnp.sum(p_V * p_V), jnp.sum(q_V * q_V)

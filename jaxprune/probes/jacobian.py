@@ -5,12 +5,24 @@ J v and v J are one vector and the left and right singular vectors coincide. It
 vanishes for a confident p (softmax damps) and its largest singular value is at
 most 1 / (2T), reached by two equally likely tokens.
 
-`softmax_gain` sets the real change of p against that: ||dp|| / ||p|| over
-||dz|| / ||z||, how far dz lies along the worst direction, and what the entropy
-was, which decides the regime.
+`softmax_gain` compares the real change of p with that: ||dp|| / ||p|| over
+||dz|| / ||z||, how far dz lies along the worst direction, and the entropy,
+which decides the regime.
 
-Reference: He et al., arXiv:2603.24652, equations 45-51 (dp ~ J dz); the regime
-of the entropy is a question its reviewers raised.
+`rates` measures the same along a path of logits z(t), where p moves as
+
+  dp/dt = p (dz - E_p dz) / T,
+
+and its length relative to p falls into two parts at right angles:
+
+  |dp/dt|^2 / |p|^2 = Var_r(dz) / T^2 + ((E_r dz - E_p dz) / T)^2,
+
+with r = p^2 / sum p^2. The first part is the angle by which p turns, exactly
+and at every t: Theorem 2 of the paper, 1 - cos(p, q) ~ Var_r(dz) / (2 T^2),
+takes one dz and one r, those at t = 0, for the whole path. The second part
+changes the length of p, which the cosine does not see.
+
+Reference: He et al., arXiv:2603.24652, equations 45-62 (dp ~ J dz, Theorem 2).
 Differs from the reference in: it has no measurement of J.
 """
 
@@ -19,7 +31,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxprune.probes import divergences, log_ratio, spaces
+from jaxprune.probes import divergences, log_ratio, logit_moments, spaces
 
 
 @jax.tree_util.register_dataclass
@@ -84,8 +96,42 @@ class SoftmaxGain:
   worst: TopSingular
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rates:
+  """How fast one position moves at one place of a path; scalars per unit t.
+
+  Attributes:
+    p: |dp/dt| / |p|, by the Jacobian.
+    turn: sqrt(Var_r(dz)) / T, radians; p^2 = turn^2 + stretch^2.
+    stretch: (E_r dz - E_p dz) / T, the growth of log |p|.
+    z: |dz| / |z|.
+    z_centred: |dz| / |z| after centring both over the vocabulary.
+    moved_p: |q - p| / |p| from the start of the path to here; a distance.
+    moved_z_centred: |z - start| / |start|, both centred; a distance.
+    entropy: of softmax(z / T) here, nats.
+  """
+
+  p: jax.Array
+  turn: jax.Array
+  stretch: jax.Array
+  z: jax.Array
+  z_centred: jax.Array
+  moved_p: jax.Array
+  moved_z_centred: jax.Array
+  entropy: jax.Array
+
+
 def apply_jacobian(z, v, temperature=1.0) -> jax.Array:
-  """Returns J v = v J = p (v - <p, v>) / T [V], in closed form.
+  """Applies the Jacobian in closed form: J v = v J = p (v - <p, v>) / T.
+
+  Args:
+    z: logits [V]; -inf masks a token.
+    v: a change of the logits [V].
+    temperature: T > 0.
+
+  Returns:
+    J v [V], probability per unit of v.
 
   Raises:
     ValueError: shapes differ or are not one-dimensional, or T <= 0.
@@ -93,24 +139,6 @@ def apply_jacobian(z, v, temperature=1.0) -> jax.Array:
   z_V, v_V = spaces.checked_pair(z, v)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
   return _apply(log_ratio.softmax(z_V, temperature), v_V) / temperature
-
-
-def jacobian_vector(z, v, temperature=1.0) -> jax.Array:
-  """Returns J v [V] by forward differentiation of softmax(z / T)."""
-  z_V, v_V = spaces.checked_pair(z, v)
-  temperature = spaces.checked_temperature(temperature, z_V.dtype)
-  _, out_V = jax.jvp(
-    lambda z_V: jax.nn.softmax(z_V / temperature), [z_V], [v_V]
-  )
-  return out_V
-
-
-def vector_jacobian(z, v, temperature=1.0) -> jax.Array:
-  """Returns v J [V] by reverse differentiation of softmax(z / T)."""
-  z_V, v_V = spaces.checked_pair(z, v)
-  temperature = spaces.checked_temperature(temperature, z_V.dtype)
-  _, pull = jax.vjp(lambda z_V: jax.nn.softmax(z_V / temperature), z_V)
-  return pull(v_V)[0]
 
 
 def top_singular(
@@ -122,6 +150,15 @@ def top_singular(
   orthogonal to the answer, so no random key is needed. A flat p has a cluster
   of nearly equal values: `value` is then right to `residual` long before
   `vector` settles on one direction of the cluster.
+
+  Args:
+    z: logits [V]; -inf masks a token.
+    temperature: T > 0.
+    max_iterations: most applications of J.
+    tolerance: relative residual at which the iteration stops.
+
+  Returns:
+    The largest singular value and its vector.
 
   Raises:
     ValueError: z is not one-dimensional, or T <= 0.
@@ -169,12 +206,15 @@ def softmax_gain(
     temperature: T > 0.
     max_iterations, tolerance: of the power iteration, see `top_singular`.
 
+  Returns:
+    Relative changes, their ratios, and the worst case.
+
   Raises:
     ValueError: shapes differ or are not one-dimensional, or T <= 0.
   """
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
-  pair = log_ratio.tilt_logits(z_V, zq_V, temperature)
+  pair = log_ratio.from_logits(z_V, zq_V, temperature)
   shape = divergences.concentration(z_V, temperature)
   worst = top_singular(
     z_V, temperature, max_iterations=max_iterations, tolerance=tolerance
@@ -205,6 +245,49 @@ def softmax_gain(
     participation=shape.participation,
     worst=worst,
   )
+
+
+def rates(start, z, dz, temperature=1.0) -> Rates:
+  """Measures how fast z and p move at one place of a path of logits.
+
+  Args:
+    start: logits [V] where the path began.
+    z: logits [V] at this place.
+    dz: derivative of z by t at this place [V].
+    temperature: T > 0.
+
+  Returns:
+    Relative rates of z and p, and the distances from the start.
+
+  Raises:
+    ValueError: shapes differ or are not one-dimensional, or T <= 0.
+  """
+  z_V, dz_V = spaces.checked_pair(z, dz)
+  start_V, _ = spaces.checked_pair(start, z)
+  temperature = spaces.checked_temperature(temperature, z_V.dtype)
+  p_V, r_V = logit_moments.weights(z_V, temperature)
+  dp_V = apply_jacobian(z_V, dz_V, temperature)
+  # A constant changes nothing; without it the two means do not cancel.
+  x_V = (dz_V - dz_V[jnp.argmax(z_V)]) / temperature
+  pair = log_ratio.from_logits(start_V, z_V, temperature)
+  return Rates(
+    p=spaces.norm_of(dp_V) / spaces.norm_of(p_V),
+    turn=jnp.sqrt(logit_moments.cumulants(r_V, x_V)[0]),
+    stretch=jnp.sum((r_V - p_V) * x_V),
+    z=spaces.ratio(spaces.norm_of(dz_V), spaces.norm_of(z_V)),
+    z_centred=_centred_ratio(dz_V, z_V),
+    moved_p=spaces.norm_of(pair.change) / spaces.norm_of(pair.p),
+    moved_z_centred=_centred_ratio(z_V - start_V, start_V),
+    entropy=divergences.concentration(z_V, temperature).entropy,
+  )
+
+
+def _centred_ratio(change_V, base_V):
+  """|change| / |base| after centring both; 0 where nothing changed."""
+  change, base = (
+    spaces.norm_of(spaces.centre(vector_V)) for vector_V in (change_V, base_V)
+  )
+  return spaces.ratio(change, base)
 
 
 def _apply(p_V, v_V) -> jax.Array:

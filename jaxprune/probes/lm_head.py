@@ -3,7 +3,7 @@
 z = W h with a head kernel W [D, V] (z_V = sum_D h_D W_DV). If dh avoids the
 large singular directions of W more than h does, ||W dh|| / ||dh|| is below
 ||W h|| / ||h|| and logits look more robust than embeddings. Part of dz is a
-constant offset, which softmax ignores; `centre_head` takes it out of W.
+constant offset, which softmax ignores: gains are given with and without it.
 
 Reference: He et al., arXiv:2603.24652, section 5 (attenuation is observed, not
 explained there). The spectrum is by randomized subspace iteration: Halko,
@@ -80,12 +80,6 @@ class HeadGain:
   offset_dz: jax.Array
 
 
-def centre_head(kernel) -> jax.Array:
-  """Returns the head [D, V] less its mean over V: the same p, centred z."""
-  (kernel_DV,) = spaces.widen(kernel)
-  return kernel_DV - jnp.mean(kernel_DV, axis=1, keepdims=True)
-
-
 def spectrum(
   kernel, key, num_directions, *, oversampling=8, num_iterations=4
 ) -> Spectrum:
@@ -151,8 +145,7 @@ def head_gain(h, h_pruned, kernel, head: Spectrum) -> HeadGain:
     h, h_pruned: [D], what the head reads: after the final norm under the lens
       `final_norm`.
     kernel: W [D, V].
-    head: `spectrum` of the same kernel. For the directions that softmax can
-      see, give the kernel of `centre_head` to both.
+    head: `spectrum` of the same kernel.
 
   Returns:
     Gains; 0 for a vector that is zero.

@@ -120,7 +120,7 @@ def step_risks(z, z_pruned, draw, temperature=1.0) -> Risks:
   margin, entropy, variance = pruned_risks(zq_V, temperature)
   x_V, _ = log_ratio.scaled_change(z_V, zq_V, temperature)
   var_p, _ = logit_moments.cumulants(log_ratio.softmax(z_V, temperature), x_V)
-  kl, _ = divergences.kl_of(log_ratio.tilt_logits(z_V, zq_V, temperature))
+  kl, _ = divergences.kl_of(log_ratio.from_logits(z_V, zq_V, temperature))
   flip = jnp.argmax(z_V) != jnp.argmax(zq_V)
   return Risks(
     margin=margin,

@@ -4,7 +4,7 @@ The fields are the columns of a record (`records.jsonl`), so that every
 protocol writes the same numbers under the same names.
 
 Reference: He et al., arXiv:2603.24652, section 3 and Theorems 1-3.
-Differs from the reference in: see `spaces`, `divergences` and `moments`.
+Differs from the reference in: see `spaces`, `divergences` and `logit_moments`.
 """
 
 import dataclasses
@@ -25,8 +25,12 @@ class Position:
   Attributes:
     cos_h, cos_z, cos_z_centred, cos_p: cosines; `cos_z_centred` has the mean
       over the vocabulary removed from both logits.
+    one_minus_cos_h, one_minus_cos_z, one_minus_cos_z_centred, one_minus_cos_p:
+      1 - cosine, in [0, 2], with full relative accuracy: a float32 cosine near
+      1 has lost it.
     alpha_h, alpha_z: change along the dense vector, relative to its norm.
-    rho_h, rho_z: norm of the change across the dense vector, likewise.
+    rho_h, rho_z: norm of the change across the dense vector, relative to the
+      norm of the dense vector.
     kl, kl_reverse, js: KL(p||q), KL(q||p), Jensen-Shannon; nats.
     tv: total variation, in [0, 1].
     kl_estimate: Var_p(dz) / (2 T^2), nats.
@@ -44,6 +48,10 @@ class Position:
   cos_z: jax.Array
   cos_z_centred: jax.Array
   cos_p: jax.Array
+  one_minus_cos_h: jax.Array
+  one_minus_cos_z: jax.Array
+  one_minus_cos_z_centred: jax.Array
+  one_minus_cos_p: jax.Array
   alpha_h: jax.Array
   rho_h: jax.Array
   alpha_z: jax.Array
@@ -77,6 +85,9 @@ def compare_position(h, h_pruned, z, z_pruned, temperature=1.0) -> Position:
     z, z_pruned: logits [V]; -inf masks a token (see `divergences`).
     temperature: T > 0 of the softmax.
 
+  Returns:
+    Every number of this position, float32 or the wider type of an input.
+
   Raises:
     ValueError: shapes differ or are not one-dimensional, or T <= 0.
   """
@@ -92,6 +103,10 @@ def compare_position(h, h_pruned, z, z_pruned, temperature=1.0) -> Position:
     cos_z=in_z.cos,
     cos_z_centred=in_z_centred.cos,
     cos_p=in_p.cos_p,
+    one_minus_cos_h=in_h.one_minus_cos,
+    one_minus_cos_z=in_z.one_minus_cos,
+    one_minus_cos_z_centred=in_z_centred.one_minus_cos,
+    one_minus_cos_p=in_p.one_minus_cos_p,
     alpha_h=in_h.alpha,
     rho_h=in_h.rho,
     alpha_z=in_z.alpha,

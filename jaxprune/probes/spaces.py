@@ -104,16 +104,6 @@ def logit_change(z, z_pruned) -> jax.Array:
   return _difference(jnp.where(masked_V, 0, z_V), jnp.where(masked_V, 0, zq_V))
 
 
-def exact_one_minus_cos(alpha, rho) -> jax.Array:
-  """Returns 1 - cos from (alpha, rho) without cancellation, in [0, 2].
-
-  The pruned vector is (1 + alpha) along the dense one and rho across it; a
-  zero pruned vector (alpha = -1, rho = 0) counts as orthogonal, 1.
-  """
-  alpha, rho = widen(alpha, rho)
-  return _one_minus_cos(1 + alpha, rho)
-
-
 def compare_vectors(x, x_pruned) -> Deviation:
   """Compares a dense and a pruned vector, [D] or [V], in h or z.
 

@@ -84,7 +84,7 @@ def chain_rule(z, z_pruned, member, temperature=1.0) -> ChainRule:
     )
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
   x_V, offset = log_ratio_lib.scaled_change(z_V, zq_V, temperature)
-  whole = log_ratio_lib.tilt_by(z_V, zq_V, temperature, x_V, offset)
+  whole = log_ratio_lib.from_change(z_V, zq_V, temperature, x_V, offset)
 
   def part(keep_V):
     """KL within a set, and p, q and p (e^D - 1 - D) of the whole set."""
@@ -97,7 +97,7 @@ def chain_rule(z, z_pruned, member, temperature=1.0) -> ChainRule:
     # The change of the set's own top token, so that one token alone has none.
     start = x_V[spaces.top_token(inner_V)]
     start = jnp.where(jnp.isinf(start), 0, start)
-    inside = log_ratio_lib.tilt_by(
+    inside = log_ratio_lib.from_change(
       inner_V,
       jnp.where(keep_V, zq_V, -jnp.inf),
       temperature,
@@ -144,7 +144,7 @@ def compare_tokens(
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
   mask_CS = scoring.checked_mask(jnp.shape(options), mask)
   _check_tokens(options, mask, z_V.size)
-  whole = log_ratio_lib.tilt_logits(z_V, zq_V, temperature)
+  whole = log_ratio_lib.from_logits(z_V, zq_V, temperature)
   tokens_CS = jnp.asarray(options)
   # Ids one past the end are dropped.
   kept_CS = jnp.where(mask_CS, tokens_CS, z_V.size)

@@ -158,7 +158,7 @@ def theorem_3(z, z_pruned, temperature=1.0) -> Theorem3:
   p_V = log_ratio.softmax(z_V, temperature)
   variance, third = logit_moments.cumulants(p_V, x_V)
   kl, kl_reverse = divergences.kl_of(
-    log_ratio.tilt_logits(z_V, zq_V, temperature)
+    log_ratio.from_logits(z_V, zq_V, temperature)
   )
   return Theorem3(
     estimate=variance / 2,

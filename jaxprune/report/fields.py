@@ -122,6 +122,7 @@ FIELDS: Mapping[str, Field] = {
         rms_dz | logits | root mean square of dz
         one_minus_cos_h | | 1 - cos_h without cancellation
         one_minus_cos_z | | 1 - cos_z without cancellation
+        one_minus_cos_z_centred | | 1 - cos_z_centred without cancellation
         one_minus_cos_p | | 1 - cos_p without cancellation
         var_top5 | logits^2 | variance of dz under p of its 5 top tokens
         var_top10 | logits^2 | variance of dz under p of its 10 top tokens
@@ -172,6 +173,7 @@ _LABELS = {
   "cos_p": "cosine of probabilities p",
   "one_minus_cos_h": "1 − cosine of embeddings h",
   "one_minus_cos_z": "1 − cosine of logits z",
+  "one_minus_cos_z_centred": "1 − cosine of centred logits z",
   "one_minus_cos_p": "1 − cosine of probabilities p",
   "kl": "KL(p‖q)",
   "kl_reverse": "KL(q‖p)",

@@ -376,6 +376,6 @@ def _logits(config, params, tokens_BT):
 def _kl(config, params, tokens_BT, z_BTV):
   return jax.vmap(
     jax.vmap(
-      lambda z_V, zq_V: divergences.kl_of(log_ratio.tilt_logits(z_V, zq_V))[0]
+      lambda z_V, zq_V: divergences.kl_of(log_ratio.from_logits(z_V, zq_V))[0]
     )
   )(z_BTV, _logits(config, params, tokens_BT))

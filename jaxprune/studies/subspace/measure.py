@@ -164,7 +164,7 @@ def _measure(
 ):
   """One question: every token set and the options."""
   mask_CS = live_CSM.any(-1)
-  pair = log_ratio.tilt_logits(z_V, y_V, temperature)
+  pair = log_ratio.from_logits(z_V, y_V, temperature)
   log_p_top, top = jax.lax.top_k(pair.log_p, min(NUM_TOP, z_V.size))
   rank_V = jnp.argsort(jnp.argsort(-y_V, stable=True))
   return {

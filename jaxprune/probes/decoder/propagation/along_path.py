@@ -4,7 +4,7 @@ On the path of `propagation_driver`, all sublayers together: how far a Taylor
 polynomial at the dense model predicts the logits, and how fast h, z and p move
 at each t.
 
-Reference: see `propagation` and `amplification`.
+Reference: see `propagation` and `jacobian.rates`.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxprune.models import decoder
 from jaxprune.models.config import ModelConfig
-from jaxprune.probes import amplification, propagation, scan, spaces
+from jaxprune.probes import jacobian, propagation, scan, spaces
 from jaxprune.probes.decoder.propagation.path import hidden_at, move_at
 from jaxprune.probes.decoder.propagation.read_outs import ROWS, Path, read_out
 
@@ -110,7 +110,7 @@ def speeds(
     grid: t, [n].
 
   Returns:
-    The fields of `amplification.Speed`, and h, |dh/dt| / |h| of what the LM
+    The fields of `jacobian.Rates`, and h, |dh/dt| / |h| of what the LM
     head reads. 0 where an output does not count.
   """
 
@@ -119,7 +119,7 @@ def speeds(
       decoder.unembed(config, path.params, each_D, "raw")
       for each_D in (start_D, h_D, dh_D)
     )
-    found = amplification.speed(start_V, z_V, dz_V, path.temperature)
+    found = jacobian.rates(start_V, z_V, dz_V, path.temperature)
     values = {
       field.name: getattr(found, field.name)
       for field in dataclasses.fields(found)
