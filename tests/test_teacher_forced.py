@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,20 +67,16 @@ def compare(
   *,
   temperature=1.0,
   lens="final_norm",
-  **gates,
+  gates=None,
+  pruned_gates=None,
 ):
   """Every argument given, so that calls of one shape are one program."""
   return sequences.compare_sequences(
-    CONFIG,
-    dense,
-    CONFIG,
-    pruned,
-    tokens,
-    valid,
-    rows,
+    sequences.Model(config=CONFIG, params=dense, gates=gates),
+    sequences.Model(config=CONFIG, params=pruned, gates=pruned_gates),
+    sequences.Reading(tokens=tokens, valid=valid, rows=rows),
     temperature=temperature,
     lens=lens,
-    **gates,
   )
 
 
@@ -159,6 +156,28 @@ def test_gates_of_the_pruned_side(models):
   assert float(by_gates[1].kl.min()) > 0
 
 
+def test_leaves_are_finite_and_have_the_shape_of_the_rows(models):
+  inner, output = compare(*models)
+  chex.assert_tree_shape_prefix(inner, (CONFIG.num_layers, 2, *ROWS.shape))
+  chex.assert_tree_shape_prefix(output, ROWS.shape)
+  chex.assert_tree_all_finite((inner, output))
+
+
+def test_the_output_is_measured_by_what_is_given(models):
+  def measure(h_D, g_D, z_V, y_V, temperature):
+    return {"size": jnp.linalg.norm(y_V - z_V) / temperature}
+
+  reading = sequences.Reading(tokens=TOKENS, valid=VALID, rows=ROWS)
+  sides = [sequences.Model(config=CONFIG, params=tree) for tree in models]
+  _, found = sequences.compare_sequences(
+    *sides, reading, temperature=2.0, measure=measure
+  )
+  _, output = compare(*models)
+  np.testing.assert_allclose(
+    found["size"], output.rms_dz * np.sqrt(CONFIG.vocab_size) / 2, rtol=1e-4
+  )
+
+
 def test_left_padding_changes_nothing(models):
   pad = 4  # the last tokens fall out; no row looks at them
   padded = jnp.pad(TOKENS[:, :-pad], ((0, 0), (pad, 0)))
@@ -209,7 +228,11 @@ def test_official_teacher_forced_log(shared, model):
   tokens = jnp.concatenate([prompt, text.tokens[:, :-1]], axis=1)
   rows = jnp.arange(prompt.shape[1] - 1, tokens.shape[1])[None]
   _, ours = sequences.compare_sequences(
-    config, dense, config, pruned, tokens, jnp.ones(tokens.shape, bool), rows
+    sequences.Model(config=config, params=dense),
+    sequences.Model(config=config, params=pruned),
+    sequences.Reading(
+      tokens=tokens, valid=jnp.ones(tokens.shape, bool), rows=rows
+    ),
   )
   for name, field in {
     "cos_h": "emb_cos_sim_flat",

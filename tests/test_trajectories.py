@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,18 +58,26 @@ PRUNED = jax.tree.map(
 )
 
 
-def run(lanes=ALL, **options):
-  return sequences.compare_lanes(
-    CONFIG,
-    DENSE,
-    PRUNED,
+def side(params, config=CONFIG):
+  return sequences.Model(config=config, params=params)
+
+
+def run(decodings=ALL, **options):
+  return sequences.compare_decodings(
+    side(DENSE),
+    side(PRUNED),
     PROMPT,
     VALID,
-    tuple(lanes),
-    num_steps=STEPS,
+    tuple(decodings),
+    sequences.Sampling(num_steps=STEPS, **options),
     key=jax.random.key(3),
-    **options,
   )
+
+
+def first_divergence(records):
+  """First step [B] at which another token was chosen; STEPS if none was."""
+  differs = np.asarray(records.token_dense != records.token_pruned)
+  return np.where(differs.any(0), differs.argmax(0), STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +126,7 @@ def kl(z, y):
   return np.sum(np.exp(log_p) * (log_p - log_q), -1)
 
 
-def test_each_lane_against_a_decoding_by_hand(greedy):
+def test_each_decoding_against_one_by_hand(greedy):
   z, tokens = by_hand(DENSE, DENSE, own=True)
   cases = {
     "free_running": by_hand(PRUNED, PRUNED, own=True),
@@ -132,9 +141,15 @@ def test_each_lane_against_a_decoding_by_hand(greedy):
     np.testing.assert_allclose(
       records.position.kl, kl(z, y), rtol=1e-3, atol=1e-5, err_msg=name
     )
-  # The lanes differ, or the test could not tell them apart.
+  # The decodings differ, or the test could not tell them apart.
   means = [float(greedy[name].position.kl.mean()) for name in cases]
   assert len({round(m, 4) for m in means}) == len(means)
+
+
+def test_leaves_are_finite_and_have_a_step_and_a_text(greedy):
+  assert set(greedy) == {decoding.name for decoding in ALL}
+  chex.assert_tree_shape_prefix(greedy, (STEPS, len(PROMPT)))
+  chex.assert_tree_all_finite(greedy)
 
 
 def test_direct_and_history_error_against_whole_sequences(greedy):
@@ -180,17 +195,17 @@ def test_resynchronised(greedy):
   )
 
 
-def test_greedy_control_is_the_dense_lane(greedy):
+def test_greedy_control_is_the_dense_decoding(greedy):
   control = greedy["control"]
   np.testing.assert_array_equal(control.position.kl, 0)
   np.testing.assert_array_equal(control.token_pruned, control.token_dense)
-  assert (trajectories.first_divergence(control) == STEPS).all()
+  assert (first_divergence(control) == STEPS).all()
 
 
 @pytest.mark.slow
 def test_control_with_another_seed_leaves_the_text():
   found = run(
-    (trajectories.CONTROL, trajectories.FREE_RUNNING), sampling_temperature=1.0
+    (trajectories.CONTROL, trajectories.FREE_RUNNING), temperature=1.0
   )
   control = found["control"]
   assert not bool(control.aligned[-1].all())
@@ -201,16 +216,14 @@ def test_control_with_another_seed_leaves_the_text():
 
 @pytest.mark.slow
 def test_dense_against_dense_draws_the_same_tokens():
-  found = sequences.compare_lanes(
-    CONFIG,
-    DENSE,
-    DENSE,
+  found = sequences.compare_decodings(
+    side(DENSE),
+    side(DENSE),
     PROMPT,
     VALID,
     (trajectories.CONTROL, trajectories.FREE_RUNNING),
-    num_steps=STEPS,
+    sequences.Sampling(num_steps=STEPS, temperature=1.0),
     key=jax.random.key(0),
-    sampling_temperature=1.0,
   )
   records = found["free_running"]
   assert bool(records.aligned.all())
@@ -226,11 +239,11 @@ def test_aligned_is_the_common_prefix(greedy):
   )
   np.testing.assert_array_equal(records.aligned, expected)
   first = np.where(same.all(0), STEPS, np.argmin(same, axis=0))
-  np.testing.assert_array_equal(trajectories.first_divergence(records), first)
+  np.testing.assert_array_equal(first_divergence(records), first)
 
 
 @pytest.mark.slow
-def test_end_of_text_ends_a_lane(greedy):
+def test_end_of_text_ends_a_decoding(greedy):
   records = greedy["free_running"]
   stop = int(records.token_dense[2, 0])
   found = run((trajectories.FREE_RUNNING,), eos_ids=(stop,))["free_running"]
@@ -243,8 +256,8 @@ def test_end_of_text_ends_a_lane(greedy):
   assert not found.alive.all()
 
 
-def test_a_lane_needs_its_source():
-  with pytest.raises(ValueError, match="add that lane"):
+def test_a_decoding_needs_its_source():
+  with pytest.raises(ValueError, match="add that"):
     run((trajectories.resynchronised(2),))
   with pytest.raises(ValueError, match="repeat"):
     run((trajectories.FREE_RUNNING, trajectories.FREE_RUNNING))
@@ -254,14 +267,13 @@ def test_a_lane_needs_its_source():
 
 @pytest.mark.slow
 def test_prompt_of_one_token():
-  found = sequences.compare_lanes(
-    CONFIG,
-    DENSE,
-    PRUNED,
+  found = sequences.compare_decodings(
+    side(DENSE),
+    side(PRUNED),
     PROMPT[:, :1],
     jnp.ones((3, 1), bool),
     (trajectories.FREE_RUNNING,),
-    num_steps=2,
+    sequences.Sampling(num_steps=2),
     key=jax.random.key(0),
   )
 
@@ -297,17 +309,16 @@ def test_official_free_running_log(shared, name):
   _, pruned = checkpoints.load_params(golden / index["analysis_pruned_folder"])
   prompt = jnp.asarray(np.load(golden / "tokens.npz")["prompt"])
   steps = len(theirs["free_running"]["emb_cos_sim_flat"])
-  found = sequences.compare_lanes(
-    config,
-    dense,
-    pruned,
+  found = sequences.compare_decodings(
+    side(dense, config),
+    side(pruned, config),
     prompt,
     jnp.ones(prompt.shape, bool),
     (trajectories.TEACHER_FORCED, trajectories.FREE_RUNNING),
-    num_steps=steps,
+    sequences.Sampling(num_steps=steps),
     key=jax.random.key(0),
   )
-  for lane, records in found.items():
+  for decoding, records in found.items():
     for field, log in {
       "cos_h": "emb_cos_sim_flat",
       "cos_z": "logits_cos_sim_flat",
@@ -317,8 +328,8 @@ def test_official_free_running_log(shared, name):
     }.items():
       np.testing.assert_allclose(
         getattr(records.position, field)[:, 0],
-        np.ravel(theirs[lane][log]),
+        np.ravel(theirs[decoding][log]),
         atol=1e-4,
         rtol=1e-4,
-        err_msg=f"{lane} {field}",
+        err_msg=f"{decoding} {field}",
       )

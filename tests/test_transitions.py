@@ -14,6 +14,7 @@ from jaxprune.models.config import ModelConfig, RopeConfig
 from jaxprune.probes import spaces, transitions
 from jaxprune.probes.decoder import transitions as decoder_transitions
 from jaxprune.pruning.layerwise import similarities
+from jaxprune.studies import texts
 
 STEPS = 4
 PLAIN = ModelConfig(
@@ -53,6 +54,27 @@ def vectors(h, g, z, y, temperature):
   """What is compared, instead of a comparison."""
   del temperature
   return dict(h=h, g=g, z=z, y=y)
+
+
+def compare(
+  config,
+  params,
+  pruned_params,
+  tokens_BT,
+  valid_BT=None,
+  *,
+  num_steps,
+  **measurement,
+):
+  return decoder_transitions.compare_transitions(
+    config,
+    params,
+    pruned_params,
+    tokens_BT,
+    valid_BT,
+    decoder_transitions.Measurement(**measurement),
+    num_steps=num_steps,
+  )
 
 
 @functools.cache
@@ -150,7 +172,7 @@ def step_by_step(config):
 def test_one_pass_equals_decoding_step_by_step(config):
   dense, pruned = models(config)
   _, tokens_BT, valid_BT = text(config)
-  found = decoder_transitions.compare_transitions(
+  found = compare(
     config, dense, pruned, tokens_BT, valid_BT, num_steps=STEPS, measure=vectors
   )
   np.testing.assert_allclose(
@@ -178,7 +200,7 @@ def test_whole_texts_hold_their_last_positions(history):
   dense, pruned = models(SLIDING)
   _, tokens_BT, _ = text(SLIDING)
   last, whole = (
-    decoder_transitions.compare_transitions(
+    compare(
       SLIDING,
       dense,
       pruned,
@@ -201,7 +223,7 @@ def test_whole_texts_hold_their_last_positions(history):
 def test_pruned_history_is_a_model_with_one_pruned_attention():
   dense, pruned = models(SLIDING)
   _, tokens_BT, valid_BT = text(SLIDING)
-  found = decoder_transitions.compare_transitions(
+  found = compare(
     SLIDING,
     dense,
     pruned,
@@ -238,7 +260,7 @@ def test_pruned_history_is_a_model_with_one_pruned_attention():
 def test_no_history_reads_the_value_of_the_token():
   dense, pruned = models(PLAIN)
   _, tokens_BT, valid_BT = text(PLAIN)
-  found = decoder_transitions.compare_transitions(
+  found = compare(
     PLAIN,
     dense,
     pruned,
@@ -266,9 +288,7 @@ def test_dense_against_dense_is_exactly_zero():
   dense, _ = models(PLAIN)
   copy = jax.tree.map(jnp.array, dense)
   _, tokens_BT, valid_BT = text(PLAIN)
-  found = decoder_transitions.compare_transitions(
-    PLAIN, dense, copy, tokens_BT, valid_BT, num_steps=STEPS
-  )
+  found = compare(PLAIN, dense, copy, tokens_BT, valid_BT, num_steps=STEPS)
   for field in dataclasses.fields(found):
     value = np.asarray(getattr(found, field.name))
     assert value.shape == (3, 2, 3, STEPS)
@@ -284,7 +304,7 @@ def test_equal_weights_give_equal_bits(config):
   copy = jax.tree.map(jnp.array, dense)
   _, tokens_BT, valid_BT = text(config)
   for history in ("dense", "pruned", "none"):
-    found = decoder_transitions.compare_transitions(
+    found = compare(
       config,
       dense,
       copy,
@@ -308,7 +328,7 @@ def test_dropping_is_the_similarity_of_input_and_output():
   dense, _ = models(SLIDING)
   _, tokens_BT, valid_BT = text(SLIDING)
   run = functools.partial(
-    decoder_transitions.compare_transitions,
+    compare,
     SLIDING,
     dense,
     tokens_BT=tokens_BT,
@@ -347,19 +367,19 @@ def test_dropping_is_the_similarity_of_input_and_output():
 @pytest.mark.parametrize(
   "temperature", [0.0, pytest.param(0.8, marks=pytest.mark.slow)]
 )
-def test_decoding_and_measuring_in_one_program(temperature):
+def test_dense_side_is_what_the_text_was_chosen_from(temperature):
   dense, pruned = models(PLAIN)
-  key = jax.random.key(5)
-  found_BR, records = decoder_transitions.decode_transitions(
+  prompts = [
+    np.asarray(row)[np.asarray(keep)].tolist()
+    for row, keep in zip(PROMPT, VALID)
+  ]
+  (found,) = texts.dense_texts(
     PLAIN,
     dense,
-    pruned,
-    PROMPT,
-    VALID,
-    num_steps=STEPS,
-    key=key,
-    sampling_temperature=temperature,
-    measure=vectors,
+    prompts,
+    texts.Writing(
+      max_new_tokens=STEPS, temperature=temperature, batch=len(prompts), seed=5
+    ),
   )
   expected_BR = generation.generate(
     PLAIN,
@@ -367,19 +387,19 @@ def test_decoding_and_measuring_in_one_program(temperature):
     PROMPT,
     valid_BT=VALID,
     max_new_tokens=STEPS,
-    key=key,
+    key=jax.random.fold_in(jax.random.key(5), 0),
     sampling=generation.Sampling(temperature=temperature, eos_ids=()),
   ).tokens
-  np.testing.assert_array_equal(found_BR, expected_BR)
-  tokens_BT = jnp.concatenate([PROMPT, found_BR[:, :-1]], axis=1)
-  valid_BT = jnp.pad(VALID, ((0, 0), (0, STEPS - 1)), constant_values=True)
-  given = decoder_transitions.compare_transitions(
-    PLAIN, dense, pruned, tokens_BT, valid_BT, num_steps=STEPS, measure=vectors
+  np.testing.assert_array_equal(found.chosen, expected_BR)
+  records = compare(
+    PLAIN,
+    dense,
+    pruned,
+    jnp.asarray(found.tokens),
+    jnp.asarray(found.valid),
+    num_steps=STEPS,
+    measure=vectors,
   )
-  for name in ("h", "g"):
-    np.testing.assert_allclose(
-      records[name], given[name], rtol=1e-4, atol=1e-5, err_msg=name
-    )
   # The dense side of the last sublayer is what greedy decoding chose from.
   if not temperature:
     np.testing.assert_array_equal(records["z"][-1, 1].argmax(-1), expected_BR)
@@ -430,12 +450,7 @@ def test_logits_of_all_positions_never_exist_together():
   _, tokens_BT, valid_BT = text(PLAIN)
   chunk = 4
   traced = jax.make_jaxpr(
-    functools.partial(
-      decoder_transitions.compare_transitions,
-      PLAIN,
-      num_steps=STEPS,
-      chunk=chunk,
-    )
+    functools.partial(compare, PLAIN, num_steps=STEPS, chunk=chunk)
   )(dense, pruned, tokens_BT, valid_BT)
   sizes = [
     np.prod(shape)
@@ -486,28 +501,13 @@ def test_any_callables(chunk):
 def test_bad_input():
   dense, pruned = models(PLAIN)
   _, tokens_BT, valid_BT = text(PLAIN)
-  run = functools.partial(
-    decoder_transitions.compare_transitions,
-    PLAIN,
-    dense,
-    pruned,
-    tokens_BT,
-    valid_BT,
-  )
+  run = functools.partial(compare, PLAIN, dense, pruned, tokens_BT, valid_BT)
   with pytest.raises(ValueError, match="history='own': must be one of"):
     run(num_steps=2, history="own")
   with pytest.raises(ValueError, match="num_steps=9: must be 1 to 8"):
     run(num_steps=9)
   with pytest.raises(ValueError, match="lens='none'"):
     run(num_steps=2, lens="none")
-  with pytest.raises(ValueError, match="give key="):
-    decoder_transitions.decode_transitions(
-      PLAIN, dense, pruned, PROMPT, VALID, num_steps=2, sampling_temperature=1.0
-    )
-  with pytest.raises(ValueError, match="exceed the model's 64 positions"):
-    decoder_transitions.decode_transitions(
-      PLAIN, dense, pruned, PROMPT, VALID, num_steps=60
-    )
   other = dataclasses.replace(PLAIN, num_kv_heads=4)
   with pytest.raises(ValueError, match="num_kv_heads: 2 and 4"):
     decoder_transitions.check_replaceable(PLAIN, other)

@@ -103,9 +103,9 @@ def case(request, shared):
       pruned,
       tokens,
       num_steps=steps,
-      lens="raw",
-      history=history,
-      measure=vectors,
+      measurement=decoder_transitions.Measurement(
+        lens="raw", history=history, measure=vectors
+      ),
     )
     for history in transitions.HISTORIES
   ]

@@ -15,11 +15,13 @@ time is replaced on the dense context; here the whole pruned model runs on the
 same tokens (teacher-forced), so damage adds up over the layers.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 Array = jax.Array
 Tree = Any
@@ -38,43 +40,60 @@ def measure_rows(
   Returns:
     The tree of `measure`, each leaf `[B, T]`.
   """
-  shape = rows[0].shape[:2]
-  flat = tuple(r.reshape((-1,) + r.shape[2:]) for r in rows)
+  batch = rows[0].shape[0]
+  flat = tuple(rearrange(row, "B T ... -> (B T) ...") for row in rows)
   size = min(chunk, flat[0].shape[0])
-  out = jax.lax.map(lambda row: measure(*row), flat, batch_size=size)
-  return jax.tree.map(lambda leaf: leaf.reshape(shape + leaf.shape[1:]), out)
+  found = jax.lax.map(lambda row: measure(*row), flat, batch_size=size)
+  return jax.tree.map(
+    lambda leaf: rearrange(leaf, "(B T) ... -> B T ...", B=batch), found
+  )
 
 
 def pick_rows(h_BTD: Array, rows_BT: Array | None) -> Array:
-  """Positions `rows_BT` [B, R] of every sequence; None is all of them."""
+  """Picks positions of every sequence.
+
+  Args:
+    h_BTD: [B, T, D].
+    rows_BT: positions, int [B, R]; None is all of them.
+
+  Returns:
+    [B, R, D].
+  """
   if rows_BT is None:
     return h_BTD
   return jnp.take_along_axis(h_BTD, rows_BT[:, :, None], axis=1)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stack:
+  """One model as a scan over its layers reads it.
+
+  Attributes:
+    block: one layer on a whole sequence, `(layer, x_BTD) -> (mid_BTD,
+      out_BTD)`: the residual stream after its attention and after its MLP.
+    x: embeddings of the tokens [B, T, D].
+    layers: any pytree, every leaf with a leading L.
+  """
+
+  block: Callable[[Tree, Array], tuple[Array, Array]]
+  x: Array
+  layers: Tree
+
+
 def compare_layers(
-  block: Callable[[Tree, Array], tuple[Array, Array]],
+  dense: Stack,
+  pruned: Stack,
   measure: Callable[[Array, Array], Tree],
-  x_BTD: Array,
-  layers: Tree,
-  pruned_x_BTD: Array,
-  pruned_layers: Tree,
   *,
-  pruned_block: Callable[[Tree, Array], tuple[Array, Array]] | None = None,
   rows_BT: Array | None = None,
   chunk: int = 64,
 ) -> tuple[Array, Array, Tree]:
   """Run two models on the same tokens and measure after every sublayer.
 
   Args:
-    block: one layer on a whole sequence; returns the residual stream after
-      its attention and after its MLP.
+    dense: the dense model on the tokens.
+    pruned: the pruned model on the same tokens.
     measure: `(h_D, h_pruned_D) -> scalars`; closes over the read-out and T.
-    x_BTD: embeddings of the dense model.
-    layers: its layers, every leaf with a leading `L`.
-    pruned_x_BTD: embeddings of the pruned model.
-    pruned_layers: its layers.
-    pruned_block: its block where that differs from `block`.
     rows_BT: positions to measure, int `[B, R]`; None measures all of them.
     chunk: positions read out together.
 
@@ -84,15 +103,15 @@ def compare_layers(
     of the second axis is attention and 1 the MLP.
   """
 
-  pruned_block = pruned_block or block
-
   def step(carry, layer_pair):
     layer, pruned_layer = layer_pair
-    x, y = carry
+    x_BTD, y_BTD = carry
     # Without the barrier the compiler may fuse the two models differently,
     # and a model compared with itself would differ in the last bit.
-    points = jax.lax.optimization_barrier(block(layer, x))
-    pruned_points = jax.lax.optimization_barrier(pruned_block(pruned_layer, y))
+    points = jax.lax.optimization_barrier(dense.block(layer, x_BTD))
+    pruned_points = jax.lax.optimization_barrier(
+      pruned.block(pruned_layer, y_BTD)
+    )
     records = [
       measure_rows(
         measure, pick_rows(h, rows_BT), pick_rows(g, rows_BT), chunk=chunk
@@ -102,7 +121,7 @@ def compare_layers(
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *records)
     return (points[1], pruned_points[1]), stacked
 
-  (x, y), records = jax.lax.scan(
-    step, (x_BTD, pruned_x_BTD), (layers, pruned_layers)
+  (x_BTD, y_BTD), records = jax.lax.scan(
+    step, (dense.x, pruned.x), (dense.layers, pruned.layers)
   )
-  return x, y, records
+  return x_BTD, y_BTD, records

@@ -1,9 +1,10 @@
 """Where does the damage come from when a pruned model writes text?
 
-Several decoders run in lockstep inside one scan, each a *lane*: whose weights
-it uses, whose cache its prompt left, whose tokens it reads. Lane `dense` is
-the reference; every other lane is compared with it at every step, and only
-the scalars of that comparison leave the scan.
+Several decodings of one prompt run side by side inside one scan. A decoding is
+described by whose weights it uses, whose cache of the prompt it starts from and
+whose tokens it reads. Decoding `dense` is the reference; every other one is
+compared with it at every step, and only the scalars of that comparison leave
+the scan.
 
   teacher_forced     pruned weights, dense tokens
   free_running       pruned weights, their own tokens
@@ -17,14 +18,14 @@ the scalars of that comparison leave the scan.
   resynchronised_k   free-running, but put back on the dense tokens and on the
                      teacher-forced cache every k steps
 
-With sampling, all lanes but `control` draw with common random numbers: the
+With sampling, all decodings but `control` draw with common random numbers: the
 same key at the same step, so a difference in tokens is a difference in p.
 
 Reference: He et al., arXiv 2603.24652, section 7, Figs 7 and 12, Appendix E.
 Differs from the reference in: the same step of two texts is compared there
 without saying whether the texts still agree; here `aligned` says so, an
-end-of-text token ends a lane, and the dense model with another seed shows how
-much of the deviation is lost alignment alone.
+end-of-text token ends a decoding, and the dense model with another seed shows
+how much of the deviation is lost alignment alone.
 """
 
 import dataclasses
@@ -39,17 +40,17 @@ Tree = Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lane:
-  """One decoder of the lockstep.
+class Decoding:
+  """How one text is decoded beside the others.
 
   Attributes:
     name: under which its records are returned.
     weights: 'dense' or 'pruned', used for decoding.
     prefill: 'dense' or 'pruned', whose cache of the prompt it starts from.
-    own_tokens: reads its own tokens; otherwise those of the dense lane.
-    borrow: lane whose cache it reads at every step instead of its own.
-    resync: every so many steps it takes the tokens of the dense lane and the
-      cache of lane `teacher_forced`; 0 for never.
+    own_tokens: reads its own tokens; otherwise those of the dense decoding.
+    borrow: decoding whose cache it reads at every step instead of its own.
+    resync: every so many steps it takes the tokens of the dense decoding and
+      the cache of decoding `teacher_forced`; 0 for never.
     other_seed: draws its tokens with keys of its own.
   """
 
@@ -62,10 +63,12 @@ class Lane:
   other_seed: bool = False
 
 
-DENSE = Lane(name="dense", weights="dense", prefill="dense", own_tokens=True)
-TEACHER_FORCED = Lane(name="teacher_forced")
-FREE_RUNNING = Lane(name="free_running", own_tokens=True)
-CONTROL = Lane(
+DENSE = Decoding(
+  name="dense", weights="dense", prefill="dense", own_tokens=True
+)
+TEACHER_FORCED = Decoding(name="teacher_forced")
+FREE_RUNNING = Decoding(name="free_running", own_tokens=True)
+CONTROL = Decoding(
   name="control",
   weights="dense",
   prefill="dense",
@@ -73,34 +76,50 @@ CONTROL = Lane(
   other_seed=True,
 )
 HANDOFF = (
-  Lane(name="dense_then_pruned", prefill="dense", own_tokens=True),
-  Lane(name="pruned_then_dense", weights="dense", own_tokens=True),
+  Decoding(name="dense_then_pruned", prefill="dense", own_tokens=True),
+  Decoding(name="pruned_then_dense", weights="dense", own_tokens=True),
 )
 HISTORY_SPLIT = (
   TEACHER_FORCED,
-  Lane(name="direct", borrow="dense"),
-  Lane(name="history", weights="dense", borrow="teacher_forced"),
+  Decoding(name="direct", borrow="dense"),
+  Decoding(name="history", weights="dense", borrow="teacher_forced"),
 )
 
 
-def resynchronised(every: int) -> Lane:
-  """A free-running lane put back on the dense text every `every` steps."""
+def resynchronised(every: int) -> Decoding:
+  """A free-running decoding put back on the dense text every `every` steps."""
   if every < 1:
     raise ValueError(f"resynchronise every {every} steps: use 1 or more")
-  return Lane(name=f"resynchronised_{every}", own_tokens=True, resync=every)
+  return Decoding(name=f"resynchronised_{every}", own_tokens=True, resync=every)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Steps:
+  """How long is decoded, and how tokens are chosen.
+
+  Attributes:
+    count: T, tokens to decode.
+    choose: `(key, z_BV) -> token_B`; greedy or sampled.
+    eos_ids: tokens that end a text.
+  """
+
+  count: int
+  choose: Callable[[Array, Array], Array]
+  eos_ids: Sequence[int] = ()
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LaneRecords:
-  """What one lane did, beside the dense lane.
+class DecodingRecords:
+  """What one decoding did, compared with the dense one.
 
   Attributes:
     position: tree of `measure`, leaves [T, B].
-    token_dense: token that the dense lane chose at the step, int32 [T, B].
-    token_pruned: token that this lane chose, or would have, int32 [T, B].
-    aligned: bool [T, B], all tokens read so far equal those of the dense lane.
-    alive: bool [T, B], neither the dense lane nor this one has read an
+    token_dense: token that the dense decoding chose at the step, int32 [T, B].
+    token_pruned: token that this decoding chose, or would have, int32 [T, B].
+    aligned: bool [T, B], all tokens read so far equal those of the dense
+      decoding.
+    alive: bool [T, B], neither the dense decoding nor this one has read an
       end-of-text token before the step.
   """
 
@@ -111,20 +130,17 @@ class LaneRecords:
   alive: Array
 
 
-def decode_lanes(
+def decode_together(
   decode: Callable[[Tree, Array, Tree], tuple[Array, Array, Tree]],
   measure: Callable[[Array, Array, Array, Array], Tree],
-  weights: dict[str, Tree],
-  caches: dict[str, Tree],
+  models: dict[str, tuple[Tree, Tree]],
   token_B: Array,
-  lanes: Sequence[Lane],
+  decodings: Sequence[Decoding],
+  steps: Steps,
   *,
-  num_steps: int,
   key: Array,
-  choose: Callable[[Array, Array], Array],
-  eos_ids: Sequence[int] = (),
-) -> dict[str, LaneRecords]:
-  """Decode `num_steps` tokens with every lane at once and compare.
+) -> dict[str, DecodingRecords]:
+  """Decode in several ways at once and compare each with the dense decoding.
 
   Step 0 is the prediction after the last prompt token, so the caches hold the
   prompt without its last token and that token is read first.
@@ -132,58 +148,59 @@ def decode_lanes(
   Args:
     decode: `(weights, token_B, cache) -> (h_BD, z_BV, cache)`, one step; h is
       what the model's LM head reads.
-    measure: `(h, h_pruned, z, z_pruned) -> scalars` of one position.
-    weights: 'dense' and 'pruned' weights, any pytrees.
-    caches: 'dense' and 'pruned' caches of the prompt without its last token.
+    measure: `(h_D, h_pruned_D, z_V, z_pruned_V) -> scalars` of one position.
+    models: of 'dense' and 'pruned': weights, any pytree, and the cache of the
+      prompt without its last token.
     token_B: last prompt token, int32 [B].
-    lanes: lanes to compare with the dense lane, which is always run. A lane
-      that borrows or resynchronises needs its source among them.
-    num_steps: tokens to decode.
+    decodings: what is compared with the dense decoding, which is always run.
+      One that borrows or resynchronises needs its source among them.
+    steps: how many tokens, how they are chosen, and what ends a text.
     key: `jax.random.key` of the draws.
-    choose: `(key, z_BV) -> token_B`; greedy or sampled.
-    eos_ids: tokens that end a text.
 
   Returns:
-    Records by lane name, leaves [T, B].
+    Records by name of the decoding, leaves [T, B].
 
   Raises:
-    ValueError: a lane names a source that does not run, or a name twice.
+    ValueError: a decoding names a source that does not run, or a name twice.
   """
-  lanes = (DENSE, *lanes)
-  names = [lane.name for lane in lanes]
+  decodings = (DENSE, *decodings)
+  names = [decoding.name for decoding in decodings]
   if len(set(names)) != len(names):
-    raise ValueError(f"lane names repeat: {names}")
-  for lane in lanes:
-    source = lane.borrow or ("teacher_forced" if lane.resync else "")
+    raise ValueError(f"names of decodings repeat: {names}")
+  for decoding in decodings:
+    source = decoding.borrow or ("teacher_forced" if decoding.resync else "")
     if source and source not in names:
       raise ValueError(
-        f"lane {lane.name} reads the cache of {source}: add that lane"
+        f"decoding {decoding.name} reads the cache of {source}: add that"
+        " decoding"
       )
-  eos = jnp.asarray(tuple(eos_ids) or (-1,), jnp.int32)
+  eos_E = jnp.asarray(tuple(steps.eos_ids) or (-1,), jnp.int32)
 
   def step(state, t):
     token, cache, aligned, alive = state
     step_key = jax.random.fold_in(key, t)
     h, z, new_cache, chosen = {}, {}, {}, {}
-    for lane in lanes:
-      # A borrowing lane leaves no trace: its source writes its own entry.
-      h[lane.name], z[lane.name], new_cache[lane.name] = decode(
-        weights[lane.weights], token[lane.name], cache[lane.borrow or lane.name]
+    for decoding in decodings:
+      name = decoding.name
+      # A decoding that borrows leaves no trace: its source writes its own
+      # entry.
+      h[name], z[name], new_cache[name] = decode(
+        models[decoding.weights][0], token[name], cache[decoding.borrow or name]
       )
-      lane_key = (
-        jax.random.fold_in(step_key, 1) if lane.other_seed else (step_key)
+      own_key = (
+        jax.random.fold_in(step_key, 1) if decoding.other_seed else step_key
       )
-      chosen[lane.name] = choose(lane_key, z[lane.name])
+      chosen[name] = steps.choose(own_key, z[name])
     positions = _measure_all(measure, h, z)
     records, new_token, new_aligned, new_alive = {}, {}, {}, {}
-    for lane in lanes:
-      name = lane.name
-      new_token[name] = chosen[name if lane.own_tokens else "dense"]
+    for decoding in decodings:
+      name = decoding.name
+      new_token[name] = chosen[name if decoding.own_tokens else "dense"]
       new_aligned[name] = aligned[name] & (new_token[name] == chosen["dense"])
-      ended = jnp.any(new_token[name][:, None] == eos[None, :], axis=1)
+      ended = jnp.any(new_token[name][:, None] == eos_E[None], axis=1)
       new_alive[name] = alive[name] & ~ended
-      if lane.resync:
-        back = (t + 1) % lane.resync == 0
+      if decoding.resync:
+        back = (t + 1) % decoding.resync == 0
         new_token[name] = jnp.where(back, chosen["dense"], new_token[name])
         new_aligned[name] = new_aligned[name] | back
         new_alive[name] = jnp.where(back, new_alive["dense"], new_alive[name])
@@ -195,7 +212,7 @@ def decode_lanes(
           new_cache["teacher_forced"],
         )
       if name != "dense":
-        records[name] = LaneRecords(
+        records[name] = DecodingRecords(
           position=positions[name],
           token_dense=chosen["dense"],
           token_pruned=chosen[name],
@@ -205,39 +222,36 @@ def decode_lanes(
     kept = {n: new_cache[n] for n in cache}
     return (new_token, kept, new_aligned, new_alive), records
 
-  yes = jnp.ones(token_B.shape, bool)
+  yes_B = jnp.ones(token_B.shape, bool)
   state = (
     {name: token_B for name in names},
-    {lane.name: caches[lane.prefill] for lane in lanes if not lane.borrow},
-    {name: yes for name in names},
-    {name: yes for name in names},
+    {
+      decoding.name: models[decoding.prefill][1]
+      for decoding in decodings
+      if not decoding.borrow
+    },
+    {name: yes_B for name in names},
+    {name: yes_B for name in names},
   )
-  _, records = jax.lax.scan(step, state, jnp.arange(num_steps))
+  _, records = jax.lax.scan(step, state, jnp.arange(steps.count))
   return records
 
 
 def _measure_all(measure, h, z):
-  """Each lane beside the dense one, by name, leaves [B].
+  """Each decoding against the dense one, by name, leaves [B].
 
-  A loop over the lanes and not ten copies of the measurement: it is most of
-  the program, and its copies were most of the time to compile it.
+  The decodings are measured in a loop: the measurement is most of the program,
+  and a copy of it for each decoding was most of the time to compile.
   """
   names = [name for name in h if name != "dense"]
   if not names:
     return {}
   others = tuple(jnp.stack([x[name] for name in names]) for x in (h, z))
   found = jax.lax.map(
-    lambda lane: jax.vmap(measure)(h["dense"], lane[0], z["dense"], lane[1]),
+    lambda other: jax.vmap(measure)(h["dense"], other[0], z["dense"], other[1]),
     others,
   )
   return {
     name: jax.tree.map(lambda leaf, i=i: leaf[i], found)
     for i, name in enumerate(names)
   }
-
-
-def first_divergence(records: LaneRecords) -> Array:
-  """First step [B] at which a lane chose another token; T if it never did."""
-  differs = records.token_dense != records.token_pruned
-  steps = differs.shape[0]
-  return jnp.where(differs.any(0), jnp.argmax(differs, axis=0), steps)

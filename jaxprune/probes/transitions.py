@@ -14,7 +14,8 @@ all steps in one matrix product. What is compared is reduced to scalars inside
 the scan over layers, some positions at a time, so that logits of all positions
 never exist together.
 
-The model comes as callables; `transition_driver` has those of this project.
+The model comes as callables; `probes.decoder.transitions` has those of this
+project.
 
 Reference: He et al., "Demystifying When Pruning Works via Representation
 Hierarchies", arXiv 2603.24652, section 5, Figs 2, 4-6 and 13-21.
@@ -28,8 +29,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
-from jaxprune.probes import scan as layers_lib
+from jaxprune.probes import scan
 
 Array = jax.Array
 Tree = Any
@@ -64,9 +66,9 @@ def attend_to_history(
     query_BRNH: queries at R positions, [B, R, N, H].
     key_BSKH: keys of the history [B, S, K, H]; query head n reads key head
       n // (N / K).
-    value_BSKH: its values, likewise.
+    value_BSKH: its values [B, S, K, H].
     own_key_BRKH: the key that goes with each query, [B, R, K, H].
-    own_value_BRKH: its value, likewise.
+    own_value_BRKH: its value, [B, R, K, H].
     mask_BRS: which part of the history a query reads, bool [B or 1, R, S];
       all False leaves its own key.
 
@@ -74,13 +76,13 @@ def attend_to_history(
     [B, R, N, H] in the dtype of the queries. One sequence is in work at a
     time: beside the result it takes N R (S + 1) floats.
   """
-  batch, rows, heads, width = query_BRNH.shape
+  batch, width = query_BRNH.shape[0], query_BRNH.shape[-1]
   kv_heads = key_BSKH.shape[2]
   mask_BRS = jnp.broadcast_to(mask_BRS, (batch, *mask_BRS.shape[1:]))
 
   def sequence(inputs):
     query_RNH, key_SKH, value_SKH, own_key_RKH, own_value_RKH, mask_RS = inputs
-    query_RKGH = query_RNH.reshape(rows, kv_heads, -1, width)
+    query_RKGH = rearrange(query_RNH, "R (K G) H -> R K G H", K=kv_heads)
     scores_KGRS = jnp.einsum(
       "RKGH,SKH->KGRS", query_RKGH, key_SKH, preferred_element_type=jnp.float32
     )
@@ -101,7 +103,7 @@ def attend_to_history(
     read_RKGH += jnp.einsum(
       "KGR,RKH->RKGH", weights_KGRS[..., -1], own_value_RKH
     )
-    return read_RKGH.reshape(rows, heads, width)
+    return rearrange(read_RKGH, "R K G H -> R (K G) H")
 
   read_BRNH = jax.lax.map(
     sequence,
@@ -143,18 +145,20 @@ def compare_sublayers(
     # whatever the compiler would fuse into their comparison.
     pair = jax.lax.optimization_barrier((jnp.stack(dense), jnp.stack(pruned)))
     records = _measure(read, measure, *pair, chunk)
-    shape = (len(dense), *dense[0].shape[:2])
+    sizes = dict(zip("NBR", (len(dense), *dense[0].shape[:2])))
     return x_BTD, jax.tree.map(
-      lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), records
+      lambda leaf: rearrange(leaf, "(N B R) ... -> N B R ...", **sizes), records
     )
 
   return jax.lax.scan(step, x_BTD, layers)
 
 
 def _measure(read, measure, h, g, chunk):
-  """Read out `chunk` positions at once, and measure as many as fit a cache."""
-  width = h.shape[-1]
-  rows = h.size // width
+  """Read out `chunk` positions at once, and measure as many as fit a cache.
+
+  h and g are [N, B, R, D]; the leaves that come back are [N B R].
+  """
+  rows = h.size // h.shape[-1]
   # Equal pieces, the last filled up: a shorter one would be compiled apart.
   unit = min(4, chunk)
   pieces = -(-rows // (chunk // unit * unit))
@@ -167,20 +171,20 @@ def _measure(read, measure, h, g, chunk):
     cached = max(1, _CACHED // z_RV.shape[1]) if on_cpu else size
     return jax.tree.map(
       lambda leaf: leaf[0],
-      layers_lib.measure_rows(
+      scan.measure_rows(
         measure,
         *(a[None] for a in (h_RD, g_RD, z_RV, y_RV)),
         chunk=max(n for n in range(1, min(size, cached) + 1) if size % n == 0),
       ),
     )
 
-  def split(a):
-    a = jnp.pad(
-      a.reshape(rows, width), ((0, pieces * size - rows), (0, 0)), mode="edge"
-    )
-    return a.reshape(pieces, size, width)
+  def split(x_NBRD):
+    x_QD = rearrange(x_NBRD, "N B R D -> (N B R) D")
+    x_QD = jnp.pad(x_QD, ((0, pieces * size - rows), (0, 0)), mode="edge")
+    return rearrange(x_QD, "(pieces size) D -> pieces size D", size=size)
 
   records = jax.lax.map(piece, (split(h), split(g)))
   return jax.tree.map(
-    lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:rows], records
+    lambda leaf: rearrange(leaf, "pieces size ... -> (pieces size) ...")[:rows],
+    records,
   )

@@ -1,11 +1,13 @@
 """How are two of this project's models compared?
 
-The only file of `probes` that knows the decoder: it turns a config and two
-parameter trees into the callables that the protocols take, and compiles them.
-`jaxprune.probes` does not import it, so that the probes load without Flax.
+Turns configs and parameter trees into the callables that `probes.scan` and
+`probes.trajectories` take, and compiles them. `jaxprune.probes` does not import
+this file, so that the probes load without Flax.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,8 +22,59 @@ from jaxprune.probes.position import Position, compare_position
 Params = Any
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+  """A model to compare.
+
+  Attributes:
+    config: static under jit.
+    params: layers stacked.
+    gates: which sublayers stay; None is all.
+  """
+
+  config: ModelConfig = dataclasses.field(metadata={"static": True})
+  params: Params
+  gates: Gates | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+  """What two models read, and where they are compared.
+
+  Attributes:
+    tokens: int [B, T], left-padded.
+    valid: False for padding, bool [B, T].
+    rows: positions to compare, int [B, R].
+  """
+
+  tokens: jax.Array
+  valid: jax.Array
+  rows: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+  """How decodings choose their tokens; static under jit.
+
+  Attributes:
+    num_steps: tokens to decode; they and the prompt may not exceed the context.
+    temperature: 0 is greedy.
+    eos_ids: tokens that end a text.
+  """
+
+  num_steps: int
+  temperature: float = 0.0
+  eos_ids: tuple[int, ...] = ()
+
+
 def check_same_shape(config: ModelConfig, pruned_config: ModelConfig) -> None:
   """Refuse two models whose positions or logits cannot be compared.
+
+  Args:
+    config: of the dense model.
+    pruned_config: of the pruned model.
 
   Raises:
     ValueError: names the first field that differs.
@@ -35,190 +88,162 @@ def check_same_shape(config: ModelConfig, pruned_config: ModelConfig) -> None:
       )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "pruned_config", "lens"))
+@functools.partial(jax.jit, static_argnames=("lens", "measure"))
 def compare_sequences(
-  config: ModelConfig,
-  params: Params,
-  pruned_config: ModelConfig,
-  pruned_params: Params,
-  tokens_BT: jax.Array,
-  valid_BT: jax.Array,
-  rows_BR: jax.Array,
+  dense: Model,
+  pruned: Model,
+  reading: Reading,
   *,
   temperature: float = 1.0,
   lens: str = "final_norm",
-  gates: Gates | None = None,
-  pruned_gates: Gates | None = None,
-) -> tuple[Position, Position]:
+  measure: Callable[..., Any] = compare_position,
+) -> tuple[Position, Any]:
   """Compare two models on the same tokens (teacher-forced), in one pass.
 
   Args:
-    config: of the dense model.
-    params: of the dense model.
-    pruned_config: of the pruned model; its layers may be narrower.
-    pruned_params: of the pruned model.
-    tokens_BT: what both read, int [B, T], left-padded.
-    valid_BT: False for padding, bool [B, T].
-    rows_BR: positions to compare, int [B, R].
+    dense: the dense model.
+    pruned: the pruned model; its MLPs may be narrower.
+    reading: what both read, and where they are compared.
     temperature: T of the softmax.
     lens: how inner layers are read out, 'final_norm' or 'raw'; h is the
       residual stream in both.
-    gates: sublayers of the dense model that stay; None is all.
-    pruned_gates: likewise of the pruned model.
+    measure: `(h_D, h_pruned_D, z_V, z_pruned_V, temperature) -> scalars` of one
+      position of the output.
 
   Returns:
     (inner, output): `inner` after every sublayer, leaves [L, 2, B, R] with
-    attention at index 0 and MLP at 1; `output` of the whole model, leaves
-    [B, R], where h is what the LM head reads (after the final norm) and z the
-    model's logits, whatever the lens.
+    attention at index 0 and MLP at 1; `output` is the tree of `measure` for the
+    whole model, leaves [B, R], where h is what the LM head reads (after the
+    final norm) and z the model's logits, whatever the lens.
   """
-  context = decoder.make_context(config, tokens_BT.shape[1], valid_BT)
+  context = decoder.make_context(
+    dense.config, reading.tokens.shape[1], reading.valid
+  )
 
-  def block(model_config, layer, x_BTD):
-    weights, sliding, gate = layer
-    out, tape = decoder.block(
-      model_config,
-      weights,
-      x_BTD,
-      context,
-      **decoder.layer_options(model_config, sliding, gate),
-    )
-    return tape["residual_mid"], out
+  def stack(model):
+    def block(layer, x_BTD):
+      weights, sliding, gate = layer
+      out_BTD, tape = decoder.block(
+        model.config,
+        weights,
+        x_BTD,
+        context,
+        **decoder.layer_options(model.config, sliding, gate),
+      )
+      return tape["residual_mid"], out_BTD
 
-  def stacked(model_config, model_params, model_gates):
-    return (
-      model_params["layers"],
-      jnp.asarray(model_config.sliding_layers),
-      model_gates,
-    )
-
-  def read(h_D, model_config, model_params, how):
-    return decoder.unembed(model_config, model_params, h_D, how)
-
-  def inner(h_D, g_D):
-    return compare_position(
-      h_D,
-      g_D,
-      read(h_D, config, params, lens),
-      read(g_D, pruned_config, pruned_params, lens),
-      temperature,
+    return scan.Stack(
+      block=block,
+      x=decoder.embed(model.config, model.params, reading.tokens),
+      layers=(
+        model.params["layers"],
+        jnp.asarray(model.config.sliding_layers),
+        model.gates,
+      ),
     )
 
-  x_BTD, y_BTD, records = scan.compare_layers(
-    functools.partial(block, config),
-    inner,
-    decoder.embed(config, params, tokens_BT),
-    stacked(config, params, gates),
-    decoder.embed(pruned_config, pruned_params, tokens_BT),
-    stacked(pruned_config, pruned_params, pruned_gates),
-    pruned_block=functools.partial(block, pruned_config),
-    rows_BT=rows_BR,
+  def read_both(h_D, g_D, how):
+    return tuple(
+      decoder.unembed(model.config, model.params, x_D, how)
+      for model, x_D in ((dense, h_D), (pruned, g_D))
+    )
+
+  x_BTD, y_BTD, inner = scan.compare_layers(
+    stack(dense),
+    stack(pruned),
+    lambda h_D, g_D: compare_position(
+      h_D, g_D, *read_both(h_D, g_D, lens), temperature
+    ),
+    rows_BT=reading.rows,
   )
   h_BRD, g_BRD = jax.lax.optimization_barrier(
     tuple(
-      decoder.final_norm(model_config, model_params, scan.pick_rows(x, rows_BR))
-      for model_config, model_params, x in (
-        (config, params, x_BTD),
-        (pruned_config, pruned_params, y_BTD),
+      decoder.final_norm(
+        model.config, model.params, scan.pick_rows(x, reading.rows)
       )
+      for model, x in ((dense, x_BTD), (pruned, y_BTD))
     )
   )
-
-  def output(h_D, g_D):
-    return compare_position(
-      h_D,
-      g_D,
-      read(h_D, config, params, "raw"),
-      read(g_D, pruned_config, pruned_params, "raw"),
-      temperature,
-    )
-
-  return records, scan.measure_rows(output, h_BRD, g_BRD)
+  output = scan.measure_rows(
+    lambda h_D, g_D: measure(
+      h_D, g_D, *read_both(h_D, g_D, "raw"), temperature
+    ),
+    h_BRD,
+    g_BRD,
+  )
+  return inner, output
 
 
-@functools.partial(
-  jax.jit,
-  static_argnames=(
-    "config",
-    "lanes",
-    "num_steps",
-    "sampling_temperature",
-    "eos_ids",
-  ),
-)
-def compare_lanes(
-  config: ModelConfig,
-  params: Params,
-  pruned_params: Params,
+@functools.partial(jax.jit, static_argnames=("decodings", "sampling"))
+def compare_decodings(
+  dense: Model,
+  pruned: Model,
   tokens_BT: jax.Array,
   valid_BT: jax.Array,
-  lanes: tuple[trajectories.Lane, ...],
+  decodings: tuple[trajectories.Decoding, ...],
+  sampling: Sampling,
   *,
-  num_steps: int,
   key: jax.Array,
-  sampling_temperature: float = 0.0,
   temperature: float = 1.0,
-  eos_ids: tuple[int, ...] = (),
-) -> dict[str, trajectories.LaneRecords]:
-  """Decode with several lanes in lockstep and compare; see `trajectories`.
+) -> dict[str, trajectories.DecodingRecords]:
+  """Decode in several ways at once and compare; see `trajectories`.
 
   Args:
-    config: of both models; a narrower MLP needs no other.
-    params: of the dense model.
-    pruned_params: of the pruned model.
+    dense: the dense model, all of it.
+    pruned: the pruned model, all of it; its MLPs may be narrower.
     tokens_BT: prompts, int [B, T], left-padded.
     valid_BT: False for padding, bool [B, T].
-    lanes: compared with the dense lane.
-    num_steps: tokens to decode; T + num_steps may not exceed the context.
+    decodings: what is compared with the dense decoding.
+    sampling: how many tokens, and how they are chosen.
     key: of the draws.
-    sampling_temperature: 0 is greedy.
     temperature: T of the softmax that is measured.
-    eos_ids: tokens that end a text.
 
   Returns:
-    Records by lane, leaves [num_steps, B]; h is what the LM head reads.
+    Records by name of the decoding, leaves [num_steps, B]; h is what the LM
+    head reads.
   """
   # One column of padding, so that a prompt of one token has a cache too.
   tokens_BT = jnp.pad(tokens_BT, ((0, 0), (1, 0)))
   valid_BT = jnp.pad(valid_BT, ((0, 0), (1, 0)))
-  weights = {"dense": params, "pruned": pruned_params}
-  capacity = tokens_BT.shape[1] + num_steps
-  caches = {
-    name: generation.prefill(
+  config = dense.config
+  capacity = tokens_BT.shape[1] + sampling.num_steps
+
+  def with_cache(params):
+    _, _, cache = generation.prefill(
       config,
-      tree,
+      params,
       tokens_BT[:, :-1],
       capacity=capacity,
       valid_BT=valid_BT[:, :-1],
-    )[2]
-    for name, tree in weights.items()
-  }
-
-  def decode(tree, token_B, cache):
-    x_BTD, _, cache = generation.decode_step(
-      config, tree, cache, token_B[:, None]
     )
-    h_BD = decoder.final_norm(config, tree, x_BTD[:, 0])
-    z_BV = decoder.unembed(config, tree, h_BD, "raw")
+    return params, cache
+
+  def decode(params, token_B, cache):
+    x_BTD, _, cache = generation.decode_step(
+      config, params, cache, token_B[:, None]
+    )
+    h_BD = decoder.final_norm(config, params, x_BTD[:, 0])
+    z_BV = decoder.unembed(config, params, h_BD, "raw")
     return *jax.lax.optimization_barrier((h_BD, z_BV)), cache
 
-  def measure(h_D, g_D, z_V, y_V):
-    return compare_position(h_D, g_D, z_V, y_V, temperature)
-
   def choose(step_key, z_BV):
-    if not sampling_temperature:
+    if not sampling.temperature:
       return generation.choose(z_BV)
-    return generation.choose(z_BV, step_key, temperature=sampling_temperature)
+    return generation.choose(z_BV, step_key, temperature=sampling.temperature)
 
-  return trajectories.decode_lanes(
+  return trajectories.decode_together(
     decode,
-    measure,
-    weights,
-    caches,
+    lambda h_D, g_D, z_V, y_V: compare_position(
+      h_D, g_D, z_V, y_V, temperature
+    ),
+    {
+      name: with_cache(model.params)
+      for name, model in (("dense", dense), ("pruned", pruned))
+    },
     tokens_BT[:, -1],
-    lanes,
-    num_steps=num_steps,
+    decodings,
+    trajectories.Steps(
+      count=sampling.num_steps, choose=choose, eos_ids=sampling.eos_ids
+    ),
     key=key,
-    eos_ids=eos_ids,
-    choose=choose,
   )

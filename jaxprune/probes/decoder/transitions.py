@@ -1,9 +1,8 @@
 """How does one pruned sublayer of this project's decoder act on dense context?
 
-Turns a config and parameter trees into the callables of `transitions`, and
-compiles: `compare_transitions` on given tokens, `decode_transitions` with the
-dense decoding in the same program. Not imported by `jaxprune.probes`, so that
-the probes load without Flax.
+Turns a config and parameter trees into the callables of `probes.transitions`,
+and compiles them. `jaxprune.probes` does not import this file, so that the
+probes load without Flax.
 
 Everything but the replaced sublayer is dense: embedding, the other sublayers,
 the last norm and the LM head. A sublayer is its norm and its matrices.
@@ -17,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.models import attention, decoder, generation
+from jaxprune.models import attention, decoder
 from jaxprune.models.blocks import Context
 from jaxprune.models.config import ModelConfig
 from jaxprune.probes import transitions
@@ -26,8 +25,30 @@ from jaxprune.probes.position import compare_position
 Params = Any
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurement:
+  """How a replaced sublayer is measured; static under jit.
+
+  Attributes:
+    lens: how a layer is read out, 'final_norm' or 'raw'.
+    history: whose keys and values pruned attention reads before the current
+      token, of `transitions.HISTORIES`.
+    measure: `(h_D, h_pruned_D, z_V, z_pruned_V, temperature) -> scalars`.
+    chunk: most positions that are read out together.
+  """
+
+  lens: str = "final_norm"
+  history: str = "dense"
+  measure: Callable[..., Any] = compare_position
+  chunk: int = 256
+
+
 def check_replaceable(config: ModelConfig, pruned_config: ModelConfig) -> None:
   """Refuse a model whose sublayers do not fit between those of another.
+
+  Args:
+    config: of the dense model.
+    pruned_config: of the model whose sublayers replace dense ones.
 
   Raises:
     ValueError: names the first field that differs.
@@ -53,15 +74,7 @@ def check_replaceable(config: ModelConfig, pruned_config: ModelConfig) -> None:
 
 
 @functools.partial(
-  jax.jit,
-  static_argnames=(
-    "config",
-    "num_steps",
-    "lens",
-    "history",
-    "measure",
-    "chunk",
-  ),
+  jax.jit, static_argnames=("config", "measurement", "num_steps")
 )
 def compare_transitions(
   config: ModelConfig,
@@ -69,13 +82,10 @@ def compare_transitions(
   pruned_params: Params | None,
   tokens_BT: jax.Array,
   valid_BT: jax.Array | None = None,
+  measurement: Measurement = Measurement(),
   *,
   num_steps: int,
   temperature: float = 1.0,
-  lens: str = "final_norm",
-  history: str = "dense",
-  measure: Callable[..., Any] = compare_position,
-  chunk: int = 256,
 ) -> Any:
   """Replace or drop every sublayer in turn at the last positions of texts.
 
@@ -85,26 +95,24 @@ def compare_transitions(
   Args:
     config: of the dense model; the pruned one differs in its MLP width at
       most (`check_replaceable`).
-    params: of the dense model.
+    params: of the dense model, layers stacked.
     pruned_params: of the pruned model, of which only `layers` is read; None
       drops each sublayer instead.
     tokens_BT: what the dense model reads, int [B, T], left-padded.
     valid_BT: False for padding, bool [B, T]. None: every token is real.
+    measurement: how a layer is read out, and what is measured.
     num_steps: R, the last so many positions are measured; they may hold no
       padding.
     temperature: T of the softmax that is measured.
-    lens: how a layer is read out, 'final_norm' or 'raw'.
-    history: whose keys and values pruned attention reads before the current
-      token, of `transitions.HISTORIES`.
-    measure: `(h, h_pruned, z, z_pruned, temperature) -> scalars`.
-    chunk: most positions that are read out together.
 
   Returns:
-    The tree of `measure`, leaves [L, 2, B, R]: attention at index 0, MLP at 1.
+    The tree of `measurement.measure`, leaves [L, 2, B, R]: attention at index
+    0, MLP at 1.
 
   Raises:
     ValueError: an unknown lens or history; more steps than tokens.
   """
+  history = measurement.history
   if history not in transitions.HISTORIES:
     raise ValueError(
       f"history={history!r}: must be one of {transitions.HISTORIES}"
@@ -173,166 +181,19 @@ def compare_transitions(
 
   _, records = transitions.compare_sublayers(
     sublayers,
-    lambda h_RD: decoder.unembed(config, params, h_RD, lens),
-    lambda h_D, g_D, z_V, y_V: measure(h_D, g_D, z_V, y_V, temperature),
+    lambda h_RD: decoder.unembed(config, params, h_RD, measurement.lens),
+    lambda h_D, g_D, z_V, y_V: measurement.measure(
+      h_D, g_D, z_V, y_V, temperature
+    ),
     decoder.embed(config, params, tokens_BT),
     (
       params["layers"],
       None if pruned_params is None else pruned_params["layers"],
       jnp.asarray(config.sliding_layers),
     ),
-    chunk=chunk,
+    chunk=measurement.chunk,
   )
   return records
-
-
-def decode_transitions(
-  config: ModelConfig,
-  params: Params,
-  pruned_params: Params | None,
-  tokens_BT: jax.Array,
-  valid_BT: jax.Array,
-  *,
-  num_steps: int,
-  key: jax.Array | None = None,
-  sampling_temperature: float = 0.0,
-  temperature: float = 1.0,
-  lens: str = "final_norm",
-  history: str = "dense",
-  measure: Callable[..., Any] = compare_position,
-  chunk: int = 256,
-) -> tuple[jax.Array, Any]:
-  """Continue prompts with the dense model and measure every step.
-
-  One compiled program decodes and measures. Step 0 is the prediction after the
-  last prompt token.
-
-  Args:
-    config: as `compare_transitions`.
-    params: likewise, layers stacked.
-    pruned_params: likewise; None drops.
-    tokens_BT: prompts, int [B, T], left-padded.
-    valid_BT: False for padding, bool [B, T].
-    num_steps: tokens to decode; decoding goes on behind an end of text.
-    key: of the draws; needed for sampling.
-    sampling_temperature: 0 is greedy.
-    temperature: as `compare_transitions`.
-    lens: likewise.
-    history: likewise.
-    measure: likewise.
-    chunk: likewise.
-
-  Returns:
-    The tokens that the dense model chose, int32 [B, num_steps], and the tree
-    of `measure`, leaves [L, 2, B, num_steps].
-
-  Raises:
-    ValueError: prompts and steps exceed the context; sampling without a key.
-  """
-  if sampling_temperature > 0 and key is None:
-    raise ValueError(
-      f"sampling_temperature={sampling_temperature}: give"
-      " key=jax.random.key(seed)"
-    )
-  if tokens_BT.shape[1] + num_steps > config.max_positions:
-    raise ValueError(
-      f"prompts of {tokens_BT.shape[1]} tokens and num_steps={num_steps}"
-      f" exceed the model's {config.max_positions} positions"
-    )
-  # As `generation.generate`: a CPU decodes from separate layers.
-  on_cpu = jax.default_backend() == "cpu"
-  return _decode_transitions(
-    config,
-    params,
-    generation.unstack(params) if on_cpu else params,
-    pruned_params,
-    tokens_BT,
-    valid_BT,
-    key if sampling_temperature > 0 else None,
-    sampling_temperature,
-    temperature,
-    num_steps=num_steps,
-    lens=lens,
-    history=history,
-    measure=measure,
-    chunk=chunk,
-  )
-
-
-@functools.partial(
-  jax.jit,
-  static_argnames=(
-    "config",
-    "num_steps",
-    "lens",
-    "history",
-    "measure",
-    "chunk",
-  ),
-)
-def _decode_transitions(
-  config,
-  params,
-  steps,
-  pruned_params,
-  tokens_BT,
-  valid_BT,
-  key,
-  sampling_temperature,
-  temperature,
-  *,
-  num_steps,
-  lens,
-  history,
-  measure,
-  chunk,
-):
-  """Prefill, a scan of steps, and the pass that measures."""
-  x_BTD, _, cache = generation.prefill(
-    config,
-    steps,
-    tokens_BT,
-    capacity=tokens_BT.shape[1] + num_steps,
-    valid_BT=valid_BT,
-  )
-
-  def choose(x_BD, step):
-    z_BV = decoder.unembed(config, params, x_BD)
-    if key is None:
-      return generation.choose(z_BV)
-    return generation.choose(
-      z_BV, jax.random.fold_in(key, step), temperature=sampling_temperature
-    )
-
-  def advance(carry, step):
-    token_B, cache = carry
-    x_BTD, _, cache = generation.decode_step(
-      config, steps, cache, token_B[:, None]
-    )
-    token_B = choose(x_BTD[:, 0], step)
-    return (token_B, cache), token_B
-
-  first_B = choose(x_BTD[:, -1], 0)
-  _, rest_RB = jax.lax.scan(advance, (first_B, cache), jnp.arange(1, num_steps))
-  chosen_BR = jnp.concatenate([first_B[None], rest_RB]).T
-  # The last token is a prediction of the last step and is never read.
-  read_BT = jnp.concatenate([tokens_BT, chosen_BR[:, :-1]], axis=1)
-  valid_BT = jnp.pad(
-    valid_BT, ((0, 0), (0, num_steps - 1)), constant_values=True
-  )
-  return chosen_BR, compare_transitions(
-    config,
-    params,
-    pruned_params,
-    read_BT,
-    valid_BT,
-    num_steps=num_steps,
-    temperature=temperature,
-    lens=lens,
-    history=history,
-    measure=measure,
-    chunk=chunk,
-  )
 
 
 def split_context(context: Context, begin: int) -> tuple[Context, Context]:
