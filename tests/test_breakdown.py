@@ -1,10 +1,10 @@
-"""Breakdown of positions and lanes on tables small enough to do by hand."""
+"""Breakdown of positions and decodings on tables small enough to do by hand."""
 
 import numpy as np
 import pytest
 
 from jaxprune import report
-from jaxprune.studies.comparison import breakdown, decoding
+from jaxprune.studies.comparison import breakdown, decodings, page
 
 
 def row(
@@ -30,6 +30,7 @@ def row(
     "cos_z": 1 - kl,
     "cos_z_centred": 1 - kl,
     "cos_p": 1 - kl,
+    "one_minus_cos_p": kl,
     "tv": kl,
     "flip": tokens[0] != tokens[1],
     "entropy": entropy,
@@ -50,7 +51,6 @@ ROWS = [
   row(1, 1, 0.2, entropy=3.0),
 ]
 TABLE = report.columns(ROWS)
-RUN = {"made_by": "jaxprune", "flags": {}}
 
 
 def test_a_text_is_a_prompt_and_a_seed():
@@ -62,7 +62,6 @@ def test_a_text_is_a_prompt_and_a_seed():
 def test_lengths_and_steps_from_the_divergence():
   lengths = breakdown.with_lengths(TABLE)
   assert lengths["text_length"].tolist() == [3, 3, 3, 2, 2, 2, 2]
-  np.testing.assert_allclose(lengths["one_minus_cos_p"], TABLE["kl"])
   np.testing.assert_array_equal(
     breakdown.steps_since_divergence(TABLE), [-1, 0, 1, 0, 1, np.nan, np.nan]
   )
@@ -71,15 +70,15 @@ def test_lengths_and_steps_from_the_divergence():
 def test_means_of_each_bin():
   found = breakdown.break_down(TABLE, seed=0)
   assert set(found) == set(breakdown.QUANTITIES)
-  assert [one["kl"]["mean"] for one in found["step"]] == pytest.approx(
+  assert [one["kl"]["value"] for one in found["step"]] == pytest.approx(
     [0.4 / 3, 1.1 / 3, 0.9]
   )
   assert [one["prompts"] for one in found["step"]] == [2, 2, 1]
   assert [one["positions"] for one in found["text_length"]] == [4, 3]
-  assert found["text_length"][1]["kl"]["mean"] == pytest.approx(0.4)
-  assert found["entropy"][1]["kl"]["mean"] == pytest.approx(0.1)
+  assert found["text_length"][1]["kl"]["value"] == pytest.approx(0.4)
+  assert found["entropy"][1]["kl"]["value"] == pytest.approx(0.1)
   assert found["entropy"][1]["low"] == 3
-  assert [one["flip"]["mean"] for one in found["position"]] == pytest.approx(
+  assert [one["flip"]["value"] for one in found["position"]] == pytest.approx(
     [1 / 3, 1 / 3, 1]
   )
 
@@ -87,51 +86,47 @@ def test_means_of_each_bin():
 def test_around_the_divergence():
   before, at, after = breakdown.around_divergence(TABLE, seed=0)
   assert (before["low"], at["low"], after["low"]) == (-1, 0, 1)
-  assert before["kl"]["mean"] == pytest.approx(0.1)
-  assert at["kl"]["mean"] == pytest.approx(0.25)
-  assert after["kl"]["mean"] == pytest.approx(0.8)
+  assert before["kl"]["value"] == pytest.approx(0.1)
+  assert at["kl"]["value"] == pytest.approx(0.25)
+  assert after["kl"]["value"] == pytest.approx(0.8)
   never = {k: v[5:] for k, v in TABLE.items()}
   assert breakdown.around_divergence(never, seed=0) == []
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  """The lane above, and a control that differs by 0.1 at every step."""
+def tables():
+  """The decoding above, and a control that differs by 0.1 at every step."""
   control = [
     row(
       r["prompt"], r["step"], r["kl"] + 0.1, seed=r["seed"], protocol="control"
     )
     for r in ROWS[:-1]
   ]
-  forced = [row(0, 0, 5.0, protocol="teacher_forced")]
-  out = tmp_path_factory.mktemp("run") / "out"
-  with report.RunFolder(out, RUN) as run:
-    run.write_all(ROWS + control + forced)
-  return out
+  return {"free_running": TABLE, "control": report.columns(control)}
 
 
-def test_lanes(folder):
-  found = decoding.summarise_lanes(folder, seed=0)
+def test_decodings(tables):
+  found = decodings.summarise(tables, seed=0)
   assert set(found) == {"free_running", "control"}
   own = found["free_running"]
   assert own["positions"] == 7 and own["prompts_parted"] == 1
   assert own["fraction_aligned"] == pytest.approx(5 / 7)
-  assert own["parted"]["kl"]["mean"] == pytest.approx(0.8)
-  assert own["aligned"]["kl"]["mean"] == pytest.approx(0.16)
+  assert own["parted"]["kl"]["value"] == pytest.approx(0.8)
+  assert own["aligned"]["kl"]["value"] == pytest.approx(0.16)
   # One token in common, none, and both of the text that never parts.
   first = own["first_divergence"]
-  assert first["mean"] == 1 and first["texts"] == 3
+  assert first["value"] == 1 and first["texts"] == 3
   assert first["never_parted"] == 1
   assert [one["seed"] for one in own["by_seed"]] == [0, 1]
   assert own["by_seed"][1]["kl"] == pytest.approx(0.5)
   # Only the steps that both have: the last of prompt 1 is not in the control.
-  assert own["minus_control"]["kl"]["mean"] == pytest.approx(-0.1)
+  assert own["minus_control"]["kl"]["value"] == pytest.approx(-0.1)
   assert own["minus_control"]["kl"]["high"] == pytest.approx(-0.1)
   assert "minus_control" not in found["control"]
 
 
-def test_parts_of_the_lanes(folder):
-  found = decoding.break_down_lanes(folder, seed=0)
+def test_parts_of_the_decodings(tables):
+  found = decodings.break_down(tables, seed=0)
   assert set(found) == {
     "free_running, aligned",
     "free_running, parted",
@@ -142,15 +137,14 @@ def test_parts_of_the_lanes(folder):
   lengths = found["free_running, aligned"]["text_length"]
   assert [(one["low"], one["positions"]) for one in lengths] == [(2, 3), (3, 2)]
   parted = found["free_running, parted"]["step"]
-  assert [one["kl"]["mean"] for one in parted] == pytest.approx([0.7, 0.9])
+  assert [one["kl"]["value"] for one in parted] == pytest.approx([0.7, 0.9])
   assert len(found["free_running"]["around_divergence"]) == 3
 
 
-def test_sections(folder):
-  with report.RunFolder(folder, RUN, resume=True) as run:
-    made = breakdown.sections(run, decoding.break_down_lanes(folder, seed=0))
+def test_sections(tables):
+  made = page.breakdown_sections(decodings.break_down(tables, seed=0))
   assert len(made) == 1 and made[0].figures and made[0].tables
-  assert (folder / "figures/kl_by_entropy.png").is_file()
-  assert breakdown.sections(run, {}) == []
-  tables = decoding.sections(decoding.summarise_lanes(folder, seed=0))[0].tables
-  assert [row[0] for row in tables[2].rows] == ["free_running"]
+  assert "kl_by_entropy" in {figure.name for figure in made[0].figures}
+  assert page.breakdown_sections({}) == []
+  (section,) = page.decoding_sections(decodings.summarise(tables, seed=0))
+  assert [row[0] for row in section.tables[2].rows] == ["free_running"]

@@ -114,7 +114,7 @@ def test_prune_then_compare(tiny, tmp_path):
   assert len(rows) == 3 * 3 * (1 + 2 * 2)
   output = [row for row in rows if "layer" not in row]
   assert {row["step"] for row in output} == {0, 1, 2}
-  mean = json.loads((out / "summary.json").read_text())["output"]["kl"]["mean"]
+  mean = json.loads((out / "summary.json").read_text())["output"]["kl"]["value"]
   assert mean == pytest.approx(np.mean([row["kl"] for row in output]))
   assert "<h1>" in (out / "report.html").read_text()
 
@@ -140,7 +140,7 @@ def test_dense_against_itself(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_all_protocols(tiny, tmp_path):
-  """Records of every lane; the dense model against itself is 0 in all."""
+  """Records of every decoding; the dense model against itself is 0 in all."""
   done = scripts.call(
     "trajectories",
     f"--dense={tiny}/dense",
@@ -177,10 +177,11 @@ def test_all_protocols(tiny, tmp_path):
     row for row in rows if row["protocol"] == "control" and not row["aligned"]
   ]
   assert parted and all(row["kl"] > 0 for row in parted)
-  lanes = json.loads((tmp_path / "out/summary.json").read_text())["lanes"]
-  assert set(lanes) == names - {"teacher_forced"}
-  assert lanes["free_running"]["fraction_aligned"] == 1
-  assert 0 < lanes["control"]["fraction_aligned"] < 1
+  summary = json.loads((tmp_path / "out/summary.json").read_text())
+  decodings = summary["decodings"]
+  assert set(decodings) == names - {"teacher_forced"}
+  assert decodings["free_running"]["fraction_aligned"] == 1
+  assert 0 < decodings["control"]["fraction_aligned"] < 1
 
 
 BAD = {

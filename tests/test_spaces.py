@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from jaxprune import probes
-from jaxprune.probes import spaces
+from jaxprune import probes, report
+from jaxprune.probes import position, spaces
 
 RTOL = {"float32": 2e-5, "float64": 1e-12}
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -279,6 +279,39 @@ RECORD = (
 def test_record_fields():
   names = [field.name for field in dataclasses.fields(probes.Position)]
   assert names == RECORD
+
+
+def test_a_tiny_angle_survives_the_records(tmp_path):
+  """1 - cos far below the resolution of a float32 cosine near 1."""
+  rng = np.random.default_rng(7)
+  h, dh = rng.standard_normal((2, 64)).astype("f")
+  z, dz = rng.standard_normal((2, 200)).astype("f")
+  size = np.float32(2**-16)
+  pairs = ((h, h + size * dh), (z, z + size * dz))
+  got = record(*pairs[0], *pairs[1], 1.0)
+  with report.RunFolder(tmp_path / "out", {"made_by": "jaxprune"}) as run:
+    run.write(
+      {
+        name: value
+        for name, value in position.fields_of(got).items()
+        if name.startswith(("cos", "one_minus_cos"))
+      }
+    )
+  (row,) = report.read_records(tmp_path / "out")
+  p, q = (np.exp(x.astype(float)) for x in pairs[1])
+  for space, (x, y) in {
+    "h": pairs[0],
+    "z": pairs[1],
+    "z_centred": [x.astype(float) - x.mean(dtype=float) for x in pairs[1]],
+    "p": (p / p.sum(), q / q.sum()),
+  }.items():
+    expected = oracle(x, y)[2]
+    assert 0 < expected < 1e-9 and row[f"cos_{space}"] == 1
+    np.testing.assert_allclose(
+      row[f"one_minus_cos_{space}"], expected, rtol=1e-3, err_msg=space
+    )
+  # Both are positive, so that the point of the scatter plot is drawn.
+  assert row["one_minus_cos_p"] > 0 and row["one_minus_cos_p_estimate"] > 0
 
 
 @DTYPES

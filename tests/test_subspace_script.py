@@ -85,17 +85,17 @@ def test_seeds_are_texts_of_their_own(two_layers, tmp_path):
     json.loads(line)
     for line in (out / "records.jsonl").read_text().splitlines()
   ]
-  lane = [row for row in rows if row["protocol"] == "free_running"]
+  own = [row for row in rows if row["protocol"] == "free_running"]
   texts = {
-    seed: [row["token_dense"] for row in lane if row["seed"] == seed]
+    seed: [row["token_dense"] for row in own if row["seed"] == seed]
     for seed in (5, 6)
   }
   assert texts[5] and texts[6] and texts[5] != texts[6]
-  assert all(row["kl"] == 0 for row in lane)
+  assert all(row["kl"] == 0 for row in own)
   summary = json.loads((out / "summary.json").read_text())
-  lanes = summary["lanes"]
-  assert [one["seed"] for one in lanes["control"]["by_seed"]] == [5, 6]
-  assert lanes["free_running"]["minus_control"]["kl"]["mean"] < 0
+  decodings = summary["decodings"]
+  assert [one["seed"] for one in decodings["control"]["by_seed"]] == [5, 6]
+  assert decodings["free_running"]["minus_control"]["kl"]["value"] < 0
   assert set(summary["breakdown"]["teacher_forced"]) == {
     "step",
     "text_length",

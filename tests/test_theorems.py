@@ -1,7 +1,9 @@
 """Theorems 1-3: estimates against exact values, orders, limits and bounds."""
 
+import dataclasses
 import math
 
+import chex
 import hypothesis
 import jax
 import numpy as np
@@ -22,6 +24,7 @@ theorem_1 = jax.jit(probes.theorem_1)
 theorem_2 = jax.jit(probes.theorem_2)
 theorem_3 = jax.jit(probes.theorem_3)
 compare_moments = jax.jit(probes.compare_moments)
+check_position = jax.jit(probes.check_position)
 
 
 def run(function, *arguments):
@@ -358,3 +361,64 @@ def test_variance_is_blind_to_a_large_constant():
     moments(weight.astype(float) / weight.sum(dtype=float), x)[0],
     rtol=1e-3,
   )
+
+
+def test_checks_say_where_the_estimates_hold():
+  """The next order decides, and the exact values agree with it."""
+  rng = np.random.default_rng(3)
+  h, dh = rng.standard_normal((2, 20))
+  z, dz = rng.standard_normal((2, 50)) * [[2.0], [1.0]]
+  with jax.enable_x64(True):
+    for size, holds in ((1e-3, True), (3.0, False)):
+      pair = (h, h + size * dh, z, z + size * dz)
+      found = jax.device_get(check_position(*pair, 0.7))
+      record = jax.device_get(probes.compare_position(*pair, 0.7))
+      for valid in ("1_valid", "1_valid_z", "2_valid", "3_valid"):
+        assert getattr(found, f"theorem_{valid}") == holds, valid
+      for truth in (
+        "one_minus_cos_h",
+        "one_minus_cos_z",
+        "one_minus_cos_p",
+        "kl",
+      ):
+        estimate = getattr(record, f"{truth}_estimate")
+        exact = getattr(record, truth)
+        corrected = estimate + getattr(found, f"{truth}_next_order")
+        if holds:  # the next order explains nearly all of the error
+          assert abs(corrected - exact) < 0.05 * abs(estimate - exact), truth
+      assert record.kl <= found.kl_bound
+      chex.assert_tree_all_finite((found, record))
+
+
+def test_checks_of_equal_and_of_masked_logits():
+  rng = np.random.default_rng(4)
+  h, z = rng.standard_normal(5), rng.standard_normal(9)
+  found = jax.device_get(check_position(h, h, z, z, 1.0))
+  chex.assert_tree_all_close(
+    found,
+    probes.Checks(
+      **{
+        field.name: np.asarray(field.name.startswith("theorem"))
+        for field in dataclasses.fields(found)
+      }
+    ),
+  )
+  # A token that only the pruned side masks has an infinite change.
+  lost = np.where(np.arange(9) == 3, -np.inf, z)
+  found = check_position(h, h, z, lost, 1.0)
+  assert not found.theorem_2_valid and not found.theorem_3_valid
+  assert found.kl_bound == np.inf
+
+
+def test_checks_are_scalars_and_compile_once():
+  @jax.jit
+  @chex.assert_max_traces(n=1)
+  def batch(*arrays):
+    return jax.vmap(probes.check_position, (0, 0, 0, 0, None))(*arrays)
+
+  for seed in range(2):
+    rng = np.random.default_rng(seed)
+    h, g = rng.standard_normal((2, 4, 5)).astype("f")
+    z, y = rng.standard_normal((2, 4, 9)).astype("f")
+    found = batch(h, g, z, y, 1.0 + seed)
+  chex.assert_tree_shape_prefix(found, (4,))

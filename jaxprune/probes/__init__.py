@@ -85,9 +85,11 @@ from jaxprune.probes.subspace import (
   matched_tokens,
 )
 from jaxprune.probes.theorems import (
+  Checks,
   Theorem1,
   Theorem2,
   Theorem3,
+  check_position,
   theorem_1,
   theorem_2,
   theorem_3,
@@ -98,6 +100,7 @@ __all__ = [
   "AlongPath",
   "Attribution",
   "ChainRule",
+  "Checks",
   "Concentration",
   "Deviation",
   "Divergences",
@@ -121,6 +124,7 @@ __all__ = [
   "apply_jacobian",
   "attend_to_history",
   "chain_rule",
+  "check_position",
   "compare_distributions",
   "compare_logits",
   "compare_matched",

@@ -8,6 +8,7 @@ Differs from the reference in: see `spaces`, `divergences` and `logit_moments`.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -131,3 +132,14 @@ def compare_position(h, h_pruned, z, z_pruned, temperature=1.0) -> Position:
     token_dense=dense.token,
     token_pruned=pruned.token,
   )
+
+
+def fields_of(record: Any) -> dict[str, Any]:
+  """The fields of a dataclass by name, as a row of a record has them.
+
+  Unlike `dataclasses.asdict` it copies nothing, so that it works under jit.
+  """
+  return {
+    field.name: getattr(record, field.name)
+    for field in dataclasses.fields(record)
+  }

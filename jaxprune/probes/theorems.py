@@ -6,17 +6,21 @@ With X = dz / T and r = softmax(2 z / T), the same logits at half temperature:
   Theorem 2   1 - cos(p, q)      ~ Var_r(X) / 2
   Theorem 3   KL(p||q)           ~ Var_p(X) / 2        (KL(q||p) as well)
 
-Each function returns the estimate beside the exact value, the signed error
-(0 where both are inf) and what says whether the estimate may be trusted. The
-next order comes from the cumulant generating function K(t) = log E[e^tX] of
+Each function returns the estimate, the exact value, the signed error (0 where
+both are inf) and what says whether the estimate may be trusted. The next order
+comes from the cumulant generating function K(t) = log E[e^tX] of
 the same weights: KL(p||q) = K_p(1) - K_p'(0) gives k2/2 + k3/6, KL(q||p) =
 K_p'(1) - K_p(1) gives k2/2 + k3/3, and -log cos(p, q) = K_r(2)/2 - K_r(1)
 gives k2/2 + k3/2.
 
+`check_position` says of each theorem whether its estimate is valid at one
+position: the next order is then at most `TOLERANCE` of the estimate.
+The rule needs no exact value, so that the exact value can test it.
+
 Reference: He et al., arXiv:2603.24652, Theorems 1-3 (equations 6-10, 44-62)
-and their derivations; the third orders are ours.
-Differs from the reference in: weights are always the dense side's, and the
-exact value, the error and the next order stand beside each estimate.
+and their derivations; the next orders are ours.
+Differs from the reference in: weights are always the dense side's, and each
+estimate comes with the exact value, the error and the next order.
 """
 
 import dataclasses
@@ -25,6 +29,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.probes import divergences, log_ratio, logit_moments, spaces
+
+# An estimate is valid where the next order is at most this fraction of it.
+TOLERANCE = 0.1
 
 
 @jax.tree_util.register_dataclass
@@ -104,11 +111,88 @@ class Theorem3:
   max_abs_x: jax.Array
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checks:
+  """Where the three theorems hold at one position; scalars.
+
+  The estimates and the exact values are fields of `position.Position`. A next
+  order is what the following term of the expansion adds to the estimate.
+
+  Attributes:
+    one_minus_cos_h_next_order, one_minus_cos_z_next_order: of Theorem 1, from
+      the change along the vector and from the fourth power of rho.
+    one_minus_cos_p_next_order: k3 / 2 under r, of Theorem 2.
+    kl_next_order: k3 / 6 under p, of Theorem 3; nats.
+    kl_bound: Hoeffding's (max X - min X)^2 / 8, which KL never exceeds; nats.
+    max_abs_x: max |dz - E_p dz| / T over the vocabulary.
+    theorem_1_valid: bool, for h.
+    theorem_1_valid_z: bool, for z.
+    theorem_2_valid: bool.
+    theorem_3_valid: bool.
+  """
+
+  one_minus_cos_h_next_order: jax.Array
+  one_minus_cos_z_next_order: jax.Array
+  one_minus_cos_p_next_order: jax.Array
+  kl_next_order: jax.Array
+  kl_bound: jax.Array
+  max_abs_x: jax.Array
+  theorem_1_valid: jax.Array
+  theorem_1_valid_z: jax.Array
+  theorem_2_valid: jax.Array
+  theorem_3_valid: jax.Array
+
+
+def check_position(h, h_pruned, z, z_pruned, temperature=1.0) -> Checks:
+  """Says of each theorem whether its estimate is valid at one position.
+
+  Args:
+    h, h_pruned: embeddings [D].
+    z, z_pruned: logits [V]; -inf masks a token.
+    temperature: T > 0 of the softmax.
+
+  Returns:
+    The next order of each estimate, and whether it is at most `TOLERANCE` of
+    the estimate; never where one of them is not finite.
+
+  Raises:
+    ValueError: shapes differ or are not one-dimensional, or T <= 0.
+  """
+  in_z, _ = spaces.compare_logits(z, z_pruned)
+  of_h, of_z = map(theorem_1, (spaces.compare_vectors(h, h_pruned), in_z))
+  of_p = theorem_2(z, z_pruned, temperature)
+  of_kl = theorem_3(z, z_pruned, temperature)
+  next_h, next_z = map(_next_order_of_cosine, (of_h, of_z))
+  next_p = of_p.third_cumulant / 2
+  next_kl = of_kl.third_cumulant / 6
+
+  def valid(estimate, next_order):
+    return jnp.abs(next_order) <= TOLERANCE * estimate
+
+  return Checks(
+    one_minus_cos_h_next_order=next_h,
+    one_minus_cos_z_next_order=next_z,
+    one_minus_cos_p_next_order=next_p,
+    kl_next_order=next_kl,
+    kl_bound=of_kl.bound,
+    max_abs_x=of_kl.max_abs_x,
+    theorem_1_valid=valid(of_h.estimate, next_h),
+    theorem_1_valid_z=valid(of_z.estimate, next_z),
+    theorem_2_valid=valid(of_p.estimate, next_p) & jnp.isfinite(of_p.estimate),
+    theorem_3_valid=valid(of_kl.estimate, next_kl)
+    & jnp.isfinite(of_kl.estimate),
+  )
+
+
 def theorem_1(deviation: spaces.Deviation) -> Theorem1:
   """Checks Theorem 1 on a pair of vectors that `spaces` compared.
 
   Args:
     deviation: of h, of z, or of the centred z.
+
+  Returns:
+    The estimate, the exact value and what decides about the error.
   """
   estimate = deviation.rho**2 / 2
   along = 1 + deviation.alpha
@@ -124,7 +208,14 @@ def theorem_1(deviation: spaces.Deviation) -> Theorem1:
 
 
 def theorem_2(z, z_pruned, temperature=1.0) -> Theorem2:
-  """Checks Theorem 2 on the logits [V] of one position.
+  """Checks Theorem 2 on the logits of one position.
+
+  Args:
+    z, z_pruned: logits [V]; -inf masks a token.
+    temperature: T > 0.
+
+  Returns:
+    The estimate of 1 - cos(p, q), the exact value and the next order.
 
   Raises:
     ValueError: shapes differ or are not one-dimensional, or T <= 0.
@@ -147,7 +238,15 @@ def theorem_2(z, z_pruned, temperature=1.0) -> Theorem2:
 
 
 def theorem_3(z, z_pruned, temperature=1.0) -> Theorem3:
-  """Checks Theorem 3, in both directions, on the logits [V] of one position.
+  """Checks Theorem 3, in both directions, on the logits of one position.
+
+  Args:
+    z, z_pruned: logits [V]; -inf masks a token.
+    temperature: T > 0.
+
+  Returns:
+    The estimate of both KL divergences, the exact values and the next orders;
+    nats.
 
   Raises:
     ValueError: shapes differ or are not one-dimensional, or T <= 0.
@@ -172,6 +271,11 @@ def theorem_3(z, z_pruned, temperature=1.0) -> Theorem3:
     third_cumulant=third,
     max_abs_x=_largest(p_V, x_V),
   )
+
+
+def _next_order_of_cosine(found: Theorem1) -> jax.Array:
+  """Returns u^2 / 2 - 3 u^4 / 8 - rho^2 / 2 with u = rho / (1 + alpha)."""
+  return found.corrected - 3 / 2 * found.corrected**2 - found.estimate
 
 
 def _signed_error(estimate, exact) -> jax.Array:

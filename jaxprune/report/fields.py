@@ -87,6 +87,11 @@ FIELDS: Mapping[str, Field] = {
         alive | | neither model has ended its text
         correct | | the answer was right
         correct_pruned | | the pruned model's answer was right
+        theorem_1_valid | | the next order is at most a tenth of rho_h^2 / 2
+        theorem_1_valid_z | | the next order is at most a tenth of rho_z^2 / 2
+        theorem_2_valid | | the next order is at most a tenth of the estimate
+        theorem_3_valid | | the next order is at most a tenth of the estimate
+        top_singular_converged | | the power iteration reached its tolerance
         certified | | score_margin exceeds score_change: no flip is possible
         """,
   ),
@@ -124,6 +129,21 @@ FIELDS: Mapping[str, Field] = {
         one_minus_cos_z | | 1 - cos_z without cancellation
         one_minus_cos_z_centred | | 1 - cos_z_centred without cancellation
         one_minus_cos_p | | 1 - cos_p without cancellation
+        one_minus_cos_h_next_order | | what the next order adds to the estimate
+        one_minus_cos_z_next_order | | what the next order adds to the estimate
+        one_minus_cos_p_next_order | | third cumulant of dz / T under r, over 2
+        kl_next_order | nats | third cumulant of dz / T under p, over 6
+        kl_bound | nats | (max dz - min dz)^2 / (8 T^2), which kl never exceeds
+        max_abs_x | | largest |dz - E_p dz| / T
+        relative_p | | |q - p| / |p|
+        amplification | | relative_p over |dz| / |z|; below 1 softmax damps
+        amplification_centred | | the same for logits less their means
+        random_amplification | | of a small change of z in a random direction
+        worst_amplification | | the largest of a small change of z
+        worst_share | | how far dz lies along the worst direction, 0 to 1
+        linear_ratio | | length of the linear change of p over the true one
+        participation | tokens | 1 / sum p^2
+        top_singular | | largest singular value of the Jacobian of softmax
         var_top5 | logits^2 | variance of dz under p of its 5 top tokens
         var_top10 | logits^2 | variance of dz under p of its 10 top tokens
         mean_abs_dz | logits | mean |dz|

@@ -1,7 +1,7 @@
 """Where in the texts is the damage: by step, length, position and entropy.
 
 A mean over all positions hides where they differ. Each table sorts the
-positions of one lane by one quantity and gives the mean of every measure in
+positions of one decoding by one quantity and gives the mean of every measure in
 each bin, with an interval over prompts:
 
   step         predictions after the prompt
@@ -13,35 +13,29 @@ each bin, with an interval over prompts:
 differ: until then both models have read the same text, after it they have not.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxprune import report
-from jaxprune.report import figures, page
+from jaxprune import statistics
 
+Table = Mapping[str, np.ndarray]
 QUANTITIES = ("step", "text_length", "position", "entropy")
 MEASURES = ("kl", "one_minus_cos_p", "cos_h", "cos_z_centred", "flip")
-LABELS = {
-  "text_length": "length of the text (steps)",
-  "position": "index in the text",
-  "entropy": "entropy of p (nats)",
-  "step": "decoding step",
-}
 _BINS = 8
 _AROUND = 8  # steps before and after the first divergence
 
 
-def text_ids(table: Mapping[str, np.ndarray]) -> np.ndarray:
+def text_ids(table: Table) -> np.ndarray:
   """One number per text (prompt and seed) for each row."""
   seeds = table.get("seed", np.zeros(len(table["prompt"]), np.int64))
   pairs = np.stack([table["prompt"], seeds], axis=1)
   return np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
 
 
-def with_lengths(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Adds `text_length` and `one_minus_cos_p` to output rows of one lane.
+def with_lengths(table: Table) -> dict[str, np.ndarray]:
+  """Adds `text_length` to output rows of one decoding.
 
   Lengths are of whole texts, so call it before rows are left out.
   """
@@ -50,42 +44,42 @@ def with_lengths(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   text = text_ids(table)
   last = np.zeros(text.max() + 1, np.int64)
   np.maximum.at(last, text, table["step"])
-  return dict(table) | {
-    "text_length": last[text] + 1,
-    "one_minus_cos_p": 1 - table["cos_p"],
-  }
+  return dict(table) | {"text_length": last[text] + 1}
 
 
-def break_down(
-  table: Mapping[str, np.ndarray], *, seed: int
-) -> dict[str, list[dict[str, Any]]]:
+def break_down(table: Table, *, seed: int) -> dict[str, list[dict[str, Any]]]:
   """Means per bin of each quantity.
 
   Args:
-    table: columns of the output rows of one lane, from `report.columns`.
+    table: columns of the output rows of one decoding.
     seed: of the intervals.
 
   Returns:
     By quantity, a list of bins: low, high, centre, positions, prompts, and by
-    measure mean, low and high.
+    measure the JSON of an `Estimate`.
   """
   table = with_lengths(table)
   return {
     name: _bins(
-      table, table[name], report.quantile_edges(table[name], _BINS), seed
+      table, table[name], statistics.quantile_edges(table[name], _BINS), seed
     )
     for name in QUANTITIES
     if name in table
   }
 
 
-def around_divergence(
-  table: Mapping[str, np.ndarray], *, seed: int
-) -> list[dict[str, Any]]:
+def around_divergence(table: Table, *, seed: int) -> list[dict[str, Any]]:
   """Means by steps since the tokens of a text first differed.
 
   Texts that never part, and steps further away, are left out. Step 0 is still
   predicted from the same text; from step 1 on the texts are others.
+
+  Args:
+    table: columns of the output rows of one decoding.
+    seed: of the intervals.
+
+  Returns:
+    Bins as those of `break_down`, one for each step.
   """
   table = with_lengths(table)
   since = steps_since_divergence(table)
@@ -97,7 +91,7 @@ def around_divergence(
   return _bins(part, since[near], np.append(steps, steps[-1]), seed)
 
 
-def steps_since_divergence(table: Mapping[str, np.ndarray]) -> np.ndarray:
+def steps_since_divergence(table: Table) -> np.ndarray:
   """Steps from the first with other tokens; NaN in texts that never part."""
   text = text_ids(table)
   first = np.full(text.max() + 1, np.inf)
@@ -109,145 +103,24 @@ def steps_since_divergence(table: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _bins(table, by, edges, seed) -> list[dict[str, Any]]:
   kept = np.isfinite(table["kl"])  # inf only where a token is masked
-  found: dict[tuple, dict[str, Any]] = {}
+  entries: dict[tuple, dict[str, Any]] = {}
   for measure in MEASURES:
-    for one in report.binned_means(
+    for found in statistics.binned_means(
       table[measure][kept].astype(float),
       by[kept],
       table["prompt"][kept],
       edges,
       seed=seed,
     ):
-      entry = found.setdefault(
-        (one.low, one.high, one.centre),
+      entry = entries.setdefault(
+        (found.low, found.high, found.centre),
         {
-          "low": one.low,
-          "high": one.high,
-          "centre": one.centre,
-          "positions": one.interval.rows,
-          "prompts": one.interval.prompts,
+          "low": found.low,
+          "high": found.high,
+          "centre": found.centre,
+          "positions": found.rows,
+          "prompts": found.estimate.count,
         },
       )
-      entry[measure] = {
-        "mean": one.interval.estimate,
-        "low": one.interval.low,
-        "high": one.interval.high,
-      }
-  return list(found.values())
-
-
-def series_of(bins: Sequence[Mapping[str, Any]], measure: str):
-  """Bins as a line with a band, the interval of each mean."""
-
-  def column(part):
-    values = (entry[measure][part] for entry in bins)
-    return np.array([np.nan if v is None else v for v in values], float)
-
-  return figures.Series(
-    x=np.array([entry["centre"] for entry in bins]),
-    y=column("mean"),
-    low=column("low"),
-    high=column("high"),
-  )
-
-
-def sections(
-  run: report.RunFolder, found: Mapping[str, Mapping[str, Any]]
-) -> list[page.Section]:
-  """Figures and tables of the breakdowns by lane; figures are also written.
-
-  Args:
-    run: where figures go.
-    found: by lane, what `break_down` gave, and perhaps `around_divergence`.
-  """
-  drawn, tables = [], []
-  for name in QUANTITIES:
-    bins = {
-      lane: entry[name]
-      for lane, entry in found.items()
-      if len(entry.get(name, ())) > 1 and _any_damage(entry[name])
-    }
-    if bins:
-      drawn.append(_figure(run, name, bins, LABELS[name]))
-      tables.append(_table(LABELS[name], bins))
-  around = {
-    lane: entry["around_divergence"]
-    for lane, entry in found.items()
-    if len(entry.get("around_divergence", ())) > 1
-  }
-  if around:
-    drawn.append(
-      _figure(
-        run, "divergence", around, "steps since the tokens first differed"
-      )
-    )
-  if not drawn:
-    return []
-  return [
-    page.Section(
-      title="Where in the texts",
-      paragraphs=(
-        "Means over positions with 95 % intervals over prompts. Bins hold"
-        " about as many positions each.",
-      ),
-      tables=tables,
-      figures=drawn,
-    )
-  ]
-
-
-def _any_damage(bins) -> bool:
-  """False for lanes that equal the dense one: a logarithm has no 0."""
-  return any(entry["kl"]["mean"] > 0 for entry in bins)
-
-
-def _figure(run, name, bins, label) -> page.Figure:
-  png = figures.lines(
-    {lane: series_of(entries, "kl") for lane, entries in bins.items()},
-    x=label,
-    y="kl",
-    log_y=True,
-  )
-  run.write_figure(f"kl_by_{name}", png)
-  return page.Figure(
-    png=png,
-    caption=f"Mean KL(p‖q) by {label}; band: 95 % interval over prompts.",
-    alt=f"Lines of mean KL by {label}, one per lane.",
-  )
-
-
-def _table(label, bins) -> page.Table:
-  rows = []
-  for lane, entries in bins.items():
-    for entry in entries:
-      rows.append(
-        (
-          f"{lane}, {page.format_number(entry['low'])} to"
-          f" {page.format_number(entry['high'])}",
-          entry["positions"],
-          *(cell(entry[m]) for m in MEASURES),
-        )
-      )
-  return page.Table(
-    caption=f"By {label}.",
-    columns=("lane and bin", "positions", *map(report.axis_label, MEASURES)),
-    rows=rows,
-  )
-
-
-def cell(entry: Mapping[str, float]) -> report.Interval:
-  """A stored mean with its interval, as a cell of a table."""
-  low, high = (
-    np.nan if entry[end] is None else entry[end] for end in ("low", "high")
-  )
-  return report.Interval(
-    estimate=entry["mean"],
-    low=low,
-    high=high,
-    level=0.95,
-    prompts=0,
-    rows=0,
-    resamples=0,
-    seed=0,
-    method="bca",
-  )
+      entry[measure] = found.estimate.to_json()
+  return list(entries.values())

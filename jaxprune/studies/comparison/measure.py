@@ -1,46 +1,58 @@
-"""Two models, the same tokens: records, scalars and the page of a comparison.
+"""Dense and pruned on the same tokens: the records of a comparison.
 
-Shared by `trajectories` and `quickstart`.
+The dense model continues every prompt, and both models are compared on that
+text, after every sublayer and at the output. Other protocols decode step by
+step, see `probes.trajectories`, and add rows under the names of their
+decodings.
 """
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import checkpoints, report
-from jaxprune.calibration import batching
+from jaxprune import checkpoints, report, statistics
 from jaxprune.calibration import prompts as prompts_lib
-from jaxprune.models import generation
+from jaxprune.probes import jacobian, position, theorems, trajectories
 from jaxprune.probes.decoder import sequences
-from jaxprune.report import figures, page
-from jaxprune.studies.comparison import breakdown
-from jaxprune.studies.comparison import decoding as lanes_lib
+from jaxprune.studies import inputs, texts
 
-PROTOCOL = lanes_lib.TEACHER_FORCED
+TEACHER_FORCED = "teacher_forced"
 SUBLAYERS = ("attention", "mlp")
-# What the summary says of every position, in this order.
-MEASURES = (
-  "cos_h",
-  "cos_z",
-  "cos_z_centred",
-  "cos_p",
-  "kl",
-  "kl_reverse",
-  "tv",
-  "flip",
-  "kl_estimate",
-  "one_minus_cos_p_estimate",
-  "entropy",
-  "entropy_pruned",
-)
+# Protocols that decode step by step, and the decodings of each.
+PROTOCOLS = {
+  "free_running": (trajectories.FREE_RUNNING, trajectories.CONTROL),
+  "handoff": (*trajectories.HISTORY_SPLIT, *trajectories.HANDOFF),
+  "resynchronised": (
+    trajectories.TEACHER_FORCED,
+    *(trajectories.resynchronised(every) for every in (2, 4, 8, 16)),
+  ),
+}
+# The worst direction of softmax is searched for at every position of the
+# output. Where p is flat its largest singular values are nearly equal, and the
+# iteration stops before it has told them apart.
+_MAX_ITERATIONS = 64
+_TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """How two models are compared; the flags of `trajectories`."""
+  """How two models are compared; the flags of `trajectories`.
+
+  Attributes:
+    max_new_tokens: steps of each text.
+    temperature: of sampling; 0 is greedy.
+    analysis_temperature: T of the softmax that is measured.
+    lens: how inner layers are read out, 'final_norm' or 'raw'.
+    batch: prompts decoded together.
+    seed: of the draws and of the intervals.
+    num_seeds: texts of each prompt, from `seed` on.
+    protocols: of `PROTOCOLS`, which decode step by step; the teacher-forced
+      comparison is always made.
+  """
 
   max_new_tokens: int
   temperature: float = 0.0
@@ -48,134 +60,312 @@ class Settings:
   lens: str = "final_norm"
   batch: int = 8
   seed: int = 0
-  num_seeds: int = 1  # texts per prompt, from `seed` on
+  num_seeds: int = 1
+  protocols: tuple[str, ...] = ()
+
+  def writing(self, seed: int) -> texts.Writing:
+    """How the dense texts of one seed are written."""
+    return texts.Writing(
+      max_new_tokens=self.max_new_tokens,
+      temperature=self.temperature,
+      batch=self.batch,
+      seed=seed,
+    )
+
+  def decodings(self) -> tuple[trajectories.Decoding, ...]:
+    """One decoding of each name, in the order of the protocols."""
+    named = {
+      decoding.name: decoding
+      for protocol in self.protocols
+      for decoding in PROTOCOLS[protocol]
+    }
+    return tuple(named.values())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Tables:
+  """What was measured, column by column.
+
+  Attributes:
+    output: a row for each position of the teacher-forced text, at the output.
+    inner: a row for each of these positions, layer and sublayer.
+    decodings: by name of the decoding, a row for each step of its texts.
+  """
+
+  output: Mapping[str, np.ndarray]
+  inner: Mapping[str, np.ndarray]
+  decodings: Mapping[str, Mapping[str, np.ndarray]]
+
+
+def load_models(
+  dense: checkpoints.Source, pruned: checkpoints.Source
+) -> tuple[sequences.Model, sequences.Model]:
+  """Load two models of one shape in float32.
+
+  Args:
+    dense: the original model.
+    pruned: the pruned model; its MLPs may be narrower.
+
+  Raises:
+    ValueError: their layers, widths or vocabularies differ.
+  """
+  sequences.check_same_shape(dense.config, pruned.config)
+  loaded = (
+    checkpoints.load_params(source, jnp.float32) for source in (dense, pruned)
+  )
+  return tuple(
+    sequences.Model(config=config, params=params) for config, params in loaded
+  )
 
 
 def compare(
-  dense: checkpoints.Source,
-  pruned: checkpoints.Source,
+  dense: sequences.Model,
+  pruned: sequences.Model,
   prompts: prompts_lib.Prompts,
   settings: Settings,
   run: report.RunFolder,
   progress: Any,
-  protocols: tuple[str, ...] = (PROTOCOL,),
-) -> None:
-  """Continue every prompt with the dense model and write what both say."""
-  sequences.check_same_shape(dense.config, pruned.config)
-  config, params = checkpoints.load_params(dense, jnp.float32)
-  pruned_config, pruned_params = checkpoints.load_params(pruned, jnp.float32)
-  lanes = lanes_lib.lanes_of(protocols)
-  # All prompts are padded to one length: one compilation for all batches.
-  tokens_XT, valid_XT = prompts_lib.left_pad(prompts.tokens, config.pad_id or 0)
-  parts = list(batching.batches(len(tokens_XT), settings.batch))
-  for index in range(settings.num_seeds * len(parts)):
-    seed = settings.seed + index // len(parts)
-    pick, size = parts[index % len(parts)]
-    start = int(pick[0])
-    tokens_BT, valid_BT = jnp.asarray(tokens_XT[pick]), valid_XT[pick]
-    common = [
-      {
-        "prompt": start + b,
-        "seed": seed,
-        "position": len(prompts.tokens[start + b]) - 1,
-        "analysis_temperature": settings.analysis_temperature,
-      }
-      for b in range(size)
-    ]
-    key = jax.random.fold_in(jax.random.key(seed), start)
-    if lanes:
-      run.write_all(
-        lanes_lib.lane_rows(
-          sequences.compare_lanes(
-            config,
-            params,
-            pruned_params,
-            tokens_BT,
-            jnp.asarray(valid_BT),
-            lanes,
-            num_steps=settings.max_new_tokens,
-            key=key,
-            eos_ids=config.eos_ids,
-            sampling_temperature=settings.temperature,
-            temperature=settings.analysis_temperature,
-          ),
-          common,
-        )
-      )
-    if PROTOCOL in protocols:
-      run.write_all(
-        _rows(
-          *one_pass(
-            (config, params),
-            (pruned_config, pruned_params),
-            tokens_BT,
-            valid_BT,
-            key,
-            settings,
-          ),
-          common,
-          settings,
-        )
-      )
-    progress.step(index)
-
-
-def one_pass(dense, pruned, tokens_BT, valid_BT, key, settings):
-  """Let the dense model continue prompts and both models read its text.
+) -> Tables:
+  """Continue every prompt with the dense model and write what both say.
 
   Args:
-    dense: config and parameters.
-    pruned: likewise.
-    tokens_BT: prompts, int [B, T], left-padded; B is `settings.batch`.
-    valid_BT: False for padding, bool [B, T].
-    key: of the draws.
+    dense: from `load_models`.
+    pruned: from `load_models`.
+    prompts: to continue.
     settings: how.
+    run: the rows are written to its records.
+    progress: told of every batch.
 
   Returns:
-    As `drivers.compare_sequences`, leaves [L, 2, B, steps] and [B, steps], and
-    the steps of each text that count, int [B].
+    The columns of the rows that were written.
   """
-  steps, last = settings.max_new_tokens, tokens_BT.shape[1] - 1
-  text = generation.generate(
-    *dense,
-    tokens_BT,
-    valid_BT=jnp.asarray(valid_BT),
-    max_new_tokens=steps,
-    sampling=generation.Sampling(temperature=settings.temperature),
-    key=key,
+  decodings, index = settings.decodings(), 0
+  sampling = sequences.Sampling(
+    num_steps=settings.max_new_tokens,
+    temperature=settings.temperature,
+    eos_ids=dense.config.eos_ids,
   )
-  # The last token is a prediction of the last step and is never read.
-  read_BT = jnp.concatenate([tokens_BT, text.tokens[:, :-1]], axis=1)
-  valid_BT = np.pad(valid_BT, ((0, 0), (0, steps - 1)), constant_values=True)
-  rows_BR = np.broadcast_to(last + np.arange(steps), (settings.batch, steps))
-  inner, output = sequences.compare_sequences(
-    *dense,
-    *pruned,
-    read_BT,
-    jnp.asarray(valid_BT),
-    jnp.asarray(rows_BR),
-    temperature=settings.analysis_temperature,
-    lens=settings.lens,
+  for seed in range(settings.seed, settings.seed + settings.num_seeds):
+    for text in texts.dense_texts(
+      dense.config, dense.params, prompts.tokens, settings.writing(seed)
+    ):
+      common = [
+        {
+          "prompt": int(prompt),
+          "seed": seed,
+          "position": len(prompts.tokens[prompt]) - 1,
+          "analysis_temperature": settings.analysis_temperature,
+        }
+        for prompt in text.prompts[: text.count]
+      ]
+      if decodings:
+        records = sequences.compare_decodings(
+          dense,
+          pruned,
+          jnp.asarray(text.prompt_tokens),
+          jnp.asarray(text.prompt_valid),
+          decodings,
+          sampling,
+          key=text.key,
+          temperature=settings.analysis_temperature,
+        )
+        run.write_all(decoding_rows(records, common))
+      inner, output = sequences.compare_sequences(
+        dense,
+        pruned,
+        _reading(text),
+        temperature=settings.analysis_temperature,
+        lens=settings.lens,
+        measure=measure_output,
+      )
+      run.write_all(_rows(inner, output, text, common, settings))
+      progress.step(index)
+      index += 1
+  names = {decoding.name for decoding in decodings} - {TEACHER_FORCED}
+  return Tables(
+    output=run.columns(protocol=TEACHER_FORCED, absent=["layer"]),
+    inner=run.columns(protocol=TEACHER_FORCED, present=["layer"]),
+    decodings={
+      decoding.name: run.columns(protocol=decoding.name)
+      for decoding in decodings
+      if decoding.name in names
+    },
   )
-  return inner, output, np.asarray(text.lengths)
 
 
-def _rows(inner, output, lengths, common, settings):
+def measure_output(h, h_pruned, z, z_pruned, temperature) -> dict[str, Any]:
+  """What is measured of one position at the output.
+
+  Args:
+    h, h_pruned: what the LM head reads, [D].
+    z, z_pruned: logits [V].
+    temperature: T of the softmax.
+
+  Returns:
+    Scalars by field: of `Position`, of `theorems.Checks`, and the gain of the
+    softmax.
+  """
+  gain = jacobian.softmax_gain(
+    z,
+    z_pruned,
+    temperature,
+    max_iterations=_MAX_ITERATIONS,
+    tolerance=_TOLERANCE,
+  )
+  return {
+    **position.fields_of(
+      position.compare_position(h, h_pruned, z, z_pruned, temperature)
+    ),
+    **position.fields_of(
+      theorems.check_position(h, h_pruned, z, z_pruned, temperature)
+    ),
+    "relative_p": gain.relative_p,
+    "amplification": gain.amplification,
+    "amplification_centred": gain.amplification_centred,
+    "random_amplification": gain.random_amplification,
+    "worst_amplification": gain.worst_amplification,
+    "worst_share": gain.worst_share,
+    "linear_ratio": gain.linear_ratio,
+    "participation": gain.participation,
+    "top_singular": gain.worst.value,
+    "top_singular_converged": gain.worst.converged,
+  }
+
+
+def compare_outputs(
+  dense: sequences.Model,
+  pruned: sequences.Model,
+  prompts: prompts_lib.Prompts,
+  settings: Settings,
+) -> dict[str, np.ndarray]:
+  """Compare the output on the dense text, and write no records.
+
+  Args:
+    dense: the dense model.
+    pruned: the pruned model.
+    prompts: to continue.
+    settings: how; one text of each prompt.
+
+  Returns:
+    Columns over positions: prompt, step, and the fields of
+    `probes.position.Position`.
+  """
+  parts: dict[str, list[np.ndarray]] = {}
+  for text in texts.dense_texts(
+    dense.config, dense.params, prompts.tokens, settings.writing(settings.seed)
+  ):
+    _, output = sequences.compare_sequences(
+      dense,
+      pruned,
+      _reading(text),
+      temperature=settings.analysis_temperature,
+      lens=settings.lens,
+    )
+    row, step = np.nonzero(text.alive)
+    columns = {"prompt": text.prompts[row], "step": step} | {
+      name: np.asarray(leaf_BR)[row, step]
+      for name, leaf_BR in position.fields_of(output).items()
+    }
+    for name, values in columns.items():
+      parts.setdefault(name, []).append(values)
+  return {name: np.concatenate(each) for name, each in parts.items()}
+
+
+def score_pocket(
+  source: checkpoints.Source,
+  dense: sequences.Model,
+  pruned: sequences.Model,
+  *,
+  seed: int,
+) -> dict[str, dict[str, Any]]:
+  """Score both models on the tasks of the pocket model's world.
+
+  Args:
+    source: the checkpoint of the dense model.
+    dense: from `load_models`.
+    pruned: from `load_models`.
+    seed: of the interval of a mean.
+
+  Returns:
+    By task: metric, the `Estimate` of the pruned model, and reference, the mean
+    of the dense one. Items that are right or wrong have Wilson's interval. No
+    task for a model that does not speak the pocket model's language.
+  """
+  if not inputs.is_pocket(source):
+    return {}
+  from jaxprune.pocket import shipped
+
+  reference, scores = (
+    shipped.item_scores(model.config, model.params) for model in (dense, pruned)
+  )
+  tasks = {}
+  # Stories are at chance in the dense model: nothing there could be lost.
+  for name in ("choose", "retrieve", "generate"):
+    if name == "retrieve":
+      metric, found = "nDCG@10", statistics.mean(scores[name], seed=seed)
+    else:
+      metric, found = "accuracy", statistics.proportion(scores[name])
+    tasks[name] = {
+      "metric": metric,
+      **found.to_json(),
+      "reference": float(reference[name].mean()),
+    }
+  return tasks
+
+
+def _reading(text: texts.DenseTexts) -> sequences.Reading:
+  return sequences.Reading(
+    **jax.tree.map(
+      jnp.asarray,
+      {"tokens": text.tokens, "valid": text.valid, "rows": text.rows},
+    )
+  )
+
+
+def decoding_rows(
+  records: Mapping[str, trajectories.DecodingRecords],
+  common: list[dict[str, Any]],
+) -> Iterator[dict[str, Any]]:
+  """Flat rows of the decodings; steps after an end of text are left out.
+
+  Args:
+    records: from `sequences.compare_decodings`, leaves [T, B].
+    common: for each text of the batch that counts, its fields and `position`,
+      the index of its last prompt token.
+  """
+  for name, record in records.items():
+    if name == TEACHER_FORCED:
+      continue  # compared in one pass, with its layers
+    leaves = position.fields_of(record.position)
+    # Sampling can choose another token than the likeliest, which `position`
+    # has.
+    for chosen in ("token_dense", "token_pruned", "aligned", "alive"):
+      leaves[chosen] = getattr(record, chosen)
+    leaves = {field: np.asarray(leaf) for field, leaf in leaves.items()}
+    for b, text in enumerate(common):
+      for step in np.flatnonzero(leaves["alive"][:, b]):
+        place = {
+          "protocol": name,
+          "step": int(step),
+          "position": text["position"] + int(step),
+        }
+        row = {field: leaf[step, b] for field, leaf in leaves.items()}
+        yield text | place | row
+
+
+def _rows(inner, output, text, common, settings):
   """Flat rows of one batch; steps after an end of text are left out."""
   inner, output = (
-    {
-      f.name: np.asarray(getattr(tree, f.name))
-      for f in dataclasses.fields(tree)
-    }
-    for tree in (inner, output)
+    {name: np.asarray(leaf) for name, leaf in leaves.items()}
+    for leaves in (position.fields_of(inner), output)
   )
   layers = inner["kl"].shape[0]
-  for b, text in enumerate(common):
-    for step in range(int(lengths[b])):
-      place = text | {
-        "protocol": PROTOCOL,
+  for b, fields in enumerate(common):
+    for step in range(int(text.lengths[b])):
+      place = fields | {
+        "protocol": TEACHER_FORCED,
         "step": step,
-        "position": text["position"] + step,
+        "position": fields["position"] + step,
       }
       yield place | {name: leaf[b, step] for name, leaf in output.items()}
       for layer in range(layers):
@@ -187,272 +377,3 @@ def _rows(inner, output, lengths, common, settings):
               name: leaf[layer, index, b, step] for name, leaf in inner.items()
             }
           )
-
-
-def summarise(folder, settings: Settings) -> dict[str, Any]:
-  """Means over prompts and steps, with intervals over prompts."""
-  table, inner = _tables(folder)
-  output = {}
-  for name in MEASURES:
-    interval = report.mean_interval(
-      table[name].astype(float), table["prompt"], seed=settings.seed
-    )
-    output[name] = {
-      "mean": interval.estimate,
-      "low": interval.low,
-      "high": interval.high,
-      "median": float(np.median(table[name])),
-      "min": float(np.min(table[name])),
-      "max": float(np.max(table[name])),
-    }
-  by_layer = [
-    {"layer": int(layer), "sublayer": sublayer}
-    | {
-      name: float(
-        np.mean(
-          inner[name][
-            (inner["layer"] == layer) & (inner["sublayer"] == sublayer)
-          ]
-        )
-      )
-      for name in ("cos_h", "cos_z", "cos_z_centred", "cos_p", "kl")
-    }
-    for layer in np.unique(inner["layer"])
-    for sublayer in SUBLAYERS
-  ]
-  return {
-    "protocol": PROTOCOL,
-    "lens": settings.lens,
-    "analysis_temperature": settings.analysis_temperature,
-    "prompts": len(np.unique(table["prompt"])),
-    "positions": len(table["kl"]),
-    "output": output,
-    "by_layer": by_layer,
-  }
-
-
-def _tables(folder):
-  """Columns of the output rows, and of the inner ones."""
-  rows = report.read_records(folder)
-  rows = [row for row in rows if row.get("protocol") == PROTOCOL]
-  return (
-    report.columns([row for row in rows if "layer" not in row]),
-    report.columns([row for row in rows if "layer" in row]),
-  )
-
-
-def summarise_texts(folder, settings: Settings) -> dict[str, Any]:
-  """`lanes` and `breakdown`: the texts by lane, step, length and entropy."""
-  table, _ = _tables(folder)
-  return {
-    "lanes": lanes_lib.summarise_lanes(folder, seed=settings.seed),
-    "breakdown": {
-      PROTOCOL: breakdown.break_down(table, seed=settings.seed),
-      **lanes_lib.break_down_lanes(folder, seed=settings.seed),
-    },
-  }
-
-
-def headline(summary: dict[str, Any]) -> str:
-  """The comparison in one line."""
-  said = {
-    name: f"{entry['mean']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}]"
-    for name, entry in summary["output"].items()
-  }
-  return (
-    f"output over {summary['positions']} positions of {summary['prompts']}"
-    f" prompts, mean [95 %]: cos_h {said['cos_h']}, cos_z {said['cos_z']},"
-    f" centred {said['cos_z_centred']}, cos_p {said['cos_p']},"
-    f" KL {said['kl']} nats, argmax changed {said['flip']}"
-  )
-
-
-def verdict(summary: dict[str, Any]) -> str:
-  """What the numbers say, in plain words; thresholds are not claimed."""
-  output = summary["output"]
-  space = {name: 1 - output[f"cos_{name}"]["mean"] for name in "hzp"}
-  space["centred z"] = 1 - output["cos_z_centred"]["mean"]
-  order = sorted(space, key=space.get, reverse=True)
-  ranked = ", ".join(f"{name} {space[name]:.3g}" for name in order)
-  steps = output["kl"]
-  return (
-    f"At the output, teacher-forced over {summary['positions']} positions of"
-    f" {summary['prompts']} prompts, the largest deviation is in {order[0]}"
-    f" (1 - cosine, mean: {ranked}).\n\nThe most likely token changes at"
-    f" {100 * output['flip']['mean']:.1f} % of the positions, and KL(p‖q) is"
-    f" {steps['mean']:.3g} nats on average, {steps['median']:.3g} in the"
-    f" median and {steps['max']:.3g} at worst.\n\nEach changed token would"
-    " send free-running text another way; this comparison keeps both models"
-    " on the same tokens, so it shows the damage at each position and not"
-    " how it adds up."
-  )
-
-
-def report_sections(run: report.RunFolder) -> list[page.Section]:
-  """Tables and figures of a comparison; the figures are also written."""
-  table, inner = _tables(run.folder)
-  seed = 0
-  rows = []
-  for name in MEASURES:
-    values = table[name].astype(float)
-    rows.append(
-      (
-        report.axis_label(name),
-        report.mean_interval(values, table["prompt"], seed=seed),
-        float(np.median(values)),
-        float(values.min()),
-        float(values.max()),
-      )
-    )
-  spaces = ("cos_h", "cos_z", "cos_z_centred", "cos_p")
-
-  def by(names, x, columns):
-    return {n: figures.mean_and_range(columns[x], columns[n]) for n in names}
-
-  drawn = {}
-  drawn["steps"] = (
-    figures.lines(by(spaces, "step", table), x="step"),
-    "Cosine between the two models at the output: mean over prompts, band"
-    " from least to greatest.",
-    "Lines of the cosine of h, z, centred z and p over decoding steps.",
-  )
-  sub = {
-    kind: {
-      name: values[inner["sublayer"] == kind] for name, values in inner.items()
-    }
-    for kind in SUBLAYERS
-  }
-  drawn["layers"] = (
-    figures.lines_by_sublayer(
-      *(by(spaces, "layer", sub[kind]) for kind in SUBLAYERS)
-    ),
-    "Cosine after every attention and every MLP: mean over prompts and steps,"
-    " band from least to greatest. The pruned model runs on its own inner"
-    " states, so damage adds up over the layers.",
-    "Two panels, attention and MLP: cosine of h, z, centred z and p by layer.",
-  )
-  drawn["kl_layers"] = (
-    figures.lines_by_sublayer(
-      *(by(("kl", "kl_estimate"), "layer", sub[kind]) for kind in SUBLAYERS),
-      y="nats",
-      log_y=True,
-    ),
-    "KL(p‖q) after every sublayer and its estimate of Theorem 3.",
-    "KL divergence and its estimate by layer, logarithmic.",
-  )
-  drawn["kl_estimate"] = (
-    figures.scatter_against_truth(
-      table["kl"], table["kl_estimate"], x="kl", y="kl_estimate"
-    ),
-    "Theorem 3 at the output: the estimate of KL against its value; on the"
-    " line it is exact.",
-    "Scatter of estimated against true KL with the identity line.",
-  )
-  drawn["cos_p_estimate"] = (
-    figures.scatter_against_truth(
-      1 - table["cos_p"],
-      table["one_minus_cos_p_estimate"],
-      x="one_minus_cos_p",
-      y="one_minus_cos_p_estimate",
-    ),
-    "Theorem 2 at the output: the estimate of 1 - cos(p, q) against its value.",
-    "Scatter of estimated against true 1 - cosine of p with the identity.",
-  )
-  heat = np.full((inner["layer"].max() + 1, inner["step"].max() + 1), np.nan)
-  mlp = sub["mlp"]
-  for layer in range(heat.shape[0]):
-    for step in range(heat.shape[1]):
-      values = mlp["kl"][(mlp["layer"] == layer) & (mlp["step"] == step)]
-      heat[layer, step] = values.mean() if values.size else np.nan
-  drawn["kl_map"] = (
-    figures.heat_map(heat, value="kl", log=True),
-    "KL(p‖q) after each layer at each step, mean over prompts.",
-    "Heat map of KL by layer and decoding step.",
-  )
-  for name, (png, _, _) in drawn.items():
-    run.write_figure(name, png)
-
-  def shown(*names):
-    return [
-      page.Figure(png=drawn[n][0], caption=drawn[n][1], alt=drawn[n][2])
-      for n in names
-    ]
-
-  return [
-    page.Section(
-      title="At the output",
-      tables=[
-        page.Table(
-          caption="Every position counts alike; intervals of the mean are"
-          " 95 %, resampling prompts.",
-          columns=("measure", "mean", "median", "least", "greatest"),
-          rows=rows,
-        )
-      ],
-      figures=shown("steps", "kl_estimate", "cos_p_estimate"),
-    ),
-    page.Section(
-      title="Through the layers", figures=shown("layers", "kl_layers", "kl_map")
-    ),
-  ]
-
-
-def _task_sections(summary) -> list[page.Section]:
-  tasks = summary.get("tasks")
-  if not tasks:
-    return []
-  return [
-    page.Section(
-      title="On the tasks",
-      tables=[
-        page.Table(
-          caption="Held-out items of the pocket model's world, whose facts the"
-          " same model chooses, retrieves or writes out.",
-          columns=("task", "measure", "items", "dense", "pruned"),
-          rows=[
-            (
-              name,
-              entry["metric"],
-              entry["count"],
-              entry["reference"],
-              f"{page.format_number(entry['value'])}"
-              f" [{page.format_number(entry['low'])},"
-              f" {page.format_number(entry['high'])}]",
-            )
-            for name, entry in tasks.items()
-          ],
-        )
-      ],
-    )
-  ]
-
-
-def protocol_of(summary: dict[str, Any], settings: Settings) -> dict[str, Any]:
-  """What a reader needs to compare the numbers, beside run.json."""
-  return {
-    "Protocol": "teacher-forced on the dense model's continuation",
-    "Prompts": summary["prompts"],
-    "Steps": settings.max_new_tokens,
-    "Texts of each prompt (seeds)": settings.num_seeds,
-    "Sampling temperature (0 is greedy)": settings.temperature,
-    "Analysis temperature T": settings.analysis_temperature,
-    "Lens of inner layers": settings.lens,
-  }
-
-
-def write_report(run, description, summary, settings) -> None:
-  """Figures and report.html of a comparison."""
-  run.write_page(
-    page.render_page(
-      title="Dense against pruned, teacher-forced",
-      verdict=verdict(summary),
-      sections=(
-        _task_sections(summary)
-        + report_sections(run)
-        + lanes_lib.sections(summary.get("lanes", {}))
-        + breakdown.sections(run, summary.get("breakdown", {}))
-      ),
-      run=description,
-      protocol=protocol_of(summary, settings),
-    )
-  )

@@ -3,18 +3,15 @@
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import checkpoints, report
-from jaxprune.calibration import batching
 from jaxprune.calibration import prompts as prompts_lib
+from jaxprune.probes import position
 from jaxprune.probes.decoder import transitions
-from jaxprune.probes.divergences import compare_distributions
-from jaxprune.probes.position import compare_position
-from jaxprune.probes.spaces import compare_logits, compare_vectors
 from jaxprune.report import figures, page
+from jaxprune.studies import texts
 
 PROTOCOL = "transitions"
 SUBLAYERS = ("attention", "mlp")
@@ -49,21 +46,6 @@ class Settings:
   seed: int = 0
 
 
-def measure_exactly(h, h_pruned, z, z_pruned, temperature):
-  """The fields of `Position`, and 1 - cosine where a cosine would be 1."""
-  found = compare_position(h, h_pruned, z, z_pruned, temperature)
-  return {
-    field.name: getattr(found, field.name)
-    for field in dataclasses.fields(found)
-  } | {
-    "one_minus_cos_h": compare_vectors(h, h_pruned).one_minus_cos,
-    "one_minus_cos_z": compare_logits(z, z_pruned)[0].one_minus_cos,
-    "one_minus_cos_p": compare_distributions(
-      z, z_pruned, temperature
-    ).one_minus_cos_p,
-  }
-
-
 def measure(
   dense: checkpoints.Source,
   pruned: checkpoints.Source | None,
@@ -81,43 +63,38 @@ def measure(
     if pruned is None
     else (checkpoints.load_params(pruned, jnp.float32)[1])
   )
-  # All prompts are padded to one length: one compilation for all batches.
-  tokens_XT, valid_XT = prompts_lib.left_pad(prompts.tokens, config.pad_id or 0)
-  count, ends = len(tokens_XT), np.asarray(config.eos_ids, np.int32)
-  for pick, size in batching.batches(count, settings.batch):
-    start = int(pick[0])
-    chosen_BR, records = transitions.decode_transitions(
+  writing = texts.Writing(
+    max_new_tokens=settings.max_new_tokens,
+    temperature=settings.temperature,
+    batch=settings.batch,
+    seed=settings.seed,
+  )
+  measurement = transitions.Measurement(
+    lens=settings.lens, history=settings.history
+  )
+  intervention = "dropped" if pruned is None else "pruned"
+  for index, text in enumerate(
+    texts.dense_texts(config, params, prompts.tokens, writing)
+  ):
+    records = transitions.compare_transitions(
       config,
       params,
       other,
-      jnp.asarray(tokens_XT[pick]),
-      jnp.asarray(valid_XT[pick]),
+      jnp.asarray(text.tokens),
+      jnp.asarray(text.valid),
+      measurement,
       num_steps=settings.max_new_tokens,
-      key=jax.random.fold_in(jax.random.key(settings.seed), start),
-      sampling_temperature=settings.temperature,
       temperature=settings.analysis_temperature,
-      lens=settings.lens,
-      history=settings.history,
-      measure=measure_exactly,
     )
-    # Up to the step that chose an end-of-text token.
-    ended_BR = np.cumsum(np.isin(chosen_BR, ends), axis=1) - np.isin(
-      chosen_BR, ends
-    )
-    run.write_all(
-      _rows(
-        records,
-        start,
-        ended_BR[:size] == 0,
-        settings,
-        "dropped" if pruned is None else "pruned",
-      )
-    )
-    progress.step(start // settings.batch)
+    run.write_all(_rows(records, text, settings, intervention))
+    progress.step(index)
 
 
-def _rows(records, start, alive_BR, settings, intervention):
-  leaves = {name: np.asarray(leaf) for name, leaf in records.items()}
+def _rows(records, text, settings, intervention):
+  """Flat rows of one batch; steps after an end of text are left out."""
+  leaves = {
+    name: np.asarray(leaf) for name, leaf in position.fields_of(records).items()
+  }
   common = {
     "protocol": PROTOCOL,
     "intervention": intervention,
@@ -125,13 +102,13 @@ def _rows(records, start, alive_BR, settings, intervention):
     "lens": settings.lens,
     "analysis_temperature": settings.analysis_temperature,
   }
-  for b, step in np.argwhere(alive_BR):
+  for b, step in np.argwhere(text.alive):
     for layer in range(len(leaves["kl"])):
       for index, sublayer in enumerate(SUBLAYERS):
         yield (
           common
           | {
-            "prompt": int(start + b),
+            "prompt": int(text.prompts[b]),
             "step": int(step),
             "layer": layer,
             "sublayer": sublayer,

@@ -1,0 +1,272 @@
+"""What a comparison found: every number of its page, computed once."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxprune import statistics
+from jaxprune.probes import theorems
+from jaxprune.studies.comparison import breakdown, decodings
+from jaxprune.studies.comparison.measure import (
+  SUBLAYERS,
+  TEACHER_FORCED,
+  Settings,
+  Tables,
+)
+
+Table = Mapping[str, np.ndarray]
+SPACES = ("cos_h", "cos_z", "cos_z_centred", "cos_p")
+# What is said of every position at the output, in this order.
+MEASURES = (
+  *SPACES,
+  "one_minus_cos_h",
+  "one_minus_cos_z",
+  "one_minus_cos_z_centred",
+  "one_minus_cos_p",
+  "kl",
+  "kl_reverse",
+  "tv",
+  "flip",
+  "kl_estimate",
+  "one_minus_cos_p_estimate",
+  "entropy",
+  "entropy_pruned",
+)
+BY_LAYER = (*SPACES, "kl", "kl_estimate")
+# By theorem: what is estimated, by which field, and where that is valid.
+THEOREMS = {
+  "theorem_1": (
+    "one_minus_cos_h",
+    "one_minus_cos_h_estimate",
+    "theorem_1_valid",
+  ),
+  "theorem_1_z": (
+    "one_minus_cos_z",
+    "one_minus_cos_z_estimate",
+    "theorem_1_valid_z",
+  ),
+  "theorem_2": (
+    "one_minus_cos_p",
+    "one_minus_cos_p_estimate",
+    "theorem_2_valid",
+  ),
+  "theorem_3": ("kl", "kl_estimate", "theorem_3_valid"),
+}
+GAINS = (
+  "relative_p",
+  "amplification",
+  "amplification_centred",
+  "random_amplification",
+  "worst_amplification",
+  "worst_share",
+  "linear_ratio",
+  "participation",
+  "top_singular",
+)
+
+
+def summarise(tables: Tables, settings: Settings) -> dict[str, Any]:
+  """Means over prompts and steps, with intervals over prompts.
+
+  Args:
+    tables: from `measure.compare`.
+    settings: how it was measured, and the seed of the intervals.
+
+  Returns:
+    protocol, lens, analysis_temperature, prompts, positions; output, by measure
+    its mean with an interval, median and range; by_layer, by_step, kl_map, and
+    what the theorems and the softmax do.
+  """
+  output, inner = tables.output, tables.inner
+  return {
+    "protocol": TEACHER_FORCED,
+    "lens": settings.lens,
+    "analysis_temperature": settings.analysis_temperature,
+    "prompts": len(np.unique(output["prompt"])),
+    "positions": len(output["kl"]),
+    "output": {
+      name: _described(output[name], output["prompt"], settings.seed)
+      for name in MEASURES
+    },
+    "by_layer": _by_layer(inner),
+    "by_step": _by_step(output),
+    "kl_map": _kl_map(inner),
+    "theorems": {
+      name: check_theorem(output, *fields, seed=settings.seed)
+      for name, fields in THEOREMS.items()
+    },
+    "kl_bound": _bound(output),
+    "softmax": _softmax(output, settings.seed),
+  }
+
+
+def summarise_texts(tables: Tables, settings: Settings) -> dict[str, Any]:
+  """`decodings` and `breakdown`: by decoding, step, length and entropy.
+
+  Args:
+    tables: from `measure.compare`.
+    settings: the seed of the intervals is read.
+  """
+  seed = settings.seed
+  return {
+    "decodings": decodings.summarise(tables.decodings, seed=seed),
+    "breakdown": {
+      TEACHER_FORCED: breakdown.break_down(tables.output, seed=seed),
+      **decodings.break_down(tables.decodings, seed=seed),
+    },
+  }
+
+
+def check_theorem(
+  table: Table, truth: str, estimate: str, valid: str, *, seed: int
+) -> dict[str, Any]:
+  """How good an estimate is where it is valid, and elsewhere.
+
+  Args:
+    table: columns over positions.
+    truth: field that is estimated.
+    estimate: field of the estimate.
+    valid: field that says where the estimate is valid.
+    seed: of the interval.
+
+  Returns:
+    truth, the fraction of positions where the estimate is valid, and of the
+    positions inside and outside: how many, the median of |estimate - truth| /
+    truth, and the sum of the estimates over the sum of the truths; None where
+    no position has a positive truth.
+  """
+  usable = np.isfinite(table[truth]) & np.isfinite(table[estimate])
+  usable &= table[truth] > 0
+
+  def error(keep):
+    exact, estimated = table[truth][keep], table[estimate][keep]
+    if not keep.any():
+      return {"positions": 0, "median_error": None, "ratio_of_sums": None}
+    return {
+      "positions": int(keep.sum()),
+      "median_error": float(np.median(np.abs(estimated / exact - 1))),
+      "ratio_of_sums": float(estimated.sum() / exact.sum()),
+    }
+
+  return {
+    "truth": truth,
+    "tolerance": theorems.TOLERANCE,
+    "valid": statistics.proportion(
+      table[valid], table["prompt"], seed=seed
+    ).to_json(),
+    "inside": error(usable & table[valid]),
+    "outside": error(usable & ~table[valid]),
+  }
+
+
+def mean_of_layers(log: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """The mean sparsity and error over the layers of a pruning log."""
+  return {
+    name: sum(row[name] for row in log) / len(log)
+    for name in ("sparsity", "layer_error")
+  }
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+  """The comparison in one line, and one line for each task."""
+  text = {
+    name: f"{entry['value']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}]"
+    for name, entry in summary["output"].items()
+  }
+  return (
+    f"output over {summary['positions']} positions of {summary['prompts']}"
+    f" prompts, mean [95 %]: cos_h {text['cos_h']}, cos_z {text['cos_z']},"
+    f" centred {text['cos_z_centred']}, cos_p {text['cos_p']},"
+    f" KL {text['kl']} nats, argmax changed {text['flip']}"
+    + "".join(map(_task_line, summary.get("tasks", {}).items()))
+  )
+
+
+def _task_line(task) -> str:
+  name, entry = task
+  return (
+    f"\n{name:9s} dense {entry['reference']:.3f}  pruned"
+    f" {entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
+    f" ({entry['count']} items)"
+  )
+
+
+def _described(values, prompts, seed) -> dict[str, Any]:
+  """Mean with its interval, median and range."""
+  mean = statistics.mean(values, prompts, seed=seed)
+  return mean.to_json() | {
+    "median": float(np.median(values)),
+    "min": float(np.min(values)),
+    "max": float(np.max(values)),
+  }
+
+
+def _by_layer(inner) -> list[dict[str, Any]]:
+  """Means of each sublayer; the ranges stand under `min` and `max`."""
+  return [
+    {"layer": int(layer), "sublayer": sublayer}
+    | _mean_and_range(
+      inner, (inner["layer"] == layer) & (inner["sublayer"] == sublayer)
+    )
+    for layer in np.unique(inner["layer"])
+    for sublayer in SUBLAYERS
+  ]
+
+
+def _by_step(output) -> list[dict[str, Any]]:
+  """Means of each step over prompts, and the ranges."""
+  return [
+    {"step": int(step)} | _mean_and_range(output, output["step"] == step)
+    for step in np.unique(output["step"])
+  ]
+
+
+def _mean_and_range(table, keep) -> dict[str, Any]:
+  parts = {name: table[name][keep] for name in BY_LAYER}
+  return {
+    **{name: float(np.mean(part)) for name, part in parts.items()},
+    "min": {name: float(np.min(part)) for name, part in parts.items()},
+    "max": {name: float(np.max(part)) for name, part in parts.items()},
+  }
+
+
+def _kl_map(inner) -> list[list[float]]:
+  """Mean KL after the MLP of each layer, [layers][steps]; NaN without a row."""
+  mlp = inner["sublayer"] == "mlp"
+  layer, step = inner["layer"][mlp], inner["step"][mlp]
+  shape = (inner["layer"].max() + 1, inner["step"].max() + 1)
+  total, count = np.zeros(shape), np.zeros(shape)
+  np.add.at(total, (layer, step), inner["kl"][mlp])
+  np.add.at(count, (layer, step), 1)
+  with np.errstate(invalid="ignore"):
+    return (total / count).tolist()
+
+
+def _bound(output) -> dict[str, Any]:
+  """How far KL stays below Hoeffding's bound."""
+  kl, bound = output["kl"], output["kl_bound"]
+  usable = np.isfinite(bound) & (bound > 0)
+  return {
+    "positions": int(usable.sum()),
+    "median_share": float(np.median(kl[usable] / bound[usable]))
+    if usable.any()
+    else None,
+    "exceeded": int((kl[usable] > bound[usable]).sum()),
+  }
+
+
+def _softmax(output, seed) -> dict[str, Any]:
+  """Means of the gains over the positions, and where softmax damps."""
+  return {
+    **{
+      name: statistics.finite_mean(
+        output[name], output["prompt"], seed=seed
+      ).to_json()
+      for name in GAINS
+    },
+    "damped": statistics.proportion(
+      output["amplification_centred"] < 1, output["prompt"], seed=seed
+    ).to_json(),
+    "converged": float(output["top_singular_converged"].mean()),
+  }
