@@ -51,7 +51,9 @@ def main() -> None:
       "--pruned and --drop: give one of them, --pruned=FOLDER to replace"
       " sublayers or --drop to leave them out"
     )
-  from jaxprune.studies.transitions import measure
+  from jaxprune.calibration import batching
+  from jaxprune.studies.transitions import measure, page
+  from jaxprune.studies.transitions import summary as summary_lib
 
   models = _MODELS.open()
   prompts = _PROMPTS.read(models["dense"])
@@ -71,18 +73,18 @@ def main() -> None:
     prompts=prompts,
     extra_fields=measure.FIELDS,
   ) as study:
-    measure.measure(
+    batches = batching.number_of_batches(len(prompts.tokens), settings.batch)
+    measured = measure.measure(
       models["dense"],
       models.get("pruned"),
       prompts,
       settings,
       study.run,
-      progress=study.progress("batch", -(-len(prompts.tokens) // _BATCH.value)),
+      progress=study.progress("batch", batches),
     )
-    table = study.run.columns()
-    summary = measure.summarise(table, settings)
-    study.finish(summary, measure.headline(summary))
-    measure.write_page(study.run, study.description, table, summary, settings)
+    summary = summary_lib.summarise(measured, settings)
+    study.finish(summary, summary_lib.headline(summary))
+    page.write_page(study.run, study.description, measured, summary, settings)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.extend
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 
 from jaxprune.models import decoder, generation, rope
 from jaxprune.models.config import ModelConfig, RopeConfig
-from jaxprune.probes import spaces, transitions
+from jaxprune.probes import lm_head, spaces, transitions
 from jaxprune.probes.decoder import transitions as decoder_transitions
 from jaxprune.pruning.layerwise import similarities
 from jaxprune.studies import texts
@@ -403,6 +404,38 @@ def test_dense_side_is_what_the_text_was_chosen_from(temperature):
   # The dense side of the last sublayer is what greedy decoding chose from.
   if not temperature:
     np.testing.assert_array_equal(records["z"][-1, 1].argmax(-1), expected_BR)
+
+
+@pytest.mark.parametrize("lens", ["final_norm", "raw"])
+def test_gain_of_the_head(lens):
+  """The head reads the normed stream, or the stream itself."""
+  dense, pruned = models(PLAIN)
+  _, tokens_BT, valid_BT = text(PLAIN)
+  kernel_DV = decoder_transitions.head_kernel(PLAIN, dense)
+  head = lm_head.spectrum(kernel_DV, jax.random.key(0), 3)
+  found, gains = compare(
+    PLAIN,
+    dense,
+    pruned,
+    tokens_BT,
+    valid_BT,
+    num_steps=STEPS,
+    measure=vectors,
+    lens=lens,
+    head=head,
+  )
+  chex.assert_tree_shape_prefix(gains, (3, 2, 3, STEPS))
+  chex.assert_tree_all_finite(gains)
+  h, g = found["h"], found["g"]
+  if lens == "final_norm":
+    h, g = (decoder.final_norm(PLAIN, dense, x) for x in (h, g))
+  norm = functools.partial(jnp.linalg.norm, axis=-1)
+  np.testing.assert_allclose(
+    gains.gain_h, norm(found["z"]) / norm(h), rtol=1e-4
+  )
+  np.testing.assert_allclose(
+    gains.gain_dh, norm(found["y"] - found["z"]) / norm(g - h), rtol=1e-3
+  )
 
 
 def test_attention_to_a_foreign_history():

@@ -9,7 +9,7 @@ import scripts
 
 from jaxprune import report
 from jaxprune.report import figures
-from jaxprune.studies.transitions import measure
+from jaxprune.studies.transitions import summary as summary_lib
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +74,16 @@ def test_rows_summary_and_page(tiny, tmp_path, change):
     at = (table["layer"] == entry["layer"]) & (
       table["sublayer"] == entry["sublayer"]
     )
-    assert entry["cos_h"]["mean"] == pytest.approx(table["cos_h"][at].mean())
+    assert entry["cos_h"]["value"] == pytest.approx(table["cos_h"][at].mean())
     assert entry["kl"]["max"] == table["kl"][at].max()
-    assert entry["kl"]["low"] <= entry["kl"]["mean"] <= entry["kl"]["high"]
+    assert entry["kl"]["low"] <= entry["kl"]["value"] <= entry["kl"]["high"]
   assert summary["estimates"]["kl"]["rows"] == len(rows)
+  # The head of the raw lens reads the residual itself.
+  ratio = table["head_gain_dh"] / table["head_gain_h"]
+  np.testing.assert_allclose(table["attenuation"], ratio, rtol=1e-5)
+  assert ((table["head_energy_dh"] > 0) & (table["head_energy_dh"] <= 1)).all()
+  head = summary["head"]
+  assert (np.diff(head["values"]) <= 0).all() and head["gain_random"] > 0
   names = {path.stem for path in (out / "figures").iterdir()}
   assert {
     "cosines",
@@ -157,13 +163,14 @@ def test_bars_of_the_mean_are_drawn():
 
 def test_how_an_estimate_is_compared():
   truth = np.array([1.0, 2.0, 0.0, 4.0, np.nan])
-  found = measure.compare_estimate(truth, np.array([2.0, 2.0, 0.5, 16.0, 1.0]))
+  estimate = np.array([2.0, 2.0, 0.5, 16.0, 1.0])
+  found = summary_lib.compare_estimate(truth, estimate)
   assert found["rows"] == 4 and found["rows_with_ratio"] == 3
   assert found["sum_ratio"] == pytest.approx(20 / 7)
   assert found["median_ratio"] == 2
   # Ranks 1 2 0 3 against 1.5 1.5 0 3.
   assert found["spearman"] == pytest.approx(4.5 / np.sqrt(5 * 4.5))
-  flat = measure.compare_estimate(np.zeros(3), np.zeros(3))
+  flat = summary_lib.compare_estimate(np.zeros(3), np.zeros(3))
   assert flat["spearman"] is None and flat["sum_ratio"] is None
 
 
@@ -177,12 +184,17 @@ def test_orders_of_the_paper_are_counted():
       "kl": kl,
       "rho_h": 1 - h,
       "rho_z": 1 - z,
-    }
+      "attenuation": 2 * z,
+      "head_energy_h": h,
+      "head_energy_dh": z,
+    } | dict.fromkeys(
+      ("head_gain_h", "head_gain_dh", "attenuation_centred", "offset_dz"), 1
+    )
     return {"sublayer": sublayer, "layer": layer} | {
-      name: {"mean": value} for name, value in means.items()
+      name: {"value": value} for name, value in means.items()
     }
 
-  found = measure.orderings(
+  found = summary_lib.orderings(
     [
       entry("attention", 0, 0.2, 0.1, 0.9, 0.3),
       entry("attention", 1, 0.9, 0.99, 0.95, 0.1),
@@ -197,6 +209,8 @@ def test_orders_of_the_paper_are_counted():
     "cos_p_below_cos_z": 2,
     "cos_p_below_cos_h": 1,
     "rho_z_below_rho_h": 2,
+    "energy_dh_below_h": 1,
+    "attenuation_below_1": 1,
     "rank_correlation_depth_kl": pytest.approx(-0.5),
   }
   assert found["mlp"]["rank_correlation_depth_kl"] is None

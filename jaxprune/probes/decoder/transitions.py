@@ -19,28 +19,52 @@ import jax.numpy as jnp
 from jaxprune.models import attention, decoder
 from jaxprune.models.blocks import Context
 from jaxprune.models.config import ModelConfig
-from jaxprune.probes import transitions
+from jaxprune.probes import lm_head, transitions
 from jaxprune.probes.position import compare_position
 
 Params = Any
 
 
+def _static(default):
+  """A field that is part of the program and not of its input."""
+  return dataclasses.field(default=default, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measurement:
-  """How a replaced sublayer is measured; static under jit.
+  """How a replaced sublayer is measured.
 
   Attributes:
-    lens: how a layer is read out, 'final_norm' or 'raw'.
+    lens: how a layer is read out, 'final_norm' or 'raw'; static under jit.
     history: whose keys and values pruned attention reads before the current
-      token, of `transitions.HISTORIES`.
-    measure: `(h_D, h_pruned_D, z_V, z_pruned_V, temperature) -> scalars`.
-    chunk: most positions that are read out together.
+      token, of `transitions.HISTORIES`; static.
+    measure: `(h_D, h_pruned_D, z_V, z_pruned_V, temperature) -> scalars`;
+      static.
+    chunk: most positions that are read out together; static.
+    temperature: T of the softmax that is measured.
+    head: spectrum of `head_kernel`, to measure the gain of the LM head as well;
+      None does not.
   """
 
-  lens: str = "final_norm"
-  history: str = "dense"
-  measure: Callable[..., Any] = compare_position
-  chunk: int = 256
+  lens: str = _static("final_norm")
+  history: str = _static("dense")
+  measure: Callable[..., Any] = _static(compare_position)
+  chunk: int = _static(256)
+  temperature: float | jax.Array = 1.0
+  head: lm_head.Spectrum | None = None
+
+
+def head_kernel(config: ModelConfig, params: Params) -> jax.Array:
+  """The matrix of the LM head, [D, V]: z = what it reads times this.
+
+  Args:
+    config: the model.
+    params: its parameters; `layers` is not read.
+  """
+  if config.tie_embeddings:
+    return params["embed"]["table"].T
+  return params["head"]["kernel"]
 
 
 def check_replaceable(config: ModelConfig, pruned_config: ModelConfig) -> None:
@@ -73,9 +97,7 @@ def check_replaceable(config: ModelConfig, pruned_config: ModelConfig) -> None:
       )
 
 
-@functools.partial(
-  jax.jit, static_argnames=("config", "measurement", "num_steps")
-)
+@functools.partial(jax.jit, static_argnames=("config", "num_steps"))
 def compare_transitions(
   config: ModelConfig,
   params: Params,
@@ -85,7 +107,6 @@ def compare_transitions(
   measurement: Measurement = Measurement(),
   *,
   num_steps: int,
-  temperature: float = 1.0,
 ) -> Any:
   """Replace or drop every sublayer in turn at the last positions of texts.
 
@@ -103,11 +124,11 @@ def compare_transitions(
     measurement: how a layer is read out, and what is measured.
     num_steps: R, the last so many positions are measured; they may hold no
       padding.
-    temperature: T of the softmax that is measured.
 
   Returns:
     The tree of `measurement.measure`, leaves [L, 2, B, R]: attention at index
-    0, MLP at 1.
+    0, MLP at 1. With `measurement.head`, a pair of that tree and of an
+    `lm_head.HeadGain`, whose energies are [L, 2, B, R, P].
 
   Raises:
     ValueError: an unknown lens or history; more steps than tokens.
@@ -179,12 +200,19 @@ def compare_transitions(
       ),
     )
 
+  def measure(h_D, g_D, z_V, y_V):
+    found = measurement.measure(h_D, g_D, z_V, y_V, measurement.temperature)
+    if measurement.head is None:
+      return found
+    if measurement.lens == "final_norm":
+      h_D, g_D = (decoder.final_norm(config, params, x_D) for x_D in (h_D, g_D))
+    kernel_DV = head_kernel(config, params)
+    return found, lm_head.head_gain(h_D, g_D, kernel_DV, measurement.head)
+
   _, records = transitions.compare_sublayers(
     sublayers,
     lambda h_RD: decoder.unembed(config, params, h_RD, measurement.lens),
-    lambda h_D, g_D, z_V, y_V: measurement.measure(
-      h_D, g_D, z_V, y_V, temperature
-    ),
+    measure,
     decoder.embed(config, params, tokens_BT),
     (
       params["layers"],
