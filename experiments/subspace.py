@@ -16,81 +16,46 @@ A minute or two on two CPU cores for a small model, most of it compilation.
 Reference: He et al., arXiv 2603.24652, section 7 and Fig 8.
 """
 
-import sys
-import time
-
 from absl import flags
 
-from . import launch
+from . import flag_groups, launch
 
-_DENSE = flags.DEFINE_string(
-  "dense", "pocket", "The original model: a folder, a hub id, or pocket."
-)
-_PRUNED = flags.DEFINE_string(
-  "pruned", None, "The pruned model, of the same shape.", required=True
-)
+_MODELS = flag_groups.models(dense="pocket")
 _ITEMS = flags.DEFINE_string(
   "items", "pocket", "jsonl of questions, or pocket for those of its world."
 )
-_LIMIT = flags.DEFINE_integer(
-  "limit", None, "Only the first so many questions.", lower_bound=1
-)
+_LIMIT = flag_groups.limit(about="Only the first so many questions.")
 _ANSWER_AS = flags.DEFINE_enum(
   "answer_as", "text", ["text", "letter"], "What the model answers with."
 )
 _CUE = flags.DEFINE_string(
   "cue", "Answer:", "Last line of the context of --answer_as=letter."
 )
-_ANALYSIS_TEMPERATURE = flags.DEFINE_float(
-  "analysis_temperature",
-  1.0,
-  "T of the softmax that is measured.",
-  lower_bound=1e-3,
-)
+_ANALYSIS_TEMPERATURE = flag_groups.analysis_temperature()
 _NUM_SUBSETS = flags.DEFINE_integer(
   "num_subsets", 16, "Random token sets of each question.", lower_bound=1
 )
-_BATCH = flags.DEFINE_integer(
-  "batch", 8, "Questions compared together.", lower_bound=1
-)
-_SEED = flags.DEFINE_integer(
-  "seed", 0, "Seed of the random sets and the intervals."
-)
-_OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
+_BATCH = flag_groups.batch(about="Questions compared together.")
+_SEED = flag_groups.seed("Seed of the random sets and the intervals.")
+_OUT = flag_groups.out()
 
 
 def main() -> None:
-  import jax
-  import jax.numpy as jnp
-
-  from jaxprune import checkpoints, report
-  from jaxprune.calibration import load_tokenizer
-  from jaxprune.studies import inputs
+  from jaxprune.calibration import batching, load_tokenizer
+  from jaxprune.studies.comparison import measure as comparison
   from jaxprune.studies.subspace import items as items_lib
   from jaxprune.studies.subspace import measure, page
+  from jaxprune.studies.subspace import summary as summary_lib
 
-  jax.config.update("jax_default_matmul_precision", "highest")
-  began = time.monotonic()
-  dense = inputs.open_model(_DENSE.value)
-  pruned = inputs.open_model(_PRUNED.value)
-  if _ITEMS.value == "pocket":
-    if not inputs.is_pocket(dense):
-      raise ValueError(
-        f"--items=pocket: {dense.folder} does not speak the pocket model's"
-        " language; give a jsonl file of questions"
-      )
-    questions = items_lib.pocket_questions(_LIMIT.value)
-  else:
-    questions = items_lib.read_questions(_ITEMS.value, _LIMIT.value)
-  tokenizer = load_tokenizer(dense.folder)
-  items = items_lib.read_items(
-    questions,
+  models = _MODELS.open()
+  tokenizer = load_tokenizer(models["dense"].folder)
+  items = items_lib.open_items(
+    models["dense"],
     tokenizer,
+    _ITEMS.value,
+    limit=_LIMIT.value,
     answer_as=_ANSWER_AS.value,
     cue=_CUE.value,
-    bos_id=dense.config.bos_id,
-    longest=dense.config.max_positions,
-    source=_ITEMS.value,
   )
   settings = measure.Settings(
     answer_as=_ANSWER_AS.value,
@@ -100,46 +65,26 @@ def main() -> None:
     batch=min(_BATCH.value, len(items)),
     seed=_SEED.value,
   )
-  description = report.describe_run(
-    flags=launch.flag_values(),
-    command=sys.argv,
+  with launch.study(
+    _OUT.value,
     seeds={"subsets": _SEED.value, "bootstrap": _SEED.value},
-    checkpoint_hash={
-      "dense": checkpoints.checkpoint_hash(dense),
-      "pruned": checkpoints.checkpoint_hash(pruned),
-    },
-  ) | {
-    "items": {
-      "source": _ITEMS.value,
-      "count": len(items),
-      "hash": items_lib.items_hash(items),
-    }
-  }
-  config, params = checkpoints.load_params(dense, jnp.float32)
-  pruned_config, pruned_params = checkpoints.load_params(pruned, jnp.float32)
-  with report.RunFolder(_OUT.value, description) as run:
-    for rows in measure.compare_items(
-      config,
-      params,
-      pruned_config,
-      pruned_params,
-      items,
-      items_lib.make_arrays(items),
-      settings,
-      launch.Progress("batch", -(-len(items) // settings.batch)),
-    ):
-      run.write_all(rows)
-    summary = page.summarise(run.folder, settings)
-    run.write_summary({**summary, "seconds": time.monotonic() - began})
-    page.write_report(
-      run,
-      description,
+    models=models,
+    notes={"items": items_lib.describe(items, _ITEMS.value)},
+  ) as study:
+    pair = comparison.load_models(models["dense"], models["pruned"])
+    batches = batching.number_of_batches(len(items), settings.batch)
+    progress = study.progress("batch", batches)
+    tables = measure.compare_items(*pair, items, settings, study.run, progress)
+    summary = summary_lib.summarise(tables, settings)
+    study.finish(summary, summary_lib.headline(summary))
+    page.write_page(
+      study.run,
+      study.description,
+      tables,
       summary,
       settings,
       lambda token: tokenizer.decode([token], skip_special_tokens=False),
     )
-  print(page.headline(summary))
-  print(f"wrote {_OUT.value}/report.html")
 
 
 if __name__ == "__main__":

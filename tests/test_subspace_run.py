@@ -7,7 +7,9 @@ import pytest
 
 from jaxprune import report
 from jaxprune.models import ModelConfig, RopeConfig, decoder
-from jaxprune.studies.subspace import items, measure, page
+from jaxprune.probes.decoder import sequences
+from jaxprune.studies.subspace import measure, page
+from jaxprune.studies.subspace import summary as summary_lib
 from jaxprune.studies.subspace.items import Item
 
 CONFIG = ModelConfig(
@@ -60,31 +62,29 @@ PRUNED = jax.tree.map(
 
 
 def measured(pruned, folder):
-  """The run folder of ITEMS."""
+  """The columns of ITEMS, whose rows are written to a folder."""
   with report.RunFolder(folder, RUN) as run:
-    for rows in measure.compare_items(
-      CONFIG,
-      DENSE,
-      CONFIG,
-      pruned,
+    return measure.compare_items(
+      sequences.Model(config=CONFIG, params=DENSE),
+      sequences.Model(config=CONFIG, params=pruned),
       ITEMS,
-      items.make_arrays(ITEMS),
       SETTINGS,
+      run,
       Quiet(),
-    ):
-      run.write_all(rows)
-  return folder
+    )
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
   folder = tmp_path_factory.mktemp("run") / "out"
-  return report.read_records(measured(PRUNED, folder))
+  measured(PRUNED, folder)
+  return report.read_records(folder)
 
 
 @pytest.fixture(scope="module")
 def itself(tmp_path_factory):
-  return measured(DENSE, tmp_path_factory.mktemp("run") / "out")
+  folder = tmp_path_factory.mktemp("run") / "out"
+  return folder, measured(DENSE, folder)
 
 
 @jax.jit
@@ -206,25 +206,27 @@ def test_random_sets(rows):
 
 
 def test_dense_against_itself(itself):
-  for row in report.read_records(itself):
+  folder, tables = itself
+  for row in report.read_records(folder):
     for name in ("kl", "kl_share", "kl_mass", "score_change", "discordant"):
       assert row.get(name, 0) == 0, row
     assert row.get("cos_p", 1) == 1 and row.get("flip", False) is False
     if "score" in row:
       assert row["score"] == row["score_pruned"]
-  summary = page.summarise(itself, SETTINGS)
-  assert summary["kept_among_options"]["mean"] == 1
-  assert summary["sets"]["options"]["kl"]["mean"] == 0
+  summary = summary_lib.summarise(tables, SETTINGS)
+  assert summary["kept_among_options"]["value"] == 1
+  assert summary["sets"]["options"]["kl"]["value"] == 0
   assert summary["accuracy"] == summary["accuracy_pruned"]
   assert "about equally" in page.verdict(summary)
 
 
 def test_page(itself):
-  summary = page.summarise(itself, SETTINGS)
-  with report.RunFolder(itself, RUN, resume=True) as run:
-    page.write_report(run, RUN, summary, SETTINGS, str)
-  assert "Answer options" in (itself / "report.html").read_text()
-  assert len(list((itself / "figures").iterdir())) == 3
+  folder, tables = itself
+  summary = summary_lib.summarise(tables, SETTINGS)
+  with report.RunFolder(folder, RUN, resume=True) as run:
+    page.write_page(run, RUN, tables, summary, SETTINGS, str)
+  assert "Answer options" in (folder / "report.html").read_text()
+  assert len(list((folder / "figures").iterdir())) == 3
 
 
 def rows_by_hand():
@@ -293,18 +295,20 @@ def rows_by_hand():
 def test_summary_by_hand(tmp_path):
   with report.RunFolder(tmp_path / "out", RUN) as run:
     run.write_all(rows_by_hand())
-  summary = page.summarise(tmp_path / "out", SETTINGS)
-  assert summary["kl_difference"]["mean"] == pytest.approx(-0.25)
-  assert summary["kept_among_options"]["mean"] == 1
-  assert summary["kept_in_vocabulary"]["mean"] == 0.5
-  assert summary["kept_difference"]["mean"] == 0.5
-  assert summary["discordant_pairs"]["mean"] == pytest.approx(0.25)
-  assert summary["order_kept"]["mean"] == 0.5
-  assert summary["abs_score_change"]["mean"] == pytest.approx(0.5)
-  assert summary["accuracy_pruned"]["mean"] == 0.5
+    summary = summary_lib.summarise(measure.tables_of(run), SETTINGS)
+  assert summary["kl_difference"]["value"] == pytest.approx(-0.25)
+  assert summary["kept_among_options"]["value"] == 1
+  assert summary["kept_in_vocabulary"]["value"] == 0.5
+  assert summary["kept_difference"]["value"] == 0.5
+  assert summary["discordant_pairs"]["value"] == pytest.approx(0.25)
+  assert summary["order_kept"]["value"] == 0.5
+  assert summary["abs_score_change"]["value"] == pytest.approx(0.5)
+  assert summary["accuracy_pruned"]["value"] == 0.5
   # Question 0: both sets are within a factor 2. Question 1: .4 is half of .8.
   against = summary["against_random"]
   assert against["questions"] == 2
-  assert against["kl"]["mean"] == pytest.approx(((0.1 - 0.3) + (0.3 - 0.4)) / 2)
+  assert against["kl"]["value"] == pytest.approx(
+    ((0.1 - 0.3) + (0.3 - 0.4)) / 2
+  )
   assert [one["questions"] for one in summary["by_mass"]] == [1, 1]
-  assert summary["by_mass"][1]["options_kl"]["mean"] == pytest.approx(0.3)
+  assert summary["by_mass"][1]["options_kl"]["value"] == pytest.approx(0.3)

@@ -22,8 +22,8 @@ def test_a_model_against_itself(two_layers, tmp_path):
   assert summary["questions"] == 3
   # Bins of one question have no interval; every record is finite.
   assert all(name.startswith("by_mass") for name in summary["non_finite"])
-  assert summary["sets"]["vocabulary"]["kl"]["mean"] == 0
-  assert summary["kept_among_options"]["mean"] == 1
+  assert summary["sets"]["vocabulary"]["kl"]["value"] == 0
+  assert summary["kept_among_options"]["value"] == 1
   rows = [
     json.loads(line)
     for line in (out / "records.jsonl").read_text().splitlines()

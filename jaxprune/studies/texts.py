@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.calibration import batching
 from jaxprune.calibration import prompts as prompts_lib
 from jaxprune.models import generation
 from jaxprune.models.config import ModelConfig
@@ -105,10 +106,8 @@ def dense_texts(
   """
   tokens_XT, valid_XT = prompts_lib.left_pad(prompts, config.pad_id or 0)
   steps, length = writing.max_new_tokens, tokens_XT.shape[1]
-  for start in range(0, len(tokens_XT), writing.batch):
-    count = min(writing.batch, len(tokens_XT) - start)
-    pick_B = np.minimum(start + np.arange(writing.batch), len(tokens_XT) - 1)
-    key = jax.random.fold_in(jax.random.key(writing.seed), start)
+  for pick_B, count in batching.batches(len(tokens_XT), writing.batch):
+    key = jax.random.fold_in(jax.random.key(writing.seed), int(pick_B[0]))
     text = generation.generate(
       config,
       params,

@@ -10,12 +10,13 @@ import hashlib
 import os
 import string
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxprune import calibration
+from jaxprune import calibration, checkpoints
 from jaxprune.evaluation.multiple_choice import Question, read_questions
+from jaxprune.studies import inputs
 
 if TYPE_CHECKING:
   import tokenizers
@@ -74,6 +75,59 @@ def pocket_questions(limit: int | None) -> list[Question]:
     )
     for i in order[:limit]
   ]
+
+
+def open_items(
+  dense: checkpoints.Source,
+  tokenizer: "tokenizers.Tokenizer",
+  source: str,
+  *,
+  limit: int | None,
+  answer_as: str,
+  cue: str,
+) -> list[Item]:
+  """Read questions and put them into the ids of a model.
+
+  Args:
+    dense: the model that reads them.
+    tokenizer: the model's.
+    source: a jsonl file, or 'pocket' for the questions of its world.
+    limit: only the first so many questions.
+    answer_as: see `read_items`.
+    cue: see `read_items`.
+
+  Raises:
+    ValueError: the model does not speak the language of 'pocket', or as
+      `read_questions` and `read_items`.
+  """
+  if source != "pocket":
+    questions = read_questions(source, limit)
+  elif inputs.is_pocket(dense):
+    questions = pocket_questions(limit)
+  else:
+    raise ValueError(
+      f"--items=pocket: {dense.folder} does not speak the pocket model's"
+      " language; give a jsonl file of questions"
+    )
+  return read_items(
+    questions,
+    tokenizer,
+    answer_as=answer_as,
+    cue=cue,
+    bos_id=dense.config.bos_id,
+    longest=dense.config.max_positions,
+    source=source,
+  )
+
+
+def describe(items: Sequence[Item], source: str) -> dict[str, Any]:
+  """What run.json says of the questions.
+
+  Args:
+    items: the questions.
+    source: where they are from.
+  """
+  return {"source": source, "count": len(items), "hash": items_hash(items)}
 
 
 def read_items(
@@ -267,8 +321,10 @@ __all__ = [
   "Arrays",
   "Item",
   "Question",
+  "describe",
   "items_hash",
   "make_arrays",
+  "open_items",
   "pocket_questions",
   "read_items",
   "read_questions",

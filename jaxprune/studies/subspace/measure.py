@@ -7,26 +7,39 @@ options themselves are compared by the log-probability of all their tokens.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
+from jaxprune import report
 from jaxprune.calibration import batching
-from jaxprune.models import ModelConfig, final_norm, forward, unembed
+from jaxprune.models import final_norm, forward, unembed
 from jaxprune.probes import log_ratio, options, position, subspace
 from jaxprune.probes.decoder import sequences
-from jaxprune.studies.subspace.items import Arrays, Item
+from jaxprune.studies.subspace.items import Item, make_arrays
 
-Params = Any
 NUM_TOP = 8  # most likely tokens of p that are written down
+# Token sets of which a row is written for each question.
+SETS = ("vocabulary", "options", "option_tokens", "random")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """How options are compared; the flags of `subspace`."""
+  """How options are compared; the flags of `subspace`.
+
+  Attributes:
+    answer_as: 'text' reads each option after the context, 'letter' reads A, B,
+      ... after `cue`.
+    cue: last line of the context of 'letter'.
+    analysis_temperature: T of the softmax that is measured.
+    num_subsets: random token sets of each question.
+    batch: questions compared together.
+    seed: of the random sets and of the intervals.
+  """
 
   answer_as: str = "text"
   cue: str = "Answer:"
@@ -36,104 +49,123 @@ class Settings:
   seed: int = 0
 
 
+Tables = Mapping[str, Mapping[str, np.ndarray]]
+
+
 def compare_items(
-  config: ModelConfig,
-  params: Params,
-  pruned_config: ModelConfig,
-  pruned_params: Params,
-  items: list[Item],
-  arrays: Arrays,
+  dense: sequences.Model,
+  pruned: sequences.Model,
+  items: Sequence[Item],
   settings: Settings,
+  run: report.RunFolder,
   progress: Any,
-) -> Iterator[list[dict[str, Any]]]:
-  """Yields the rows of one batch of questions after the other."""
-  sequences.check_same_shape(config, pruned_config)
+) -> Tables:
+  """Compare both models on every question and write what they say.
+
+  Args:
+    dense: the dense model.
+    pruned: the pruned model, of the same shape.
+    items: the questions.
+    settings: how.
+    run: the rows are written to its records.
+    progress: told of every batch.
+
+  Returns:
+    Columns of the rows of each token set, of `top`, the most likely tokens, and
+    of `option`, the single options.
+
+  Raises:
+    ValueError: the models cannot be compared.
+  """
+  sequences.check_same_shape(dense.config, pruned.config)
+  arrays = make_arrays(items)
   keys = jax.random.split(jax.random.key(settings.seed), len(items))
-  for pick, count in batching.batches(len(items), settings.batch):
-    start = int(pick[0])
-    part = {
-      field.name: jnp.asarray(getattr(arrays, field.name)[pick])
+  for index, (pick_B, count) in enumerate(
+    batching.batches(len(items), settings.batch)
+  ):
+    batch = {
+      field.name: jnp.asarray(getattr(arrays, field.name)[pick_B])
       for field in dataclasses.fields(arrays)
     }
     found = jax.device_get(
       _compare(
-        config,
-        params,
-        pruned_config,
-        pruned_params,
-        part,
-        keys[pick],
+        dense,
+        pruned,
+        batch | {"key": keys[pick_B]},
         settings.analysis_temperature,
         num_subsets=settings.num_subsets,
       )
     )
-    rows = []
-    for b in range(count):
-      one = jax.tree.map(lambda leaf: leaf[b], found)
-      rows += _rows(start + b, items[start + b], one, settings)
-    progress.step(start // settings.batch)
-    yield rows
+    for b, question in enumerate(pick_B[:count]):
+      of_question = jax.tree.map(lambda leaf, b=b: leaf[b], found)
+      run.write_all(
+        _rows(int(question), items[question], of_question, settings)
+      )
+    progress.step(index)
+  return tables_of(run)
 
 
-@functools.partial(
-  jax.jit, static_argnames=("config", "pruned_config", "num_subsets")
-)
-def _compare(
-  config,
-  params,
-  pruned_config,
-  pruned_params,
-  batch,
-  keys,
-  temperature,
-  *,
-  num_subsets,
-):
-  """One batch; leaves [B, ...]."""
-  models = ((config, params), (pruned_config, pruned_params))
-  states = [_states(*model, batch) for model in models]
-  scores = [
-    _scores(*model, h_BKMD, batch, temperature)
-    for model, h_BKMD in zip(models, states)
-  ]
+def tables_of(run: report.RunFolder) -> Tables:
+  """The columns of the rows that `run` has: by token set, top, and option."""
+  return {
+    **{
+      name: run.columns(token_set=name, absent=["option"])
+      for name in (*SETS, "top")
+    },
+    "option": run.columns(token_set="options", present=["option"]),
+  }
+
+
+@functools.partial(jax.jit, static_argnames="num_subsets")
+def _compare(dense, pruned, batch, temperature, *, num_subsets):
+  """One batch of questions; leaves [B, ...]."""
+  models = (dense, pruned)
+  states = [_states(model, batch) for model in models]
   h_BD, g_BD = (h_BKMD[:, 0, 0] for h_BKMD in states)
-  z_BV, y_BV = (
-    unembed(*model, h, "raw") for model, h in zip(models, (h_BD, g_BD))
-  )
+  questions = {
+    "key": batch["key"],
+    "states": (h_BD, g_BD),
+    "logits": tuple(
+      unembed(model.config, model.params, x_BD, "raw")
+      for model, x_BD in zip(models, (h_BD, g_BD))
+    ),
+    "scores": tuple(
+      _scores(model, h_BKMD, batch, temperature)
+      for model, h_BKMD in zip(models, states)
+    ),
+    "live": batch["live"],
+    "first": batch["first"][..., None],
+    "first_live": batch["first_live"][..., None],
+  }
   measure = functools.partial(
     _measure, temperature=temperature, num_subsets=num_subsets
   )
-  return jax.vmap(measure)(
-    keys,
-    h_BD,
-    g_BD,
-    z_BV,
-    y_BV,
-    *scores,
-    batch["live"],
-    batch["first"][..., None],
-    batch["first_live"][..., None],
+  return jax.vmap(measure)(questions)
+
+
+def _states(model, batch):
+  """What the LM head reads, from the end of the head on, [B, K, M, D]."""
+  tokens_BKT = batch["tokens"]
+  rows, length = tokens_BKT.shape[1:]
+  x, _ = forward(
+    model.config, model.params, rearrange(tokens_BKT, "B K T -> (B K) T")
+  )
+  x_BKTD = rearrange(x, "(B K) T D -> B K T D", K=rows)
+  steps_M = jnp.arange(batch["ids"].shape[-1])
+  place_BM = jnp.minimum(batch["start"][:, None] + steps_M[None], length - 1)
+  x_BKMD = jnp.take_along_axis(x_BKTD, place_BM[:, None, :, None], axis=2)
+  return jax.lax.optimization_barrier(
+    final_norm(model.config, model.params, x_BKMD)
   )
 
 
-def _states(config, params, batch):
-  """What the LM head reads, from the end of the head on, [B, K, M, D]."""
-  b, k, t = batch["tokens"].shape
-  x, _ = forward(config, params, batch["tokens"].reshape(b * k, t))
-  x_BKTD = x.reshape(b, k, t, -1)
-  steps_M = jnp.arange(batch["ids"].shape[-1])
-  place_BM = jnp.minimum(batch["start"][:, None] + steps_M[None], t - 1)
-  x_BKMD = jnp.take_along_axis(x_BKTD, place_BM[:, None, :, None], axis=2)
-  return jax.lax.optimization_barrier(final_norm(config, params, x_BKMD))
-
-
-def _scores(config, params, h_BKMD, batch, temperature):
+def _scores(model, h_BKMD, batch, temperature):
   """Log-probability of each spelling [B, C, S], summed over its tokens."""
 
   def step(inputs):
     h_BKD, ids_BCS = inputs
     log_p_BKV = jax.nn.log_softmax(
-      unembed(config, params, h_BKD, "raw") / temperature
+      unembed(model.config, model.params, h_BKD, "raw") / temperature
     )
     return jax.vmap(lambda log_p_KV, row_CS, ids_CS: log_p_KV[row_CS, ids_CS])(
       log_p_BKV, batch["row"], ids_BCS
@@ -141,40 +173,37 @@ def _scores(config, params, h_BKMD, batch, temperature):
 
   # One token at a time: only [B, K, V] exists.
   picked_MBCS = jax.lax.map(
-    step, (jnp.moveaxis(h_BKMD, 2, 0), jnp.moveaxis(batch["ids"], 3, 0))
+    step,
+    (
+      rearrange(h_BKMD, "B K M D -> M B K D"),
+      rearrange(batch["ids"], "B C S M -> M B C S"),
+    ),
   )
-  live_MBCS = jnp.moveaxis(batch["live"], 3, 0)
+  live_MBCS = rearrange(batch["live"], "B C S M -> M B C S")
   return jnp.where(live_MBCS, picked_MBCS, 0).sum(0)
 
 
-def _measure(
-  key,
-  h_D,
-  g_D,
-  z_V,
-  y_V,
-  s_CS,
-  t_CS,
-  live_CSM,
-  first_F1,
-  live_F1,
-  *,
-  temperature,
-  num_subsets,
-):
+def _measure(question, *, temperature, num_subsets):
   """One question: every token set and the options."""
-  mask_CS = live_CSM.any(-1)
+  z_V, y_V = question["logits"]
+  first_F1, live_F1 = question["first"], question["first_live"]
+  mask_CS = question["live"].any(-1)
   pair = log_ratio.from_logits(z_V, y_V, temperature)
   log_p_top, top = jax.lax.top_k(pair.log_p, min(NUM_TOP, z_V.size))
   rank_V = jnp.argsort(jnp.argsort(-y_V, stable=True))
   return {
-    "position": position.compare_position(h_D, g_D, z_V, y_V, temperature),
+    "position": position.compare_position(
+      *question["states"], z_V, y_V, temperature
+    ),
     "options": options.compare_options(
-      options.option_scores(s_CS, mask_CS), options.option_scores(t_CS, mask_CS)
+      *(
+        options.option_scores(scores_CS, mask_CS)
+        for scores_CS in question["scores"]
+      )
     ),
     "tokens": subspace.compare_tokens(z_V, y_V, first_F1, temperature, live_F1),
     "random": subspace.compare_matched(
-      key, z_V, y_V, first_F1, num_subsets, temperature, live_F1
+      question["key"], z_V, y_V, first_F1, num_subsets, temperature, live_F1
     ),
     "top": {
       "token": top,
@@ -192,14 +221,8 @@ def _rows(question, item, found, settings) -> Iterator[dict[str, Any]]:
     "question": question,
     "analysis_temperature": settings.analysis_temperature,
   }
-  at = found["position"]
   yield (
-    common
-    | {
-      "token_set": "vocabulary",
-      "one_minus_cos_p": found["tokens"].whole.one_minus_cos_p,
-    }
-    | {field.name: getattr(at, field.name) for field in dataclasses.fields(at)}
+    common | {"token_set": "vocabulary"} | position.fields_of(found["position"])
   )
   change = found["options"]
   count = len(item.spellings)
