@@ -26,7 +26,7 @@ import numpy as np
 from jaxprune import checkpoints, report
 from jaxprune.probes import position
 from jaxprune.probes.decoder import transitions
-from jaxprune.studies import inputs
+from jaxprune.studies import inputs, texts
 from jaxprune.studies.benchmark import references, timing
 
 
@@ -128,15 +128,18 @@ def _sides(settings, scratch):
   def reference():
     references.transitions(dense, pruned, prompt, settings.steps)
 
+  writing = texts.Writing(max_new_tokens=settings.steps, batch=len(ids))
+
   def jaxprune(metrics):
+    (text,) = texts.dense_texts(config, trees[0], ids, writing)
     jax.block_until_ready(
-      transitions.decode_transitions(
+      transitions.compare_transitions(
         config,
         *trees,
-        jnp.asarray(ids),
-        jnp.ones(ids.shape, bool),
+        jnp.asarray(text.tokens),
+        jnp.asarray(text.valid),
+        transitions.Measurement(measure=metrics),
         num_steps=settings.steps,
-        measure=metrics,
       )
     )
 

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxprune import checkpoints, files, report
@@ -19,6 +18,7 @@ from jaxprune.calibration import load_tokenizer
 from jaxprune.calibration import prompts as prompts_lib
 from jaxprune.calibration.tokens import Calibration
 from jaxprune.evaluation import generation
+from jaxprune.probes.decoder import sequences
 from jaxprune.studies.comparison import measure as comparison
 from jaxprune.studies.sweep import configurations
 from jaxprune.studies.sweep import scores as scores_lib
@@ -136,22 +136,14 @@ def measure_output(
     Columns over positions: prompt, step, and the fields of
     `probes.position.Position` at the output.
   """
-  tokens_BT, valid_BT = prompts_lib.left_pad(
-    prompts.tokens, dense.config.pad_id or 0
+  return comparison.compare_outputs(
+    *(
+      sequences.Model(config=model.config, params=model.params)
+      for model in (dense, pruned)
+    ),
+    prompts,
+    comparison.Settings(max_new_tokens=steps, batch=len(prompts.tokens)),
   )
-  _, output, lengths_B = comparison.one_pass(
-    (dense.config, dense.params),
-    (pruned.config, pruned.params),
-    tokens_BT,
-    valid_BT,
-    jax.random.key(0),
-    comparison.Settings(max_new_tokens=steps, batch=len(tokens_BT)),
-  )
-  prompt, step = np.nonzero(np.arange(steps) < lengths_B[:, None])
-  return {"prompt": prompt, "step": step} | {
-    field.name: np.asarray(getattr(output, field.name))[prompt, step]
-    for field in dataclasses.fields(output)
-  }
 
 
 def _make(dense, job, calibration, folder, references) -> Score:
