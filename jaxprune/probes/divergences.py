@@ -85,6 +85,9 @@ def compare_distributions(z, z_pruned, temperature=1.0) -> Divergences:
     z, z_pruned: logits [V] of one position; -inf masks a token.
     temperature: T > 0, a number or a scalar array.
 
+  Returns:
+    Cosine, KL in both directions, Jensen-Shannon and total variation.
+
   Raises:
     ValueError: shapes differ or are not one-dimensional, or T <= 0.
   """
@@ -106,9 +109,10 @@ def compare_distributions(z, z_pruned, temperature=1.0) -> Divergences:
 
 
 def kl_of(pair: log_ratio_lib.LogRatio) -> tuple[jax.Array, jax.Array]:
-  """Returns KL(p||q) and KL(q||p) in nats, both >= 0."""
+  """Returns KL(p||q) and KL(q||p) in nats, both >= 0, of one position."""
   forward_V = kl_terms(pair.p, pair.q, pair.log_ratio)
-  # Both directions add up to (q - p) D. Where D is large, from the definition.
+  # The terms of both directions add up to (q - p) D. Where D is large, the
+  # reverse term is taken from its definition q D - (q - p).
   small_V = jnp.abs(pair.log_ratio) < 1
   far_V = _times_log(pair.q, pair.log_ratio) - pair.change
   near_V = pair.change * jnp.where(small_V, pair.log_ratio, 0) - forward_V
@@ -117,7 +121,16 @@ def kl_of(pair: log_ratio_lib.LogRatio) -> tuple[jax.Array, jax.Array]:
 
 
 def kl_terms(p, q, log_ratio) -> jax.Array:
-  """Returns p (e^D - 1 - D) >= 0 entry by entry, D = log(q / p)."""
+  """Computes p (e^D - 1 - D) entry by entry; the sum of all is KL(p||q).
+
+  Args:
+    p: probabilities, any shape.
+    q: probabilities of that shape.
+    log_ratio: D = log(q / p) of that shape, nats.
+
+  Returns:
+    Terms >= 0 of that shape, nats, with full relative accuracy.
+  """
   small = jnp.abs(log_ratio) < 1
   ratio = jnp.where(small, log_ratio, 0)
   # e^D - 1 - D = D^2 (1/2! + D/3! + ...), exact to the last digit of the type
@@ -132,7 +145,14 @@ def kl_terms(p, q, log_ratio) -> jax.Array:
 
 
 def concentration(z, temperature=1.0) -> Concentration:
-  """Describes how peaked p = softmax(z / T) is; z is [V], -inf masks.
+  """Describes how peaked p = softmax(z / T) is.
+
+  Args:
+    z: logits [V]; -inf masks a token.
+    temperature: T > 0.
+
+  Returns:
+    The top token, its margin, and the entropy and width of p.
 
   Raises:
     ValueError: z is not one-dimensional, or T <= 0.
@@ -176,7 +196,8 @@ def _js(pair: log_ratio_lib.LogRatio) -> jax.Array:
   size_V = jnp.minimum(jnp.abs(pair.log_ratio), 80)
   plain_V = jnp.where(near_V, size_V * t_V / 2, math.log(2) - size_V * w_V)
   log_V = jnp.log1p(-jnp.where(near_V, t_V * t_V, w_V))
-  # Two sums: a CPU takes half as long over a logarithm that stands alone.
+  # Two sums, because a CPU takes half as long over a sum that holds nothing
+  # but the logarithm.
   return jnp.sum(both_V / 2 * plain_V) + jnp.sum(
     both_V * jnp.where(near_V, 0.25, 0.5) * log_V
   )

@@ -50,13 +50,23 @@ class LogRatio:
 
 
 def log_softmax(z, temperature=1.0) -> tuple[jax.Array, jax.Array]:
-  """Returns log softmax(z / T) [V] and the log normaliser, in nats."""
+  """Returns log softmax(z / T) [V] and the log normaliser, in nats.
+
+  Args:
+    z: logits [V]; -inf masks a token.
+    temperature: T > 0.
+  """
   log_p_V, _, log_normaliser = distribution(z, temperature)
   return log_p_V, log_normaliser
 
 
 def softmax(z, temperature=1.0) -> jax.Array:
-  """Returns softmax(z / T) [V]; NaN where `log_softmax` is."""
+  """Returns softmax(z / T) [V]; NaN where `log_softmax` is.
+
+  Args:
+    z: logits [V]; -inf masks a token.
+    temperature: T > 0.
+  """
   return distribution(z, temperature)[1]
 
 

@@ -61,6 +61,14 @@ def compare_moments(z, z_pruned, temperature=1.0) -> LogitMoments:
   A token masked by one side only has an infinite dz: whatever gives it weight
   is inf.
 
+  Args:
+    z: dense logits [V]; -inf masks a token.
+    z_pruned: pruned logits [V].
+    temperature: T > 0 of the softmax that gives p and r.
+
+  Returns:
+    Variances in logits squared, the other sizes in logits.
+
   Raises:
     ValueError: shapes differ or are not one-dimensional, or T <= 0.
   """
@@ -100,7 +108,12 @@ def compare_moments(z, z_pruned, temperature=1.0) -> LogitMoments:
 
 
 def weights(z_V, temperature) -> tuple[jax.Array, jax.Array]:
-  """Returns p and r [V]."""
+  """Returns p = softmax(z / T) [V] and r = p^2 / sum p^2 [V].
+
+  Args:
+    z_V: logits [V]; -inf masks a token.
+    temperature: T > 0.
+  """
   p_V = log_ratio.softmax(z_V, temperature)
   return p_V, p_V * p_V / jnp.sum(p_V * p_V)
 

@@ -82,6 +82,13 @@ def compare_options(scores, scores_pruned) -> OptionChange:
   Scores may be log-probabilities of one token or of several: give the output
   of `option_scores`, or any log-likelihoods (`mass` then loses its meaning).
 
+  Args:
+    scores: dense scores [C], nats; -inf for an option without a spelling.
+    scores_pruned: pruned scores [C], nats.
+
+  Returns:
+    The change of the scores, of the renormalised options and of their order.
+
   Raises:
     ValueError: shapes differ or are not one-dimensional.
   """
@@ -123,7 +130,15 @@ def compare_options(scores, scores_pruned) -> OptionChange:
 
 
 def checked_mask(shape, mask) -> jax.Array:
-  """Returns a bool [C, S] that says which spellings exist."""
+  """Returns a bool [C, S] that says which spellings exist.
+
+  Args:
+    shape: of the spellings.
+    mask: bool [C, S], True = keep; None keeps all.
+
+  Raises:
+    ValueError: a shape that is not [C, S], or a mask of another shape.
+  """
   mask_CS = jnp.ones(shape, bool) if mask is None else jnp.asarray(mask)
   if len(shape) != 2 or mask_CS.shape != tuple(shape):
     raise ValueError(

@@ -1,7 +1,8 @@
 """How far did one vector turn and stretch? Embeddings h and logits z.
 
-For a dense vector x and its pruned twin y = x + dx, with alpha the part of dx
-along x and rho the length of the part orthogonal to x, both relative to |x|:
+For a dense vector x and its pruned counterpart y = x + dx, with alpha the part
+of dx along x and rho the length of the part orthogonal to x, both relative to
+|x|:
 
   dx = alpha x + dx_orth,    rho = |dx_orth| / |x|,
   cos(x, y) = (1 + alpha) / sqrt((1 + alpha)^2 + rho^2)   exactly.
@@ -28,7 +29,7 @@ import numpy as np
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Deviation:
-  """How a pruned vector lies to its dense twin; every field is a scalar.
+  """How a pruned vector lies to the dense one; every field is a scalar.
 
   Attributes:
     cos: cosine in [-1, 1]; exactly 1 for identical vectors.
@@ -54,6 +55,10 @@ def widen(*arrays) -> list[jax.Array]:
 def checked_pair(dense, pruned) -> list[jax.Array]:
   """Returns two vectors of one position widened, or says what is wrong.
 
+  Args:
+    dense: [D] or [V].
+    pruned: the same shape.
+
   Raises:
     ValueError: the shapes differ, are not one-dimensional, or are empty.
   """
@@ -68,6 +73,10 @@ def checked_pair(dense, pruned) -> list[jax.Array]:
 
 def checked_temperature(temperature, dtype) -> jax.Array:
   """Returns the softmax temperature as a scalar of the given type.
+
+  Args:
+    temperature: T, a number or a scalar array.
+    dtype: of the result.
 
   Raises:
     ValueError: a temperature that is known at trace time is not positive.
@@ -98,6 +107,13 @@ def logit_change(z, z_pruned) -> jax.Array:
 
   A token is masked when its logit is -inf. Masked on one side only, it gives
   an infinite dz: support was lost or won, and nothing below may hide that.
+
+  Args:
+    z: dense logits [V].
+    z_pruned: pruned logits [V].
+
+  Raises:
+    ValueError: shapes differ or are not one-dimensional.
   """
   z_V, zq_V = checked_pair(z, z_pruned)
   masked_V = (z_V == -jnp.inf) & (zq_V == -jnp.inf)
@@ -111,6 +127,13 @@ def compare_vectors(x, x_pruned) -> Deviation:
   against a non-zero vector has no direction and counts as orthogonal (cos 0,
   angle pi/2): a zero pruned vector has alpha -1 and rho 0, a zero dense one
   alpha 0 and rho inf. NaN or infinite entries give NaN.
+
+  Args:
+    x: dense vector.
+    x_pruned: pruned vector of the same length.
+
+  Returns:
+    Cosine, 1 - cosine, angle, and the change along and across x.
 
   Raises:
     ValueError: shapes differ or are not one-dimensional.
@@ -126,6 +149,10 @@ def compare_logits(z, z_pruned) -> tuple[Deviation, Deviation]:
   centred vector has its own mean removed, so a constant in z or in dz is
   invisible to the second result.
 
+  Args:
+    z: dense logits [V]; -inf masks a token.
+    z_pruned: pruned logits [V].
+
   Returns:
     (plain, centred); zero vectors as in `compare_vectors`.
   """
@@ -140,7 +167,15 @@ def compare_logits(z, z_pruned) -> tuple[Deviation, Deviation]:
 
 
 def centre(x, keep=True) -> jax.Array:
-  """Returns x [V] less its mean over `keep` (bool [V]), 0 elsewhere."""
+  """Subtracts the mean of the kept entries.
+
+  Args:
+    x: [V].
+    keep: bool [V], or True for all.
+
+  Returns:
+    x less its mean over the kept entries [V], 0 elsewhere.
+  """
   (x_V,) = widen(x)
   keep_V = jnp.broadcast_to(keep, x_V.shape)
   count = jnp.maximum(jnp.sum(keep_V, dtype=x_V.dtype), 1)
@@ -253,7 +288,12 @@ def norm_of(x) -> jax.Array:
 
 
 def ratio(part, whole) -> jax.Array:
-  """Returns part / whole with 0 / anything = 0 and x / 0 = inf; both >= 0."""
+  """Divides two sizes, with 0 / anything = 0 and x / 0 = inf.
+
+  Args:
+    part: real >= 0, any shape.
+    whole: real >= 0, of that shape.
+  """
   quotient = part / jnp.where(whole == 0, 1, whole)
   quotient = jnp.where(whole == 0, jnp.inf, quotient)
   return jnp.where(part == 0, 0, quotient)

@@ -137,6 +137,9 @@ def compare_tokens(
     temperature: T > 0.
     mask: bool [C, S], True = keep; fill unused places with any id.
 
+  Returns:
+    The change of the options, the chain rule of KL, and the whole vocabulary.
+
   Raises:
     ValueError: shapes do not fit, T <= 0; an id is out of range or appears
       twice (checked when the ids are not traced).
@@ -210,8 +213,19 @@ def compare_matched(
 ) -> Subspace:
   """Compares `count` random token sets that match the options' probabilities.
 
-  Arguments and errors are those of `compare_tokens`; every field has a
-  leading axis `count`.
+  Args:
+    key: `jax.random.key` of the draws.
+    z, z_pruned: logits [V] of one position; -inf masks a token.
+    options: token ids [C, S], S spellings for each of C options.
+    count: how many random sets.
+    temperature: T > 0.
+    mask: bool [C, S], True = keep.
+
+  Returns:
+    As `compare_tokens`; every field has a leading axis `count`.
+
+  Raises:
+    ValueError: as `compare_tokens` and `matched_tokens`.
   """
   mask_CS = scoring.checked_mask(jnp.shape(options), mask)
   _check_tokens(options, mask, jnp.size(z))
