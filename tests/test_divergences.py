@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import hypothesis
 import jax
 import numpy as np
@@ -440,7 +441,13 @@ def test_eager_is_jit_is_vmap():
   z_BV = np.stack([draw(seed, 33, 2, 1, "f")[0] for seed in range(3)])
   zq_BV = np.stack([draw(seed, 33, 2, 1, "f")[1] for seed in range(3)])
   eager = probes.compare_distributions(z_BV[1], zq_BV[1])
-  batch = jax.jit(jax.vmap(probes.compare_distributions))(z_BV, zq_BV)
+  over_batch = jax.jit(
+    jax.vmap(chex.assert_max_traces(probes.compare_distributions, n=1))
+  )
+  batch = over_batch(z_BV, zq_BV)
+  over_batch(zq_BV, z_BV)  # the same program
+  chex.assert_tree_shape_prefix(batch, (3,))
+  chex.assert_tree_all_finite(batch)
   for name in NAMES:
     expected = getattr(eager, name)
     for got in (

@@ -1,5 +1,6 @@
 """The softmax Jacobian: products, worst direction, amplification, rates."""
 
+import chex
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -173,6 +174,8 @@ def test_gain_in_random_directions():
   gains = jax.vmap(softmax_gain, (None, 0))
   with jax.enable_x64(True):
     got = jax.device_get(gains(z, z + 1e-6 * directions_PV))
+  chex.assert_tree_shape_prefix(got, (4000,))
+  chex.assert_tree_all_finite(got)
   centred = directions_PV - directions_PV.mean(1, keepdims=True)
   weight = (centred**2).sum(1)
   mean = weight @ got.amplification_centred**2 / weight.sum()
@@ -262,7 +265,14 @@ def test_masked_tokens_are_not_there():
 @pytest.mark.slow
 def test_eager_is_jit_is_vmap():
   z_BV = np.stack([draw(seed, 2.0, "f", 12)[0] for seed in range(3)])
-  batch = jax.jit(jax.vmap(probes.top_singular))(z_BV)
+  over_batch = jax.jit(
+    jax.vmap(chex.assert_max_traces(probes.top_singular, n=1))
+  )
+  batch = over_batch(z_BV)
+  over_batch(-z_BV)  # the same program
+  chex.assert_shape(batch.vector, (3, 12))
+  chex.assert_shape([batch.value, batch.residual, batch.iterations], (3,))
+  chex.assert_tree_all_finite(batch)
   for row in range(3):
     for got in (probes.top_singular(z_BV[row]), top_singular(z_BV[row])):
       np.testing.assert_allclose(got.value, batch.value[row], rtol=1e-5)

@@ -1,5 +1,6 @@
 """The spectrum of a head, and how a change lies against it."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +43,10 @@ def run(kernel, *arguments, **options):
 def test_known_spectrum(dtype, values):
   kernel, left = matrix_with(values, 80)
   got = run(kernel.astype(dtype), jax.random.key(0), 6, num_iterations=12)
+  dims = chex.Dimensions(D=len(kernel), P=6)
+  chex.assert_shape([got.values, got.residual], dims["P"])
+  chex.assert_shape(got.directions, dims["DP"])
+  chex.assert_tree_all_finite(got)
   rtol = 2e-5 if dtype == "float32" else 1e-6
   atol = 3e-7 if dtype == "float32" else 0
   np.testing.assert_allclose(
@@ -158,6 +163,9 @@ def test_random_direction_statistics():
   np.testing.assert_allclose(
     got.energy_dh.std(0), got.energy_random_std[0], rtol=0.05
   )
+  dims = chex.Dimensions(N=5000, P=4)
+  chex.assert_shape([got.gain_dh, got.attenuation, got.offset_dz], dims["N"])
+  chex.assert_shape([got.energy_dh, got.energy_random], dims["NP"])
   weight = (dh_PD**2).sum(1)
   mean = weight @ got.gain_dh**2 / weight.sum()
   np.testing.assert_allclose(np.sqrt(mean), got.gain_random[0], rtol=0.05)

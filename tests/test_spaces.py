@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import chex
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -193,8 +194,15 @@ def test_eager_is_jit_is_vmap():
   z_BV, zq_BV = rng.standard_normal((2, 3, 30)).astype(np.float32)
   one = h_BD[1], hq_BD[1], z_BV[1], zq_BV[1], 0.7
   eager = probes.compare_position(*one)
-  over_batch = jax.jit(jax.vmap(probes.compare_position, (0, 0, 0, 0, None)))
+  over_batch = jax.jit(
+    jax.vmap(
+      chex.assert_max_traces(probes.compare_position, n=1), (0, 0, 0, 0, None)
+    )
+  )
   batch = over_batch(h_BD, hq_BD, z_BV, zq_BV, 0.7)
+  over_batch(hq_BD, h_BD, zq_BV, z_BV, 1.0)  # the same program
+  chex.assert_tree_shape_prefix(batch, (3,))
+  chex.assert_tree_all_finite(batch)
   for other in (record(*one), jax.tree.map(lambda leaf: leaf[1], batch)):
     for field in dataclasses.fields(eager):
       expected = getattr(eager, field.name)

@@ -1,5 +1,6 @@
 """Options against the vocabulary: scores, certificate, chain rule, controls."""
 
+import chex
 import hypothesis
 import jax
 import numpy as np
@@ -311,7 +312,9 @@ def test_compare_matched():
     return drawn, probes.matched_tokens(one, z, options, 0.8)
 
   got, tokens = compare(z, zq)
-  assert got.options.scores.shape == (64, 2) and got.chain.kl.shape == (64,)
+  chex.assert_shape(got.options.scores, (64, 2))
+  chex.assert_tree_shape_prefix(got, (64,))
+  chex.assert_tree_all_finite((got.chain, got.whole))
   own = chain_rule(z, zq, np.isin(np.arange(200), [3, 5, 6]), 0.8)
   np.testing.assert_allclose(got.whole.kl, own.kl, rtol=1e-5)
   np.testing.assert_allclose(got.chain.mass.mean(), own.mass, rtol=0.1)
@@ -329,9 +332,13 @@ def test_eager_is_jit_is_vmap():
   zq_BV = np.stack([draw(seed, dtype="f")[1] for seed in range(3)])
   member = np.arange(33) < 6
   eager = probes.chain_rule(z_BV[1], zq_BV[1], member)
-  batch = jax.jit(jax.vmap(probes.chain_rule, (0, 0, None)))(
-    z_BV, zq_BV, member
+  over_batch = jax.jit(
+    jax.vmap(chex.assert_max_traces(probes.chain_rule, n=1), (0, 0, None))
   )
+  batch = over_batch(z_BV, zq_BV, member)
+  over_batch(zq_BV, z_BV, ~member)  # the same program
+  chex.assert_tree_shape_prefix(batch, (3,))
+  chex.assert_tree_all_finite(batch)
   for other in (
     chain_rule(z_BV[1], zq_BV[1], member, 1.0),
     jax.tree.map(lambda leaf: leaf[1], batch),

@@ -34,8 +34,8 @@ PROTOCOLS = {
 # The worst direction of softmax is searched for at every position of the
 # output. Where p is flat its largest singular values are nearly equal, and the
 # iteration stops before it has told them apart.
-_MAX_ITERATIONS = 64
-_TOLERANCE = 1e-3
+_MAX_ITERATIONS = 32
+_TOLERANCE = 1e-2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
