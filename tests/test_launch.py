@@ -23,10 +23,8 @@ OWN = {
   "interventions",
   "monitoring",
   "propagation",
-  "quickstart",
   "recovery_study",
   "retrieval",
-  "subspace",
   "trajectories",
 }
 
