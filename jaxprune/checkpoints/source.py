@@ -23,6 +23,8 @@ from jaxprune.models.encoder_config import EncoderConfig
 # Silent unless the program asks for it; the scripts do.
 _LOG = logging.getLogger(__name__)
 
+_SHOWN = 60  # keys named in one line; a whole dump of transformers 4 has fewer
+
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
 
 
@@ -79,7 +81,8 @@ def open_checkpoint(
     _LOG.info(
       "%s: without effect, as in stock transformers: %s",
       folder / "config.json",
-      ", ".join(config.ignored),
+      ", ".join(config.ignored[:_SHOWN])
+      + (" and others" if len(config.ignored) > _SHOWN else ""),
     )
   in_files = folders.read_tensors(folder)
   table = names.table(config)

@@ -24,7 +24,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-MAX_BYTES = 1 << 24
+MAX_BYTES = 1 << 22
 MAX_DEPTH = 64
 MAX_LAYERS = 10_000
 # Ids, widths and positions are int32 on devices.
@@ -305,6 +305,7 @@ class Fields:
         " key",
       )
     known = KNOWN.union(_stock()["generation"])
+    methods = frozenset(_stock()["attributes"])
     for field, value in self.values.items():
       if field in refused:
         neutral, why = refused[field]
@@ -314,7 +315,7 @@ class Fields:
           self.ignored.append(label(field))
       elif field in self._declared:
         self._check_declared(field, value)
-      elif field in _stock()["attributes"]:
+      elif field in methods:
         self.problem(
           field, value, "the name of a method of stock transformers, not a key"
         )
