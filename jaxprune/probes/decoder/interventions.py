@@ -110,7 +110,7 @@ def make_pair(
   if config.mlp_dim != pruned_config.mlp_dim:
     raise ValueError(
       f"the two models differ in mlp_dim: {config.mlp_dim} and"
-      f" {pruned_config.mlp_dim}; prune without --narrow, so that the"
+      f" {pruned_config.mlp_dim}; prune without --slim, so that the"
       " removed units are zero"
     )
   for name in ("embed", "final_norm", "head"):
