@@ -106,7 +106,7 @@ def main() -> None:
   import jax.numpy as jnp
 
   from jaxprune import checkpoints, devices, report
-  from jaxprune.probes import directions
+  from jaxprune.probes import propagation
   from jaxprune.studies import inputs
   from jaxprune.studies.propagation import measure, page
   from jaxprune.studies.propagation import models as models_lib
@@ -116,7 +116,7 @@ def main() -> None:
   began = time.monotonic()
   source = inputs.open_model(_MODEL.value)
   seeds = [int(seed) for seed in _SEEDS.value]
-  directions.layer_groups(source.config.num_layers, _GROUPS.value)
+  propagation.layer_groups(source.config.num_layers, _GROUPS.value)
   prompts = inputs.read_prompts(
     source,
     _PROMPTS.value,

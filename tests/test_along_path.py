@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.probes import directions, logit_moments
+from jaxprune.probes import logit_moments, propagation
 from jaxprune.probes.decoder.propagation import (
   along_path,
   interactions,
@@ -21,7 +21,7 @@ from tests.test_propagation import (  # noqa: F401  (fixtures)
   path,
 )
 
-LINES = directions.sublayers(2, LENGTH)
+LINES = propagation.sublayer_directions(2, LENGTH)
 EVERYWHERE = np.ones((2, 2, LENGTH))
 
 
@@ -47,7 +47,7 @@ def test_predictions_are_as_good_as_their_order(path):  # noqa: F811
 
 def test_speeds_are_those_of_the_true_logits(models, path):  # noqa: F811
   t, step = 0.4, 1e-5
-  found = along_path.speeds(CONFIG, path, jnp.array([t, 0.9]))
+  found = along_path.rates(CONFIG, path, jnp.array([t, 0.9]))
   z, up, down = (
     oracle(*models, (t + s) * EVERYWHERE) for s in (0, step, -step)
   )
@@ -145,7 +145,6 @@ def test_option_margin(models):  # noqa: F811
     options=options,
   )
   found = make((4, 9, 17))
-  assert read_outs.metrics_of(found)[-1] == "option_margin"
   z, y = (
     each[0, 0] @ dense["embed"]["table"].T for each in (found.start, found.end)
   )

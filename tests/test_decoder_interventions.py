@@ -243,11 +243,9 @@ def changes(pair, text, patched):
     patched["dense"][0],
     patched["pruned"][0],
     jax.random.key(4),
-    1.0,
-    top=3,
-    temperatures=(0.5,),
-    top_k=(2,),
-    top_p=(0.8,),
+    logit_interventions.Changes(
+      top=3, temperatures=(0.5,), top_k=(2,), top_p=(0.8,)
+    ),
   )
 
 
@@ -302,10 +300,9 @@ def continued(pair):
     PROMPTS,
     VALID,
     jax.random.key(5),
-    1.0,
+    logit_interventions.Changes(top=3),
     names=NAMES,
     num_steps=STEPS,
-    top=3,
   )
 
 

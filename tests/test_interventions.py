@@ -1,4 +1,4 @@
-"""Parts of a change of logits and rescues, against NumPy and identities."""
+"""Parts of a change of logits, and restorations, against NumPy."""
 
 import functools
 
@@ -32,8 +32,8 @@ _replace = jax.jit(
   functools.partial(interventions.replace_change, top=4),
   static_argnames="temperature",
 )
-_rescue = jax.jit(
-  interventions.rescue, static_argnames=("temperature", "temperatures")
+_restorations = jax.jit(
+  interventions.restorations, static_argnames=("temperature", "temperatures")
 )
 _divergences = jax.jit(divergences.compare_distributions)
 random_control = jax.jit(controls.random_control)
@@ -126,8 +126,8 @@ def test_both_ends_are_exact():
   np.testing.assert_array_equal(found["dense"], z)
   np.testing.assert_array_equal(found["pruned"], y)
   assert kl(z, found["dense"]) == 0
-  for name, value in {**replaced(z, z), **_rescue(z, z)}.items():
-    # Without a change there is nothing to keep, to add or to rescue, and what
+  for name, value in {**replaced(z, z), **_restorations(z, z)}.items():
+    # Without a change there is nothing to keep, to add or to restore, and what
     # shifts all logits is not seen.
     assert kl(z, value) < 1e-12, name
     if name not in ("centred_logits", "variance_of_z"):
@@ -190,13 +190,13 @@ def test_direction_and_variance_are_crossed():
       )
 
 
-def test_rescues_by_numpy():
+def test_restorations_by_numpy():
   with jax.enable_x64():
     z, y = logits(6)
     for T in (1.0, 0.6):
       p, found = (
         softmax(z / T),
-        _rescue(z, y, temperature=T, temperatures=(0.5, 2.0)),
+        _restorations(z, y, temperature=T, temperatures=(0.5, 2.0)),
       )
       np.testing.assert_allclose(found["half"], (z + y) / 2)
       stretched = np.asarray(found["variance_of_z"])
@@ -221,7 +221,7 @@ def test_rescues_by_numpy():
 
 def test_logits_without_variance_stay():
   z, flat = np.arange(4.0), np.full(4, 2.0)
-  np.testing.assert_array_equal(_rescue(z, flat)["variance_of_z"], flat)
+  np.testing.assert_array_equal(_restorations(z, flat)["variance_of_z"], flat)
 
 
 def test_layers_are_mixed_one_by_one():

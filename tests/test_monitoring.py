@@ -1,4 +1,4 @@
-"""Signals, hand-backs and their cost, against NumPy and against plain runs."""
+"""Signals, fallbacks and their cost, against NumPy and against plain runs."""
 
 import dataclasses
 
@@ -58,10 +58,8 @@ def write(models, signal, threshold, *, cache="own", eos_ids=()):
       jnp.asarray(tokens),
       jnp.asarray(valid),
       policy,
-      num_steps=STEPS,
+      monitoring.Writing(num_steps=STEPS, cache=cache, eos_ids=eos_ids),
       key=jax.random.key(5),
-      cache=cache,
-      eos_ids=eos_ids,
     ),
   )
 
@@ -107,7 +105,7 @@ def test_risks_of_one_step():
 def test_the_ends_of_every_sweep_are_the_two_models(models):
   for threshold, params in ((np.inf, models[1]), (-np.inf, models[0])):
     found = write(models, "margin", threshold)
-    assert (found.handed == (threshold < 0)).all()
+    assert (found.deferred == (threshold < 0)).all()
     for row, prompt in enumerate(PROMPTS):
       text = [*prompt, *found.tokens[:, row].tolist()]
       chosen = logits_after(params, text[:-1]).argmax(-1)
@@ -116,13 +114,13 @@ def test_the_ends_of_every_sweep_are_the_two_models(models):
       )
 
 
-def test_a_hand_back_at_every_flip_gives_the_dense_text(models):
+def test_a_fallback_at_every_flip_gives_the_dense_text(models):
   dense = write(models, "margin", -np.inf)
   free = write(models, "margin", np.inf)
   found = write(models, "flip", 0.5)
   np.testing.assert_array_equal(found.tokens, dense.tokens)
-  np.testing.assert_array_equal(found.handed, found.risks.flip == 1)
-  assert 0 < found.handed.mean() < 1
+  np.testing.assert_array_equal(found.deferred, found.risks.flip == 1)
+  assert 0 < found.deferred.mean() < 1
   assert (free.tokens != dense.tokens).any()
 
 
@@ -132,14 +130,14 @@ def test_each_token_is_of_the_model_that_decided(models, signal):
   risk_TB = getattr(write(models, signal, np.inf).risks, signal)
   found = write(models, signal, np.median(risk_TB, axis=0))
   risk_TB = getattr(found.risks, signal)
-  assert 0.2 < found.handed.mean() < 0.8
+  assert 0.2 < found.deferred.mean() < 0.8
   for row, prompt in enumerate(PROMPTS):
     text = [*prompt, *found.tokens[:, row].tolist()]
     z_TV, zq_TV = (
       logits_after(params, text[:-1])[len(prompt) - 1 :] for params in models
     )
-    handed_T = found.handed[:, row]
-    expected_T = np.where(handed_T, z_TV.argmax(-1), zq_TV.argmax(-1))
+    deferred_T = found.deferred[:, row]
+    expected_T = np.where(deferred_T, z_TV.argmax(-1), zq_TV.argmax(-1))
     np.testing.assert_array_equal(text[len(prompt) :], expected_T)
     if signal == "random":
       continue
@@ -154,9 +152,9 @@ def test_each_token_is_of_the_model_that_decided(models, signal):
 def test_random_hands_back_at_the_rate_asked_for(models):
   found = write(models, "random", 0.7)
   assert ((0 <= found.risks.random) & (found.risks.random < 1)).all()
-  assert abs(found.handed.mean() - 0.3) < 0.2  # 42 draws
+  assert abs(found.deferred.mean() - 0.3) < 0.2  # 42 draws
   np.testing.assert_array_equal(
-    found.handed, write(models, "random", 0.7).handed
+    found.deferred, write(models, "random", 0.7).deferred
   )
 
 
@@ -165,7 +163,7 @@ def test_shared_cache_of_two_equal_models_is_one_model(models):
   free = write(models, "margin", np.inf)
   found = write(same, "random", 0.5, cache="shared")
   np.testing.assert_array_equal(found.tokens, free.tokens)
-  assert 0 < found.handed.mean() < 1
+  assert 0 < found.deferred.mean() < 1
   assert (found.risks.kl < 1e-6).all() and (found.risks.flip == 0).all()
 
 
@@ -173,8 +171,8 @@ def test_shared_cache_of_two_equal_models_is_one_model(models):
 def test_shared_cache_holds_what_the_deciding_model_wrote(models, row):
   """Against a run of one text that keeps the whole cache of the decider."""
   found = write(models, "random", 0.5, cache="shared")
-  prompt, handed_T = PROMPTS[row], found.handed[:, row]
-  assert handed_T.any() and not handed_T.all()
+  prompt, deferred_T = PROMPTS[row], found.deferred[:, row]
+  assert deferred_T.any() and not deferred_T.all()
   tokens_BT = jnp.asarray([(0, *prompt)])
   valid_BT = jnp.asarray([[False] + [True] * len(prompt)])
   _, _, cache = generation.prefill(
@@ -200,8 +198,8 @@ def test_shared_cache_holds_what_the_deciding_model_wrote(models, row):
       assert getattr(found.risks, name)[t, row] == pytest.approx(
         float(getattr(again, name)), rel=1e-4
       )
-    cache = read[0 if handed_T[t] else 1][2]
-    token = int((z_V if handed_T[t] else zq_V).argmax())
+    cache = read[0 if deferred_T[t] else 1][2]
+    token = int((z_V if deferred_T[t] else zq_V).argmax())
     assert token == found.tokens[t, row]
 
 
@@ -217,20 +215,18 @@ def test_texts_end(models):
 
 def test_cost_of_hand_backs():
   """Three texts of 4 steps: never, steps 0 and 2, only after its end."""
-  handed = np.array([[0, 1, 0], [0, 0, 0], [0, 1, 0], [0, 0, 1]], bool)
+  deferred = np.array([[0, 1, 0], [0, 0, 0], [0, 1, 0], [0, 0, 1]], bool)
   alive = np.array([[1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 1, 0]], bool)
   lengths = np.array([5, 3, 9])
   # To decide step 2 the dense model has read 3 + 2 tokens.
-  assert monitoring.dense_forwards(handed, alive, lengths, "own").tolist() == [
-    0,
-    5,
-    0,
-  ]
   assert monitoring.dense_forwards(
-    handed, alive, lengths, "shared"
+    deferred, alive, lengths, "own"
+  ).tolist() == [0, 5, 0]
+  assert monitoring.dense_forwards(
+    deferred, alive, lengths, "shared"
   ).tolist() == [0, 2, 0]
   with pytest.raises(ValueError, match="cache='both'"):
-    monitoring.dense_forwards(handed, alive, lengths, "both")
+    monitoring.dense_forwards(deferred, alive, lengths, "both")
 
 
 def test_risk_and_coverage_by_hand():

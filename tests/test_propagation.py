@@ -10,7 +10,7 @@ import pytest
 
 from jaxprune.models import decoder
 from jaxprune.models.config import ModelConfig, RopeConfig
-from jaxprune.probes import directions, propagation
+from jaxprune.probes import propagation
 from jaxprune.probes.decoder.propagation import memory as decoder_memory
 from jaxprune.probes.decoder.propagation import path as decoder_path
 from jaxprune.probes.decoder.propagation import read_outs
@@ -34,6 +34,15 @@ LENGTH, STEPS = 7, 4
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 20, (2, LENGTH)))
 VALID = jnp.ones(TOKENS.shape, bool)
 ALIVE = jnp.asarray([[True] * 4, [True, True, True, False]])
+
+
+def integrate(slopes, nodes):
+  """The integral of `slopes`, from t to a tree, over [0, 1]."""
+  parts = [
+    jax.tree.map(lambda leaf: leaf * weight, slopes(jnp.asarray(place)))
+    for place, weight in zip(*propagation.gauss_legendre(nodes))
+  ]
+  return jax.tree.map(lambda *leaves: sum(leaves), *parts)
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 5, 16])
@@ -66,7 +75,7 @@ def test_linear_f_has_the_closed_form():
     f = lambda s: {"y": jnp.asarray(a) @ s}
     at = functools.partial(propagation.slopes_at, f, jnp.asarray(directions))
     found = propagation.path_attribution(
-      lambda nodes: propagation.integrate(at, nodes),
+      lambda nodes: integrate(at, nodes),
       {"y": jnp.asarray(a @ directions.sum(0))},
       nodes=1,
     )
@@ -82,7 +91,7 @@ def test_nodes_double_until_complete():
   directions = jnp.eye(2)
   f = lambda s: jnp.tanh(6 * s[0] + s[1]) ** 2
   at = jax.jit(functools.partial(propagation.slopes_at, f, directions))
-  contribute = lambda nodes: propagation.integrate(at, nodes)
+  contribute = lambda nodes: integrate(at, nodes)
   change = f(jnp.ones(2)) - f(jnp.zeros(2))
   loose = propagation.path_attribution(contribute, change, nodes=2)
   assert int(loose.nodes) > 2
@@ -117,7 +126,7 @@ def test_sharp_read_out_of_a_smooth_state():
       propagation.slopes_at(state, directions, t) @ weights[k]
       for k, t in enumerate(places)
     )
-    whole = propagation.integrate(
+    whole = integrate(
       jax.jit(
         functools.partial(
           propagation.slopes_at, lambda s: read(state(s)), directions
@@ -192,14 +201,17 @@ def quadrature(path):
 @pytest.fixture(scope="module")
 def by_sublayer(path, quadrature):
   return decoder_path.attribute(
-    CONFIG, path, directions.sublayers(2, LENGTH), quadrature
+    CONFIG, path, propagation.sublayer_directions(2, LENGTH), quadrature
   )
 
 
 @pytest.fixture(scope="module")
 def by_step(path, quadrature):
   return decoder_path.attribute(
-    CONFIG, path, directions.steps(2, LENGTH, STEPS, groups=2), quadrature
+    CONFIG,
+    path,
+    propagation.step_directions(2, LENGTH, STEPS, groups=2),
+    quadrature,
   )
 
 
@@ -262,9 +274,9 @@ def log_prob(z, token):
 def test_slopes_equal_finite_differences_in_float64(models, request, cause):
   first, _ = request.getfixturevalue(f"by_{cause}")
   lines = np.asarray(
-    directions.sublayers(2, LENGTH)
+    propagation.sublayer_directions(2, LENGTH)
     if cause == "sublayer"
-    else directions.steps(2, LENGTH, STEPS, groups=2),
+    else propagation.step_directions(2, LENGTH, STEPS, groups=2),
     np.float64,
   )
   token = oracle(*models, 0 * lines[0]).argmax(-1)
@@ -366,7 +378,7 @@ def test_dense_against_dense_is_zero(models):
   first, found = decoder_path.attribute(
     CONFIG,
     same,
-    directions.sublayers(2, LENGTH),
+    propagation.sublayer_directions(2, LENGTH),
     decoder_path.find_quadrature(CONFIG, same, nodes=16, max_nodes=16),
   )
   for tree in (
@@ -382,26 +394,28 @@ def test_dense_against_dense_is_zero(models):
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_directions_cover_every_share_once(groups):
   for lines in (
-    directions.sublayers(3, LENGTH),
-    directions.steps(3, LENGTH, STEPS, groups),
+    propagation.sublayer_directions(3, LENGTH),
+    propagation.step_directions(3, LENGTH, STEPS, groups),
   ):
     np.testing.assert_array_equal(lines.sum(0), np.ones((3, 2, LENGTH)))
 
 
 def test_directions_by_hand():
-  cause = directions.steps(3, LENGTH, STEPS)[:, 0, 0]
+  cause = propagation.step_directions(3, LENGTH, STEPS)[:, 0, 0]
   np.testing.assert_array_equal(cause[0], [1, 1, 1, 0, 0, 0, 0])
   np.testing.assert_array_equal(cause[1], [0, 0, 0, 1, 0, 0, 0])
-  assert directions.layer_groups(7, 3) == [
+  assert propagation.layer_groups(7, 3) == [
     range(0, 2),
     range(2, 4),
     range(4, 7),
   ]
-  late = directions.steps(7, LENGTH, STEPS, groups=3)[2 * (STEPS + 1) + 1]
+  late = propagation.step_directions(7, LENGTH, STEPS, groups=3)[
+    2 * (STEPS + 1) + 1
+  ]
   np.testing.assert_array_equal(late[:, 0, 3], [0, 0, 0, 0, 1, 1, 1])
   for wrong in (0, 8):
     with pytest.raises(ValueError, match=f"groups={wrong}: .* 7 layers"):
-      directions.layer_groups(7, wrong)
+      propagation.layer_groups(7, wrong)
 
 
 def test_changes_off_the_path_are_refused(models):

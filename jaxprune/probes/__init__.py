@@ -39,7 +39,7 @@ from jaxprune.probes.divergences import (
 from jaxprune.probes.interventions import (
   random_like,
   replace_change,
-  rescue,
+  restorations,
   split_change,
 )
 from jaxprune.probes.jacobian import (
@@ -59,6 +59,7 @@ from jaxprune.probes.monitoring import (
   Monitored,
   Policy,
   Risks,
+  Writing,
   coverage_area,
   dense_forwards,
   pruned_risks,
@@ -120,6 +121,7 @@ __all__ = [
   "Theorem2",
   "Theorem3",
   "TopSingular",
+  "Writing",
   "along_path",
   "apply_jacobian",
   "attend_to_history",
@@ -149,7 +151,7 @@ __all__ = [
   "random_like",
   "rates",
   "replace_change",
-  "rescue",
+  "restorations",
   "risk_coverage",
   "softmax_gain",
   "spectrum",

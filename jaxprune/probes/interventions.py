@@ -1,4 +1,4 @@
-"""Which part of a change of the logits does the damage, and what undoes it?
+"""Which part of a change of the logits changes p, and what undoes it?
 
 The change dz = z_pruned - z is taken apart in three ways, and each pair adds up
 to dz:
@@ -18,7 +18,7 @@ The controls have the size of what they stand for and a random direction. Size
 and direction are also crossed: `direction_kept` has the direction of dz and the
 p-weighted variance of a random change, `variance_kept` the reverse.
 
-`RESCUES` says of each remedy whether it needs the dense logits (an oracle,
+`RESTORATIONS` says of each remedy whether it needs the dense logits (an oracle,
 which explains) or only the pruned ones (which one may use).
 
 Reference: He et al., arXiv:2603.24652, section 3 (the parts, Theorems 1-3) and
@@ -39,8 +39,8 @@ PAIRS = (("parallel", "orthogonal"), ("offset", "centred"), ("top", "tail"))
 PARTS = tuple(name for pair in PAIRS for name in pair)
 # What is left of dz when a part is removed.
 OTHER = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
-# Whether a rescue needs the dense logits.
-RESCUES = {
+# Whether a restoration needs the dense logits.
+RESTORATIONS = {
   "half": "oracle",
   "variance_of_z": "oracle",
   "centred_by_p": "oracle",
@@ -73,8 +73,8 @@ def split_change(z, z_pruned, *, top: int) -> dict[str, Array]:
   dz_V = spaces.logit_change(z, z_pruned)
   top_V = top_tokens(z_V, top)
   square = jnp.sum(z_V * z_V)
-  share = jnp.sum(z_V * dz_V) / jnp.where(square == 0, 1, square)
-  parallel_V = share * z_V
+  scale = jnp.sum(z_V * dz_V) / jnp.where(square == 0, 1, square)
+  parallel_V = scale * z_V
   offset_V = jnp.broadcast_to(jnp.mean(dz_V), dz_V.shape)
   return {
     "parallel": parallel_V,
@@ -88,6 +88,10 @@ def split_change(z, z_pruned, *, top: int) -> dict[str, Array]:
 
 def top_tokens(z, top: int) -> Array:
   """Returns which tokens have the largest logits, bool [V].
+
+  Args:
+    z: logits [V].
+    top: number of tokens; the lowest id first among equals.
 
   Raises:
     ValueError: top is not in [1, V].
@@ -125,14 +129,17 @@ def with_variance(direction, like, z, temperature=1.0) -> Array:
     like: [V], whose variance under p = softmax(z / T) is taken.
     z: dense logits [V].
     temperature: T > 0.
+
+  Returns:
+    [V], a multiple of `direction`.
   """
   direction_V, like_V, z_V = spaces.widen(direction, like, z)
   weight_V = log_ratio.softmax(z_V, temperature)
-  own, wanted = (
+  variance, wanted = (
     logit_moments.variance(weight_V, x_V) for x_V in (direction_V, like_V)
   )
-  scale = jnp.sqrt(wanted / jnp.where(own == 0, 1, own))
-  return jnp.where(own == 0, 0, scale * direction_V)
+  scale = jnp.sqrt(wanted / jnp.where(variance == 0, 1, variance))
+  return jnp.where(variance == 0, 0, scale * direction_V)
 
 
 def replace_change(
@@ -173,24 +180,26 @@ def replace_change(
       ),
     )
   )
-  found = {"dense": z_V, "pruned": zq_V}
-  found |= {f"keep_{name}": z_V + part_V for name, part_V in parts.items()}
-  found |= {f"add_random_{name}": z_V + r_V for name, r_V in random.items()}
-  found |= {f"remove_random_{name}": zq_V - r_V for name, r_V in random.items()}
-  found["shuffled"] = z_V + jax.random.permutation(keys[-1], dz_V)
-  found["direction_kept"] = z_V + with_variance(
+  logits = {"dense": z_V, "pruned": zq_V}
+  logits |= {f"keep_{name}": z_V + part_V for name, part_V in parts.items()}
+  logits |= {f"add_random_{name}": z_V + r_V for name, r_V in random.items()}
+  logits |= {
+    f"remove_random_{name}": zq_V - r_V for name, r_V in random.items()
+  }
+  logits["shuffled"] = z_V + jax.random.permutation(keys[-1], dz_V)
+  logits["direction_kept"] = z_V + with_variance(
     dz_V, random["all"], z_V, temperature
   )
-  found["variance_kept"] = z_V + with_variance(
+  logits["variance_kept"] = z_V + with_variance(
     random["all"], dz_V, z_V, temperature
   )
-  return found
+  return logits
 
 
-def rescue(
+def restorations(
   z, z_pruned, *, temperature=1.0, temperatures=()
 ) -> dict[str, Array]:
-  """Returns logits of every rescue but truncation, of one position.
+  """Returns logits of every restoration but truncation, of one position.
 
   Args:
     z, z_pruned: finite logits [V].
@@ -210,15 +219,15 @@ def rescue(
   mean = jnp.sum(weight_V * zq_V)
   stretched_V = mean + with_variance(zq_V - mean, z_V, z_V, temperature)
   has_none = logit_moments.variance(weight_V, zq_V) == 0
-  found = {
+  logits = {
     "half": z_V + dz_V / 2,
     "variance_of_z": jnp.where(has_none, zq_V, stretched_V),
     "centred_by_p": zq_V - jnp.sum(weight_V * dz_V),
     "centred_logits": zq_V - jnp.mean(zq_V),
   }
   for other in temperatures:
-    found[f"temperature_{other:g}"] = zq_V * (temperature / other)
-  return found
+    logits[f"temperature_{other:g}"] = zq_V * (temperature / other)
+  return logits
 
 
 def mix_layers(use_dense_L, dense, pruned):
@@ -232,9 +241,8 @@ def mix_layers(use_dense_L, dense, pruned):
     A tree like them.
   """
 
-  def choose(a_L, b_L):
-    shape = (-1,) + (1,) * (a_L.ndim - 1)
-    return jnp.where(jnp.reshape(use_dense_L, shape), a_L, b_L)
+  def choose(dense_leaf, pruned_leaf):
+    return jax.vmap(jnp.where)(use_dense_L, dense_leaf, pruned_leaf)
 
   return jax.tree.map(choose, dense, pruned)
 

@@ -1,7 +1,7 @@
-"""Can damage be seen while the pruned model writes, and what does that save?
+"""Can errors be seen while the pruned model writes, and what does that save?
 
 At every step a signal gives a risk, larger is worse. Above a threshold the
-dense model decides the token (hand-back), or the text is given up (stop).
+dense model decides the token (fallback), or the text is given up (stop).
 
   margin     second largest logit of the pruned model less the largest
   entropy    of q, nats
@@ -10,14 +10,14 @@ dense model decides the token (hand-back), or the text is given up (stop).
   var_p      Var_p(dz) / T^2, an oracle: it needs the dense logits
   kl         KL(p||q), an oracle
   flip       1 where the two models choose different tokens, else 0: the oracle
-             with the fewest hand-backs that give back the dense text
+             with the fewest fallbacks that give back the dense text
 
 p is dense, q pruned. The first three need the pruned model alone. They see how
 sure it is, not whether it is right.
 
-Whose cache the dense model reads decides what a hand-back costs. With its own
+Whose cache the dense model reads decides what a fallback costs. With its own
 (`own`), all that was written since its last use must be read first, so dense
-forward passes are saved only after the last hand-back of a text. With the
+forward passes are saved only after the last fallback of a text. With the
 pruned model's (`shared`), one token is read, and what it leaves in the cache is
 the dense model's; but its history is the pruned model's.
 
@@ -26,7 +26,7 @@ the test); El-Yaniv and Wiener, JMLR 11 (2010), risk and coverage.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -60,12 +60,12 @@ class Risks:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Policy:
-  """When each row hands back; data, so that a sweep is one program.
+  """When each row falls back; data, so that a sweep is one program.
 
   Attributes:
     signal: int32 [B], index in `SIGNALS`.
-    threshold: float32 [B]; a risk above it hands the step back. inf never
-      does, -inf always.
+    threshold: float32 [B]; a step of a risk above it is deferred to the dense
+      model: none for inf, all for -inf.
   """
 
   signal: Array
@@ -79,19 +79,43 @@ class Monitored:
 
   Attributes:
     tokens: int32 [T, B].
-    handed: bool [T, B], the dense model decided.
+    deferred: bool [T, B], the dense model decided.
     alive: bool [T, B], the text had not ended before the step.
     risks: leaves float32 [T, B].
   """
 
   tokens: Array
-  handed: Array
+  deferred: Array
   alive: Array
   risks: Risks
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Writing:
+  """How a monitored text is written; hashable, so static under jit.
+
+  Attributes:
+    num_steps: tokens to write.
+    eos_ids: tokens that end a text.
+    temperature: T of the risks; decoding is greedy.
+    cache: which cache the dense model reads, one of `CACHES`.
+  """
+
+  num_steps: int
+  eos_ids: tuple[int, ...] = ()
+  temperature: float = 1.0
+  cache: str = "own"
+
+
 def pruned_risks(z_pruned, temperature=1.0) -> tuple[Array, Array, Array]:
-  """Margin, entropy and variance risk of logits [V], without a dense model.
+  """Margin, entropy and variance risk of one step, without a dense model.
+
+  Args:
+    z_pruned: logits [V].
+    temperature: T > 0.
+
+  Returns:
+    Scalars: logits, nats, and no unit.
 
   Raises:
     ValueError: not one-dimensional, or T <= 0.
@@ -139,14 +163,12 @@ def write_monitored(
   caches: dict[str, Tree],
   token_B: Array,
   policy: Policy,
+  writing: Writing,
   *,
-  num_steps: int,
   key: Array,
-  eos_ids: Sequence[int] = (),
-  temperature: float = 1.0,
   merge: Callable[[Tree, Tree, Array], Tree] | None = None,
 ) -> Monitored:
-  """Write greedily with the pruned model, handing steps back to the dense one.
+  """Write greedily with the pruned model, deferring steps to the dense one.
 
   Both models read every token here, so that all risks are known; what a
   deployment would have computed is counted by `dense_forwards`.
@@ -154,79 +176,87 @@ def write_monitored(
   Args:
     decode: `(weights, token_B, cache) -> (z_BV, cache)`, one step.
     weights: 'dense' and 'pruned', any pytrees.
-    caches: 'pruned' and, unless it is shared, 'dense': of the prompt without
+    caches: 'pruned' and, for the cache 'own', 'dense': of the prompt without
       its last token.
     token_B: last prompt token, int32 [B].
     policy: see Policy.
-    num_steps: tokens to write.
+    writing: see Writing.
     key: `jax.random.key` of the random risk.
-    eos_ids: tokens that end a text.
-    temperature: T of the risks.
-    merge: `(pruned cache, dense cache, handed_B) -> cache` after a step in
-      which both read the same cache; None when each has its own.
+    merge: `(pruned cache, dense cache, deferred_B) -> cache` after a step in
+      which both read the same cache; None for the cache 'own'.
 
   Returns:
     Leaves [T, B]. Step 0 is the prediction after the last prompt token.
+
+  Raises:
+    ValueError: the cache is 'shared' without `merge`, or 'own' with it.
   """
-  eos_E = jnp.asarray(tuple(eos_ids) or (-1,), jnp.int32)
+  if (writing.cache == "shared") != (merge is not None):
+    raise ValueError(
+      f"cache={writing.cache!r}: give merge with a shared cache, and only then"
+    )
+  eos_E = jnp.asarray(writing.eos_ids or (-1,), jnp.int32)
   rows_B = jnp.arange(token_B.shape[0])
 
   def step(state, t):
     token_B, cache, alive_B = state
     zq_BV, pruned_cache = decode(weights["pruned"], token_B, cache["pruned"])
     z_BV, dense_cache = decode(
-      weights["dense"], token_B, cache["dense" if merge is None else ("pruned")]
+      weights["dense"], token_B, cache["dense" if merge is None else "pruned"]
     )
     z_BV, zq_BV = jax.lax.optimization_barrier((z_BV, zq_BV))
     draw_B = jax.random.uniform(jax.random.fold_in(key, t), token_B.shape)
     risks = jax.vmap(
-      lambda z_V, zq_V, draw: step_risks(z_V, zq_V, draw, temperature)
+      lambda z_V, zq_V, draw: step_risks(z_V, zq_V, draw, writing.temperature)
     )(z_BV, zq_BV, draw_B)
     risk_KB = jnp.stack([getattr(risks, name) for name in SIGNALS])
-    handed_B = risk_KB[policy.signal, rows_B] > policy.threshold
+    deferred_B = risk_KB[policy.signal, rows_B] > policy.threshold
     new_B = jnp.where(
-      handed_B, jnp.argmax(z_BV, -1), jnp.argmax(zq_BV, -1)
+      deferred_B, jnp.argmax(z_BV, -1), jnp.argmax(zq_BV, -1)
     ).astype(jnp.int32)
     if merge is None:
       cache = {"pruned": pruned_cache, "dense": dense_cache}
     else:
-      cache = {"pruned": merge(pruned_cache, dense_cache, handed_B)}
+      cache = {"pruned": merge(pruned_cache, dense_cache, deferred_B)}
     ended_B = jnp.any(new_B[:, None] == eos_E[None], axis=1)
     return (new_B, cache, alive_B & ~ended_B), Monitored(
-      tokens=new_B, handed=handed_B, alive=alive_B, risks=risks
+      tokens=new_B, deferred=deferred_B, alive=alive_B, risks=risks
     )
 
   state = (token_B, dict(caches), jnp.ones(token_B.shape, bool))
-  return jax.lax.scan(step, state, jnp.arange(num_steps))[1]
+  return jax.lax.scan(step, state, jnp.arange(writing.num_steps))[1]
 
 
 def dense_forwards(
-  handed: np.ndarray, alive: np.ndarray, prompt_lengths: np.ndarray, cache: str
+  deferred: np.ndarray,
+  alive: np.ndarray,
+  prompt_lengths: np.ndarray,
+  cache: str,
 ) -> np.ndarray:
   """Tokens that the dense model must read for a text under a policy.
 
   Args:
-    handed: bool [T, n].
-    alive: bool [T, n].
+    deferred: bool [T, n], the dense model decided.
+    alive: bool [T, n], the text had not ended before the step.
     prompt_lengths: int [n], tokens of the prompt.
     cache: 'own': the prompt and all that was written before the last
-      hand-back, read late but read. 'shared': one per hand-back.
+      fallback, read late but read. 'shared': one per fallback.
 
   Returns:
     int64 [n]. The dense model alone reads `prompt_lengths` and every token
-    but the last: the same as 'own' when the last step is handed back.
+    but the last: the same as 'own' when the last step is deferred.
 
   Raises:
     ValueError: another cache.
   """
   if cache not in CACHES:
     raise ValueError(f"cache={cache!r}: use one of {', '.join(CACHES)}")
-  handed = np.asarray(handed) & np.asarray(alive)
+  deferred = np.asarray(deferred) & np.asarray(alive)
   if cache == "shared":
-    return handed.sum(axis=0)
-  steps = len(handed)
-  last = steps - 1 - np.argmax(handed[::-1], axis=0)
-  return np.where(handed.any(axis=0), np.asarray(prompt_lengths) + last, 0)
+    return deferred.sum(axis=0)
+  steps = len(deferred)
+  last = steps - 1 - np.argmax(deferred[::-1], axis=0)
+  return np.where(deferred.any(axis=0), np.asarray(prompt_lengths) + last, 0)
 
 
 def risk_coverage(
@@ -245,7 +275,7 @@ def risk_coverage(
   Raises:
     ValueError: shapes differ, or a risk is NaN.
   """
-  risk, correct = (np.asarray(each, np.float64) for each in (risk, correct))
+  risk, correct = (np.asarray(values, np.float64) for values in (risk, correct))
   if risk.shape != correct.shape or risk.ndim != 1 or not risk.size:
     raise ValueError(
       f"shapes {risk.shape} and {correct.shape}: give a risk and whether it"
@@ -264,5 +294,9 @@ def coverage_area(risk: np.ndarray, correct: np.ndarray) -> float:
 
   A risk that knows nothing has the accuracy at full coverage; the most that
   any can have is that of `risk = not correct`.
+
+  Args:
+    risk: [n], larger is worse.
+    correct: bool or in [0, 1], [n].
   """
   return float(risk_coverage(risk, correct)[1].mean())

@@ -1,19 +1,25 @@
 """Which part of a change caused which part of its effect, exactly?
 
-A change is made of P directions, a share of each of them can be applied, and
-`f` maps shares to whatever is read out. Along the straight path t -> t * (sum
-of the directions), t in [0, 1], the effect f(1) - f(0) is the integral of the
-derivative, and the derivative is a sum over directions. So the effect is a sum
-of one contribution per direction, with no rest:
+A change can be applied in part: `f` maps interpolation coefficients, 0 where
+nothing is changed and 1 where everything is, to whatever is read out. A list of
+P directions in the space of the coefficients divides the change. Along the
+straight path t -> t * (sum of the directions), t in [0, 1], the effect
+f(1) - f(0) is the integral of the derivative, and the derivative is a sum over
+directions. So the effect is a sum of one contribution per direction, with no
+rest:
 
   contribution of d = integral over t in [0, 1] of (df at t) . d
 
 What is left out is the error of the quadrature, which is measured and drives
 the number of nodes. First order is the same integral with one node at t = 0.
 
-`f` is any callable from an array of shares to a pytree of arrays; nothing here
-knows a model and nothing is compiled. Memory is that of forward mode: a batch
-of directions, never all of them.
+`f` is any callable from an array of coefficients to a pytree of arrays; nothing
+here knows a model and nothing is compiled. Memory is that of forward mode: a
+batch of directions, never all of them.
+
+For a network of L layers the coefficients are [L, 2, T]: layer, attention or
+MLP, position. Directions divide the whole change when they sum to one at every
+coefficient.
 
 Reference: integrated gradients, Sundararajan et al., arXiv:1703.01365,
 equation 1 and Proposition 1 (completeness); Gauss-Legendre quadrature.
@@ -28,6 +34,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange, repeat
 
 Array = jax.Array
 Tree = Any
@@ -90,18 +97,18 @@ def slopes_at(
   """Derivatives of f in every direction, at t of the path to their sum.
 
   Args:
-    f: from shares [...] to a pytree.
+    f: from coefficients [...] to a pytree.
     directions: [P, ...].
-    t: where on the path; 0 gives the first order.
+    t: place on the path, in [0, 1]; 0 gives the first order.
     batch_size: directions differentiated together; None is all.
 
   Returns:
     The tree of f, each leaf [P, ...].
   """
-  shares = t * jnp.sum(directions, axis=0)
+  coefficients = t * jnp.sum(directions, axis=0)
 
   def slope(direction):
-    return jax.jvp(f, (shares,), (direction,))[1]
+    return jax.jvp(f, (coefficients,), (direction,))[1]
 
   return jax.lax.map(
     slope,
@@ -110,26 +117,17 @@ def slopes_at(
   )
 
 
-def integrate(slopes: Callable[[Array], Tree], nodes: int) -> Tree:
-  """The integral of `slopes` over [0, 1], each leaf in its own dtype.
+def relative_error(estimate: Array, truth: Array) -> Array:
+  """sum |estimate - truth| / sum |truth|; 0 / 0 is 0, x / 0 is inf.
 
   Args:
-    slopes: from t, a scalar, to a pytree; compiled once whatever `nodes` is.
-    nodes: of Gauss and Legendre.
+    estimate: real, any shape.
+    truth: real, the same shape.
+
+  Returns:
+    A scalar, at least 0.
   """
-  total = None
-  for place, weight in zip(*gauss_legendre(nodes)):
-    part = jax.tree.map(
-      lambda leaf, weight=weight: leaf * weight.astype(leaf.dtype),
-      slopes(jnp.asarray(place)),
-    )
-    total = part if total is None else jax.tree.map(jnp.add, total, part)
-  return total
-
-
-def relative_error(found: Array, truth: Array) -> Array:
-  """sum |found - truth| / sum |truth|; 0 / 0 is 0, x / 0 is inf."""
-  miss = jnp.sum(jnp.abs(found - truth))
+  miss = jnp.sum(jnp.abs(estimate - truth))
   size = jnp.sum(jnp.abs(truth))
   return jnp.where(miss == 0, 0.0, miss / jnp.where(size == 0, 0.0, size))
 
@@ -149,7 +147,7 @@ def path_attribution(
 
   Args:
     contribute: from a number of nodes to the tree of f with leaves [P, ...]:
-      `integrate` of `slopes_at`, or what a driver has that is faster.
+      the quadrature of `slopes_at`, or what a model has that is faster.
     change: tree of f, f at the end of the path less f at its start.
     tolerance: largest relative completeness error of any leaf.
     nodes: to begin with.
@@ -183,12 +181,20 @@ def path_attribution(
 
 
 def lagrange_basis(places: np.ndarray, t: np.ndarray) -> np.ndarray:
-  """Values [n, K] at t [n] of the K polynomials that are 1 at one place."""
+  """The K polynomials that are 1 at one place and 0 at the other places.
+
+  Args:
+    places: distinct [K].
+    t: where the polynomials are evaluated, [n].
+
+  Returns:
+    [n, K].
+  """
   values = np.ones((len(t), len(places)))
-  for one, here in enumerate(places):
-    for other, there in enumerate(places):
-      if one != other:
-        values[:, one] *= (t - there) / (here - there)
+  for k, place in enumerate(places):
+    for other, other_place in enumerate(places):
+      if k != other:
+        values[:, k] *= (t - other_place) / (place - other_place)
   return values
 
 
@@ -197,10 +203,10 @@ def node_gradients(
 ) -> Tree:
   """What each node of a smooth path weighs in the integral of a sharp read-out.
 
-  Where f = read(state(shares)), the state moves smoothly and few nodes know
-  it, while the read-out, a softmax, may turn over in a small part of the path.
-  So the state and its derivatives are interpolated between the nodes, and only
-  the gradient of the read-out is evaluated at many places:
+  Where f = read(state(coefficients)), the state moves smoothly and few nodes
+  know it, while the read-out, a softmax, may turn over in a small part of the
+  path. So the state and its derivatives are interpolated between the nodes, and
+  only the gradient of the read-out is evaluated at many places:
 
     contribution of d = sum over nodes k of g_k . (dstate at t_k) . d,
     g_k = integral over t of (gradient at state(t)) l_k(t),
@@ -226,11 +232,11 @@ def node_gradients(
 
   def add(total, inputs):
     mix_S, inner_K = inputs
-    found = gradient(jnp.tensordot(mix_S, states, axes=1))
+    gradients = gradient(jnp.tensordot(mix_S, states, axes=1))
     return jax.tree.map(
       lambda sums, leaf: sums + jnp.tensordot(inner_K, leaf, axes=0),
       total,
-      found,
+      gradients,
     ), None
 
   shapes = jax.eval_shape(gradient, states[0])
@@ -241,13 +247,13 @@ def node_gradients(
 
 
 def interaction(
-  f: Callable[[Array], Tree], shares: Array, first: Array, second: Array
+  f: Callable[[Array], Tree], coefficients: Array, first: Array, second: Array
 ) -> Tree:
   """The mixed second derivative of f in two directions; symmetric in them.
 
   Args:
-    f: from shares [...] to a pytree.
-    shares: where, [...].
+    f: from coefficients [...] to a pytree.
+    coefficients: where the derivative is taken, [...].
     first: direction [...].
     second: direction [...].
 
@@ -258,7 +264,7 @@ def interaction(
   def slope(where):
     return jax.jvp(f, (where,), (first,))[1]
 
-  return jax.jvp(slope, (shares,), (second,))[1]
+  return jax.jvp(slope, (coefficients,), (second,))[1]
 
 
 def along_path(
@@ -272,7 +278,7 @@ def along_path(
   """f along a straight path from 0, beside its Taylor polynomials at 0.
 
   Args:
-    f: from shares [...] to a pytree that is predicted.
+    f: from coefficients [...] to a pytree that is predicted.
     direction: end of the path, [...].
     grid: t of the places, [n].
     read: what is kept of f and of its predictions; may be far from linear.
@@ -290,7 +296,7 @@ def along_path(
     bend = interaction(f, origin, direction, direction)
     terms.append(jax.tree.map(lambda leaf: leaf / 2, bend))
 
-  def at(t):
+  def measure_at(t):
     predicted, sums, power = [], start, 1
     for term in terms:
       power = power * t
@@ -300,7 +306,7 @@ def along_path(
       predicted.append(read(sums))
     return read(f(t * direction)), tuple(predicted)
 
-  truth, predicted = jax.lax.map(at, grid)
+  truth, predicted = jax.lax.map(measure_at, grid)
   return AlongPath(t=grid, truth=truth, predicted=predicted)
 
 
@@ -311,7 +317,78 @@ def radius(t: np.ndarray, error: np.ndarray, bound: float) -> float:
     t: ascending [n].
     error: relative error at each t, [n]; NaN is beyond any bound.
     bound: of the error.
+
+  Returns:
+    One of `t`, or 0.
   """
   good = np.asarray(error) <= bound
   count = len(good) if good.all() else int(np.argmin(good))
   return float(t[count - 1]) if count else 0.0
+
+
+def sublayer_directions(num_layers: int, length: int) -> Array:
+  """One direction per sublayer, at all positions.
+
+  Args:
+    num_layers: L.
+    length: T, positions.
+
+  Returns:
+    [2L, L, 2, T], attention 0, MLP 0, attention 1, ...
+  """
+  whole_PL2 = rearrange(jnp.eye(2 * num_layers), "P (L two) -> P L two", two=2)
+  return repeat(whole_PL2, "P L two -> P L two T", T=length)
+
+
+def layer_groups(num_layers: int, groups: int) -> list[range]:
+  """Layers in order, cut into groups of sizes that differ by one at most.
+
+  Args:
+    num_layers: L.
+    groups: number of groups, from 1 to L.
+
+  Returns:
+    The layers of each group, the earliest first.
+
+  Raises:
+    ValueError: no group, or more groups than layers.
+  """
+  if not 1 <= groups <= num_layers:
+    raise ValueError(
+      f"groups={groups}: the model has {num_layers} layers; use 1 to"
+      f" {num_layers}"
+    )
+  ends = [num_layers * index // groups for index in range(groups + 1)]
+  return [range(*pair) for pair in zip(ends, ends[1:])]
+
+
+def step_directions(
+  num_layers: int, length: int, num_steps: int, groups: int = 1
+) -> Array:
+  """One direction per group of layers and decoding step.
+
+  In each group, the first is what stands before the first step; the others are
+  the positions that steps 0 to R - 1 read, which are the last R.
+
+  Args:
+    num_layers: L.
+    length: T, positions.
+    num_steps: R.
+    groups: G, see `layer_groups`.
+
+  Returns:
+    [G * (1 + R), L, 2, T].
+  """
+  cause_T = jnp.maximum(jnp.arange(length) - (length - num_steps) + 1, 0)
+  causes_CT = (jnp.arange(num_steps + 1)[:, None] == cause_T[None]).astype(
+    jnp.float32
+  )
+  inside_GL = jnp.asarray(
+    [
+      [layer in group for layer in range(num_layers)]
+      for group in layer_groups(num_layers, groups)
+    ],
+    jnp.float32,
+  )
+  inside_GCLT = jnp.einsum("GL,CT->GCLT", inside_GL, causes_CT)
+  return repeat(inside_GCLT, "G C L T -> (G C) L two T", two=2)

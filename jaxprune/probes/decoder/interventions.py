@@ -1,4 +1,4 @@
-"""What becomes of a decoder's output when a part of its damage is undone?
+"""What becomes of a decoder's output when a part of its change is undone?
 
 Two models of one shape read one text. Interventions are data, so that all of a
 kind are one compiled program:
@@ -12,7 +12,7 @@ kind are one compiled program:
           values stays its own. The control moves h as far in a random
           direction.
 
-What is done to the logits themselves is in `change_driver`.
+What is done to the logits themselves is in `logit_interventions`.
 
 Embeddings, last norm and LM head are those of the dense model and must be the
 same in both. A dropped sublayer has a zero output projection.
@@ -103,18 +103,16 @@ def make_pair(
 ) -> Pair:
   """Bring two models to one structure; a missing bias becomes 0.
 
+  Args:
+    config: of the dense model.
+    params: of the dense model.
+    pruned_config: of the pruned model.
+    pruned_params: of the pruned model.
+
   Raises:
     ValueError: the models differ in shape, or outside of their layers.
   """
-  transitions.check_replaceable(config, pruned_config)
-  if config.mlp_dim != pruned_config.mlp_dim:
-    raise ValueError(
-      f"the two models differ in mlp_dim: {config.mlp_dim} and"
-      f" {pruned_config.mlp_dim}; prune without --slim, so that the"
-      " removed units are zero"
-    )
-  for name in ("embed", "final_norm", "head"):
-    path._check_equal(name, params.get(name), pruned_params.get(name))
+  path.check_outside_layers(config, params, pruned_config, pruned_params)
   dense, pruned = (
     {name: dict(leaf) for name, leaf in tree["layers"].items()}
     for tree in (params, pruned_params)

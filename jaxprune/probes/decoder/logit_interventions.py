@@ -1,7 +1,8 @@
 """What becomes of a decoder's text when a part of its logit change is undone?
 
-Every intervention of `interventions.replace_change` and every rescue: on the
-dense model's text (`measure_changes`), and decoding on (`continue_changed`).
+Every intervention of `interventions.replace_change` and every restoration:
+on the dense model's text (`measure_changes`), and decoding on
+(`continue_changed`).
 Each is one compiled program for all interventions.
 
 Reference: see `interventions`.
@@ -12,6 +13,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from jaxprune.models import decoder, generation
 from jaxprune.models.config import ModelConfig
@@ -26,6 +28,32 @@ from jaxprune.probes.decoder.interventions import (
 _CHUNK = 8  # positions whose logits exist at a time, for all changes of them
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Changes:
+  """Which changes of the logits are made, and at which T they are measured.
+
+  Attributes:
+    temperature: T of the softmax that is measured; may be traced.
+    top: tokens of the part `top`.
+    temperatures: T to read the pruned logits at.
+    top_k: numbers of tokens to cut the pruned distribution to.
+    top_p: masses to cut it to.
+  """
+
+  temperature: float | jax.Array = 1.0
+  top: int = dataclasses.field(metadata=dict(static=True))
+  temperatures: tuple[float, ...] = dataclasses.field(
+    default=(), metadata=dict(static=True)
+  )
+  top_k: tuple[int, ...] = dataclasses.field(
+    default=(), metadata=dict(static=True)
+  )
+  top_p: tuple[float, ...] = dataclasses.field(
+    default=(), metadata=dict(static=True)
+  )
+
+
 def measure_changes(
   config: ModelConfig,
   pair: Pair,
@@ -33,12 +61,8 @@ def measure_changes(
   dense_BRD: jax.Array,
   pruned_BRD: jax.Array,
   key: jax.Array,
-  temperature: jax.Array,
+  changes: Changes,
   *,
-  top: int,
-  temperatures: tuple[float, ...] = (),
-  top_k: tuple[int, ...] = (),
-  top_p: tuple[float, ...] = (),
   metrics: tuple[str, ...] = METRICS[1:],
 ) -> dict[str, dict[str, jax.Array]]:
   """Change the logits in every way and compare with the dense ones.
@@ -48,66 +72,34 @@ def measure_changes(
     pair: the models.
     text: what was read.
     dense_BRD: what the LM head reads in the dense model.
-    pruned_BRD: in the pruned one.
+    pruned_BRD: what it reads in the pruned model.
     key: of the random directions.
-    temperature: T of the softmax.
-    top: tokens of the part `top`.
-    temperatures: T to read the pruned logits at.
-    top_k: numbers of tokens to cut the pruned distribution to.
-    top_p: masses to cut it to.
-    metrics: those of `intervention_driver.METRICS` that are wanted, without
+    changes: which changes are made.
+    metrics: those of `interventions.METRICS` that are wanted, without
       one_minus_cos_h.
 
   Returns:
     By intervention, [B, R] for each metric, 0 where the text has ended. Under
     truncation kl, kl_at_flips, rms_dz, var_p and log_prob may be infinite.
   """
-  options = dict(top=top, temperatures=temperatures, top_k=top_k, top_p=top_p)
-  found = _measure_changes(
-    config,
-    pair,
-    text,
-    dense_BRD,
-    pruned_BRD,
-    key,
-    temperature,
-    metrics=metrics,
-    **options,
+  by_metric = _measure_changes(
+    config, pair, text, dense_BRD, pruned_BRD, key, changes, metrics=metrics
   )
   like_V = jax.ShapeDtypeStruct((config.vocab_size,), jnp.float32)
   labels = sorted(
     jax.eval_shape(
-      lambda z_V: _change(z_V, z_V, jax.random.key(0), 1.0, **options), like_V
+      lambda z_V: _change(z_V, z_V, jax.random.key(0), changes), like_V
     )
   )
   return {
-    label: {name: leaf[..., n] for name, leaf in found.items()}
+    label: {name: leaf[..., n] for name, leaf in by_metric.items()}
     for n, label in enumerate(labels)
   }
 
 
-@functools.partial(
-  jax.jit,
-  static_argnames=(
-    "config",
-    "top",
-    "temperatures",
-    "top_k",
-    "top_p",
-    "metrics",
-  ),
-)
+@functools.partial(jax.jit, static_argnames=("config", "metrics"))
 def _measure_changes(
-  config,
-  pair,
-  text,
-  dense_BRD,
-  pruned_BRD,
-  key,
-  temperature,
-  *,
-  metrics,
-  **options,
+  config, pair, text, dense_BRD, pruned_BRD, key, changes, *, metrics
 ):
   """[B, R, N] for each metric, interventions in the order of their names."""
   keys_BR = jax.random.split(key, text.target.shape)
@@ -118,11 +110,11 @@ def _measure_changes(
         decoder.unembed(config, pair.params, x_D, "raw") for x_D in (h_D, g_D)
       )
     )
-    changed = _change(z_V, y_V, row_key, temperature, **options)
-    found = jax.vmap(lambda y_V: compare_logits(z_V, y_V, target, temperature))(
-      jnp.stack([changed[label] for label in sorted(changed)])
-    )
-    return {name: jnp.where(alive, found[name], 0) for name in metrics}
+    logits = _change(z_V, y_V, row_key, changes)
+    compared = jax.vmap(
+      lambda y_V: compare_logits(z_V, y_V, target, changes.temperature)
+    )(jnp.stack([logits[label] for label in sorted(logits)]))
+    return {name: jnp.where(alive, compared[name], 0) for name in metrics}
 
   return scan.measure_rows(
     measure,
@@ -135,39 +127,35 @@ def _measure_changes(
   )
 
 
-def _change(
-  z_V, y_V, key, temperature, *, top, temperatures=(), top_k=(), top_p=()
-):
-  """Logits of every intervention, rescue and truncation of one position."""
-  changed = interventions.replace_change(
-    z_V, y_V, key, top=top, temperature=temperature
+def _change(z_V, y_V, key, changes):
+  """Logits of every intervention, restoration and truncation of a position."""
+  temperature = changes.temperature
+  logits = interventions.replace_change(
+    z_V, y_V, key, top=changes.top, temperature=temperature
   )
-  changed |= interventions.rescue(
-    z_V, y_V, temperature=temperature, temperatures=temperatures
+  logits |= interventions.restorations(
+    z_V, y_V, temperature=temperature, temperatures=changes.temperatures
   )
-  for name, cuts in (("top_k", top_k), ("top_p", top_p)):
-    for cut in cuts:
-      changed[f"{name}_{cut:g}"] = (
+  for name in ("top_k", "top_p"):
+    for cut in getattr(changes, name):
+      logits[f"{name}_{cut:g}"] = (
         temperature
         * generation.truncate((y_V / temperature)[None], **{name: cut})[0]
       )
-  return changed
+  return logits
 
 
-@functools.partial(
-  jax.jit, static_argnames=("config", "names", "num_steps", "top")
-)
+@functools.partial(jax.jit, static_argnames=("config", "names", "num_steps"))
 def continue_changed(
   config: ModelConfig,
   pair: Pair,
   tokens_BT: jax.Array,
   valid_BT: jax.Array,
   key: jax.Array,
-  temperature: jax.Array,
+  changes: Changes,
   *,
   names: tuple[str, ...],
   num_steps: int,
-  top: int,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Decode greedily with changed logits; every intervention its own text.
 
@@ -180,11 +168,10 @@ def continue_changed(
     tokens_BT: prompts, int [B, T], left-padded.
     valid_BT: False for padding, bool [B, T].
     key: of the random directions.
-    temperature: T of the softmax that is measured.
-    names: interventions of `interventions.replace_change` and
-      `interventions.rescue`, N.
+    changes: which changes are made.
+    names: N of them; interventions of `interventions.replace_change` and
+      `interventions.restorations`.
     num_steps: S; decoding goes on behind an end of text.
-    top: tokens of the part `top`.
 
   Returns:
     The tokens chosen, int32 [N, B, S], and on each text's own context
@@ -221,24 +208,24 @@ def continue_changed(
   which_M = jnp.repeat(jnp.arange(count), batch)
 
   def choose(x_MD, y_MD, step):
-    def one(inputs):
+    def choose_row(inputs):
       which, x_D, y_D, row_key = inputs
       z_V, zq_V = jax.lax.optimization_barrier(
         tuple(
           decoder.unembed(config, pair.params, each_D) for each_D in (x_D, y_D)
         )
       )
-      changed = _change(z_V, zq_V, row_key, temperature, top=top)
-      y_V = jnp.stack([changed[name] for name in names])[which]
+      logits = _change(z_V, zq_V, row_key, changes)
+      y_V = jnp.stack([logits[name] for name in names])[which]
       return (
         jnp.argmax(y_V).astype(jnp.int32),
         (jnp.argmax(y_V) != jnp.argmax(z_V)).astype(jnp.float32),
-        divergences.compare_distributions(z_V, y_V, temperature).kl,
+        divergences.compare_distributions(z_V, y_V, changes.temperature).kl,
       )
 
     keys = jax.random.split(jax.random.fold_in(key, step), count * batch)
     return jax.lax.map(
-      one, (which_M, x_MD, y_MD, keys), batch_size=min(64, count * batch)
+      choose_row, (which_M, x_MD, y_MD, keys), batch_size=min(64, count * batch)
     )
 
   def advance(carry, step):
@@ -256,7 +243,9 @@ def continue_changed(
   first = choose(*last, 0)
   _, rest = jax.lax.scan(advance, (first[0], caches), jnp.arange(1, num_steps))
   tokens, flips, kl = (
-    jnp.concatenate([a_M[None], b_SM]).T.reshape(count, batch, num_steps)
-    for a_M, b_SM in zip(first, rest)
+    rearrange(
+      jnp.concatenate([first_M[None], rest_SM]), "S (N B) -> N B S", N=count
+    )
+    for first_M, rest_SM in zip(first, rest)
   )
   return tokens, {"flips": flips, "kl": kl}

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from jaxprune.models import decoder, generation
 from jaxprune.models.config import ModelConfig
@@ -26,73 +27,46 @@ def write(
   tokens_BT: jax.Array,
   valid_BT: jax.Array,
   policy: monitoring.Policy,
+  writing: monitoring.Writing,
   *,
-  num_steps: int,
   key: jax.Array,
-  cache: str = "own",
-  eos_ids: tuple[int, ...] = (),
-  temperature: float = 1.0,
 ) -> monitoring.Monitored:
   """Continue prompts greedily under a policy per row; see `monitoring`.
 
   Args:
-    config: of both models; a narrower MLP needs no other.
+    config: of both models; a slimmer MLP needs no other.
     params: of the dense model.
     pruned_params: of the pruned model.
     tokens_BT: prompts, int [B, T], left-padded.
     valid_BT: False for padding, bool [B, T].
     policy: signal and threshold of each row.
-    num_steps: tokens to write; T + num_steps may not exceed the context.
+    writing: length, ends, T and cache; T + num_steps may not exceed the
+      context. With a shared cache the prompt too was read by the pruned model.
     key: of the random risk.
-    cache: which cache the dense model reads, 'own' or 'shared'. Shared, the
-      prompt too was read by the pruned model.
-    eos_ids: tokens that end a text.
-    temperature: T of the risks.
+
+  Returns:
+    Leaves [num_steps, B].
 
   Raises:
-    ValueError: another cache.
+    ValueError: an unknown cache.
   """
-  if cache not in monitoring.CACHES:
+  if writing.cache not in monitoring.CACHES:
     raise ValueError(
-      f"cache={cache!r}: use one of {', '.join(monitoring.CACHES)}"
+      f"cache={writing.cache!r}: use one of {', '.join(monitoring.CACHES)}"
     )
   if jax.default_backend() == "cpu":
     # Separate layers decode there twice as fast as a stack.
     params, pruned_params = map(generation.unstack, (params, pruned_params))
-  return _write(
-    config,
-    params,
-    pruned_params,
-    tokens_BT,
-    valid_BT,
-    policy,
-    num_steps,
-    key,
-    cache,
-    tuple(eos_ids),
-    temperature,
-  )
+  weights = {"dense": params, "pruned": pruned_params}
+  return _write(config, writing, weights, tokens_BT, valid_BT, policy, key)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6, 8, 9, 10))
-def _write(
-  config,
-  params,
-  pruned_params,
-  tokens_BT,
-  valid_BT,
-  policy,
-  num_steps,
-  key,
-  cache,
-  eos_ids,
-  temperature,
-):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _write(config, writing, weights, tokens_BT, valid_BT, policy, key):
   # One column of padding, so that a prompt of one token has a cache too.
   tokens_BT = jnp.pad(tokens_BT, ((0, 0), (1, 0)))
   valid_BT = jnp.pad(valid_BT, ((0, 0), (1, 0)))
-  weights = {"dense": params, "pruned": pruned_params}
-  capacity = tokens_BT.shape[1] + num_steps
+  capacity = tokens_BT.shape[1] + writing.num_steps
   caches = {
     name: generation.prefill(
       config,
@@ -102,7 +76,7 @@ def _write(
       valid_BT=valid_BT[:, :-1],
     )[2]
     for name, tree in weights.items()
-    if name == "pruned" or cache == "own"
+    if name == "pruned" or writing.cache == "own"
   }
 
   def decode(tree, token_B, cache):
@@ -117,15 +91,13 @@ def _write(
     caches,
     tokens_BT[:, -1],
     policy,
-    num_steps=num_steps,
+    writing,
     key=key,
-    eos_ids=eos_ids,
-    temperature=temperature,
-    merge=None if cache == "own" else _merge,
+    merge=None if writing.cache == "own" else _merge,
   )
 
 
-def _merge(pruned, dense, handed_B):
+def _merge(pruned, dense, deferred_B):
   """The pruned model's cache, with what the dense one wrote where it decided.
 
   Both caches have the same past; only the newest slot can differ.
@@ -134,11 +106,12 @@ def _merge(pruned, dense, handed_B):
 
   def newest(old, new):
     axis = old.ndim - 3  # [B, S, K, H], on L if the layers are stacked
-    mine, theirs = (
-      jax.lax.dynamic_slice_in_dim(each, slot, 1, axis) for each in (old, new)
+    of_pruned, of_dense = (
+      jax.lax.dynamic_slice_in_dim(leaf, slot, 1, axis) for leaf in (old, new)
     )
-    handed = handed_B.reshape(*(1,) * (axis - 1), -1, 1, 1, 1)
-    chosen = jnp.where(handed, theirs, mine)
+    # B beside S, K and H; a leading L is broadcast.
+    deferred_BSKH = rearrange(deferred_B, "B -> B 1 1 1")
+    chosen = jnp.where(deferred_BSKH, of_dense, of_pruned)
     return jax.lax.dynamic_update_slice_in_dim(old, chosen, slot, axis)
 
   return dataclasses.replace(

@@ -17,7 +17,7 @@ from jaxprune.calibration import batching
 from jaxprune.calibration import prompts as prompts_lib
 from jaxprune.models import generation
 from jaxprune.models.config import ModelConfig
-from jaxprune.probes import directions, propagation
+from jaxprune.probes import propagation
 from jaxprune.probes.decoder.propagation import along_path, memory
 from jaxprune.probes.decoder.propagation import (
   interactions as decoder_interactions,
@@ -206,7 +206,7 @@ def measure(
 def _measure_batch(config, path, settings, pairs):
   """The fields of `Found` for one batch, rows that fill it included."""
   length, steps = path.tokens.shape[1], path.alive.shape[1]
-  lines = directions.sublayers(config.num_layers, length)
+  lines = propagation.sublayer_directions(config.num_layers, length)
   seconds, began = {}, time.monotonic()
 
   def lap(name):
@@ -231,7 +231,9 @@ def _measure_batch(config, path, settings, pairs):
   steps_first, by_step = decoder_path.attribute(
     config,
     path,
-    directions.steps(config.num_layers, length, steps, settings.groups),
+    propagation.step_directions(
+      config.num_layers, length, steps, settings.groups
+    ),
     quadrature,
     memory=_TANGENTS,
   )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune import report
-from jaxprune.probes import directions
+from jaxprune.probes import propagation
 from jaxprune.probes.decoder.propagation.path import SUBLAYERS
 from jaxprune.report import attribution_figures, figures, page
 from jaxprune.studies.propagation import summary as summary_lib
@@ -178,7 +178,7 @@ def _draw_steps(entry, founds, settings):
   layers = len(entry["by_sublayer"]) // 2
   groups = {
     _layers(group): group
-    for group in directions.layer_groups(layers, settings.groups)
+    for group in propagation.layer_groups(layers, settings.groups)
   }
   alive_R = sum(found.alive.sum(0) for found in founds)
   mean = lambda get: (

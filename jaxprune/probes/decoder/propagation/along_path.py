@@ -1,6 +1,6 @@
 """How does the output of a decoder move from the dense to the pruned model?
 
-On the path of `propagation_driver`, all sublayers together: how far a Taylor
+On the straight path of `path`, all sublayers together: how far a Taylor
 polynomial at the dense model predicts the logits, and how fast h, z and p move
 at each t.
 
@@ -16,7 +16,11 @@ import jax.numpy as jnp
 from jaxprune.models import decoder
 from jaxprune.models.config import ModelConfig
 from jaxprune.probes import jacobian, propagation, scan, spaces
-from jaxprune.probes.decoder.propagation.path import hidden_at, move_at
+from jaxprune.probes.decoder.propagation.path import (
+  hidden_at,
+  move_at,
+  whole_change,
+)
 from jaxprune.probes.decoder.propagation.read_outs import ROWS, Path, read_out
 
 
@@ -42,14 +46,28 @@ class Scan:
 
 @functools.partial(jax.jit, static_argnames="config")
 def logit_norms(
-  config: ModelConfig, path: Path, found_BRD: jax.Array, truth_BRD: jax.Array
+  config: ModelConfig,
+  path: Path,
+  predicted_BRD: jax.Array,
+  truth_BRD: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """Norms [B, R] of two changes of logits: |found - truth| and |truth - z|."""
+  """Norms [B, R] of two changes of the logits.
 
-  def measure(found_D, truth_D, start_D, alive):
+  Args:
+    config: of the dense model.
+    path: from `make_path`.
+    predicted_BRD: a prediction of what the LM head reads.
+    truth_BRD: what it reads.
+
+  Returns:
+    The norm of predicted less true logits, and that of true less dense logits;
+    0 where an output does not count.
+  """
+
+  def measure(predicted_D, truth_D, start_D, alive):
     y_V, x_V, z_V = (
       decoder.unembed(config, path.params, each_D, "raw")
-      for each_D in (found_D, truth_D, start_D)
+      for each_D in (predicted_D, truth_D, start_D)
     )
     return (
       jnp.where(alive, jnp.linalg.norm(y_V - x_V), 0),
@@ -57,7 +75,7 @@ def logit_norms(
     )
 
   return scan.measure_rows(
-    measure, found_BRD, truth_BRD, path.start, path.alive, chunk=ROWS
+    measure, predicted_BRD, truth_BRD, path.start, path.alive, chunk=ROWS
   )
 
 
@@ -74,8 +92,8 @@ def scan_path(config: ModelConfig, path: Path, grid: jax.Array) -> Scan:
     grid: t, [n].
   """
   line = propagation.along_path(
-    lambda shares: hidden_at(config, path, shares),
-    _ones(config, path),
+    lambda coefficients: hidden_at(config, path, coefficients),
+    whole_change(config, path),
     grid,
     order=2,
   )
@@ -99,7 +117,7 @@ def scan_path(config: ModelConfig, path: Path, grid: jax.Array) -> Scan:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def speeds(
+def rates(
   config: ModelConfig, path: Path, grid: jax.Array
 ) -> dict[str, jax.Array]:
   """How fast h, z and p move at each t, [n, B, R] per field.
@@ -127,14 +145,10 @@ def speeds(
     values["h"] = spaces.ratio(spaces.norm_of(dh_D), spaces.norm_of(h_D))
     return {name: jnp.where(alive, value, 0) for name, value in values.items()}
 
-  def at(t):
+  def rates_at(t):
     h_BRD, dh_BRD = move_at(config, path, t)
     return scan.measure_rows(
       measure, path.start, h_BRD, dh_BRD, path.alive, chunk=ROWS
     )
 
-  return jax.lax.map(at, grid)
-
-
-def _ones(config, path):
-  return jnp.ones((config.num_layers, 2, path.tokens.shape[1]))
+  return jax.lax.map(rates_at, grid)

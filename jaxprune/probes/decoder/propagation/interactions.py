@@ -1,6 +1,6 @@
 """What do two changed sublayers do together that neither does alone?
 
-For a read-out f of the shares s of two sublayers,
+For a read-out f of the interpolation coefficients s of two sublayers,
 
   exact         f(1, 1) - f(1, 0) - f(0, 1) + f(0, 0),
   second order  d^2 f / ds_i ds_j at the dense model;
@@ -21,6 +21,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from jaxprune.models import decoder
 from jaxprune.models.config import ModelConfig
@@ -42,7 +43,7 @@ def curvature_of_kl(
     batch_size: directions differentiated together.
   """
   slopes_PBRD = propagation.slopes_at(
-    lambda shares: hidden_at(config, path, shares),
+    lambda coefficients: hidden_at(config, path, coefficients),
     directions,
     0.0,
     batch_size=batch_size,
@@ -55,26 +56,32 @@ def curvature_of_kl(
     # Changes against that of the likeliest token, which has most of the mass.
     x_PV = dz_PV - dz_PV[:, jnp.argmax(z_V)][:, None]
     x_PV = x_PV - jnp.einsum("V,PV->P", p_V, x_PV)[:, None]
-    found_PP = jnp.einsum("V,PV,QV->PQ", p_V, x_PV, x_PV)
-    return jnp.where(alive, found_PP / path.temperature**2, 0)
+    covariance_PP = jnp.einsum("V,PV,QV->PQ", p_V, x_PV, x_PV)
+    return jnp.where(alive, covariance_PP / path.temperature**2, 0)
 
-  found = scan.measure_rows(
+  curvature_BRPQ = scan.measure_rows(
     measure,
     path.start,
-    jnp.moveaxis(slopes_PBRD, 0, 2),
+    rearrange(slopes_PBRD, "P B R D -> B R P D"),
     path.alive,
     chunk=max(1, ROWS // len(directions)),
   )
-  return jnp.moveaxis(found, (0, 1), (2, 3))
+  return rearrange(curvature_BRPQ, "B R P Q -> P Q B R")
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def alone(
   config: ModelConfig, path: Path, directions: jax.Array
 ) -> dict[str, jax.Array]:
-  """Read-outs [P, B, R] of the dense model with one direction changed.
+  """The effect of each direction alone on the read-outs of the dense model.
 
-  Less those of the dense model itself, so the effect of each alone.
+  Args:
+    config: of the dense model.
+    path: from `make_path`.
+    directions: [P, L, 2, T].
+
+  Returns:
+    [P, B, R] by metric: with one direction applied, less the dense model.
   """
   begin = read_out(config, path, path.start)
 
@@ -95,11 +102,12 @@ def second_order(
     config: of the dense model.
     path: from `make_path`.
     first: one direction of each pair, [N, L, 2, T].
-    second: the other.
+    second: the other direction of each pair, [N, L, 2, T].
   """
 
-  def f(shares):
-    return read_out(config, path, hidden_at(config, path, shares), smooth=True)
+  def f(coefficients):
+    h_BRD = hidden_at(config, path, coefficients)
+    return read_out(config, path, h_BRD, smooth=True)
 
   return jax.lax.map(
     lambda pair: propagation.interaction(f, jnp.zeros_like(pair[0]), *pair),

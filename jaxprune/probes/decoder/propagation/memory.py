@@ -1,7 +1,7 @@
 """Does an attribution fit, and how many directions go together?
 
 Counted from shapes before anything is computed; the counts are upper sums of
-what `propagation_driver` holds at the same time.
+what `path` holds at the same time.
 """
 
 import dataclasses
@@ -21,21 +21,21 @@ _FLOAT = 4  # bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Estimate:
+class PeakBytes:
   """Bytes at the peak of an attribution; upper sums counted from shapes.
 
   Attributes:
     weights: the dense model, the pruned one, and their difference.
     nodes: states and weights of the quadrature.
     tangents: of the directions that go together.
-    found: contributions and first order of all directions.
+    results: contributions and first order of all directions.
     total: the sum.
   """
 
   weights: int
   nodes: int
   tangents: int
-  found: int
+  results: int
   total: int
 
 
@@ -48,7 +48,7 @@ def estimate_bytes(
   directions: int,
   nodes: int,
   memory: int = 1 << 30,
-) -> Estimate:
+) -> PeakBytes:
   """Count the bytes of `find_quadrature` and `attribute`.
 
   Args:
@@ -64,7 +64,7 @@ def estimate_bytes(
     jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
   )
   outputs = batch * num_steps
-  found = {
+  parts = {
     "weights": 3 * _FLOAT * sum(math.prod(leaf.shape) for leaf in shapes),
     # Weights of all read-outs, sums of them, states and slopes.
     "nodes": _FLOAT
@@ -73,17 +73,28 @@ def estimate_bytes(
     * (2 * _METRICS * nodes + 2 * nodes + 2),
     "tangents": _tangent_bytes(config, batch, num_steps, length)
     * directions_at_once(config, batch, num_steps, length, memory),
-    "found": 3 * _FLOAT * _METRICS * directions * outputs,
+    "results": 3 * _FLOAT * _METRICS * directions * outputs,
   }
-  return Estimate(**found, total=sum(found.values()))
+  return PeakBytes(**parts, total=sum(parts.values()))
 
 
 def directions_at_once(
   config: ModelConfig, batch: int, num_steps: int, length: int, memory: int
 ) -> int:
-  """How many directions go together: few, and in so many bytes."""
-  one = _tangent_bytes(config, batch, num_steps, length)
-  return max(1, min(_TOGETHER, memory // one))
+  """How many directions are differentiated together.
+
+  Args:
+    config: of the dense model.
+    batch: B.
+    num_steps: R.
+    length: T, prompts and steps.
+    memory: bytes that tangents may take.
+
+  Returns:
+    At least 1, and at most 8.
+  """
+  tangent = _tangent_bytes(config, batch, num_steps, length)
+  return max(1, min(_TOGETHER, memory // tangent))
 
 
 def _tangent_bytes(config, batch, num_steps, length):

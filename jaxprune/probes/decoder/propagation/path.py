@@ -1,9 +1,10 @@
 """Which sublayer, and which decoding step, changed the output of a decoder?
 
-The path between two models of one shape: W(t) = W + t dW, with a share t per
-layer, sublayer and position, so that one function of shares [L, 2, T] gives
-the dense model at 0, the pruned one at 1, and everything between. A dropped
-sublayer has a zero output projection, so its share is one less its gate.
+The path between two models of one shape: W(t) = W + t dW, with a coefficient t
+per layer, sublayer and position, so that one function of the coefficients
+[L, 2, T] gives the dense model at 0, the pruned one at 1, and everything
+between. A dropped sublayer has a zero output projection, so its coefficient is
+one less its gate.
 
 Contributions of sublayers apply a sublayer's dW at all positions. Those of
 steps apply the dW of a group of layers at one position: what a later output
@@ -36,7 +37,7 @@ from jaxprune.probes.decoder.propagation.read_outs import (
 from jaxprune.probes.decoder.transitions import check_replaceable
 
 Params = Any
-SUBLAYERS = ("attention", "mlp")  # in this order along shares
+SUBLAYERS = ("attention", "mlp")  # in this order along coefficients
 _READS = 16  # places of the head for each node of the network
 
 
@@ -70,19 +71,22 @@ def add_delta(
 ) -> Params:
   """The dense parameters with the change of each kernel and bias beside it.
 
+  Args:
+    config: of the dense model.
+    params: of the dense model.
+    pruned_config: of the pruned model.
+    pruned_params: of the pruned model.
+
+  Returns:
+    `params` with `delta` beside each kernel of a sublayer, [L, I, O], and
+    `delta_bias` [L, O] where one of the models has a bias.
+
   Raises:
     ValueError: the models differ in shape, or in anything that is no kernel
-      or bias of a sublayer, so that no share of a sublayer would reach it.
+      or bias of a sublayer, so that no coefficient of a sublayer would reach
+      it.
   """
-  check_replaceable(config, pruned_config)
-  if config.mlp_dim != pruned_config.mlp_dim:
-    raise ValueError(
-      f"the two models differ in mlp_dim: {config.mlp_dim} and"
-      f" {pruned_config.mlp_dim}; prune without --slim, so that the"
-      " removed units are zero"
-    )
-  for name in ("embed", "final_norm", "head"):
-    _check_equal(name, params.get(name), pruned_params.get(name))
+  check_outside_layers(config, params, pruned_config, pruned_params)
   old, new = params["layers"], pruned_params["layers"]
   for name in ("attention_norm", "mlp_norm"):
     _check_equal(f"layers/{name}", old[name], new[name])
@@ -102,13 +106,41 @@ def add_delta(
   return {**params, "layers": {**old, **changed}}
 
 
+def check_outside_layers(
+  config: ModelConfig,
+  params: Params,
+  pruned_config: ModelConfig,
+  pruned_params: Params,
+) -> None:
+  """Refuse two models that do not differ in their layers alone.
+
+  Args:
+    config: of the dense model.
+    params: of the dense model.
+    pruned_config: of the pruned model.
+    pruned_params: of the pruned model.
+
+  Raises:
+    ValueError: the models differ in shape, or outside of their layers.
+  """
+  check_replaceable(config, pruned_config)
+  if config.mlp_dim != pruned_config.mlp_dim:
+    raise ValueError(
+      f"the two models differ in mlp_dim: {config.mlp_dim} and"
+      f" {pruned_config.mlp_dim}; prune without --slim, so that the"
+      " removed units are zero"
+    )
+  for name in ("embed", "final_norm", "head"):
+    _check_equal(name, params.get(name), pruned_params.get(name))
+
+
 @functools.partial(jax.jit, static_argnames=("config", "num_steps"))
 def hidden(
   config: ModelConfig,
   params: Params,
   tokens: jax.Array,
   valid: jax.Array,
-  shares: jax.Array,
+  coefficients: jax.Array,
   *,
   num_steps: int,
 ) -> jax.Array:
@@ -119,13 +151,13 @@ def hidden(
     params: from `add_delta`.
     tokens: int [B, T].
     valid: bool [B, T].
-    shares: [L, 2, T], attention at index 0 and MLP at 1.
+    coefficients: [L, 2, T], attention at index 0 and MLP at 1.
     num_steps: R.
   """
   tree = dict(params["layers"])
   for index, sublayer in enumerate(SUBLAYERS):
     tree[sublayer] = {
-      name: leaf | {"coefficient": shares[:, index]}
+      name: leaf | {"coefficient": coefficients[:, index]}
       if "delta" in leaf
       else leaf
       for name, leaf in tree[sublayer].items()
@@ -146,7 +178,16 @@ def make_path(
   temperature: float = 1.0,
   options: tuple[int, ...] = (),
 ) -> Path:
-  """Run both ends of the path; `params` are from `add_delta`.
+  """Run both ends of the path.
+
+  Args:
+    config: of the dense model.
+    params: from `add_delta`.
+    tokens: int [B, T], left-padded.
+    valid: bool [B, T], False for padding.
+    alive: bool [B, R], outputs that count.
+    temperature: T of the softmax.
+    options: token ids of the options, none or at least two.
 
   Raises:
     ValueError: one option alone, or an id outside of the vocabulary.
@@ -164,10 +205,10 @@ def make_path(
       params,
       tokens,
       valid,
-      jnp.full((config.num_layers, 2, tokens.shape[1]), share),
+      jnp.full((config.num_layers, 2, tokens.shape[1]), coefficient),
       num_steps=alive.shape[1],
     )
-    for share in (0.0, 1.0)
+    for coefficient in (0.0, 1.0)
   ]
   return Path(
     params=params,
@@ -198,11 +239,13 @@ def slopes(
     t: scalar in [0, 1], of the path to the whole change.
     gradient: by what the LM head reads, [B, R, D] each.
   """
-  shares = t * _ones(config, path)
+  coefficients = t * whole_change(config, path)
 
   def slope(direction):
     dh_BRD = jax.jvp(
-      lambda at: hidden_at(config, path, at), (shares,), (direction,)
+      lambda coefficients: hidden_at(config, path, coefficients),
+      (coefficients,),
+      (direction,),
     )[1]
     return jax.tree.map(
       lambda g_BRD: jnp.einsum("BRD,BRD->BR", g_BRD, dh_BRD), gradient
@@ -219,10 +262,17 @@ def move_at(
 
   The head is linear, so the integral of the derivative gives that of all
   logits.
+
+  Args:
+    config: of the dense model.
+    path: from `make_path`.
+    t: place on the path, a scalar in [0, 1].
   """
-  ones = _ones(config, path)
+  whole = whole_change(config, path)
   return jax.jvp(
-    lambda shares: hidden_at(config, path, shares), (t * ones,), (ones,)
+    lambda coefficients: hidden_at(config, path, coefficients),
+    (t * whole,),
+    (whole,),
   )
 
 
@@ -239,12 +289,12 @@ def find_quadrature(
   Args:
     config: of the dense model.
     path: from `make_path`.
-    tolerance: see `propagation.path_attribution`.
-    nodes: likewise.
-    max_nodes: likewise.
+    tolerance: largest relative completeness error of any read-out.
+    nodes: number of quadrature nodes to begin with.
+    max_nodes: the last number that is tried.
   """
   begin, end = (_read(config, path, h) for h in (path.start, path.end))
-  found: dict[str, Any] = {}
+  latest: dict[str, Any] = {}
 
   def contribute(count):
     places = jnp.asarray(propagation.gauss_legendre(count)[0], jnp.float32)
@@ -252,7 +302,7 @@ def find_quadrature(
     states = jnp.stack([path.start, *(h_BRD for h_BRD, _ in moves), path.end])
     weights = _node_gradients(config, path, states, nodes=count)
     slopes_KBRD = jnp.stack([dh_BRD for _, dh_BRD in moves])
-    found.update(places=places, weights=weights, slopes=slopes_KBRD)
+    latest.update(places=places, weights=weights, slopes=slopes_KBRD)
     return jax.tree.map(
       lambda g_KBRD: jnp.einsum("KBRD,KBRD->BR", g_KBRD, slopes_KBRD)[None],
       weights,
@@ -266,7 +316,7 @@ def find_quadrature(
     max_nodes=max_nodes,
   )
   return Quadrature(
-    **found,
+    **latest,
     change=total.change,
     begin=_gradients(config, path, path.start),
     completeness_error=total.completeness_error,
@@ -305,7 +355,7 @@ def attribute(
     )
   ]
 
-  def at(t, gradient):
+  def slopes_at(t, gradient):
     parts = [slopes(config, path, piece, t, gradient) for piece in pieces]
     return jax.tree.map(
       lambda *leaves: jnp.concatenate(leaves)[: len(directions)], *parts
@@ -313,25 +363,34 @@ def attribute(
 
   def contribute(_):
     parts = [
-      at(t, jax.tree.map(lambda leaf: leaf[k], quadrature.weights))
+      slopes_at(t, jax.tree.map(lambda leaf: leaf[k], quadrature.weights))
       for k, t in enumerate(quadrature.places)
     ]
     return jax.tree.map(lambda *leaves: sum(leaves), *parts)
 
   count = len(quadrature.places)
-  return at(jnp.float32(0), quadrature.begin), propagation.path_attribution(
+  exact = propagation.path_attribution(
     contribute, quadrature.change, nodes=count, max_nodes=count
   )
+  return slopes_at(jnp.float32(0), quadrature.begin), exact
 
 
-def hidden_at(config: ModelConfig, path: Path, shares: jax.Array) -> jax.Array:
-  """What the LM head reads at shares [L, 2, T] of the change, [B, R, D]."""
+def hidden_at(
+  config: ModelConfig, path: Path, coefficients: jax.Array
+) -> jax.Array:
+  """What the LM head reads where a part of the change is applied, [B, R, D].
+
+  Args:
+    config: of the dense model.
+    path: from `make_path`.
+    coefficients: [L, 2, T].
+  """
   return hidden(
     config,
     path.params,
     path.tokens,
     path.valid,
-    shares,
+    coefficients,
     num_steps=path.alive.shape[1],
   )
 
@@ -349,7 +408,13 @@ def _node_gradients(config, path, states, *, nodes):
   )
 
 
-def _ones(config, path):
+def whole_change(config: ModelConfig, path: Path) -> jax.Array:
+  """Coefficients [L, 2, T] that apply all of the change.
+
+  Args:
+    config: of the dense model.
+    path: from `make_path`.
+  """
   return jnp.ones((config.num_layers, 2, path.tokens.shape[1]))
 
 

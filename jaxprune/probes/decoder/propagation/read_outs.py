@@ -1,6 +1,6 @@
 """What is read out of a position between two models, and how steep is it?
 
-A few numbers for each output of a path (`propagation_driver`), and their
+A few numbers for each output of a path (`path`), and their
 gradients by what the LM head reads, in closed form, since they are needed at
 many places of the path.
 
@@ -53,11 +53,6 @@ class Path:
   options: jax.Array
 
 
-def metrics_of(path: Path) -> tuple[str, ...]:
-  """Names of the read-outs of a path."""
-  return METRICS + ((OPTION_METRIC,) if path.options.size else ())
-
-
 def read_out(
   config: ModelConfig, path: Path, h_BRD: jax.Array, *, smooth: bool = False
 ) -> dict[str, jax.Array]:
@@ -94,7 +89,16 @@ def read_out(
 def gradients(
   config: ModelConfig, path: Path, h_BRD: jax.Array
 ) -> dict[str, jax.Array]:
-  """Gradients [B, R, D] of the read-outs, each by its own position."""
+  """Gradients of the read-outs, each by its own position.
+
+  Args:
+    config: of the dense model.
+    path: the models and the text.
+    h_BRD: read by the LM head, [B, R, D].
+
+  Returns:
+    [B, R, D] by metric.
+  """
   return scan.measure_rows(
     functools.partial(_gradient, config, path),
     h_BRD,
@@ -119,8 +123,8 @@ def _measure(config, path, smooth, h_D, start_D, end_D, alive):
     cos = jnp.sum(p_V * q_V) / jnp.sqrt(jnp.sum(p_V * p_V) * jnp.sum(q_V * q_V))
     one_minus_cos_p = 1 - cos
   else:
-    found = compare_distributions(z_V, y_V, path.temperature)
-    kl, one_minus_cos_p = found.kl, found.one_minus_cos_p
+    divergences = compare_distributions(z_V, y_V, path.temperature)
+    kl, one_minus_cos_p = divergences.kl, divergences.one_minus_cos_p
   first, second = jax.lax.top_k(z_V, 2)[1]
   now_V, whole_V = y_V - z_V, end_V - z_V
   values = {
@@ -155,14 +159,14 @@ def _gradient(config, path, h_D, start_D, end_D, alive):
   # <p, q> is 0 where the two have no token in common; so is the cosine.
   shared_V = p_V * q_V / jnp.where(both == 0, 1, both)
   whole_V = end_V - z_V
-  one = lambda token: jnp.arange(len(z_V)) == token
+  is_token = lambda token: jnp.arange(len(z_V)) == token
   first, second = jax.lax.top_k(z_V, 2)[1]
 
   def balance(g_V):
     # A confident p leaves no digits of the difference at its likeliest token,
     # and what is lost there counts against the constant part of dz.
-    others_V = jnp.where(one(first), 0, g_V)
-    return jnp.where(one(first), -jnp.sum(others_V), others_V) / (
+    others_V = jnp.where(is_token(first), 0, g_V)
+    return jnp.where(is_token(first), -jnp.sum(others_V), others_V) / (
       path.temperature
     )
 
@@ -170,17 +174,17 @@ def _gradient(config, path, h_D, start_D, end_D, alive):
     "kl": balance(q_V - p_V),
     "one_minus_cos_p": balance(cos * (q_V * q_V / square - shared_V)),
     "log_prob": balance(-q_V),
-    "margin": 1.0 * one(first) - one(second),
+    "margin": 1.0 * is_token(first) - is_token(second),
     "dz": _unit_of(whole_V),
     "dz_centred": _unit_of(whole_V - jnp.mean(whole_V)),
   }
   if path.options.size:
     best = path.options[jax.lax.top_k(z_V[path.options], 2)[1]]
-    by_logits[OPTION_METRIC] = 1.0 * one(best[0]) - one(best[1])
-  found_MD = jax.vmap(lambda g_V: pull(g_V)[0])(
+    by_logits[OPTION_METRIC] = 1.0 * is_token(best[0]) - is_token(best[1])
+  gradients_MD = jax.vmap(lambda g_V: pull(g_V)[0])(
     jnp.stack(list(by_logits.values()))
   )
-  return dict(zip(by_logits, jnp.where(alive, found_MD, 0)))
+  return dict(zip(by_logits, jnp.where(alive, gradients_MD, 0)))
 
 
 def _unit_of(whole_V):
