@@ -1,6 +1,7 @@
-"""Hand single steps back to the dense model, or stop, when a signal says so.
+"""Defer single steps to the dense model, or stop, when a signal says so.
 
-  python -m experiments.monitoring --cells=wanda:0.6,wanda:2:4 --out=OUT
+  python -m experiments.monitoring --configurations=wanda:0.6,wanda:2:4 \\
+    --out=OUT
   python -m experiments.monitoring --dense=FOLDER --pruned=PRUNED \\
     --prompts=FILE --out=OUT
 
@@ -11,8 +12,8 @@ that it must read for that (--cache: its `own` cache, which is filled late but
 filled, or the pruned model's, `shared`), exact answers (--prompts=pocket) and
 agreement with the dense model's text. Thresholds are quantiles of the risk on
 other prompts (the validation split, or every fourth prompt of a file) in texts
-of the pruned model, so that about --fractions of the steps are handed back;
-what they do on the test prompts is measured. `random` is the control of equal
+of the pruned model, so that about --fractions of the steps are deferred; what
+they do on the test prompts is measured. `random` is the control of equal
 size; `var_p`, `kl` and `flip` need the dense logits at every step and save
 nothing: they say what a perfect signal could do.
 
@@ -20,135 +21,99 @@ Stop: a text is given up if its largest risk is above a threshold; accuracy
 among the others against the fraction that is answered, and the area.
 """
 
-import sys
-import time
-
 from absl import flags
 
-from . import launch
+from . import flag_groups, launch
 
-_DENSE = flags.DEFINE_string("dense", "pocket", "The original model.")
-_PRUNED = flags.DEFINE_string(
-  "pruned", None, "One pruned model, instead of --cells."
+_MODELS = flag_groups.models(
+  dense="pocket",
+  pruned=None,
+  about_pruned="One pruned model, instead of --configurations.",
 )
-_CELLS = flags.DEFINE_list(
-  "cells", ["wanda:0.6", "wanda:2:4"], "Ways to prune, METHOD:AMOUNT."
-)
-_SEEDS = flags.DEFINE_list(
-  "seeds", ["0", "1", "2"], "Calibration seeds of the cells."
-)
-_NUM_SAMPLES = flags.DEFINE_integer(
-  "num_samples", 32, "Calibration sequences of the cells.", lower_bound=1
-)
-_SEQ_LEN = flags.DEFINE_integer(
-  "seq_len", 128, "Tokens of each.", lower_bound=1
-)
-_PROMPTS = flags.DEFINE_string(
-  "prompts", "pocket", "pocket, a txt or jsonl file, or an .npz of ids."
-)
-_LIMIT = flags.DEFINE_integer(
-  "limit", 120, "Test prompts, evenly spaced.", lower_bound=2
-)
-_MAX_NEW_TOKENS = flags.DEFINE_integer(
-  "max_new_tokens", 48, "Most tokens of a text.", lower_bound=1
+_CONFIGURATIONS = flag_groups.configurations(["wanda:0.6", "wanda:2:4"])
+_SEEDS = flag_groups.seeds()
+_CALIBRATION = flag_groups.calibration()
+_PROMPTS = flag_groups.prompts(
+  limit=120,
+  max_new_tokens=48,
+  about_limit="Test prompts, evenly spaced.",
+  about_max_new_tokens="Most tokens of a text.",
 )
 _SIGNALS = flags.DEFINE_list(
   "signals",
   ["margin", "entropy", "variance", "random", "var_p", "kl"],
-  "Signals that hand back.",
+  "Signals that defer a step.",
 )
 _FRACTIONS = flags.DEFINE_list(
-  "fractions",
-  ["0.02", "0.05", "0.15"],
-  "Fractions of steps to hand back, about.",
+  "fractions", ["0.02", "0.05", "0.15"], "Fractions of steps to defer, about."
 )
 _CACHE = flags.DEFINE_enum(
   "cache", "own", ["own", "shared"], "Which cache the dense model reads."
 )
-_ANALYSIS_TEMPERATURE = flags.DEFINE_float(
-  "analysis_temperature",
-  1.0,
-  "T of the softmax in the signals.",
-  lower_bound=1e-3,
+_ANALYSIS_TEMPERATURE = flag_groups.analysis_temperature(
+  "T of the softmax in the signals."
 )
-_OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
+_OUT = flag_groups.out()
 
 
 def main() -> None:
-  import jax
-
-  from jaxprune import checkpoints, devices, report
-  from jaxprune.studies import inputs
+  from jaxprune import devices
   from jaxprune.studies.monitoring import measure, page
-  from jaxprune.studies.sweep import configurations
+  from jaxprune.studies.monitoring import summary as summary_lib
 
-  jax.config.update("jax_default_matmul_precision", "highest")
-  began = time.monotonic()
-  dense = inputs.open_model(_DENSE.value)
+  sources = _MODELS.open()
   settings = measure.Settings(
     signals=tuple(_SIGNALS.value),
     fractions=tuple(map(float, _FRACTIONS.value)),
     cache=_CACHE.value,
-    max_new_tokens=_MAX_NEW_TOKENS.value,
+    max_new_tokens=_PROMPTS.max_new_tokens.value,
     temperature=_ANALYSIS_TEMPERATURE.value,
   )
   measure.check(settings)
-  prompts = measure.read_prompts(
-    dense, _PROMPTS.value, _LIMIT.value, _MAX_NEW_TOKENS.value
+  texts = measure.read_prompts(
+    sources["dense"],
+    _PROMPTS.prompts.value,
+    _PROMPTS.limit.value,
+    _PROMPTS.max_new_tokens.value,
   )
-  hashes = {"dense": checkpoints.checkpoint_hash(dense)}
-  if _PRUNED.value is not None:
-    pruned = inputs.open_model(_PRUNED.value)
-    hashes["pruned"] = checkpoints.checkpoint_hash(pruned)
-    models = [measure.opened(pruned)]
-  else:
-    if not inputs.is_pocket(dense):
-      raise ValueError(
-        f"--dense={_DENSE.value}: --cells are pruned on the pocket model's"
-        " text; give --pruned for another model"
-      )
-    cells = [
-      configurations.read_cell(text, group_size=None, target="mlp")
-      for text in _CELLS.value
-    ]
-    for cell in cells:
-      configurations.check(dense.config, cell)
-    models = [
-      measure.cell_model(
-        dense, cell, int(seed), _NUM_SAMPLES.value, _SEQ_LEN.value
-      )
-      for cell in cells
-      for seed in _SEEDS.value
-    ]
-  description = report.describe_run(
-    flags=launch.flag_values(),
-    command=sys.argv,
+  models = _models(sources)
+  with launch.study(
+    _OUT.value,
     seeds={"calibration": _SEEDS.value, "random risk": 0, "bootstrap": 0},
-    checkpoint_hash=hashes,
-  ) | {"prompts": prompts.describe()}
-  with report.RunFolder(
-    _OUT.value, description, extra_fields=measure.FIELDS
-  ) as run:
-    measure.measure(
-      dense,
-      models,
-      prompts,
-      settings,
-      run,
-      launch.Progress("model", len(models)),
+    models=sources,
+    prompts=texts.describe(),
+    extra_fields=measure.FIELDS,
+  ) as study:
+    progress = study.progress("model", len(models))
+    table = measure.measure(
+      sources["dense"], models, texts, settings, study.run, progress
     )
-    table = report.columns(report.read_records(run.folder))
-    summary = page.summarise(table)
-    run.write_summary(
-      {
-        **summary,
-        "seconds": time.monotonic() - began,
-        "memory": devices.peak_bytes(),
-      }
-    )
-    page.write_page(run, description, summary, settings)
-  print("\n".join(page.lines(summary)))
-  print(f"wrote {_OUT.value}/report.html")
+    summary = summary_lib.summarise(table)
+    page.write_page(study.run, study.description, summary, settings)
+    summary["memory"] = devices.peak_bytes()
+    study.finish(summary, page.headline(summary))
+
+
+def _models(sources):
+  """The pruned model that is named, or those that are pruned for this run."""
+  from jaxprune.studies.monitoring import measure
+  from jaxprune.studies.sweep import configurations
+
+  if "pruned" in sources:
+    return [measure.opened(sources["pruned"])]
+  dense = sources["dense"]
+  wanted = [
+    configurations.read_cell(text, group_size=None, target="mlp")
+    for text in _CONFIGURATIONS.value
+  ]
+  for configuration in wanted:
+    configurations.check(dense.config, configuration)
+  read_tokens = lambda seed: _CALIBRATION.read(dense, seed).tokens
+  return [
+    measure.to_prune(dense, configuration, seed, read_tokens)
+    for configuration in wanted
+    for seed in _SEEDS.value
+  ]
 
 
 if __name__ == "__main__":

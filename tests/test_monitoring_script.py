@@ -13,6 +13,7 @@ from jaxprune import report
 from jaxprune.pocket import training
 from jaxprune.probes import monitoring
 from jaxprune.studies.monitoring import measure, page
+from jaxprune.studies.monitoring import summary as summary_lib
 
 CONFIG = dataclasses.replace(
   training.model_config(40),
@@ -31,14 +32,14 @@ SETTINGS = measure.Settings(
 )
 
 
-def texts_of(tokens_TN, handed_TN, alive_TN, **risks):
+def texts_of(tokens_TN, deferred_TN, alive_TN, **risks):
   """One policy, [1, T, N]; risks that are not given are 0."""
   zero = np.zeros(np.shape(tokens_TN))
   return jax.tree.map(
     lambda a: np.asarray(a)[None],
     monitoring.Monitored(
       tokens=tokens_TN,
-      handed=handed_TN,
+      deferred=deferred_TN,
       alive=alive_TN,
       risks=monitoring.Risks(
         **{name: risks.get(name, zero) for name in monitoring.SIGNALS}
@@ -47,7 +48,7 @@ def texts_of(tokens_TN, handed_TN, alive_TN, **risks):
   )
 
 
-def test_thresholds_hand_back_the_fraction_asked_for():
+def test_thresholds_defer_the_fraction_asked_for():
   """Of steps that belong to a text: the dead ones have a risk of 100."""
   alive = np.array([[True] * 4, [True] * 4, [True, True, False, False]])
   risk = np.where(alive, np.arange(12).reshape(3, 4), 100.0)
@@ -70,7 +71,7 @@ def test_rows_of_a_policy_by_hand():
   """The dense texts are 1 2 9 and 4 9; 9 ends a text."""
   tokens = np.array([[1, 4], [3, 5], [9, 9]])
   alive = np.ones((3, 2), bool)
-  handed = np.array([[1, 0], [0, 0], [1, 0]], bool)
+  deferred = np.array([[1, 0], [0, 0], [1, 0]], bool)
   texts = measure.Texts(
     prompts=[[7, 7], [7, 7, 7]],
     answers=[[1, 3, 9], [4, 9]],
@@ -78,13 +79,13 @@ def test_rows_of_a_policy_by_hand():
     source="here",
   )
   found = texts_of(
-    tokens, handed, alive, kl=np.array([[0.1, 0.2], [0.5, 0.3], [0.2, 0.9]])
+    tokens, deferred, alive, kl=np.array([[0.1, 0.2], [0.5, 0.3], [0.2, 0.9]])
   )
   rows = list(measure._rows(found, 0, texts, [[1, 2, 9], [4, 9]], "own"))
   assert rows[0] == {
     "question": 0,
     "steps": 3,
-    "handed": 2,
+    "deferred": 2,
     "dense_forwards": 4,
     "dense_alone": 4,
     "same": False,
@@ -94,7 +95,7 @@ def test_rows_of_a_policy_by_hand():
   assert rows[1] == {
     "question": 1,
     "steps": 3,
-    "handed": 0,
+    "deferred": 0,
     "dense_forwards": 0,
     "dense_alone": 4,
     "same": False,
@@ -120,11 +121,11 @@ def test_texts_do_not_depend_on_what_is_written_together(monkeypatch):
         CONFIG, dense, pruned, prompts, policies, settings=SETTINGS, width=4
       )
     )
-  for name in ("tokens", "handed", "alive"):
+  for name in ("tokens", "deferred", "alive"):
     one, other = (getattr(each, name) for each in found)
     assert one.shape == (3, 5, 3)
     np.testing.assert_array_equal(one, other)
-  assert not found[0].handed[0].any() and found[0].handed[1:].any()
+  assert not found[0].deferred[0].any() and found[0].deferred[1:].any()
 
 
 def curve_rows():
@@ -136,16 +137,16 @@ def curve_rows():
     ("random", 0.1, 2, [0, 0]),
     ("margin", 0.1, 2, [1, 0]),
   ]
-  for signal, fraction, handed, correct in measured:
+  for signal, fraction, deferred, correct in measured:
     for question, right in enumerate(correct):
       row = {
-        "cell": "c",
+        "configuration": "c",
         "seed": 0,
         "signal": signal,
         "question": question,
         "steps": 10,
-        "handed": handed // 2,
-        "dense_forwards": handed,
+        "deferred": deferred // 2,
+        "dense_forwards": deferred,
         "dense_alone": 20,
         "same": bool(right),
         "agreement": float(right),
@@ -155,7 +156,7 @@ def curve_rows():
   for signal in ("margin", "random", "length"):
     for question in range(2):
       yield {
-        "cell": "c",
+        "configuration": "c",
         "seed": 0,
         "signal": signal,
         "metric": "stop",
@@ -166,30 +167,31 @@ def curve_rows():
 
 
 def test_summary_by_hand():
-  summary = page.summarise(report.columns(list(curve_rows())))
-  cell = summary["cells"]["c"]
+  summary = summary_lib.summarise(report.columns(list(curve_rows())))
+  entry = summary["configurations"]["c"]
   assert summary["score"] == "correct"
-  assert [point["fraction"] for point in cell["curves"]["margin"]] == [
+  assert [point["fraction"] for point in entry["curves"]["margin"]] == [
     0,
     0.1,
     1,
   ]
-  assert cell["curves"]["flip"][0]["fraction"] == 0  # 1 // 2 of ten
+  assert entry["curves"]["flip"][0]["fraction"] == 0  # 1 // 2 of ten
   margin, random = (
-    cell["compared"]["correct"][name] for name in ("margin", "random")
+    entry["compared"]["correct"][name] for name in ("margin", "random")
   )
   # From (0, 0) to (0.1, 1/2) to (1, 1); random from (0.1, 0) to (1, 1).
-  assert margin["at 0.1"]["mean"] == pytest.approx(0.5)
-  assert margin["at 0.05"]["mean"] == pytest.approx(0.25)
-  assert random["at 0.05"]["mean"] == 0
-  assert margin["at 0.1 less control"]["mean"] == pytest.approx(0.5)
-  assert random["at 0.1 less margin"]["mean"] == pytest.approx(-0.5)
-  assert margin["area"]["mean"] == pytest.approx(0.025 + 0.9 * 0.75)
-  assert random["area"]["mean"] == pytest.approx(0.45)
-  assert margin["area less control"]["mean"] == pytest.approx(0.25)
+  assert margin["at 0.1"]["value"] == pytest.approx(0.5)
+  assert margin["at 0.05"]["value"] == pytest.approx(0.25)
+  assert random["at 0.05"]["value"] == 0
+  assert margin["at 0.1 less control"]["value"] == pytest.approx(0.5)
+  assert random["at 0.1 less margin"]["value"] == pytest.approx(-0.5)
+  assert margin["area"]["value"] == pytest.approx(0.025 + 0.9 * 0.75)
+  assert random["area"]["value"] == pytest.approx(0.45)
+  assert margin["area less control"]["value"] == pytest.approx(0.25)
   # Right first: accuracy 1 at coverage 1/2, 1/2 at coverage 1.
-  assert cell["stop"]["signals"]["margin"]["area"]["mean"] == 0.75
-  assert cell["stop"]["best area"] == 0.75
+  assert entry["stop"]["signals"]["margin"]["area"]["value"] == 0.75
+  assert entry["stop"]["best area"] == 0.75
+  assert entry["recovered"]["margin"] == pytest.approx(0.5)
   assert "margin 50 %" in page.verdict(summary)
 
 
@@ -207,7 +209,7 @@ def test_bad_settings_are_named(change, word):
 
 
 def test_script_on_a_model_against_itself(tmp_path):
-  """Without answers; nothing to hand back for, so nothing changes."""
+  """Without answers; nothing to defer, so nothing changes."""
   hf_models.save_llama(
     tmp_path / "dense",
     hidden_size=16,
@@ -238,9 +240,13 @@ def test_script_on_a_model_against_itself(tmp_path):
   ]
   back = [row for row in rows if "metric" not in row]
   assert len(back) == 5 * 6 and all(row["same"] for row in back)
-  assert all(row["handed"] == 0 for row in back if row["signal"] == "flip")
-  assert all(row["dense_forwards"] == row["handed"] for row in back)
+  assert all(row["deferred"] == 0 for row in back if row["signal"] == "flip")
+  assert all(row["dense_forwards"] == row["deferred"] for row in back)
   summary = json.loads((tmp_path / "out/summary.json").read_text())
   assert summary["score"] == "same"
-  assert 0 < summary["cells"]["pruned"]["curves"]["random"][1]["fraction"] < 1
+  assert (
+    0
+    < summary["configurations"]["pruned"]["curves"]["random"][1]["fraction"]
+    < 1
+  )
   assert "<h1>" in (tmp_path / "out/report.html").read_text()

@@ -445,7 +445,7 @@ def test_bytes_by_hand():
   assert found.weights == 3 * 4 * (160 + 40 + 2 * (192 + 288))
   assert found.nodes == 4 * 8 * (2 * 7 + 2 + 2)
   assert found.tangents == 8 * 4 * (6 * 8 + 4 * 12 + 5 * 8 + 3 * 2 + 12 * 20)
-  assert found.found == 3 * 4 * 7
+  assert found.results == 3 * 4 * 7
   assert found.total == sum(
-    (found.weights, found.nodes, found.tangents, found.found)
+    (found.weights, found.nodes, found.tangents, found.results)
   )

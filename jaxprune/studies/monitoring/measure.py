@@ -1,4 +1,10 @@
-"""The rows of `monitoring`: thresholds, texts under them, and their cost."""
+"""Texts of a pruned model that defers steps to the dense one, and their cost.
+
+Thresholds are quantiles of the risk on validation prompts; the test prompts are
+continued under every signal and threshold. A row of the records is one prompt
+under one policy, or (`metric` stop) one prompt and the largest risk of its
+text.
+"""
 
 import dataclasses
 import functools
@@ -10,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from jaxprune import checkpoints, report
 from jaxprune.calibration import batching, left_pad
@@ -22,16 +29,16 @@ from jaxprune.studies import inputs
 from jaxprune.studies.sweep import configurations
 
 FIELDS = {
-  "cell": report.Field("text", "", "METHOD:AMOUNT, or pruned"),
+  "configuration": report.Field("text", "", "METHOD:AMOUNT, or pruned"),
   "signal": report.Field(
-    "text", "", "what hands back; none, flip and dense are ends"
+    "text", "", "what decides; none, flip and dense are ends"
   ),
   "fraction": report.Field(
     "float", "", "of steps, asked for on the validation prompts"
   ),
-  "threshold": report.Field("float", "", "risk above which is handed back"),
+  "threshold": report.Field("float", "", "risk above which is deferred"),
   "steps": report.Field("int", "tokens", "written, the end included"),
-  "handed": report.Field("int", "tokens", "decided by the dense model"),
+  "deferred": report.Field("int", "tokens", "decided by the dense model"),
   "dense_forwards": report.Field(
     "int", "tokens", "read by the dense model, the prompt included"
   ),
@@ -40,7 +47,7 @@ FIELDS = {
   ),
   "same": report.Field("bool", "", "the dense model's text, to the end"),
   "agreement": report.Field(
-    "float", "", "share of the dense text before the first difference"
+    "float", "", "fraction of the dense text before the first difference"
   ),
 }
 _ROWS = 120  # texts written together
@@ -49,7 +56,15 @@ _VALIDATION = 120  # prompts that thresholds are taken from
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """The flags of `monitoring`."""
+  """How texts are written.
+
+  Attributes:
+    signals: names of `monitoring.SIGNALS` that decide.
+    fractions: of steps to be deferred, about.
+    cache: which cache the dense model reads, one of `monitoring.CACHES`.
+    max_new_tokens: most tokens of a text.
+    temperature: T of the softmax in the signals.
+  """
 
   signals: tuple[str, ...]
   fractions: tuple[float, ...]
@@ -90,12 +105,12 @@ class Model:
   """A pruned model that is opened when its turn comes.
 
   Attributes:
-    cell: METHOD:AMOUNT, or pruned.
+    name: METHOD:AMOUNT, or pruned.
     seed: of the calibration.
     load: () -> config and float32 parameters.
   """
 
-  cell: str
+  name: str
   seed: int
   load: Callable[[], tuple[Any, Any]]
 
@@ -123,9 +138,20 @@ def check(settings: Settings) -> None:
 def read_prompts(
   dense: checkpoints.Source, name: str, limit: int, max_new_tokens: int
 ) -> Texts:
-  """Test and validation prompts, evenly spaced over what there is."""
+  """Test and validation prompts, evenly spaced over what there is.
+
+  Args:
+    dense: the model that continues them.
+    name: pocket, or a file of prompts, of which every fourth is a validation
+      prompt.
+    limit: test prompts at most.
+    max_new_tokens: tokens that are written after each.
+
+  Raises:
+    ValueError: fewer than 4 prompts, or too long ones.
+  """
   if name == "pocket":
-    # For its checks.
+    # Refuses another model, or too many tokens.
     inputs.read_prompts(dense, name, limit=1, max_new_tokens=max_new_tokens)
     test, other = (
       _spread(shipped.generate_requests(split), count)
@@ -157,27 +183,34 @@ def read_prompts(
 def opened(source: checkpoints.Source) -> Model:
   """The model of a folder."""
   return Model(
-    cell="pruned",
+    name="pruned",
     seed=0,
     load=functools.partial(checkpoints.load_params, source, jnp.float32),
   )
 
 
-def cell_model(
-  source, cell: configurations.Cell, seed, num_samples, seq_len
+def to_prune(
+  source: checkpoints.Source,
+  configuration: configurations.Cell,
+  seed: int,
+  read_tokens: Callable[[int], np.ndarray],
 ) -> Model:
-  """The model of a cell, pruned when it is opened."""
+  """The model of a configuration, pruned when it is opened.
+
+  Args:
+    source: the dense model.
+    configuration: what is done to it.
+    seed: of the calibration.
+    read_tokens: from the seed to calibration tokens, int [sequences, T].
+  """
 
   def load():
-    calibration = inputs.read_calibration(
-      source, "pocket", num_samples=num_samples, seq_len=seq_len, seed=seed
-    )
     with tempfile.TemporaryDirectory() as folder:
       out = f"{folder}/pruned"
-      configurations.prune(source, cell, calibration.tokens, seed, out)
+      configurations.prune(source, configuration, read_tokens(seed), seed, out)
       return checkpoints.load_params(out, jnp.float32)
 
-  return Model(cell=cell.name, seed=seed, load=load)
+  return Model(name=configuration.name, seed=seed, load=load)
 
 
 def measure(
@@ -187,42 +220,58 @@ def measure(
   settings: Settings,
   run: report.RunFolder,
   progress: Any,
-) -> None:
-  """Write the rows of every model."""
+) -> dict[str, np.ndarray]:
+  """Write the rows of every model.
+
+  Args:
+    dense: the dense model.
+    models: pruned ones, opened one after the other.
+    texts: from `read_prompts`.
+    settings: how texts are written.
+    run: where rows go.
+    progress: stepped for each model.
+
+  Returns:
+    The columns of the rows.
+
+  Raises:
+    ValueError: a pruned model has another shape.
+  """
   config, params = checkpoints.load_params(dense, jnp.float32)
-  both = [*texts.prompts, *texts.validation]
+  every_prompt = [*texts.prompts, *texts.validation]
   writer = functools.partial(
-    write, config, params, settings=settings, width=max(map(len, both))
+    write, config, params, settings=settings, width=max(map(len, every_prompt))
   )
-  always = writer(params, texts.prompts, [("margin", -np.inf)])
-  reference = text_ids(always.tokens[0], always.alive[0])
+  dense_alone = writer(params, texts.prompts, [("margin", -np.inf)])
+  dense_texts = text_ids(dense_alone.tokens[0], dense_alone.alive[0])
   for index, model in enumerate(models):
     pruned_config, pruned = model.load()
     sequences.check_same_shape(config, pruned_config)
-    free = writer(pruned, texts.validation, [("margin", np.inf)])
-    policies = sweep(free, settings)
-    found = writer(pruned, texts.prompts, [policy[:2] for policy in policies])
-    tag = {"cell": model.cell, "seed": model.seed}
+    pruned_alone = writer(pruned, texts.validation, [("margin", np.inf)])
+    policies = sweep(pruned_alone, settings)
+    written = writer(pruned, texts.prompts, [policy[:2] for policy in policies])
+    tag = {"configuration": model.name, "seed": model.seed}
     for place, (_, threshold, name, fraction) in enumerate(policies):
       policy = tag | {"signal": name, "fraction": fraction}
       if np.isfinite(threshold):
         policy["threshold"] = threshold
       run.write_all(
         policy | row
-        for row in _rows(found, place, texts, reference, settings.cache)
+        for row in _rows(written, place, texts, dense_texts, settings.cache)
       )
-    run.write_all(tag | row for row in _stop_rows(found, texts, reference))
+    run.write_all(tag | row for row in _stop_rows(written, texts, dense_texts))
     progress.step(index)
+  return run.columns()
 
 
 def sweep(
-  free: monitoring.Monitored, settings: Settings
+  pruned_alone: monitoring.Monitored, settings: Settings
 ) -> list[tuple[str, float, str, float | None]]:
   """(signal, threshold, name, fraction): first never, then always, then flip.
 
   Args:
-    free: texts that the pruned model wrote alone on the validation prompts,
-      leaves [1, T, n].
+    pruned_alone: texts that the pruned model wrote alone on the validation
+      prompts, leaves [1, T, n].
     settings: signals and fractions.
   """
   policies = [
@@ -230,9 +279,9 @@ def sweep(
     ("margin", -np.inf, "dense", 1.0),
     ("flip", 0.5, "flip", None),
   ]
-  alive = free.alive[0]
+  alive = pruned_alone.alive[0]
   for signal in settings.signals:
-    risk = getattr(free.risks, signal)[0][alive]
+    risk = getattr(pruned_alone.risks, signal)[0][alive]
     for fraction in settings.fractions:
       threshold = (
         1 - fraction
@@ -273,59 +322,61 @@ def write(
     [monitoring.SIGNALS.index(signal) for signal, _ in policies], count
   )
   threshold_N = np.repeat([threshold for _, threshold in policies], count)
+  writing = monitoring.Writing(
+    num_steps=settings.max_new_tokens,
+    eos_ids=tuple(config.eos_ids),
+    temperature=settings.temperature,
+    cache=settings.cache,
+  )
   parts = []
-  for pick, _ in batching.batches(total, _ROWS):
-    parts.append(
-      jax.tree.map(
-        np.asarray,
-        decoder_monitoring.write(
-          config,
-          params,
-          pruned_params,
-          jnp.asarray(tokens_NT[pick % count]),
-          jnp.asarray(valid_NT[pick % count]),
-          monitoring.Policy(
-            signal=jnp.asarray(signal_N[pick], jnp.int32),
-            threshold=jnp.asarray(threshold_N[pick], jnp.float32),
-          ),
-          num_steps=settings.max_new_tokens,
-          key=jax.random.fold_in(jax.random.key(0), int(pick[0])),
-          cache=settings.cache,
-          eos_ids=config.eos_ids,
-          temperature=settings.temperature,
-        ),
-      )
+  for rows, _ in batching.batches(total, _ROWS):
+    written = decoder_monitoring.write(
+      config,
+      params,
+      pruned_params,
+      jnp.asarray(tokens_NT[rows % count]),
+      jnp.asarray(valid_NT[rows % count]),
+      monitoring.Policy(
+        signal=jnp.asarray(signal_N[rows], jnp.int32),
+        threshold=jnp.asarray(threshold_N[rows], jnp.float32),
+      ),
+      writing,
+      key=jax.random.fold_in(jax.random.key(0), int(rows[0])),
     )
+    parts.append(jax.tree.map(np.asarray, written))
   return jax.tree.map(
-    lambda *leaves: (
-      np.concatenate(leaves, axis=1)[:, :total]
-      .reshape(len(leaves[0]), len(policies), count)
-      .swapaxes(0, 1)
+    lambda *leaves: rearrange(
+      np.concatenate(leaves, axis=1)[:, :total], "T (P n) -> P T n", n=count
     ),
     *parts,
   )
 
 
-def text_ids(tokens_TN, alive_TN) -> list[list[int]]:
-  """Ids of each text, the token that ends it included."""
+def text_ids(tokens_TN: np.ndarray, alive_TN: np.ndarray) -> list[list[int]]:
+  """Ids of each text, the token that ends it included.
+
+  Args:
+    tokens_TN: int, step by step.
+    alive_TN: bool, whether the text had not ended before the step.
+  """
   return [
     tokens_TN[alive_TN[:, n], n].tolist() for n in range(tokens_TN.shape[1])
   ]
 
 
-def _rows(found, place, texts, reference, cache):
+def _rows(written, place, texts, dense_texts, cache):
   """One row per prompt of one policy."""
-  handed, alive = found.handed[place], found.alive[place]
-  written = text_ids(found.tokens[place], alive)
+  deferred, alive = written.deferred[place], written.alive[place]
+  ids = text_ids(written.tokens[place], alive)
   forwards = monitoring.dense_forwards(
-    handed, alive, np.array([len(p) for p in texts.prompts]), cache
+    deferred, alive, np.array([len(p) for p in texts.prompts]), cache
   )
-  for index, (text, dense) in enumerate(zip(written, reference, strict=True)):
+  for index, (text, dense) in enumerate(zip(ids, dense_texts, strict=True)):
     parted = first_divergence(text, dense)
     row = {
       "question": index,
       "steps": len(text),
-      "handed": int((handed & alive)[:, index].sum()),
+      "deferred": int((deferred & alive)[:, index].sum()),
       "dense_forwards": int(forwards[index]),
       "dense_alone": len(texts.prompts[index]) + len(dense) - 1,
       "same": parted is None,
@@ -336,13 +387,13 @@ def _rows(found, place, texts, reference, cache):
     yield row
 
 
-def _stop_rows(found, texts, reference):
+def _stop_rows(written, texts, dense_texts):
   """The largest risk of each text that the pruned model wrote alone."""
-  alive = found.alive[0]
-  written = text_ids(found.tokens[0], alive)
-  goals = reference if texts.answers is None else texts.answers
+  alive = written.alive[0]
+  ids = text_ids(written.tokens[0], alive)
+  goals = dense_texts if texts.answers is None else texts.answers
   largest = {
-    name: np.where(alive, getattr(found.risks, name)[0], -np.inf).max(axis=0)
+    name: np.where(alive, getattr(written.risks, name)[0], -np.inf).max(axis=0)
     for name in monitoring.SIGNALS
     if name != "flip"
   }
@@ -354,7 +405,7 @@ def _stop_rows(found, texts, reference):
         "metric": "stop",
         "question": index,
         "value": float(value),
-        "correct": written[index] == goals[index],
+        "correct": ids[index] == goals[index],
       }
 
 
