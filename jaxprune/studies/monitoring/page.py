@@ -83,32 +83,30 @@ def write_page(
     summary: from `summary.summarise`.
     settings: of the run.
   """
-  sections = []
-  for name, entry in summary["configurations"].items():
-    drawn = _figures(name, entry, summary["score"])
-    for kind, figure in drawn.items():
-      run.write_figure(f"{kind}_{name.replace(':', '_')}", figure.png)
-    tables = [
-      *(_compared_table(entry, measure) for measure in entry["compared"]),
-      _points_table(entry, summary["score"], settings),
-      _stop_table(entry),
-    ]
-    sections.append(
-      page.Section(title=name, tables=tables, figures=list(drawn.values()))
+  sections = [
+    page.Section(
+      title=name,
+      tables=[
+        *(_compared_table(entry, measure) for measure in entry["compared"]),
+        _points_table(entry, summary["score"], settings),
+        _stop_table(entry),
+      ],
+      figures=_figures(name, entry, summary["score"]),
     )
-  run.write_page(
-    page.render_page(
-      title="Monitoring: fall back or stop",
-      verdict=verdict(summary),
-      sections=sections,
-      run=description,
-      protocol={
-        "Cache of the dense model": settings.cache,
-        "New tokens": settings.max_new_tokens,
-        "Analysis temperature T": settings.temperature,
-        "Thresholds": "quantiles of the risk on other prompts",
-      },
-    )
+    for name, entry in summary["configurations"].items()
+  ]
+  page.write_report(
+    run,
+    title="Monitoring: fall back or stop",
+    verdict=verdict(summary),
+    sections=sections,
+    run=description,
+    protocol={
+      "Cache of the dense model": settings.cache,
+      "New tokens": settings.max_new_tokens,
+      "Analysis temperature T": settings.temperature,
+      "Thresholds": "quantiles of the risk on other prompts",
+    },
   )
 
 
@@ -117,7 +115,7 @@ def _figures(name, entry, score):
   fallback = {
     signal: figures.estimated(
       [point["fraction"] for point in points],
-      [Estimate.from_json(point[score]) for point in points],
+      [point[score] for point in points],
     )
     for signal, points in entry["curves"].items()
     if signal != "flip"
@@ -128,8 +126,10 @@ def _figures(name, entry, score):
     )
     for signal, curve in entry["stop"]["signals"].items()
   }
-  return {
-    "fallback": page.Figure(
+  file = name.replace(":", "_")
+  return [
+    page.Figure(
+      name=f"fallback_{file}",
       png=figures.lines(
         fallback, x="fraction of steps by the dense model", y=score
       ),
@@ -137,14 +137,15 @@ def _figures(name, entry, score):
       caption="Score over the fraction of steps by the dense model;"
       " bands are 95 % intervals over items.",
     ),
-    "stop": page.Figure(
+    page.Figure(
+      name=f"stop_{file}",
       png=figures.lines(
         stop, x="fraction answered", y="accuracy among the answered"
       ),
       alt=f"Accuracy over coverage, {name}.",
       caption="Accuracy among the texts that are not given up.",
     ),
-  }
+  ]
 
 
 def _compared_table(entry, measure):
@@ -158,15 +159,13 @@ def _compared_table(entry, measure):
       for fraction in FRACTIONS
     ),
   )
-  return page.Table(
-    caption=f"{measure} at equal fractions of steps by the dense model,"
+  return page.estimate_table(
+    f"{measure} at equal fractions of steps by the dense model,"
     " interpolated; area over all fractions; less what random steps"
     " give, and less what the margin gives, item by item.",
-    columns=("signal", *columns),
-    rows=[
-      (signal, *(Estimate.from_json(compared[column]) for column in columns))
-      for signal, compared in entry["compared"][measure].items()
-    ],
+    "signal",
+    {column: column for column in columns},
+    entry["compared"][measure],
   )
 
 
@@ -179,10 +178,10 @@ def _points_table(entry, score, settings):
     rows=[
       (
         signal,
-        point["fraction"],
-        point["dense_forwards"],
-        Estimate.from_json(point[score]),
-        Estimate.from_json(point["agreement"]),
+        *(
+          point[name]
+          for name in ("fraction", "dense_forwards", score, "agreement")
+        ),
       )
       for signal, points in entry["curves"].items()
       for point in points
@@ -192,13 +191,11 @@ def _points_table(entry, score, settings):
 
 def _stop_table(entry):
   stop = entry["stop"]
-  return page.Table(
-    caption="Stop: area under accuracy against coverage;"
+  return page.estimate_table(
+    "Stop: area under accuracy against coverage;"
     f" {_text(stop['accuracy'])} if all are answered,"
     f" {stop['best area']:.3f} at best.",
-    columns=("largest risk by", "area"),
-    rows=[
-      (signal, Estimate.from_json(curve["area"]))
-      for signal, curve in stop["signals"].items()
-    ],
+    "largest risk by",
+    {"area": "area"},
+    stop["signals"],
   )
