@@ -12,6 +12,7 @@ must be given.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # a script shows its --help without loading JAX
   from jaxprune import checkpoints
   from jaxprune.calibration import prompts as prompts_lib
   from jaxprune.calibration import tokens
+  from jaxprune.studies import pruned_models
   from jaxprune.studies.tasks import scores
 
 # The flags belong to the script that calls, not to this file.
@@ -212,6 +214,75 @@ class Seeds:
       ) from None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrunedModels:
+  """The flags of a study of one pruned folder, or of models that it prunes.
+
+  These are --dense, --pruned, --configurations, --seeds and those of the
+  calibration.
+  """
+
+  models: Models
+  configurations: flags.FlagHolder[list[str]]
+  seeds: Seeds
+  calibration: Calibration
+
+  def open(self) -> dict[str, "checkpoints.Source"]:
+    """Open the models that are named, by `dense` and `pruned`."""
+    return self.models.open()
+
+  def read(
+    self,
+    sources: "Mapping[str, checkpoints.Source]",
+    out: str,
+    *,
+    target: str,
+    group_size: int | None,
+    draws: bool = True,
+  ) -> "tuple[list[pruned_models.PrunedModel], dict[str, Any] | None]":
+    """Say which pruned models there will be.
+
+    Args:
+      sources: from `open`.
+      out: the run folder, in which models are pruned.
+      target: what drop_random, drop_reverse and drop_iterative drop.
+      group_size: weights that share a scale, for rtn and awq.
+      draws: whether the study itself draws from --seeds, so that it looks at a
+        folder once per seed.
+
+    Returns:
+      The pruned models, opened when their turn comes; and the description of
+      the calibration for run.json, None where nothing is pruned.
+
+    Raises:
+      ValueError: a configuration that the model cannot have.
+    """
+    import pathlib
+
+    from jaxprune.studies import pruned_models
+    from jaxprune.studies.sweep import configurations as configurations_lib
+
+    dense, seeds = sources["dense"], self.seeds.value
+    if "pruned" in sources:
+      return pruned_models.of_folder(
+        sources["pruned"], seeds if draws else seeds[:1]
+      ), None
+    wanted = configurations_lib.read_all(
+      self.configurations.value,
+      dense.config,
+      group_size=group_size,
+      target=target,
+    )
+    drawn, description = self.calibration.read_seeds(dense, seeds)
+    models = pruned_models.of_configurations(
+      dense,
+      wanted,
+      {seed: calibration.tokens for seed, calibration in drawn.items()},
+      pathlib.Path(out) / "work",
+    )
+    return models, description
+
+
 def model(
   default: Any = "pocket", *, about: str = f"The model: {_A_MODEL}."
 ) -> Model:
@@ -390,6 +461,28 @@ def seeds(
     about: the help text.
   """
   return Seeds(flags.DEFINE_list("seeds", list(map(str, default)), about))
+
+
+def pruned_models(
+  default: list[str], *, about_seeds: str = "Of the calibration."
+) -> PrunedModels:
+  """Define the flags of one pruned folder, or of models that are pruned.
+
+  Args:
+    default: configurations where none are given.
+    about_seeds: the help text of --seeds.
+  """
+  return PrunedModels(
+    models=models(
+      dense="pocket",
+      pruned=None,
+      about_pruned="One pruned folder, instead of --configurations.",
+      alias=True,
+    ),
+    configurations=configurations(default),
+    seeds=seeds(about=about_seeds),
+    calibration=calibration(),
+  )
 
 
 def seed(about: str = "Seed of every draw.") -> flags.FlagHolder[int]:

@@ -25,14 +25,7 @@ from absl import flags
 
 from . import flag_groups, launch
 
-_MODELS = flag_groups.models(
-  dense="pocket",
-  pruned=None,
-  about_pruned="One pruned model, instead of --configurations.",
-)
-_CONFIGURATIONS = flag_groups.configurations(["wanda:0.6", "wanda:2:4"])
-_SEEDS = flag_groups.seeds()
-_CALIBRATION = flag_groups.calibration()
+_MODELS = flag_groups.pruned_models(["wanda:0.6", "wanda:2:4"])
 _PROMPTS = flag_groups.prompts(
   limit=120,
   max_new_tokens=48,
@@ -76,11 +69,18 @@ def main() -> None:
     _PROMPTS.limit.value,
     _PROMPTS.max_new_tokens.value,
   )
-  models = _models(sources)
+  models, calibration = _MODELS.read(
+    sources, _OUT.value, target="mlp", group_size=None, draws=False
+  )
   with launch.study(
     _OUT.value,
-    seeds={"calibration": _SEEDS.value, "random risk": 0, "bootstrap": 0},
+    seeds={
+      "calibration": _MODELS.seeds.value,
+      "random risk": 0,
+      "bootstrap": 0,
+    },
     models=sources,
+    calibration=calibration,
     prompts=texts.describe(),
     extra_fields=measure.FIELDS,
   ) as study:
@@ -92,28 +92,6 @@ def main() -> None:
     page.write_page(study.run, study.description, summary, settings)
     summary["memory"] = devices.peak_bytes()
     study.finish(summary, page.headline(summary))
-
-
-def _models(sources):
-  """The pruned model that is named, or those that are pruned for this run."""
-  from jaxprune.studies.monitoring import measure
-  from jaxprune.studies.sweep import configurations
-
-  if "pruned" in sources:
-    return [measure.opened(sources["pruned"])]
-  dense = sources["dense"]
-  wanted = [
-    configurations.read_cell(text, group_size=None, target="mlp")
-    for text in _CONFIGURATIONS.value
-  ]
-  for configuration in wanted:
-    configurations.check(dense.config, configuration)
-  read_tokens = lambda seed: _CALIBRATION.read(dense, seed).tokens
-  return [
-    measure.to_prune(dense, configuration, seed, read_tokens)
-    for configuration in wanted
-    for seed in _SEEDS.value
-  ]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import pytest
 import scripts
 
 from jaxprune import report
-from jaxprune.studies.interventions import measure, page
+from jaxprune.probes.decoder.interventions import Text
+from jaxprune.studies.interventions import answers, measure
 from jaxprune.studies.interventions import summary as summary_lib
 
 SETTINGS = measure.Settings(max_new_tokens=4, top_tokens=2)
@@ -15,7 +16,7 @@ SETTINGS = measure.Settings(max_new_tokens=4, top_tokens=2)
 
 def test_answers_end_together():
   pairs = [((5, 6), (7,)), ((8,), (9, 10, 11))]
-  (text,) = measure._answer_texts(pairs, pad=0)
+  (text,) = answers.answer_texts(pairs, pad=0, batch=32)
   np.testing.assert_array_equal(text.tokens, [[0, 5, 6], [8, 9, 10]])
   np.testing.assert_array_equal(
     text.valid, [[False, True, True], [True, True, True]]
@@ -28,17 +29,16 @@ def test_answers_end_together():
   np.testing.assert_array_equal(text.target[1], [9, 10, 11])
 
 
-def test_many_answers_come_in_batches(monkeypatch):
-  monkeypatch.setattr(measure, "_BATCH", 2)
+def test_many_answers_come_in_batches():
   pairs = [((5, n), (n,)) for n in (6, 7, 8)]
-  texts = measure._answer_texts(pairs, pad=0)
+  texts = answers.answer_texts(pairs, pad=0, batch=2)
   assert [t.alive.sum() for t in texts] == [2, 1]  # the filler is dead
   assert [start for start, _ in measure._numbered(texts)] == [0, 2]
   assert [int(t.target[0, 0]) for t in texts] == [6, 8]
 
 
 def test_rows_by_hand():
-  text = measure.driver.Text(
+  text = Text(
     tokens=np.zeros((3, 4)),
     valid=np.ones((3, 4), bool),
     target=np.zeros((3, 3)),
@@ -72,7 +72,7 @@ def row(name, seed, prompt, kl, count=2, depth=None):
   values = dict.fromkeys(measure.POSITION_METRICS, 0.5)
   return values | {
     "protocol": "teacher_forced",
-    "cell": "c:1",
+    "configuration": "c:1",
     "source": "pruned",
     "intervention": name,
     "depth": depth,
@@ -122,18 +122,20 @@ def test_summary_by_hand():
   (entry,) = summary_lib.find(
     found, "teacher_forced", "c:1", "pruned", "pruned"
   )
-  assert entry["kl"]["mean"] == pytest.approx((2 * 3 + 3 * 7) / 10)
+  assert entry["kl"]["value"] == pytest.approx((2 * 3 + 3 * 7) / 10)
   assert entry["kl"]["seed_low"] == pytest.approx((2 * 1 + 3 * 3) / 5)
   assert entry["kl"]["seed_high"] == pytest.approx((2 * 2 + 3 * 4) / 5)
-  assert entry["kl_share"]["mean"] == 1 and entry["kl_change"]["mean"] == 0
+  assert entry["kl_share"]["value"] == 1 and entry["kl_change"]["value"] == 0
   (half,) = summary_lib.find(found, "teacher_forced", "c:1", "pruned", "half")
-  np.testing.assert_allclose(list(half["kl_share"].values()), 0.25)
-  assert half["kl_change"]["mean"] == pytest.approx(-2.7 * 3 / 4)
+  np.testing.assert_allclose(
+    [half["kl_share"][name] for name in ("value", "low", "high")], 0.25
+  )
+  assert half["kl_change"]["value"] == pytest.approx(-2.7 * 3 / 4)
   assert half["depth"] is None and max(found["checks"].values()) == 0
 
 
-def test_kinds_of_rescues():
-  kind = page.kind_of
+def test_kinds_of_restorations():
+  kind = summary_lib.kind_of
   assert kind("temperature_0.5") == kind("top_k_5") == "usable"
   assert kind("variance_of_z") == kind("half") == "oracle"
   assert kind("keep_top") is None and kind("top_tail") is None

@@ -9,8 +9,7 @@ import scripts
 
 from jaxprune import report
 from jaxprune.calibration import Prompts
-from jaxprune.studies.propagation import measure
-from jaxprune.studies.propagation import summary as summary_lib
+from jaxprune.studies.propagation import arrays, measure, rows
 from tests.test_propagation import CONFIG
 
 
@@ -41,7 +40,7 @@ def tiny(tmp_path_factory):
 def test_arrivals_by_hand():
   """One group, one prompt, two steps; causes: text before, step 0, step 1."""
   steps_GCNR = np.array([[1.0, 2], [4, 8], [0, 16]]).reshape(1, 3, 1, 2)
-  found = summary_lib.arrivals(steps_GCNR)
+  found = rows.arrivals(steps_GCNR)
   assert {name: each.ravel().tolist() for name, each in found.items()} == {
     "own_step": [4, 16],
     "earlier_steps": [0, 8],
@@ -51,27 +50,27 @@ def test_arrivals_by_hand():
 
 def test_strongest_pairs_are_off_the_diagonal():
   table_PP = np.array([[9.0, 1, -3], [1, 9, 2], [-3, 2, 9]])
-  assert measure.strongest(table_PP[..., None, None], 2) == ((0, 2), (1, 2))
-  assert measure.strongest(table_PP[..., None, None], 0) == ()
+  assert arrays.strongest(table_PP[..., None, None], 2) == ((0, 2), (1, 2))
+  assert arrays.strongest(table_PP[..., None, None], 0) == ()
   table_PP[1] = table_PP[:, 1] = 0  # A sublayer that did not change.
-  assert measure.strongest(table_PP[..., None, None], 3) == ((0, 2),)
+  assert arrays.strongest(table_PP[..., None, None], 3) == ((0, 2),)
 
 
 def test_what_cannot_fit_is_refused(monkeypatch):
   prompts = Prompts(tokens=((1, 2, 3),), source="here")
-  settings = measure.Settings(max_new_tokens=2, batch=1)
-  found = measure.estimate_bytes(CONFIG, prompts, settings)
+  settings = measure.Settings(max_new_tokens=2, batch=1, groups=2)
+  found = measure.check(CONFIG, prompts, settings)
   monkeypatch.setattr(
     measure.devices, "available_bytes", lambda: (found.total - 1, None)
   )
   with pytest.raises(ValueError, match="use a smaller --batch"):
-    measure.estimate_bytes(CONFIG, prompts, settings)
+    measure.check(CONFIG, prompts, settings)
 
 
 def test_ratio_of_nothing():
-  assert measure.ratio(0.0, 0.0) == 0
-  assert measure.ratio(1.0, 0.0) == float("inf")
-  assert measure.ratio(1.0, 4.0) == 0.25
+  assert arrays.ratio(0.0, 0.0) == 0
+  assert arrays.ratio(1.0, 0.0) == float("inf")
+  assert arrays.ratio(1.0, 4.0) == 0.25
 
 
 def sum_by(rows, *keys):
@@ -84,7 +83,7 @@ def sum_by(rows, *keys):
 
 @pytest.mark.slow
 def test_the_script(tiny, tmp_path):
-  """A cell with chance beside it; then the dense model against itself.
+  """A pruned model with chance beside it; then the dense model against itself.
 
   Both in this process: the second has the shapes of the first.
   """
@@ -103,16 +102,18 @@ def test_the_script(tiny, tmp_path):
     "--cells=wanda:0.3",
     f"--calibration={tiny}/ids.npz",
     *shape,
-    f"--out={tmp_path}/cell",
+    f"--out={tmp_path}/pruned",
   )
   assert done.returncode == 0, done.stderr
   assert "memory: " in done.stderr and "add up" in done.stdout
-  summary = json.loads((tmp_path / "cell/summary.json").read_text())
+  summary = json.loads((tmp_path / "pruned/summary.json").read_text())
   assert summary["completeness_error"] < 1e-3 and summary["complete"] is True
   entries = {entry["source"]: entry for entry in summary["models"]}
   assert list(entries) == ["pruned", "random", "noise"]
-  rows = report.read_records(tmp_path / "cell")
-  whole = [row for row in rows if "layer" in row and "other_layer" not in row]
+  records = report.read_records(tmp_path / "pruned")
+  whole = [
+    row for row in records if "layer" in row and "other_layer" not in row
+  ]
   for source, entry in entries.items():
     for metric in ("kl", "log_prob", "option_margin"):
       mine = [
@@ -124,21 +125,21 @@ def test_the_script(tiny, tmp_path):
       count = 6 if source == "pruned" else 2
       change = sum(row["value"] for row in mine) / count
       assert change == pytest.approx(
-        entry["change"][metric]["mean"], rel=2e-3, abs=1e-6
+        entry["change"][metric]["value"], rel=2e-3, abs=1e-6
       )
       assert change == pytest.approx(
-        sum(part[metric]["mean"] for part in entry["by_sublayer"]), rel=1e-4
+        sum(part[metric]["value"] for part in entry["by_sublayer"]), rel=1e-4
       )
     ways = entry["by_arrival"]["kl"]
-    assert sum(way["mean"] for way in ways.values()) == pytest.approx(
-      entry["change"]["kl"]["mean"], rel=2e-3
+    assert sum(way["value"] for way in ways.values()) == pytest.approx(
+      entry["change"]["kl"]["value"], rel=2e-3
     )
-    assert entry["change"]["kl"]["mean"] > 0
+    assert entry["change"]["kl"]["value"] > 0
     assert entry["amplification"]["identity_error"] < 1e-3
   assert all(
-    row["cause_step"] <= row["step"] for row in rows if "cause_step" in row
+    row["cause_step"] <= row["step"] for row in records if "cause_step" in row
   )
-  arrived = [row for row in rows if "arrival" in row]
+  arrived = [row for row in records if "arrival" in row]
   assert sum_by(arrived, "source", "metric", "prompt")[
     "pruned", "kl", 0
   ] == pytest.approx(
@@ -151,17 +152,17 @@ def test_the_script(tiny, tmp_path):
     / 3,
     rel=2e-3,
   )
-  pictures = {path.name for path in (tmp_path / "cell/figures").iterdir()}
+  pictures = {path.name for path in (tmp_path / "pruned/figures").iterdir()}
   assert {
     "wanda_0.3_contributions_kl.png",
     "wanda_0.3_time_kl.png",
     "wanda_0.3_steps_kl.png",
     "wanda_0.3_path_error.png",
-    "wanda_0.3_speed_mean.png",
+    "wanda_0.3_rate_mean.png",
     "wanda_0.3_pairs.png",
   } <= pictures
-  assert "Against chance" in (tmp_path / "cell/report.html").read_text()
-  assert not (tmp_path / "cell/work").exists()
+  assert "Against chance" in (tmp_path / "pruned/report.html").read_text()
+  assert not (tmp_path / "pruned/work").exists()
 
   done = scripts.call(
     "propagation",
@@ -175,7 +176,7 @@ def test_the_script(tiny, tmp_path):
   summary = json.loads((tmp_path / "same/summary.json").read_text())
   assert summary["completeness_error"] == 0
   (entry,) = summary["models"]
-  assert (entry["cell"], entry["source"]) == ("pruned", "pruned")
+  assert (entry["configuration"], entry["source"]) == ("pruned", "pruned")
   for row in report.read_records(tmp_path / "same"):
     if not row["metric"].startswith("path_"):
       assert row["value"] == 0, row

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import report
-from jaxprune.probes.interventions import NULL_IN_GREEDY
+from jaxprune import statistics
+from jaxprune.probes.interventions import NULL_IN_GREEDY, RESTORATIONS
 from jaxprune.studies.interventions.measure import (
   ANSWERS,
   CONTINUED,
@@ -40,13 +40,18 @@ PAIRED = {
 def summarise(
   table: dict[str, np.ndarray], settings: Settings
 ) -> dict[str, Any]:
-  """Every intervention of every model, and what must be null."""
+  """Every intervention of every model, and what must be null.
+
+  Args:
+    table: columns of the records.
+    settings: of the run.
+  """
   groups: dict[tuple, list[int]] = {}
   depth = table["depth"].astype(float)
   for row, key in enumerate(
     zip(
       table["protocol"],
-      table["cell"],
+      table["configuration"],
       table["source"],
       table["intervention"],
       np.where(np.isnan(depth), -1, depth),
@@ -57,12 +62,13 @@ def summarise(
 
   def plain(key):
     """The rows without an intervention, which no frozen layer is too."""
-    found = groups.get((*key[:3], "pruned", -1))
-    return groups[(*key[:3], "freeze_first", 0)] if found is None else found
+    rows = groups.get((*key[:3], "pruned", -1))
+    return groups[(*key[:3], "freeze_first", 0)] if rows is None else rows
 
   entries = [
     _entry(table, key, rows, plain(key)) for key, rows in groups.items()
   ]
+  names = dict.fromkeys(entry["configuration"] for entry in entries)
   return {
     "analysis_temperature": settings.analysis_temperature,
     "top_tokens": settings.top_tokens,
@@ -70,49 +76,71 @@ def summarise(
     "prompts": _count(table["prompt"]),
     "questions": _count(table["question"]) if "question" in table else 0,
     "seeds": sorted({int(seed) for seed in table["seed"]}),
+    "configurations": {name: _restored(entries, name) for name in names},
     "entries": entries,
     "checks": _checks(entries),
   }
 
 
 def find(
-  summary: dict[str, Any], protocol: str, cell: str, source: str, name: str
+  summary: dict[str, Any],
+  protocol: str,
+  configuration: str,
+  source: str,
+  name: str,
 ) -> list[dict[str, Any]]:
-  """Entries of one intervention, by depth."""
-  found = [
-    entry
-    for entry in summary["entries"]
-    if (
-      entry["protocol"],
-      entry["cell"],
-      entry["source"],
-      entry["intervention"],
-    )
-    == (protocol, cell, source, name)
+  """Entries of one intervention, by depth.
+
+  Args:
+    summary: from `summarise`.
+    protocol: READ, CONTINUED or ANSWERS.
+    configuration: METHOD:AMOUNT, or pruned.
+    source: `pruned`, or `random` for the control.
+    name: of the intervention.
+  """
+  entries = _of(summary["entries"], protocol, configuration, source, name)
+  return sorted(entries, key=lambda entry: entry["depth"] or 0)
+
+
+def _of(entries, *key):
+  names = ("protocol", "configuration", "source", "intervention")
+  return [
+    entry for entry in entries if tuple(entry[name] for name in names) == key
   ]
-  return sorted(found, key=lambda entry: entry["depth"] or 0)
 
 
-def as_interval(entry: dict[str, float] | None) -> report.Interval | None:
-  """An entry of the summary as an interval to show."""
-  if entry is None:
-    return None
-  return report.Interval(
-    estimate=entry["mean"],
-    low=entry["low"],
-    high=entry["high"],
-    level=0.95,
-    prompts=0,
-    rows=0,
-    resamples=0,
-    seed=0,
-    method="bca",
+def kind_of(name: str) -> str | None:
+  """'oracle' or 'usable' for a restoration, None for another intervention."""
+  for restoration, kind in RESTORATIONS.items():
+    if name == restoration or (
+      name.startswith(f"{restoration}_")
+      and name[len(restoration) + 1 :][0].isdigit()
+    ):
+      return kind
+  return None
+
+
+def _restored(entries, configuration) -> dict[str, Any]:
+  """Kind of each restoration, and the usable one that lowers the TV most."""
+  names = dict.fromkeys(
+    entry["intervention"]
+    for entry in entries
+    if entry["configuration"] == configuration
   )
+  kinds = {name: kind_of(name) for name in names if kind_of(name) is not None}
+  usable = [
+    (entry["tv_change"]["value"], name)
+    for name, kind in kinds.items()
+    if kind == "usable"
+    for entry in _of(entries, READ, configuration, "pruned", name)
+  ]
+  best = min(usable, key=lambda pair: pair[0])[1] if usable else None
+  return {"restorations": kinds, "best_usable": best}
 
 
 def _entry(table, key, rows, base) -> dict[str, Any]:
   """One intervention: means, and paired changes from the plain pruned run."""
-  protocol, cell, source, name, depth = key
+  protocol, configuration, source, name, depth = key
   unit = table["question" if protocol == ANSWERS else "prompt"]
   # Both in one order, so that they are the same seed and text row by row.
   rows, base = (
@@ -121,7 +149,7 @@ def _entry(table, key, rows, base) -> dict[str, Any]:
   unit, weight, seed = unit[rows], table["count"][rows], table["seed"][rows]
   entry: dict[str, Any] = {
     "protocol": protocol,
-    "cell": cell,
+    "configuration": configuration,
     "source": source,
     "intervention": name,
     "depth": None if depth < 0 else int(depth),
@@ -135,36 +163,35 @@ def _entry(table, key, rows, base) -> dict[str, Any]:
       value = table[metric][rows].astype(float)
       if not np.isfinite(value).all():
         continue  # inner h of a change of logits, or KL under truncation
-      each = [
-        np.average(value[seed == one], weights=by[seed == one])
-        for one in np.unique(seed)
+      by_seed = [
+        np.average(value[seed == one_seed], weights=by[seed == one_seed])
+        for one_seed in np.unique(seed)
       ]
-      entry[metric] = _interval(value * by, by, unit) | {
-        "seed_low": float(min(each)),
-        "seed_high": float(max(each)),
+      entry[metric] = statistics.ratio(value * by, by, unit).to_json() | {
+        "seed_low": float(min(by_seed)),
+        "seed_high": float(max(by_seed)),
       }
       before = table[metric][base].astype(float)
       if metric in PAIRED[protocol]:
-        entry[f"{metric}_change"] = _interval((value - before) * by, by, unit)
+        entry[f"{metric}_change"] = statistics.ratio(
+          (value - before) * by, by, unit
+        ).to_json()
       if metric == "kl":
         entry["kl_share"] = _share(value * by, before * by, unit)
   if protocol == ANSWERS:
     nll = table["nll"][rows].astype(float)
     if np.isfinite(nll).all():
-      entry["nll"] = _interval(nll, weight, unit)
+      entry["nll"] = statistics.ratio(nll, weight, unit).to_json()
   return entry
 
 
 def _share(value, base, unit) -> dict[str, float] | None:
   """Sum of `value` over that of `base`; None where a text has none of it."""
   groups = np.unique(unit, return_inverse=True)[1]
-  value, base = (np.bincount(groups, each) for each in (value, base))
-  return _interval(value, base) if (base > 0).all() else None
-
-
-def _interval(numerators, denominators, unit=None) -> dict[str, float]:
-  found = report.ratio_interval(numerators, denominators, unit)
-  return {"mean": found.estimate, "low": found.low, "high": found.high}
+  value_G, base_G = (np.bincount(groups, each) for each in (value, base))
+  if not (base_G > 0).all():
+    return None
+  return statistics.ratio(value_G, base_G).to_json()
 
 
 def _checks(entries) -> dict[str, float]:
@@ -178,9 +205,9 @@ def _checks(entries) -> dict[str, float]:
     "patch_dense, no layer": ("patch_dense", 0),
     "keep_offset": ("keep_offset", None),
   }
-  found = {
+  deviations = {
     f"kl of {label}": max(
-      entry["kl"]["mean"]
+      entry["kl"]["value"]
       for entry in entries
       if entry["protocol"] == READ
       and (entry["intervention"], entry["depth"]) == key
@@ -188,18 +215,18 @@ def _checks(entries) -> dict[str, float]:
     for label, key in null.items()
   }
   for name in ("keep_centred", "centred_by_p", "centred_logits"):
-    found[f"kl_change of {name}"] = _largest(entries, READ, "kl", name)
+    deviations[f"kl_change of {name}"] = _largest(entries, READ, "kl", name)
   for name in NULL_IN_GREEDY:
     for protocol, metric in ((READ, "flips"), (ANSWERS, "exact")):
       value = _largest(entries, protocol, metric, name)
       if value is not None:
-        found[f"{metric}_change of {name}"] = value
-  return found
+        deviations[f"{metric}_change of {name}"] = value
+  return deviations
 
 
 def _largest(entries, protocol, metric, name):
   values = [
-    abs(entry[f"{metric}_change"]["mean"])
+    abs(entry[f"{metric}_change"]["value"])
     for entry in entries
     if entry["protocol"] == protocol
     and (

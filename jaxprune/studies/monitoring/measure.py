@@ -9,8 +9,7 @@ text.
 import dataclasses
 import functools
 import hashlib
-import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,7 +25,7 @@ from jaxprune.probes import monitoring
 from jaxprune.probes.decoder import monitoring as decoder_monitoring
 from jaxprune.probes.decoder import sequences
 from jaxprune.studies import inputs
-from jaxprune.studies.sweep import configurations
+from jaxprune.studies.pruned_models import PrunedModel
 
 FIELDS = {
   "configuration": report.Field("text", "", "METHOD:AMOUNT, or pruned"),
@@ -100,21 +99,6 @@ class Texts:
     }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
-  """A pruned model that is opened when its turn comes.
-
-  Attributes:
-    name: METHOD:AMOUNT, or pruned.
-    seed: of the calibration.
-    load: () -> config and float32 parameters.
-  """
-
-  name: str
-  seed: int
-  load: Callable[[], tuple[Any, Any]]
-
-
 def check(settings: Settings) -> None:
   """Refuse, before any work, signals and fractions that cannot be.
 
@@ -180,42 +164,9 @@ def read_prompts(
   )
 
 
-def opened(source: checkpoints.Source) -> Model:
-  """The model of a folder."""
-  return Model(
-    name="pruned",
-    seed=0,
-    load=functools.partial(checkpoints.load_params, source, jnp.float32),
-  )
-
-
-def to_prune(
-  source: checkpoints.Source,
-  configuration: configurations.Cell,
-  seed: int,
-  read_tokens: Callable[[int], np.ndarray],
-) -> Model:
-  """The model of a configuration, pruned when it is opened.
-
-  Args:
-    source: the dense model.
-    configuration: what is done to it.
-    seed: of the calibration.
-    read_tokens: from the seed to calibration tokens, int [sequences, T].
-  """
-
-  def load():
-    with tempfile.TemporaryDirectory() as folder:
-      out = f"{folder}/pruned"
-      configurations.prune(source, configuration, read_tokens(seed), seed, out)
-      return checkpoints.load_params(out, jnp.float32)
-
-  return Model(name=configuration.name, seed=seed, load=load)
-
-
 def measure(
   dense: checkpoints.Source,
-  models: list[Model],
+  models: Sequence[PrunedModel],
   texts: Texts,
   settings: Settings,
   run: report.RunFolder,
@@ -245,11 +196,13 @@ def measure(
   dense_alone = writer(params, texts.prompts, [("margin", -np.inf)])
   dense_texts = text_ids(dense_alone.tokens[0], dense_alone.alive[0])
   for index, model in enumerate(models):
-    pruned_config, pruned = model.load()
-    sequences.check_same_shape(config, pruned_config)
-    pruned_alone = writer(pruned, texts.validation, [("margin", np.inf)])
+    opened = model.open()
+    sequences.check_same_shape(config, opened.config)
+    pruned_alone = writer(opened.params, texts.validation, [("margin", np.inf)])
     policies = sweep(pruned_alone, settings)
-    written = writer(pruned, texts.prompts, [policy[:2] for policy in policies])
+    written = writer(
+      opened.params, texts.prompts, [policy[:2] for policy in policies]
+    )
     tag = {"configuration": model.name, "seed": model.seed}
     for place, (_, threshold, name, fraction) in enumerate(policies):
       policy = tag | {"signal": name, "fraction": fraction}

@@ -9,6 +9,7 @@ import math
 
 import jax
 
+from jaxprune import devices
 from jaxprune.models import decoder
 from jaxprune.models.config import ModelConfig
 
@@ -37,6 +38,14 @@ class PeakBytes:
   tangents: int
   results: int
   total: int
+
+  def describe(self) -> str:
+    """The total and the largest parts, for reading."""
+    return (
+      f"{devices.gib(self.total)} (weights {devices.gib(self.weights)},"
+      f" tangents {devices.gib(self.tangents)}, nodes"
+      f" {devices.gib(self.nodes)})"
+    )
 
 
 def estimate_bytes(
