@@ -55,13 +55,7 @@ def main() -> None:
   from jaxprune.studies.monitoring import summary as summary_lib
 
   sources = _MODELS.open()
-  settings = measure.Settings(
-    signals=tuple(_SIGNALS.value),
-    fractions=tuple(map(float, _FRACTIONS.value)),
-    cache=_CACHE.value,
-    max_new_tokens=_PROMPTS.max_new_tokens.value,
-    temperature=_ANALYSIS_TEMPERATURE.value,
-  )
+  settings = _settings()
   measure.check(settings)
   texts = measure.read_prompts(
     sources["dense"],
@@ -92,6 +86,19 @@ def main() -> None:
     page.write_page(study.run, study.description, summary, settings)
     summary["memory"] = devices.peak_bytes()
     study.finish(summary, page.headline(summary))
+
+
+def _settings():
+  """How texts are written, from the flags."""
+  from jaxprune.studies.monitoring import measure
+
+  return measure.Settings(
+    signals=tuple(_SIGNALS.value),
+    fractions=tuple(map(float, _FRACTIONS.value)),
+    cache=_CACHE.value,
+    max_new_tokens=_PROMPTS.max_new_tokens.value,
+    temperature=_ANALYSIS_TEMPERATURE.value,
+  )
 
 
 if __name__ == "__main__":

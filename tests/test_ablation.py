@@ -77,19 +77,21 @@ def stock_logits(model, attention=(), mlp=()):
 def test_one_position_against_numpy():
   rng = np.random.default_rng(1)
   z, dz = rng.normal(size=(2, 50)).astype(np.float32) * [[3.0], [0.7]]
-  found = ablation.logit_damage(z, z + dz, 2.0)
+  found = ablation.logit_divergence(z, z + dz, 2.0)
   np.testing.assert_allclose(found["kl"], kl(z / 2, (z + dz) / 2), rtol=1e-5)
   np.testing.assert_allclose(
     found["kl_estimate"], variance(z / 2, dz) / 8, rtol=1e-5
   )
-  slope = ablation.slope_damage(z, dz, 2.0)["kl_first_order"]
+  slope = ablation.predicted_divergence(z, dz, 2.0)["kl_first_order"]
   np.testing.assert_allclose(slope, found["kl_estimate"], rtol=1e-5)
   # Softmax does not see a constant.
-  moved = ablation.logit_damage(z, z + 4.0)
+  moved = ablation.logit_divergence(z, z + 4.0)
   assert max(float(abs(leaf)) for leaf in moved.values()) < 1e-10
-  assert all(float(leaf) == 0 for leaf in ablation.logit_damage(z, z).values())
+  assert all(
+    float(leaf) == 0 for leaf in ablation.logit_divergence(z, z).values()
+  )
   with pytest.raises(ValueError, match="temperature"):
-    ablation.logit_damage(z, z, 0.0)
+    ablation.logit_divergence(z, z, 0.0)
 
 
 # --- any model: here tanh of a sum of gated parts ---------------------------
@@ -102,7 +104,7 @@ def toy_hidden(gate_P):
 
 
 def toy_measure(h_D, g_D):
-  return ablation.logit_damage(3 * h_D, 3 * g_D)
+  return ablation.logit_divergence(3 * h_D, 3 * g_D)
 
 
 CANDIDATES = 1.0 - np.eye(5, 4, -1, dtype=np.float32)  # first drops nothing
@@ -110,7 +112,7 @@ CANDIDATES = 1.0 - np.eye(5, 4, -1, dtype=np.float32)  # first drops nothing
 
 def test_any_model_against_numpy():
   found = jax.jit(
-    lambda gates: ablation.damages(toy_hidden, toy_measure, gates, chunk=4)
+    lambda gates: ablation.ablate(toy_hidden, toy_measure, gates, chunk=4)
   )(CANDIDATES)
   z = 3 * np.tanh(np.einsum("CP,PBTD->CBTD", CANDIDATES, PARTS))
   np.testing.assert_allclose(
@@ -124,16 +126,16 @@ def test_any_model_against_numpy():
   )
   assert found["kl"].shape == (5, 2)
   assert not np.any(found["kl"][0]) and np.all(found["kl"][1:] > 0)
-  eager = ablation.damages(toy_hidden, toy_measure, CANDIDATES, chunk=4)
+  eager = ablation.ablate(toy_hidden, toy_measure, CANDIDATES, chunk=4)
   for name, leaf in eager.items():
     np.testing.assert_allclose(leaf, found[name], rtol=1e-5, atol=1e-7)
 
 
 def test_slopes_against_numpy():
   directions = CANDIDATES[1:] - 1
-  found = ablation.slopes(
+  found = ablation.predict(
     toy_hidden,
-    lambda h_D, dh_D: ablation.slope_damage(3 * h_D, 3 * dh_D),
+    lambda h_D, dh_D: ablation.predicted_divergence(3 * h_D, 3 * dh_D),
     jnp.ones(4),
     directions,
     chunk=4,
@@ -149,7 +151,7 @@ def test_slopes_against_numpy():
 
 def test_drops_are_those_of_the_stock_model_without_them(tiny):
   model, _, config, params = tiny
-  found = decoder_ablation.drop_damages(
+  found = decoder_ablation.ablate_sublayers(
     config, params, TOKENS, memory=Memory(micro_batch=2)
   )
   dense = stock_logits(model)
@@ -170,7 +172,7 @@ def test_drops_are_those_of_the_stock_model_without_them(tiny):
         rtol=1e-3,
       )
   # One more, beside what is gone; the reference stays the dense model.
-  more = decoder_ablation.drop_damages(
+  more = decoder_ablation.ablate_sublayers(
     config,
     params,
     TOKENS,
@@ -186,7 +188,7 @@ def test_nothing_dropped_is_exactly_nothing(tiny):
   _, _, config, params = tiny
   gates = make_gates(config)
   same = jax.tree.map(lambda leaf: np.stack([leaf] * 3), gates)
-  found = decoder_ablation.gate_damages(config, params, TOKENS, same)
+  found = decoder_ablation.ablate_gates(config, params, TOKENS, same)
   assert all(not leaf.any() for leaf in found.values())
 
 
@@ -195,7 +197,7 @@ def test_an_empty_sublayer_goes_first(tiny, tmp_path):
   _, source, config, params = tiny
   layers = jax.tree.map(np.array, params["layers"])
   layers["mlp"]["down"]["kernel"][1] = 0
-  found = decoder_ablation.drop_damages(
+  found = decoder_ablation.ablate_sublayers(
     config, {**params, "layers": layers}, TOKENS, kinds=("mlp",)
   )
   assert not found["mlp"]["kl"][1].any()
@@ -213,9 +215,9 @@ def test_an_empty_sublayer_goes_first(tiny, tmp_path):
 
 
 def test_small_steps_are_what_the_derivative_says(tiny):
-  """KL of closing a gate by e is e^2 times the first-order damage."""
+  """KL of closing a gate by e is e^2 times the first-order KL."""
   _, _, config, params = tiny
-  slopes = decoder_ablation.drop_slopes(
+  slopes = decoder_ablation.predict_sublayers(
     config, params, TOKENS, kinds=("attention", "block")
   )
   step = 0.02
@@ -225,7 +227,7 @@ def test_small_steps_are_what_the_derivative_says(tiny):
       make_gates(config), ("attention", "block")
     ),
   )
-  found = decoder_ablation.gate_damages(config, params, TOKENS, candidates)[
+  found = decoder_ablation.ablate_gates(config, params, TOKENS, candidates)[
     "kl"
   ]
   expected = step**2 * np.concatenate([slopes["attention"], slopes["block"]])
@@ -245,12 +247,12 @@ def choose(source, count, *, target, tokens=TOKENS, on_round=None, **options):
   )
 
 
-def test_ranking_is_joint_and_greedy_by_the_whole_damage(tiny):
+def test_ranking_is_joint_and_greedy_by_the_whole_loss(tiny):
   _, source, config, params = tiny
-  single = decoder_ablation.drop_damages(config, params, TOKENS)
+  single = decoder_ablation.ablate_sublayers(config, params, TOKENS)
   names = [(kind, i) for kind in ("attention", "mlp") for i in range(L)]
   order = sorted(names, key=lambda name: single[name[0]]["kl"][name[1]].mean())
-  decoder_ablation._gate_damages.clear_cache()
+  decoder_ablation._ablate_gates.clear_cache()
   chosen, scores = choose(source, 4, target="joint")
   assert list(chosen.order) == order[:4]
   np.testing.assert_allclose(
@@ -266,7 +268,7 @@ def test_ranking_is_joint_and_greedy_by_the_whole_damage(tiny):
     on_round=rounds.append,
   )
   # All rounds and both choices are one program.
-  assert decoder_ablation._gate_damages._cache_size() == 1
+  assert decoder_ablation._ablate_gates._cache_size() == 1
   assert rounds == [0, 1, 2, 3]
   gone = []
   for _ in range(4):  # brute force
@@ -281,14 +283,14 @@ def test_ranking_is_joint_and_greedy_by_the_whole_damage(tiny):
       for each in ([], *sets)
     ]
     candidates = jax.tree.map(lambda *leaves: np.stack(leaves), *gates)
-    total = decoder_ablation.gate_damages(config, params, TOKENS, candidates)
+    total = decoder_ablation.ablate_gates(config, params, TOKENS, candidates)
     gone.append(left[int(np.argmin(total["kl"][1:].mean(1)))])
   assert list(greedy.order) == gone
 
 
 def test_blocks_and_none(tiny):
   _, source, config, params = tiny
-  single = decoder_ablation.drop_damages(
+  single = decoder_ablation.ablate_sublayers(
     config, params, TOKENS, kinds=("block",)
   )["block"]["kl"].mean(1)
   chosen, scores = choose(source, 2, target="block", tokens=TOKENS)
@@ -315,17 +317,17 @@ def test_what_cannot_be_chosen(tiny):
     with pytest.raises(ValueError, match=message):
       choose(source, wrong.pop("count"), **wrong)
   with pytest.raises(ValueError, match="kinds"):
-    decoder_ablation.drop_damages(config, params, TOKENS, kinds=("head",))
+    decoder_ablation.ablate_sublayers(config, params, TOKENS, kinds=("head",))
 
 
 def test_devices_and_micro_batches_do_not_matter(tiny):
   _, _, config, params = tiny
   tokens = np.concatenate([TOKENS, TOKENS[::-1]])
   mesh = devices.make_mesh({"data": 4, "model": 2})
-  one = decoder_ablation.drop_damages(
+  one = decoder_ablation.ablate_sublayers(
     config, params, tokens, kinds=("attention",)
   )["attention"]["kl"]
-  many = decoder_ablation.drop_damages(
+  many = decoder_ablation.ablate_sublayers(
     config,
     params,
     tokens,
@@ -344,7 +346,7 @@ def test_layers_pruned_alone(tiny):
   import torch
 
   model, source, *_ = tiny
-  found = decoder_ablation.layer_damages(
+  found = decoder_ablation.prune_layers_alone(
     source, "magnitude", NofM(keep=2, of=4), TOKENS
   )
   dense = stock_logits(model)
@@ -363,7 +365,7 @@ def test_layers_pruned_alone(tiny):
       for weight, old in kept.items():
         weight.copy_(old)
     np.testing.assert_allclose(found[i], kl(dense, z).mean(-1), rtol=1e-3)
-  nothing = decoder_ablation.layer_damages(
+  nothing = decoder_ablation.prune_layers_alone(
     source, "magnitude", Unstructured(sparsity=0.0), TOKENS
   )
   assert not nothing.any()

@@ -1,4 +1,4 @@
-"""The scripts `damage` and `paired` on tables and models of a hand's size."""
+"""The scripts `ablation` and `compare_methods` on tables of a hand's size."""
 
 import json
 
@@ -104,7 +104,7 @@ def tiny(tmp_path_factory):
   return folder
 
 
-def test_damage_of_a_tiny_model(tiny, tmp_path):
+def test_ablation_of_a_tiny_model(tiny, tmp_path):
   flags = [
     f"--model={tiny}/dense",
     f"--calibration={tiny}/seen.npz",
@@ -122,7 +122,7 @@ def test_damage_of_a_tiny_model(tiny, tmp_path):
   seen, unseen = (
     np.load(tiny / f"{name}.npz")["calibration"] for name in ("seen", "unseen")
   )
-  kl = ablation.drop_damages(config, params, seen)["block"]["kl"]
+  kl = ablation.ablate_sublayers(config, params, seen)["block"]["kl"]
   found = {
     (r["layer"], r["document"]): r["kl"]
     for r in rows
@@ -132,7 +132,7 @@ def test_damage_of_a_tiny_model(tiny, tmp_path):
     np.testing.assert_allclose(value, kl[layer, document], rtol=1e-4)
   assert len(found) == 6
   summary = json.loads((tmp_path / "out/summary.json").read_text())
-  # What stands for a set is the damage of that set, on the unseen tokens.
+  # What stands for a set is the loss of that set, on the unseen tokens.
   sets = [r for r in rows if r["protocol"] == "selection"]
   assert len(sets) == 2 * (3 + 2) * 2 * 3
   for target, by in summary["orders"].items():
@@ -149,7 +149,7 @@ def test_damage_of_a_tiny_model(tiny, tmp_path):
             for kind in ("attention", "mlp")
           }
         )
-        truth = ablation.gate_damages(config, params, unseen, gates)
+        truth = ablation.ablate_gates(config, params, unseen, gates)
         written = [
           r["kl"]
           for r in sets

@@ -13,10 +13,6 @@ FILES = [
 MOST_PRIVATE_USES = 1
 MOST_WIDE_FUNCTIONS = 6
 LONG_MAINS = {
-  "ablation",
-  "interventions",
-  "monitoring",
-  "propagation",
   "quickstart",
   "subspace",
   "trajectories",

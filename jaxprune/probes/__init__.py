@@ -29,7 +29,7 @@ Reference: `position` for one position, `scan.compare_layers` for two whole
 models through their layers, `transitions` for one changed sublayer at a time.
 """
 
-from jaxprune.probes.ablation import damages, logit_damage
+from jaxprune.probes.ablation import ablate, logit_divergence
 from jaxprune.probes.divergences import (
   Concentration,
   Divergences,
@@ -122,6 +122,7 @@ __all__ = [
   "Theorem3",
   "TopSingular",
   "Writing",
+  "ablate",
   "along_path",
   "apply_jacobian",
   "attend_to_history",
@@ -138,12 +139,11 @@ __all__ = [
   "compare_vectors",
   "concentration",
   "coverage_area",
-  "damages",
   "dense_forwards",
   "head_gain",
   "interaction",
   "log_ratio_from_logits",
-  "logit_damage",
+  "logit_divergence",
   "matched_tokens",
   "option_scores",
   "path_attribution",

@@ -2,16 +2,16 @@
 
 The similarity of what enters a sublayer and what leaves it says how much that
 sublayer does. It does not say how much of it the rest of the model passes on,
-nor how much of that the softmax can see. The damage does: the mean over
-positions of KL(p || q), where q is the output of the whole model without the
+nor how much of that the softmax can see. Ablation does: the mean over positions
+of KL(p || q), where q is the output of the whole model without the
 part, the rest of it unchanged. Two cheaper guesses stand beside it: Var_p(dz) /
 (2 T^2) of the true change of the logits, and the same of the change that the
 derivative at the dense model predicts.
 
-The model is a callable from a candidate (gates, shares: data, not structure) to
-what the LM head reads, so one program serves all candidates. They are run one
-after the other; a chunk of logits exists at a time, and never those of two
-candidates.
+The model is a callable from a candidate (gates or coefficients: data, not
+structure) to what the LM head reads, so one program serves all candidates. They
+are run one after the other; a chunk of logits exists at a time, and never those
+of two candidates.
 
 Reference: He et al., arXiv:2603.24652, Theorem 3, for the estimate. Against
 LLM-Drop, arXiv:2406.15786, which ranks by similarity, and Kim et al., Shortened
@@ -33,8 +33,8 @@ Array = jax.Array
 Tree = Any
 
 
-def logit_damage(z, z_pruned, temperature=1.0) -> dict[str, Array]:
-  """Damage at one position.
+def logit_divergence(z, z_pruned, temperature=1.0) -> dict[str, Array]:
+  """How far q is from p at one position.
 
   Args:
     z, z_pruned: logits [V]; -inf masks a token.
@@ -55,8 +55,8 @@ def logit_damage(z, z_pruned, temperature=1.0) -> dict[str, Array]:
   }
 
 
-def slope_damage(z, dz, temperature=1.0) -> dict[str, Array]:
-  """Damage at one position that a change of the logits would do, to 2nd order.
+def predicted_divergence(z, dz, temperature=1.0) -> dict[str, Array]:
+  """KL at one position that a change of the logits predicts, to 2nd order.
 
   Args:
     z, dz: logits and their change [V].
@@ -72,7 +72,7 @@ def slope_damage(z, dz, temperature=1.0) -> dict[str, Array]:
   return {"kl_first_order": _variance(z_V, dz_V, temperature)}
 
 
-def damages(
+def ablate(
   hidden: Callable[[Tree], Array],
   measure: Callable[[Array, Array], Tree],
   candidates: Tree,
@@ -82,7 +82,7 @@ def damages(
   """Measure every candidate against the first.
 
   The first goes through the same program as the others, so what leaves nothing
-  out has a damage of exactly 0.
+  out has a KL of exactly 0.
 
   Args:
     hidden: from a candidate to what the LM head reads, [B, T, D].
@@ -112,7 +112,7 @@ def damages(
   )[1]
 
 
-def slopes(
+def predict(
   hidden: Callable[[Tree], Array],
   measure: Callable[[Array, Array], Tree],
   at: Tree,
@@ -122,24 +122,25 @@ def slopes(
 ) -> Tree:
   """Measure what the derivative predicts for every direction.
 
-  One forward-mode derivative per direction: no cheaper than `damages`, which
+  One forward-mode derivative per direction: no cheaper than `ablate`, which
   it is there to be compared with.
 
   Args:
-    hidden: as in `damages`.
+    hidden: from a candidate to what the LM head reads, [B, T, D].
     measure: `(h_D, dh_D) -> scalars` at one position.
     at: the candidate where the derivative is taken.
     directions: pytree like `at`, leaves [P, ...].
-    chunk: as in `damages`.
+    chunk: positions read out together.
 
   Returns:
-    The tree of `measure`, leaves [P, B], as in `damages`.
+    The tree of `measure`, leaves [P, B]: means over the positions of each
+    sequence.
   """
 
-  def one(direction):
+  def predict_one(direction):
     return _means(measure, *jax.jvp(hidden, (at,), (direction,)), chunk)
 
-  return jax.lax.map(one, directions)
+  return jax.lax.map(predict_one, directions)
 
 
 def _variance(z_V, dz_V, temperature):
@@ -150,5 +151,6 @@ def _variance(z_V, dz_V, temperature):
 
 
 def _means(measure, x_BTD, y_BTD, chunk):
-  found = measure_rows(measure, x_BTD, y_BTD, chunk=chunk)
-  return jax.tree.map(lambda leaf_BT: jnp.mean(leaf_BT, axis=1), found)
+  """Means over T of `measure` at each position."""
+  values = measure_rows(measure, x_BTD, y_BTD, chunk=chunk)
+  return jax.tree.map(lambda leaf_BT: jnp.mean(leaf_BT, axis=1), values)

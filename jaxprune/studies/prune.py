@@ -275,7 +275,7 @@ def spread_pattern(
   on_layer = progress("scored layer", source.config.num_layers).step
   alone_L = None
   if change.allocation == "kl":
-    alone_L = ablation.layer_damages(
+    alone_L = ablation.prune_layers_alone(
       source,
       change.method,
       change.pattern,

@@ -1,15 +1,15 @@
 """Which sublayers, or layers, of a checkpoint may go, by what the output loses?
 
-`damage` on this project's decoder. Sublayers are closed by gates, one
+`ablation` on this project's decoder. Sublayers are closed by gates, one
 compilation for all of them and for every round of the iterative choice;
 `pruning.drops` ranks the scores. For an allocation every layer is pruned alone,
-as the method would prune it in the dense model, and its damage is measured.
+as the method would prune it in the dense model, and the KL is measured.
 
 The whole model is on the device, beside one micro-batch: unlike similarities,
-a damage needs all layers for every candidate. One pass over the calibration
+the KL needs all layers for every candidate. One pass over the calibration
 tokens per candidate and round.
 
-Reference: see `damage`; `pruning.drops` and `pruning.allocation` for what
+Reference: see `ablation`; `pruning.drops` and `pruning.allocation` for what
 becomes of the scores.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import repeat
 from jax.sharding import PartitionSpec as P
 
 from jaxprune import checkpoints, devices
@@ -55,10 +56,10 @@ def drop_candidates(gates: Gates, kinds: Sequence[str]) -> Gates:
       gate_L * (stay_LL if kind in (name, "block") else np.ones_like(stay_LL))
       for kind in kinds
     ]
-  return Gates(**{name: np.concatenate(each) for name, each in rows.items()})
+  return Gates(**{name: np.concatenate(parts) for name, parts in rows.items()})
 
 
-def drop_damages(
+def ablate_sublayers(
   config: ModelConfig,
   params: Params,
   tokens: np.ndarray,
@@ -68,7 +69,7 @@ def drop_damages(
   temperature: float = 1.0,
   memory: Memory | None = None,
 ) -> dict[str, dict[str, np.ndarray]]:
-  """Damage of dropping one more sublayer or block, against the dense model.
+  """KL of dropping one more sublayer or block, against the dense model.
 
   Args:
     config: the model.
@@ -80,8 +81,8 @@ def drop_damages(
     memory: sequences in work at a time, and the devices that share them.
 
   Returns:
-    By kind, by measure of `damage.logit_damage`: [L, sequences] float32, means
-    over positions.
+    By kind, by measure of `ablation.logit_divergence`: [L, sequences] float32,
+    means over positions.
 
   Raises:
     ValueError: an unknown kind, or tokens that the model cannot read.
@@ -90,7 +91,7 @@ def drop_damages(
   if unknown:
     raise ValueError(f"kinds {sorted(unknown)}: use some of {KINDS}")
   size = config.num_layers
-  found = gate_damages(
+  by_measure = ablate_gates(
     config,
     params,
     tokens,
@@ -101,13 +102,13 @@ def drop_damages(
   return {
     kind: {
       name: leaf[1 + i * size : 1 + (i + 1) * size]
-      for name, leaf in found.items()
+      for name, leaf in by_measure.items()
     }
     for i, kind in enumerate(kinds)
   }
 
 
-def gate_damages(
+def ablate_gates(
   config: ModelConfig,
   params: Params,
   tokens: np.ndarray,
@@ -116,7 +117,7 @@ def gate_damages(
   temperature: float = 1.0,
   memory: Memory | None = None,
 ) -> dict[str, np.ndarray]:
-  """Damage of any sets of dropped sublayers.
+  """KL of any sets of dropped sublayers.
 
   Args:
     config: the model.
@@ -124,20 +125,20 @@ def gate_damages(
     tokens: int [sequences, T].
     candidates: leaves [1 + P, L]; what is measured against is at index 0.
     temperature: T of the softmax.
-    memory: as in `drop_damages`.
+    memory: sequences in work at a time, and the devices that share them.
 
   Returns:
-    By measure of `damage.logit_damage`: [1 + P, sequences] float32.
+    By measure of `ablation.logit_divergence`: [1 + P, sequences] float32.
 
   Raises:
     ValueError: tokens that the model cannot read.
   """
   return _in_batches(
-    _gate_damages, config, params, tokens, candidates, temperature, memory
+    _ablate_gates, config, params, tokens, candidates, temperature, memory
   )
 
 
-def drop_slopes(
+def predict_sublayers(
   config: ModelConfig,
   params: Params,
   tokens: np.ndarray,
@@ -149,22 +150,22 @@ def drop_slopes(
   """What the derivative by each gate, at the dense model, predicts.
 
   Args:
-    config: as in `drop_damages`, and so are the others.
-    params: likewise.
-    tokens: likewise.
-    kinds: likewise.
-    temperature: likewise.
-    memory: likewise.
+    config: the model.
+    params: its parameters, whole.
+    tokens: calibration tokens, int [sequences, T].
+    kinds: what is dropped: 'attention', 'mlp', 'block'.
+    temperature: T of the softmax.
+    memory: sequences in work at a time, and the devices that share them.
 
   Returns:
     By kind: kl_first_order [L, sequences] float32, nats.
   """
   closed = drop_candidates(decoder.make_gates(config), kinds)
   directions = jax.tree.map(lambda leaf: leaf[1:] - 1.0, closed)
-  found = _in_batches(
-    _gate_slopes, config, params, tokens, directions, temperature, memory
+  by_measure = _in_batches(
+    _predict_gates, config, params, tokens, directions, temperature, memory
   )
-  parts = np.split(found["kl_first_order"], len(kinds))
+  parts = np.split(by_measure["kl_first_order"], len(kinds))
   return dict(zip(kinds, parts))
 
 
@@ -175,6 +176,7 @@ def kl_score(
   *,
   temperature: float = 1.0,
   memory: Memory | None = None,
+  loaded: tuple[ModelConfig, Params] | None = None,
   on_round: Callable[[int], None] = lambda round_: None,
 ) -> Callable[[dict[str, jax.Array] | None], dict[str, np.ndarray]]:
   """A score for `drops.choose_drops`: the KL that each sublayer's drop costs.
@@ -184,7 +186,8 @@ def kl_score(
     tokens: calibration tokens, int [sequences, T].
     target: 'attention', 'mlp', 'joint' or 'block': what is scored.
     temperature: T of the softmax.
-    memory: as in `drop_damages`.
+    memory: sequences in work at a time, and the devices that share them.
+    loaded: config and float32 parameters, where they are in memory already.
     on_round: called with the index of each call of the score when it is done.
 
   Returns:
@@ -199,12 +202,16 @@ def kl_score(
     raise ValueError("selection by kl needs calibration tokens")
   streaming.check_tokens(source.config, tokens)
   kinds = KINDS[:2] if target == "joint" else (target,)
-  params = functools.cache(lambda: checkpoints.load_params(source, jnp.float32))
+
+  @functools.cache
+  def load():
+    return loaded or checkpoints.load_params(source, jnp.float32)
+
   rounds = itertools.count()
 
   def score(gates):
-    damages = drop_damages(
-      *params(),
+    by_kind = ablate_sublayers(
+      *load(),
       tokens,
       kinds=kinds,
       gates=None if gates is None else Gates(**gates),
@@ -214,13 +221,13 @@ def kl_score(
     on_round(next(rounds))
     return {
       kind: measures["kl"].mean(axis=1, dtype=np.float64)
-      for kind, measures in damages.items()
+      for kind, measures in by_kind.items()
     }
 
   return score
 
 
-def layer_damages(
+def prune_layers_alone(
   source: checkpoints.Source,
   method: str,
   pattern: AnyPattern,
@@ -230,7 +237,7 @@ def layer_damages(
   memory: Memory | None = None,
   on_layer: Callable[[int], None] = lambda layer: None,
 ) -> np.ndarray:
-  """Damage of pruning one layer alone, everything else dense.
+  """KL of pruning one layer alone, everything else dense.
 
   Twice the model is on the device, and each kernel is multiplied twice.
 
@@ -240,7 +247,7 @@ def layer_damages(
     pattern: what is removed in that layer.
     tokens: calibration tokens, int [sequences, T], for both.
     temperature: T of the softmax.
-    memory: as in `drop_damages`.
+    memory: sequences in work at a time, and the devices that share them.
     on_layer: called with the index of each layer when it is pruned.
 
   Returns:
@@ -256,11 +263,19 @@ def layer_damages(
   both = path.add_delta(config, params, config, {**params, "layers": pruned})
   size = config.num_layers
   alone_PL = np.concatenate([np.zeros((1, size)), np.eye(size)])
-  shares_PL2 = np.repeat(alone_PL[:, :, None], 2, axis=2).astype(np.float32)
-  found = _in_batches(
-    _share_damages, config, both, tokens, shares_PL2, temperature, memory
+  coefficients_PL2 = repeat(alone_PL, "P L -> P L two", two=2).astype(
+    np.float32
   )
-  return found["kl"][1:]
+  by_measure = _in_batches(
+    _ablate_coefficients,
+    config,
+    both,
+    tokens,
+    coefficients_PL2,
+    temperature,
+    memory,
+  )
+  return by_measure["kl"][1:]
 
 
 def _each_alone(source, method, pattern, tokens, memory, on_layer):
@@ -329,65 +344,67 @@ def _hidden(config, params, tokens_BT, gates):
   return decoder.final_norm(config, params, x_BTD)
 
 
-def _logit_damage(config, params, temperature, h_D, g_D):
-  return ablation.logit_damage(
+def _logit_divergence(config, params, temperature, h_D, g_D):
+  return ablation.logit_divergence(
     *(_read(config, params, each_D) for each_D in (h_D, g_D)), temperature
   )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _gate_damages(config, mesh, params, tokens_BT, candidates, temperature):
+def _ablate_gates(config, mesh, params, tokens_BT, candidates, temperature):
 
   def run(params, tokens_BT, candidates, temperature):
-    return ablation.damages(
+    return ablation.ablate(
       functools.partial(_hidden, config, params, tokens_BT),
-      functools.partial(_logit_damage, config, params, temperature),
+      functools.partial(_logit_divergence, config, params, temperature),
       candidates,
     )
 
-  found = _on_mesh(run, mesh)(params, tokens_BT, candidates, temperature)
-  return devices.on_every_device(found, mesh)
+  values = _on_mesh(run, mesh)(params, tokens_BT, candidates, temperature)
+  return devices.on_every_device(values, mesh)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _gate_slopes(config, mesh, params, tokens_BT, directions, temperature):
+def _predict_gates(config, mesh, params, tokens_BT, directions, temperature):
 
   def run(params, tokens_BT, directions, temperature):
     at = jax.tree.map(lambda leaf: jnp.ones_like(leaf[0]), directions)
-    return ablation.slopes(
+    return ablation.predict(
       functools.partial(_hidden, config, params, tokens_BT),
-      lambda h_D, dh_D: ablation.slope_damage(
+      lambda h_D, dh_D: ablation.predicted_divergence(
         *(_read(config, params, each_D) for each_D in (h_D, dh_D)), temperature
       ),
       at,
       directions,
     )
 
-  found = _on_mesh(run, mesh)(params, tokens_BT, directions, temperature)
-  return devices.on_every_device(found, mesh)
+  values = _on_mesh(run, mesh)(params, tokens_BT, directions, temperature)
+  return devices.on_every_device(values, mesh)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _share_damages(config, mesh, params, tokens_BT, shares, temperature):
+def _ablate_coefficients(
+  config, mesh, params, tokens_BT, coefficients, temperature
+):
 
-  def run(params, tokens_BT, shares, temperature):
+  def run(params, tokens_BT, coefficients, temperature):
     batch, length = tokens_BT.shape
 
-    def hidden(shares_L2):
+    def hidden(coefficients_L2):
       return path.hidden(
         config,
         params,
         tokens_BT,
         jnp.ones((batch, length), bool),
-        jnp.broadcast_to(shares_L2[:, :, None], (*shares_L2.shape, length)),
+        repeat(coefficients_L2, "L two -> L two T", T=length),
         num_steps=length,
       )
 
-    return ablation.damages(
+    return ablation.ablate(
       hidden,
-      functools.partial(_logit_damage, config, params, temperature),
-      shares,
+      functools.partial(_logit_divergence, config, params, temperature),
+      coefficients,
     )
 
-  found = _on_mesh(run, mesh)(params, tokens_BT, shares, temperature)
-  return devices.on_every_device(found, mesh)
+  values = _on_mesh(run, mesh)(params, tokens_BT, coefficients, temperature)
+  return devices.on_every_device(values, mesh)

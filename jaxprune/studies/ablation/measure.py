@@ -1,13 +1,22 @@
-"""The rows of `damage`: sublayers left out alone, and sets of them."""
+"""What the output loses without each sublayer, and without sets of them.
+
+First every sublayer and layer is left out alone. Then they are dropped one
+after the other, in the order of several scores, and every such set is measured
+on tokens that no choice has seen. A row of the records is one sequence and a
+sublayer (protocol `single`) or a set (protocol `selection`).
+"""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from jaxprune import checkpoints, report
+from jaxprune.models.config import ModelConfig
 from jaxprune.probes.decoder import ablation
 from jaxprune.pruning.checkpoint import sublayers
 from jaxprune.pruning.checkpoint.streaming import Memory
@@ -29,7 +38,16 @@ FIELDS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """What is dropped and measured; the flags of `damage`."""
+  """What is dropped, and how it is measured.
+
+  Attributes:
+    targets: what can be dropped: attention, mlp, joint, block.
+    max_count: sublayers, or blocks, to drop at most.
+    draws: random orders, the control.
+    analysis_temperature: T of the softmax.
+    micro_batch: sequences in work at once.
+    seed: of the random orders and of the intervals.
+  """
 
   targets: tuple[str, ...]
   max_count: int
@@ -39,27 +57,31 @@ class Settings:
   seed: int = 0
 
   @property
-  def memory(self) -> Memory:
-    """How many sequences are in work at a time."""
-    return Memory(micro_batch=self.micro_batch)
+  def options(self) -> dict[str, Any]:
+    """T, and the sequences in work at a time, of every measurement."""
+    return {
+      "temperature": self.analysis_temperature,
+      "memory": Memory(micro_batch=self.micro_batch),
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Single:
-  """Damages of sublayers and layers left out alone.
+  """Sublayers and layers left out alone.
 
   Attributes:
-    damages: by kind (attention, mlp, block) and measure: [L, sequences] nats.
+    divergences: by kind (attention, mlp, block) and measure: [L, sequences]
+      nats.
     similarities: by kind, [L].
   """
 
-  damages: dict[str, dict[str, np.ndarray]]
-  similarities: dict[str, np.ndarray]
+  divergences: Mapping[str, Mapping[str, np.ndarray]]
+  similarities: Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Curve:
-  """Damage over the number of dropped sublayers.
+  """The loss over the number of dropped sublayers.
 
   Attributes:
     target: what could be dropped.
@@ -72,8 +94,27 @@ class Curve:
   kl: np.ndarray
 
 
-def check(config, settings: Settings) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Measured:
+  """Everything that was measured.
+
+  Attributes:
+    single: see Single.
+    orders: by target and selection, one per draw.
+    curves: one per target and selection.
+  """
+
+  single: Single
+  orders: Mapping[str, Mapping[str, Sequence[Drops]]]
+  curves: Sequence[Curve]
+
+
+def check(config: ModelConfig, settings: Settings) -> None:
   """Refuse targets and counts that the model has not.
+
+  Args:
+    config: of the model.
+    settings: of the run.
 
   Raises:
     ValueError: names the flag.
@@ -85,119 +126,110 @@ def check(config, settings: Settings) -> None:
       raise ValueError(f"--targets or --max_count: {error}") from error
 
 
-def measure_single(
+def measure(
   source: checkpoints.Source,
-  tokens: np.ndarray,
-  settings: Settings,
-  run: report.RunFolder,
-) -> Single:
-  """Leave out every sublayer and layer alone; writes the rows."""
-  config, params = checkpoints.load_params(source, jnp.float32)
-  options = {
-    "temperature": settings.analysis_temperature,
-    "memory": settings.memory,
-  }
-  found = ablation.drop_damages(config, params, tokens, **options)
-  slopes = ablation.drop_slopes(config, params, tokens, **options)
-  single = Single(
-    damages={
-      kind: found[kind] | {"kl_first_order": slopes[kind]} for kind in found
-    },
-    similarities=sublayers.score_sublayers(
-      source, tokens, memory=settings.memory
-    ),
-  )
-  for kind, measures in single.damages.items():
-    for i in range(config.num_layers):
-      run.write_all(
-        {
-          "protocol": "single",
-          "sublayer": kind,
-          "layer": i,
-          "document": d,
-          "similarity": single.similarities[kind][i],
-          "analysis_temperature": settings.analysis_temperature,
-        }
-        | {name: leaf[i, d] for name, leaf in measures.items()}
-        for d in range(len(tokens))
-      )
-  return single
-
-
-def measure_selections(
-  source: checkpoints.Source,
-  tokens: np.ndarray,
+  seen: np.ndarray,
   held_out: np.ndarray,
-  single: Single,
   settings: Settings,
   run: report.RunFolder,
   progress: Any,
-) -> tuple[dict[str, dict[str, list[Drops]]], list[Curve]]:
-  """Drop one after the other in every order; writes the rows.
+) -> Measured:
+  """Leave out every sublayer alone and in sets, and write the rows.
 
   Args:
-    source: an opened checkpoint.
-    tokens: what the choices see, int [sequences, T].
-    held_out: what the sets are measured on, int [sequences, T].
-    single: from `measure_single` on `tokens`.
-    settings: flags.
+    source: the checkpoint.
+    seen: tokens that choices look at, int [sequences, T].
+    held_out: tokens that sets are measured on, int [sequences, T].
+    settings: of the run.
     run: where rows go.
     progress: stepped for each target.
-
-  Returns:
-    Orders by target and selection, one per draw; and their curves.
   """
-  config, params = checkpoints.load_params(source, jnp.float32)
+  model = checkpoints.load_params(source, jnp.float32)
+  single = _measure_single(source, model, seen, settings)
+  run.write_all(_single_rows(single, settings))
   orders, curves = {}, []
-  for number, target in enumerate(settings.targets):
-    orders[target] = _orders(source, tokens, single, target, settings)
-    flat = [each for found in orders[target].values() for each in found]
-    found = ablation.gate_damages(
-      config,
-      params,
-      held_out,
-      _prefixes(config, flat, settings.max_count),
-      temperature=settings.analysis_temperature,
-      memory=settings.memory,
-    )
-    kl_RNS = found["kl"][1:].reshape(
-      len(flat), settings.max_count, len(held_out)
-    )
-    for selection, chosen in orders[target].items():
-      part, kl_RNS = kl_RNS[: len(chosen)], kl_RNS[len(chosen) :]
-      curves.append(Curve(target=target, selection=selection, kl=part))
-      run.write_all(
-        {
-          "protocol": "selection",
-          "target": target,
-          "selection": selection,
-          "draw": r,
-          "drop_count": n + 1,
-          "document": d,
-          "kl": part[r, n, d],
-          "analysis_temperature": settings.analysis_temperature,
-        }
-        for r, n, d in np.ndindex(part.shape)
-      )
-    progress.step(number)
-  return orders, curves
+  for index, target in enumerate(settings.targets):
+    orders[target] = _orders(source, model, seen, single, target, settings)
+    of_target = _measure_sets(model, held_out, orders[target], target, settings)
+    for curve in of_target:
+      run.write_all(_curve_rows(curve, settings))
+    curves += of_target
+    progress.step(index)
+  return Measured(single=single, orders=orders, curves=curves)
 
 
-def _orders(source, tokens, single, target, settings):
+def _measure_single(source, model, tokens, settings) -> Single:
+  """Every sublayer and layer left out alone, and cheaper scores."""
+  exact = ablation.ablate_sublayers(*model, tokens, **settings.options)
+  predicted = ablation.predict_sublayers(*model, tokens, **settings.options)
+  return Single(
+    divergences={
+      kind: exact[kind] | {"kl_first_order": predicted[kind]} for kind in exact
+    },
+    similarities=sublayers.score_sublayers(
+      source, tokens, memory=settings.options["memory"]
+    ),
+  )
+
+
+def _measure_sets(model, tokens, orders, target, settings):
+  """The loss of the first 1, 2, ... of every order."""
+  flat = [order for draws in orders.values() for order in draws]
+  divergences = ablation.ablate_gates(
+    *model,
+    tokens,
+    _prefixes(model[0], flat, settings.max_count),
+    **settings.options,
+  )
+  # The first set drops nothing.
+  kl_RNS = rearrange(
+    divergences["kl"][1:], "(R N) S -> R N S", N=settings.max_count
+  )
+  curves = []
+  for selection, draws in orders.items():
+    part, kl_RNS = kl_RNS[: len(draws)], kl_RNS[len(draws) :]
+    curves.append(Curve(target=target, selection=selection, kl=part))
+  return curves
+
+
+def _single_rows(single, settings):
+  for kind, measures in single.divergences.items():
+    layers, sequences = measures["kl"].shape
+    for layer, document in np.ndindex(layers, sequences):
+      yield {
+        "protocol": "single",
+        "sublayer": kind,
+        "layer": layer,
+        "document": document,
+        "similarity": single.similarities[kind][layer],
+        "analysis_temperature": settings.analysis_temperature,
+      } | {name: leaf[layer, document] for name, leaf in measures.items()}
+
+
+def _curve_rows(curve, settings):
+  for draw, index, document in np.ndindex(curve.kl.shape):
+    yield {
+      "protocol": "selection",
+      "target": curve.target,
+      "selection": curve.selection,
+      "draw": draw,
+      "drop_count": index + 1,
+      "document": document,
+      "kl": curve.kl[draw, index, document],
+      "analysis_temperature": settings.analysis_temperature,
+    }
+
+
+def _orders(source, model, tokens, single, target, settings):
   """By selection, as many orders as it has."""
   layers, count = source.config.num_layers, settings.max_count
+  # The highest score leaves first.
   negated = {
-    kind: -each["kl"].mean(axis=1, dtype=np.float64)
-    for kind, each in single.damages.items()
+    kind: -measures["kl"].mean(axis=1, dtype=np.float64)
+    for kind, measures in single.divergences.items()
   }
   greedy, _ = drops.choose_drops(
-    ablation.kl_score(
-      source,
-      tokens,
-      target,
-      temperature=settings.analysis_temperature,
-      memory=settings.memory,
-    ),
+    ablation.kl_score(source, tokens, target, loaded=model, **settings.options),
     layers,
     count,
     target=target,
@@ -220,10 +252,10 @@ def _orders(source, tokens, single, target, settings):
 def _prefixes(config, orders, count):
   """Gates of the dense model, then of the first 1, 2, ... of every order."""
   sets = [Drops(num_layers=config.num_layers)]
-  for one in orders:
-    each = len(one.order) // count  # a block is two sublayers
+  for order in orders:
+    size = len(order.order) // count  # a block is two sublayers
     sets += [
-      dataclasses.replace(one, order=one.order[: (n + 1) * each])
+      dataclasses.replace(order, order=order.order[: (n + 1) * size])
       for n in range(count)
     ]
   gates = [ablation.Gates(**each.gates) for each in sets]

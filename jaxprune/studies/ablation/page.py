@@ -1,4 +1,4 @@
-"""Figures and page of `ablation`, and what the script prints."""
+"""The page of `ablation`, and what the script prints."""
 
 from typing import Any
 
@@ -7,36 +7,31 @@ import numpy as np
 from jaxprune import report
 from jaxprune.report import figures, page
 from jaxprune.statistics import Estimate
-from jaxprune.studies.ablation.measure import ESTIMATES, SELECTIONS
+from jaxprune.studies.ablation.measure import SELECTIONS
 
 _LABELS = dict(
   zip(
     SELECTIONS,
-    (
-      "by similarity",
-      "by single damage",
-      "by damage, measured again",
-      "random",
-    ),
+    ("by similarity", "by KL alone", "by KL, measured again", "random"),
   )
 )
 
 
 def headline(summary: dict[str, Any]) -> str:
-  """A line per kind of sublayer and per selection."""
+  """What the script prints."""
   lines = [
-    f"{kind}: rank correlation with the damage: "
+    f"{kind}: rank correlation with the KL: "
     + ", ".join(
       f"{name} {Estimate.from_json(entry).format()}"
-      for name, entry in scores.items()
+      for name, entry in by_score.items()
     )
-    for kind, scores in summary["rank_correlation"].items()
+    for kind, by_score in summary["rank_correlation"].items()
   ]
-  lines += [
-    f"{curve['target']}, {curve['selection']}: KL at 1, 2, ... drops "
-    + " ".join(f"{entry['value']:.3g}" for entry in curve["kl"])
-    for curve in summary["curves"]
-  ]
+  for curve in summary["curves"]:
+    lines.append(
+      f"{curve['target']}, {curve['selection']}: KL at 1, 2, ... drops "
+      + " ".join(f"{entry['value']:.3g}" for entry in curve["kl"])
+    )
   return "\n".join(lines)
 
 
@@ -70,46 +65,40 @@ def write_page(
 
 
 def _verdict(summary):
-  parts = []
-  for curve in summary["curves"]:
-    if curve["selection"] not in ("kl", "kl_iterative"):
-      continue
-    better = sum(entry["high"] < 0 for entry in curve["change"])
-    worse = sum(entry["low"] > 0 for entry in curve["change"])
-    parts.append(
-      f"{curve['target']}, {curve['selection']}: less damage than the choice"
-      f" by similarity at {better} of {len(curve['change'])} counts, more at"
-      f" {worse} (intervals that leave out 0)."
-    )
-  return "\n\n".join(parts)
+  return "\n\n".join(
+    f"{entry['target']}, {entry['selection']}: less is lost than by the choice"
+    f" by similarity at {entry['better']} of {entry['counts']} counts, more at"
+    f" {entry['worse']} (intervals that leave out 0)."
+    for entry in summary["against_similarity"]
+  )
 
 
 def _single_section(summary):
+  labels = {
+    "kl": "KL, exact",
+    "kl_estimate": "estimate, true change",
+    "kl_first_order": "estimate, derivative",
+  }
   series = {}
   for kind in ("attention", "mlp"):
     rows = [row for row in summary["single"] if row["sublayer"] == kind]
+    layers = np.array([row["layer"] for row in rows])
     series[kind] = {
-      label: figures.estimated(
-        [row["layer"] for row in rows], [row[name] for row in rows]
-      )
-      for name, label in (
-        ("kl", "KL, exact"),
-        ("kl_estimate", "estimate, true change"),
-        ("kl_first_order", "estimate, derivative"),
-      )
+      label: figures.estimated(layers, [row[name] for row in rows])
+      for name, label in labels.items()
     }
   return page.Section(
     title="One sublayer left out",
     figures=[
       page.Figure(
-        name="damage_by_layer",
+        name="ablation_by_layer",
         png=figures.lines_by_sublayer(
           series["attention"], series["mlp"], y="kl", log_y=True
         ),
-        caption="Damage at the output; bands are 95 % intervals over"
-        " sequences.",
-        alt="Lines of damage over layers, for attention and"
-        " MLP: exact and two estimates.",
+        caption="KL at the output without one sublayer; bands are 95 %"
+        " intervals over sequences.",
+        alt="Lines of the KL over layers, for attention and MLP: exact and two"
+        " estimates.",
       )
     ],
     tables=[
@@ -130,13 +119,14 @@ def _single_section(summary):
 
 
 def _agreement_section(summary):
+  names = next(iter(summary["rank_correlation"].values()))
   return page.Section(
     title="Do cheaper scores rank alike?",
     tables=[
       page.estimate_table(
-        "Spearman's rank correlation with the exact damage.",
+        "Spearman's rank correlation with the exact KL.",
         "among",
-        {name: name for name in ("similarity", *ESTIMATES)},
+        {name: name for name in names},
         summary["rank_correlation"],
       )
     ],
@@ -144,16 +134,16 @@ def _agreement_section(summary):
 
 
 def _curve_section(summary, target):
-  curves = [each for each in summary["curves"] if each["target"] == target]
+  curves = [curve for curve in summary["curves"] if curve["target"] == target]
   counts = np.arange(1, len(curves[0]["kl"]) + 1)
-  shown = {
-    curve["selection"] + suffix: curve[part]
+  columns = {
+    f"{curve['selection']}{suffix}": curve[part]
     for curve in curves
     for part, suffix in (("kl", ""), ("change", ", change"))
     if part == "kl" or curve["selection"] != SELECTIONS[0]
   }
   orders = {
-    name: ", ".join(f"{kind[0].upper()}{i}" for kind, i in draws[0])
+    name: ", ".join(f"{kind[0].upper()}{layer}" for kind, layer in draws[0])
     for name, draws in summary["orders"][target].items()
   }
   return page.Section(
@@ -170,7 +160,7 @@ def _curve_section(summary, target):
           y="kl",
           log_y=True,
         ),
-        caption="Damage on tokens that no choice has seen.",
+        caption="KL on tokens that no choice has seen.",
         alt=f"Lines of KL over the number of dropped {target} sublayers, one"
         " per selection.",
       )
@@ -179,10 +169,10 @@ def _curve_section(summary, target):
       page.Table(
         caption="KL in nats on unseen tokens, and the paired change from"
         " the choice by similarity.",
-        columns=("dropped", *shown),
+        columns=("dropped", *columns),
         rows=[
-          (int(count), *(estimates[i] for estimates in shown.values()))
-          for i, count in enumerate(counts)
+          (int(count), *(entries[index] for entries in columns.values()))
+          for index, count in enumerate(counts)
         ],
       ),
       page.Table(

@@ -1,101 +1,115 @@
-"""Numbers of `ablation`: damages, agreement of rankings, orders of removal."""
+"""How much the output loses, whether cheaper scores rank alike, and who chooses
+best.
+
+Intervals resample sequences.
+"""
 
 from typing import Any
 
 import numpy as np
 
 from jaxprune import statistics
-from jaxprune.pruning.layerwise.drops import Drops
 from jaxprune.studies.ablation.measure import (
   ESTIMATES,
   SELECTIONS,
-  Curve,
+  Measured,
   Settings,
-  Single,
 )
 
+# Among which sublayers rankings are compared.
+_RANKED = {
+  "attention": ("attention",),
+  "mlp": ("mlp",),
+  "joint": ("attention", "mlp"),
+  "block": ("block",),
+}
 
-def summarise(
-  single: Single,
-  orders: dict[str, dict[str, list[Drops]]],
-  curves: list[Curve],
-  settings: Settings,
-) -> dict[str, Any]:
-  """Estimates over sequences, agreement of rankings, and orders of removal.
+
+def summarise(measured: Measured, settings: Settings) -> dict[str, Any]:
+  """Means with intervals, agreement of rankings, orders and curves.
 
   Args:
-    single: what the output loses without each sublayer.
-    orders: drops by target and selection, one for each draw.
-    curves: damage of the first drops of each target and selection.
-    settings: of the measurement.
-
-  Returns:
-    What summary.json holds; `page.write_page` shows it.
+    measured: everything that was measured.
+    settings: of the run.
   """
-  seed = settings.seed
+  seed, single = settings.seed, measured.single
+  mean = lambda values: statistics.mean(values, seed=seed).to_json()
+  curves = [
+    {
+      "target": curve.target,
+      "selection": curve.selection,
+      "kl": [mean(kl_S) for kl_S in curve.kl.mean(axis=0)],
+      # Paired: the same sequences, less what similarity's choice loses.
+      "change": [
+        mean(difference_S)
+        for difference_S in (
+          curve.kl.mean(axis=0) - _reference(measured.curves, curve)
+        )
+      ],
+    }
+    for curve in measured.curves
+  ]
   return {
     "analysis_temperature": settings.analysis_temperature,
-    "sequences": next(iter(single.damages.values()))["kl"].shape[1],
+    "sequences": next(iter(single.divergences.values()))["kl"].shape[1],
     "single": [
       {
         "sublayer": kind,
-        "layer": i,
-        "similarity": float(single.similarities[kind][i]),
+        "layer": layer,
+        "similarity": float(single.similarities[kind][layer]),
       }
-      | {name: _mean(leaf[i], seed) for name, leaf in measures.items()}
-      for kind, measures in single.damages.items()
-      for i in range(len(measures["kl"]))
+      | {name: mean(leaf[layer]) for name, leaf in measures.items()}
+      for kind, measures in single.divergences.items()
+      for layer in range(len(measures["kl"]))
     ],
     "rank_correlation": {
-      kind: _agreement(single, kinds, seed)
-      for kind, kinds in (
-        ("attention", ("attention",)),
-        ("mlp", ("mlp",)),
-        ("joint", ("attention", "mlp")),
-        ("block", ("block",)),
-      )
+      name: _agreement(single, kinds, seed) for name, kinds in _RANKED.items()
     },
     "orders": {
       target: {
-        name: [[list(pair) for pair in one.order] for one in found]
-        for name, found in by.items()
+        selection: [[list(pair) for pair in order.order] for order in draws]
+        for selection, draws in by_selection.items()
       }
-      for target, by in orders.items()
+      for target, by_selection in measured.orders.items()
     },
-    "curves": [
-      {
-        "target": curve.target,
-        "selection": curve.selection,
-        "kl": [_mean(part, seed) for part in curve.kl.mean(axis=0)],
-        # Paired: the same sequences, less what similarity's choice does.
-        "change": [
-          _mean(part, seed)
-          for part in (curve.kl.mean(axis=0) - _reference(curves, curve))
-        ],
-      }
+    "curves": curves,
+    "against_similarity": [
+      _against_similarity(curve)
       for curve in curves
+      if curve["selection"] in ("kl", "kl_iterative")
     ],
   }
 
 
 def _reference(curves, curve):
+  """What the choice by similarity loses, [counts, sequences]."""
   return next(
-    one.kl.mean(axis=0)
-    for one in curves
-    if (one.target, one.selection) == (curve.target, SELECTIONS[0])
+    other.kl.mean(axis=0)
+    for other in curves
+    if (other.target, other.selection) == (curve.target, SELECTIONS[0])
   )
 
 
-def _agreement(single, kinds, seed):
-  """Rank correlation of each cheaper score with the damage.
+def _against_similarity(curve):
+  """At how many counts a choice loses less, and more, surely."""
+  return {
+    "target": curve["target"],
+    "selection": curve["selection"],
+    "counts": len(curve["change"]),
+    "better": sum(entry["high"] < 0 for entry in curve["change"]),
+    "worse": sum(entry["low"] > 0 for entry in curve["change"]),
+  }
 
-  Sequences are resampled. Of the similarities only means over the sequences
-  are known, so those are the same in every resample.
+
+def _agreement(single, kinds, seed):
+  """Rank correlation of each cheaper score with the exact loss.
+
+  Sequences are resampled; the similarities, of which only means are kept, stay.
   """
-  kl_SL = np.concatenate([single.damages[k]["kl"] for k in kinds]).T
+  kl_SL = np.concatenate([single.divergences[k]["kl"] for k in kinds]).T
   size = kl_SL.shape[1]
   cosine_L = np.concatenate([single.similarities[k] for k in kinds])
-  agreement = {
+  by_score = {
     "similarity": statistics.statistic(
       lambda rows: statistics.rank_correlation(rows.mean(axis=0), -cosine_L),
       kl_SL,
@@ -103,16 +117,12 @@ def _agreement(single, kinds, seed):
     )
   }
   for name in ESTIMATES:
-    other_SL = np.concatenate([single.damages[k][name] for k in kinds]).T
-    agreement[name] = statistics.statistic(
+    other_SL = np.concatenate([single.divergences[k][name] for k in kinds]).T
+    by_score[name] = statistics.statistic(
       lambda rows: statistics.rank_correlation(
         *rows.mean(axis=0).reshape(2, size)
       ),
       np.concatenate([kl_SL, other_SL], axis=1),
       seed=seed,
     )
-  return {name: estimate.to_json() for name, estimate in agreement.items()}
-
-
-def _mean(values, seed):
-  return statistics.mean(values, seed=seed).to_json()
+  return {name: estimate.to_json() for name, estimate in by_score.items()}

@@ -1,1 +1,1 @@
-"""What carries the damage, and what undoes it?"""
+"""Which part of the change matters, and what undoes it?"""

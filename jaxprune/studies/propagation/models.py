@@ -95,9 +95,7 @@ def _changed(params, pruned_params, source, seed):
   if source == "pruned":
     return pruned_params
   draw = (
-    controls.random_control
-    if source == "random"
-    else controls.random_changes
+    controls.random_control if source == "random" else controls.random_changes
   )
   layers = draw(
     jax.random.fold_in(jax.random.key(seed), SOURCES.index(source)),
