@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,9 +112,14 @@ CANDIDATES = 1.0 - np.eye(5, 4, -1, dtype=np.float32)  # first drops nothing
 
 
 def test_any_model_against_numpy():
-  found = jax.jit(
-    lambda gates: ablation.ablate(toy_hidden, toy_measure, gates, chunk=4)
-  )(CANDIDATES)
+  @jax.jit
+  @chex.assert_max_traces(n=1)
+  def ablate(gates):
+    return ablation.ablate(toy_hidden, toy_measure, gates, chunk=4)
+
+  # Candidates are data: other ones take no new program.
+  ablate(CANDIDATES[::-1])
+  found = ablate(CANDIDATES)
   z = 3 * np.tanh(np.einsum("CP,PBTD->CBTD", CANDIDATES, PARTS))
   np.testing.assert_allclose(
     found["kl"], kl(z[:1], z).mean(-1), rtol=1e-4, atol=1e-7
@@ -124,7 +130,8 @@ def test_any_model_against_numpy():
     rtol=1e-4,
     atol=1e-7,
   )
-  assert found["kl"].shape == (5, 2)
+  chex.assert_shape(list(found.values()), (5, 2))
+  chex.assert_tree_all_finite(found)
   assert not np.any(found["kl"][0]) and np.all(found["kl"][1:] > 0)
   eager = ablation.ablate(toy_hidden, toy_measure, CANDIDATES, chunk=4)
   for name, leaf in eager.items():

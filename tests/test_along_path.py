@@ -1,5 +1,7 @@
 """The decoder along the path, and pairs of its sublayers, against float64."""
 
+import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -34,6 +36,10 @@ def test_predictions_are_as_good_as_their_order(path):  # noqa: F811
   """Halving t leaves a quarter of the first error, an eighth of the second."""
   grid = jnp.array([0.04, 0.08, 1.0])
   scan = along_path.scan_path(CONFIG, path, grid)
+  chex.assert_shape(
+    jax.tree.leaves((scan.truth, scan.error)), (3, *ALIVE.shape)
+  )
+  chex.assert_tree_all_finite(scan)
   alive = np.asarray(ALIVE)
   for order, error in enumerate(scan.error, 1):
     ratio = np.sum(error[1]) / np.sum(error[0])
@@ -45,9 +51,11 @@ def test_predictions_are_as_good_as_their_order(path):  # noqa: F811
   np.testing.assert_allclose(dz_nBR[0] * 25, dz_nBR[2], rtol=1e-3, atol=1e-5)
 
 
-def test_speeds_are_those_of_the_true_logits(models, path):  # noqa: F811
+def test_rates_are_those_of_the_true_logits(models, path):  # noqa: F811
   t, step = 0.4, 1e-5
   found = along_path.rates(CONFIG, path, jnp.array([t, 0.9]))
+  chex.assert_shape(list(found.values()), (2, *ALIVE.shape))
+  chex.assert_tree_all_finite(found)
   z, up, down = (
     oracle(*models, (t + s) * EVERYWHERE) for s in (0, step, -step)
   )

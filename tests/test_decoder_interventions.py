@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +63,15 @@ def pair():
 
 @pytest.fixture(scope="module")
 def text(pair):
-  return driver.dense_text(CONFIG, pair.params, PROMPTS, VALID, num_steps=STEPS)
+  written = generation.generate(
+    CONFIG, pair.params, PROMPTS, valid_BT=VALID, max_new_tokens=STEPS
+  )
+  return driver.Text(
+    tokens=jnp.concatenate([PROMPTS, written.tokens[:, :-1]], axis=1),
+    valid=jnp.pad(VALID, ((0, 0), (0, STEPS - 1)), constant_values=True),
+    target=written.tokens,
+    alive=jnp.arange(STEPS)[None] < written.lengths[:, None],
+  )
 
 
 @pytest.fixture(scope="module")
@@ -341,6 +350,23 @@ def test_a_text_parts_at_its_first_flip(text, changes, continued):
     np.testing.assert_array_equal(left.argmax(1), flips.argmax(1))
     parted += left.any()
   assert parted >= 3  # the pruned text does part
+
+
+def test_shapes_and_finite_numbers(frozen, patched, changes, continued):
+  batch = len(PROMPTS)
+  chex.assert_shape(frozen, (2 * (LAYERS + 1), batch, STEPS, CONFIG.embed_dim))
+  whole = {name: patched[name] for name in ("dense", "pruned")}
+  chex.assert_shape(list(whole.values()), (1, batch, STEPS, CONFIG.embed_dim))
+  chex.assert_shape(
+    [leaf for name, leaf in patched.items() if name not in whole],
+    (LAYERS + 1, batch, STEPS, CONFIG.embed_dim),
+  )
+  chex.assert_shape(jax.tree.leaves(changes), (batch, STEPS))
+  chex.assert_shape(jax.tree.leaves(continued), (len(NAMES), batch, STEPS))
+  uncut = {
+    name: leaf for name, leaf in changes.items() if not name.startswith("top_")
+  }
+  chex.assert_tree_all_finite((frozen, patched, uncut, continued))
 
 
 def test_dense_against_dense_is_zero(pair, text):

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +54,29 @@ def test_parts_by_hand():
   np.testing.assert_allclose(parts["centred"], [1, 0, -1], atol=1e-7)
   np.testing.assert_array_equal(parts["top"], [2, 0, 0])
   np.testing.assert_array_equal(parts["tail"], [0, 1, 0])
+
+
+def test_one_position_has_logits_for_every_name():
+  z, y = logits(0)
+  by_name = {
+    **replaced(z, y),
+    **_restorations(z, y, temperature=1.0, temperatures=(0.5, 2.0)),
+  }
+  chex.assert_shape(list(by_name.values()), z.shape)
+  chex.assert_tree_all_finite(by_name)
+
+  @jax.jit
+  @chex.assert_max_traces(n=1)
+  def mix(use_dense_L):
+    return interventions.mix_layers(
+      use_dense_L, {"w": jnp.ones((3, 2))}, {"w": jnp.zeros((3, 2))}
+    )
+
+  # Which layers are dense is data: another mix takes no new program.
+  for mask_L in interventions.first_layers(3):
+    np.testing.assert_array_equal(
+      mix(mask_L)["w"], np.repeat(mask_L[:, None], 2, axis=1)
+    )
 
 
 @given(seed=st.integers(0, 10**6), top=st.sampled_from([1, 4, 12]))

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +63,18 @@ def write(models, signal, threshold, *, cache="own", eos_ids=()):
       key=jax.random.key(5),
     ),
   )
+
+
+def test_risks_are_scalars_and_thresholds_are_data(models):
+  risks = monitoring.step_risks(jnp.arange(5.0), jnp.ones(5), 0.5)
+  chex.assert_shape(jax.tree.leaves(risks), ())
+  chex.assert_tree_all_finite(risks)
+  texts = write(models, "margin", np.inf)
+  before = decoder_monitoring._write._cache_size()
+  others = write(models, "kl", 0.1)
+  assert decoder_monitoring._write._cache_size() == before
+  chex.assert_shape(jax.tree.leaves((texts, others)), (STEPS, len(PROMPTS)))
+  chex.assert_tree_all_finite((texts, others))
 
 
 def logits_after(params, text):

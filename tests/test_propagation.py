@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,6 +102,25 @@ def test_nodes_double_until_complete():
   np.testing.assert_allclose(
     loose.contributions[0], 6 * loose.contributions[1], rtol=1e-5
   )
+
+
+def test_shapes_and_one_program_for_every_t():
+  chex.assert_shape(propagation.sublayer_directions(3, 5), (6, 3, 2, 5))
+  chex.assert_shape(propagation.step_directions(3, 5, 2, 3), (9, 3, 2, 5))
+  chex.assert_shape(
+    propagation.lagrange_basis(np.arange(3.0), np.ones(4)), (4, 3)
+  )
+
+  @jax.jit
+  @chex.assert_max_traces(n=1)
+  def slopes(t):
+    f = lambda s: {"y": jnp.sin(s), "x": jnp.sum(s)}
+    return propagation.slopes_at(f, jnp.eye(3)[:2], t)
+
+  for t in (0.0, 0.5, 1.0):
+    found = slopes(t)
+    chex.assert_shape([found["y"], found["x"]], [(2, 3), (2,)])
+    chex.assert_tree_all_finite(found)
 
 
 def test_relative_error_of_nothing():

@@ -31,7 +31,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.models import attention, decoder, generation
+from jaxprune.models import attention, decoder
 from jaxprune.models.config import ModelConfig
 from jaxprune.probes import (
   divergences,
@@ -123,31 +123,6 @@ def make_pair(
       if "bias" in beside and "bias" not in leaf:
         mine[sublayer][name] = {**leaf, "bias": jnp.zeros_like(beside["bias"])}
   return Pair(params={**params, "layers": dense}, pruned=pruned)
-
-
-def dense_text(
-  config: ModelConfig,
-  params: Params,
-  tokens_BT: Any,
-  valid_BT: Any,
-  *,
-  num_steps: int,
-) -> Text:
-  """The greedy text of the dense model, to its end or for `num_steps`."""
-  text = generation.generate(
-    config, params, tokens_BT, valid_BT=valid_BT, max_new_tokens=num_steps
-  )
-  # The last token is a prediction of the last step and is never read.
-  return Text(
-    tokens=jnp.concatenate(
-      [jnp.asarray(tokens_BT), text.tokens[:, :-1]], axis=1
-    ),
-    valid=jnp.pad(
-      jnp.asarray(valid_BT), ((0, 0), (0, num_steps - 1)), constant_values=True
-    ),
-    target=text.tokens,
-    alive=jnp.arange(num_steps)[None] < text.lengths[:, None],
-  )
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -285,8 +260,18 @@ def measure_states(
   return jax.lax.map(one, h_KBRD)
 
 
-def compare_logits(z_V, y_V, target, temperature):
-  """`METRICS` of one position that need no h; see `measure_states`."""
+def compare_logits(z_V, y_V, target, temperature) -> dict[str, jax.Array]:
+  """`METRICS` of one position that need no h; see `measure_states`.
+
+  Args:
+    z_V: dense logits.
+    y_V: changed logits.
+    target: id of the text's next token.
+    temperature: T of the softmax.
+
+  Returns:
+    A scalar for each metric but one_minus_cos_h.
+  """
   plain, centred = spaces.compare_logits(z_V, y_V)
   found = divergences.compare_distributions(z_V, y_V, temperature)
   dz_V = spaces.logit_change(z_V, y_V)
