@@ -78,7 +78,7 @@ def of_folder(
 
 def of_configurations(
   source: checkpoints.Source,
-  configurations: Sequence[configurations_lib.Cell],
+  configurations: Sequence[configurations_lib.Configuration],
   tokens: Mapping[int, np.ndarray],
   work: pathlib.Path,
 ) -> list[PrunedModel]:
