@@ -12,11 +12,7 @@ FILES = [
 # Numbers and names here may only go down.
 MOST_PRIVATE_USES = 1
 MOST_WIDE_FUNCTIONS = 6
-LONG_MAINS = {
-  "quickstart",
-  "subspace",
-  "trajectories",
-}
+LONG_MAINS = {"quickstart", "subspace", "trajectories"}
 
 
 def functions(path):
