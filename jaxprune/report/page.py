@@ -17,7 +17,6 @@ from jaxprune.report.canvas import DPI
 from jaxprune.report.records import RunFolder
 from jaxprune.report.stylesheet import DOCUMENT, STYLE
 from jaxprune.statistics import Estimate, as_estimate, format_number
-from jaxprune.statistics.bootstrap import Interval
 
 __all__ = [
   "Figure",
@@ -272,7 +271,7 @@ def _table(table: Table) -> str:
 
 
 def _is_numeric(cells) -> bool:
-  numbers = (int, float, Estimate, Mapping, Interval)
+  numbers = (int, float, Estimate, Mapping)
   known = [cell for cell in cells if cell is not None]
   return bool(known) and all(
     isinstance(cell, numbers) and not isinstance(cell, bool) for cell in known
@@ -330,7 +329,7 @@ def _protocol_tables(run, protocol) -> list[Table]:
 
 def _setting(value) -> Cell:
   """A setting as it was typed: a seed of 12345 is no measurement."""
-  kept = value is None or isinstance(value, (bool, Estimate, Interval))
+  kept = value is None or isinstance(value, (bool, Estimate))
   return value if kept else str(value)
 
 

@@ -9,7 +9,6 @@ import dataclasses
 import numpy as np
 
 from jaxprune.statistics import intervals
-from jaxprune.statistics.bootstrap import Interval
 from jaxprune.statistics.estimate import Estimate
 
 
@@ -30,20 +29,6 @@ class Bin:
   centre: float
   rows: int
   estimate: Estimate
-
-  @property
-  def interval(self) -> Interval:
-    return Interval(
-      estimate=self.estimate.value,
-      low=self.estimate.low,
-      high=self.estimate.high,
-      level=0.95,
-      prompts=self.estimate.count,
-      rows=self.rows,
-      resamples=1000,
-      seed=0,
-      method="bca",
-    )
 
 
 def quantile_edges(values: np.ndarray, count: int) -> np.ndarray:

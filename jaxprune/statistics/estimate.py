@@ -80,8 +80,6 @@ class Estimate:
 
 def as_estimate(entry: Estimate | Mapping[str, Any] | None) -> Estimate | None:
   """The estimate that a summary holds, whether stored or not; None is None."""
-  if hasattr(entry, "estimate"):
-    return Estimate(entry.estimate, entry.low, entry.high, entry.prompts)
   return Estimate.from_json(entry) if isinstance(entry, Mapping) else entry
 
 
