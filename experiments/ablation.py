@@ -78,7 +78,7 @@ def main() -> None:
       source, seen.tokens, held_out.tokens, settings, study.run, progress
     )
     summary = summary_lib.summarise(measured, settings)
-    page.write_page(study.run, study.description, summary)
+    page.write_page(study.run, summary)
     summary["memory"] = devices.peak_bytes()
     study.finish(summary, page.headline(summary))
 

@@ -106,6 +106,45 @@ class Prompts:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+  """The flags of models that are compared on what the dense one writes.
+
+  These are --dense, --pruned, those of the prompts, --temperature,
+  --analysis_temperature, --lens, --batch and --seed.
+  """
+
+  models: Models
+  prompts: Prompts
+  temperature: flags.FlagHolder[float]
+  analysis_temperature: flags.FlagHolder[float]
+  lens: flags.FlagHolder[str]
+  batch: flags.FlagHolder[int]
+  seed: flags.FlagHolder[int]
+
+  def open(self) -> "tuple[dict[str, checkpoints.Source], prompts_lib.Prompts]":
+    """Open the models, by `dense` and `pruned`, and read the prompts."""
+    models = self.models.open()
+    return models, self.prompts.read(models["dense"])
+
+  def settings(self, kind: Any, **others: Any) -> Any:
+    """How texts are written and compared.
+
+    Args:
+      kind: `studies.texts.Comparison`, or what a study makes of it.
+      **others: the fields of `kind` that these flags do not name.
+    """
+    return kind(
+      max_new_tokens=self.prompts.max_new_tokens.value,
+      temperature=self.temperature.value,
+      analysis_temperature=self.analysis_temperature.value,
+      lens=self.lens.value,
+      batch=self.batch.value,
+      seed=self.seed.value,
+      **others,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibration:
   """The flags --calibration, --num_samples and --seq_len."""
 
@@ -349,6 +388,24 @@ def prompts(
   )
   flags.DEFINE_alias("num_prompts", "limit")
   return found
+
+
+def comparison(*, max_new_tokens: int, pruned: Any = REQUIRED) -> Comparison:
+  """Define the flags of models that are compared on texts.
+
+  Args:
+    max_new_tokens: default of --max_new_tokens.
+    pruned: None where --pruned may be left out, or REQUIRED.
+  """
+  return Comparison(
+    models=models(pruned=pruned),
+    prompts=prompts(REQUIRED, max_new_tokens=max_new_tokens),
+    temperature=temperature(),
+    analysis_temperature=analysis_temperature(),
+    lens=lens(),
+    batch=batch(),
+    seed=seed("Seed of sampling and intervals."),
+  )
 
 
 def tasks() -> Tasks:

@@ -88,7 +88,7 @@ def main() -> None:
       dense, models, prompts, answers, settings, study.run, progress
     )
     summary = summary_lib.summarise(table, settings)
-    page.write_page(study.run, study.description, summary, settings)
+    page.write_page(study.run, summary, settings)
     summary["memory"] = devices.peak_bytes()
     study.finish(summary, page.headline(summary))
 

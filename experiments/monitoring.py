@@ -83,7 +83,7 @@ def main() -> None:
       sources["dense"], models, texts, settings, study.run, progress
     )
     summary = summary_lib.summarise(table)
-    page.write_page(study.run, study.description, summary, settings)
+    page.write_page(study.run, summary, settings)
     summary["memory"] = devices.peak_bytes()
     study.finish(summary, page.headline(summary))
 

@@ -92,7 +92,7 @@ def main() -> None:
       sources["dense"], pruned, prompts, settings, study.run, progress
     )
     summary = summary_lib.summarise(by_model, settings)
-    page.write_page(study.run, study.description, summary, settings)
+    page.write_page(study.run, summary, settings)
     usage = {
       "estimated_bytes": needed.total,
       "memory": devices.peak_bytes(),

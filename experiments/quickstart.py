@@ -70,13 +70,13 @@ def main() -> None:
     summary = {
       "method": _METHOD.value,
       **inputs.describe_pattern(pattern),
-      **summary_lib.summarise(tables, settings),
+      **summary_lib.summarise(tables),
       **summary_lib.mean_of_layers(log),
       "tasks": tasks,
     }
     headline = summary_lib.headline(summary)
     study.finish(summary, headline, wrote=("report.html", "pruned"))
-    page.write_page(study.run, study.description, tables, summary, settings)
+    page.write_page(study.run, tables, summary)
 
 
 def _prune(source, pattern, calibration, study):

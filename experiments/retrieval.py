@@ -103,7 +103,7 @@ def main() -> None:
       measured.append(model)
     numbers = summary.summarise(measured, texts, similarities, _SEED.value)
     protocol = measure.protocol(source, texts)
-    page.write_page(study.run, study.description, numbers, protocol)
+    page.write_page(study.run, numbers, protocol)
     study.finish(numbers, summary.verdict(numbers).replace("\n\n", "\n"))
 
 

@@ -79,7 +79,6 @@ def main() -> None:
     study.finish(summary, summary_lib.headline(summary))
     page.write_page(
       study.run,
-      study.description,
       tables,
       summary,
       settings,

@@ -27,19 +27,13 @@ from absl import flags
 
 from . import flag_groups, launch
 
-_MODELS = flag_groups.models()
-_PROMPTS = flag_groups.prompts(flag_groups.REQUIRED, max_new_tokens=32)
+_COMPARISON = flag_groups.comparison(max_new_tokens=32)
 _PROTOCOL = flags.DEFINE_multi_enum(
   "protocol",
   ["teacher_forced"],
   ["teacher_forced", "free_running", "handoff", "resynchronised"],
   "Who reads what; may be given several times.",
 )
-_TEMPERATURE = flag_groups.temperature()
-_ANALYSIS_TEMPERATURE = flag_groups.analysis_temperature()
-_LENS = flag_groups.lens()
-_BATCH = flag_groups.batch()
-_SEED = flag_groups.seed("Seed of sampling and intervals.")
 _SEEDS = flags.DEFINE_integer(
   "seeds",
   1,
@@ -50,7 +44,7 @@ _OUT = flag_groups.out()
 
 
 def main() -> None:
-  if _SEEDS.value > 1 and not _TEMPERATURE.value:
+  if _SEEDS.value > 1 and not _COMPARISON.temperature.value:
     raise ValueError(
       f"--seeds={_SEEDS.value}: greedy texts are the same for every seed;"
       " give --temperature, or one seed"
@@ -59,15 +53,9 @@ def main() -> None:
   from jaxprune.studies.comparison import measure, page
   from jaxprune.studies.comparison import summary as summary_lib
 
-  models = _MODELS.open()
-  prompts = _PROMPTS.read(models["dense"])
-  settings = measure.Settings(
-    max_new_tokens=_PROMPTS.max_new_tokens.value,
-    temperature=_TEMPERATURE.value,
-    analysis_temperature=_ANALYSIS_TEMPERATURE.value,
-    lens=_LENS.value,
-    batch=_BATCH.value,
-    seed=_SEED.value,
+  models, prompts = _COMPARISON.open()
+  settings = _COMPARISON.settings(
+    measure.Settings,
     num_seeds=_SEEDS.value,
     # The teacher-forced comparison, the reference of the others, always runs.
     protocols=tuple(
@@ -75,9 +63,9 @@ def main() -> None:
     ),
   )
   seeds = {
-    "sampling": _SEED.value,
+    "sampling": settings.seed,
     "texts_per_prompt": _SEEDS.value,
-    "bootstrap": _SEED.value,
+    "bootstrap": settings.seed,
   }
   with launch.study(
     _OUT.value, seeds=seeds, models=models, prompts=prompts
@@ -86,10 +74,10 @@ def main() -> None:
     batches = batching.number_of_batches(len(prompts.tokens), settings.batch)
     progress = study.progress("batch", settings.num_seeds * batches)
     tables = measure.compare(*pair, prompts, settings, study.run, progress)
-    summary = summary_lib.summarise(tables, settings)
-    summary |= summary_lib.summarise_texts(tables, settings)
+    summary = summary_lib.summarise(tables)
+    summary |= summary_lib.summarise_texts(tables)
     study.finish(summary, summary_lib.headline(summary))
-    page.write_page(study.run, study.description, tables, summary, settings)
+    page.write_page(study.run, tables, summary)
 
 
 if __name__ == "__main__":

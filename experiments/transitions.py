@@ -26,27 +26,21 @@ from absl import flags
 
 from . import flag_groups, launch
 
-_MODELS = flag_groups.models(pruned=None)
+_COMPARISON = flag_groups.comparison(max_new_tokens=64, pruned=None)
 _DROP = flags.DEFINE_bool(
   "drop", False, "Leave each sublayer out, instead of --pruned."
 )
-_PROMPTS = flag_groups.prompts(flag_groups.REQUIRED, max_new_tokens=64)
-_TEMPERATURE = flag_groups.temperature()
-_ANALYSIS_TEMPERATURE = flag_groups.analysis_temperature()
-_LENS = flag_groups.lens()
 _HISTORY = flags.DEFINE_enum(
   "history",
   "dense",
   ["dense", "pruned", "none"],
   "Whose keys and values pruned attention reads of earlier tokens.",
 )
-_BATCH = flag_groups.batch()
-_SEED = flag_groups.seed("Seed of sampling and intervals.")
 _OUT = flag_groups.out()
 
 
 def main() -> None:
-  if bool(_MODELS.pruned.value) == _DROP.value:
+  if bool(_COMPARISON.models.pruned.value) == _DROP.value:
     raise ValueError(
       "--pruned and --drop: give one of them, --pruned=FOLDER to replace"
       " sublayers or --drop to leave them out"
@@ -55,20 +49,11 @@ def main() -> None:
   from jaxprune.studies.transitions import measure, page
   from jaxprune.studies.transitions import summary as summary_lib
 
-  models = _MODELS.open()
-  prompts = _PROMPTS.read(models["dense"])
-  settings = measure.Settings(
-    max_new_tokens=_PROMPTS.max_new_tokens.value,
-    temperature=_TEMPERATURE.value,
-    analysis_temperature=_ANALYSIS_TEMPERATURE.value,
-    lens=_LENS.value,
-    history=_HISTORY.value,
-    batch=_BATCH.value,
-    seed=_SEED.value,
-  )
+  models, prompts = _COMPARISON.open()
+  settings = _COMPARISON.settings(measure.Settings, history=_HISTORY.value)
   with launch.study(
     _OUT.value,
-    seeds={"sampling": _SEED.value, "bootstrap": _SEED.value},
+    seeds={"sampling": settings.seed, "bootstrap": settings.seed},
     models=models,
     prompts=prompts,
     extra_fields=measure.FIELDS,
@@ -82,9 +67,9 @@ def main() -> None:
       study.run,
       progress=study.progress("batch", batches),
     )
-    summary = summary_lib.summarise(measured, settings)
+    summary = summary_lib.summarise(measured)
     study.finish(summary, summary_lib.headline(summary))
-    page.write_page(study.run, study.description, measured, summary, settings)
+    page.write_page(study.run, measured, summary)
 
 
 if __name__ == "__main__":

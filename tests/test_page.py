@@ -498,13 +498,13 @@ def test_a_report_writes_its_named_figures(tmp_path):
   content = dict(
     title="T",
     verdict="V",
-    run=RUN,
     sections=[page.Section(title="S", figures=[shown, other])],
     protocol={"T": 1.0},
   )
-  with report.RunFolder(tmp_path / "out", RUN | {"flags": {}}) as folder:
-    page.write_report(folder, **content)
+  description = RUN | {"flags": {}}
+  with report.RunFolder(tmp_path / "out", description) as run:
+    page.write_report(run, **content)
   (figure,) = (tmp_path / "out" / "figures").iterdir()
   assert figure.name == "steps.png" and figure.read_bytes() == shown.png
   text = (tmp_path / "out" / "report.html").read_text()
-  assert text == page.render_page(**content)
+  assert text == page.render_page(**content, run=description)

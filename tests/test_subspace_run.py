@@ -224,7 +224,7 @@ def test_page(itself):
   folder, tables = itself
   summary = summary_lib.summarise(tables, SETTINGS)
   with report.RunFolder(folder, RUN, resume=True) as run:
-    page.write_page(run, RUN, tables, summary, SETTINGS, str)
+    page.write_page(run, tables, summary, SETTINGS, str)
   assert "Answer options" in (folder / "report.html").read_text()
   assert len(list((folder / "figures").iterdir())) == 3
 

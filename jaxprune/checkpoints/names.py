@@ -78,6 +78,16 @@ class Table:
   optional: tuple[str, str] | None = None
 
 
+def _projection(
+  name: str, path: str, inputs: str, outputs: str, bias: Any = None
+) -> tuple[Row, Row]:
+  """The rows of a kernel [inputs, outputs] and of its bias."""
+  return (
+    Row(name + ".weight", path + "/kernel", (inputs, outputs), True),
+    Row(name + ".bias", path + "/bias", (outputs,), when=bias),
+  )
+
+
 _LAYER = "model.layers.{}."
 _ATTENTION = _LAYER + "self_attn."
 _MLP = _LAYER + "mlp."
@@ -100,38 +110,15 @@ DECODER = Table(
   ),
   layer=(
     Row(_LAYER + "input_layernorm.weight", "attention_norm/scale", ("D",)),
-    Row(
-      _ATTENTION + "q_proj.weight", "attention/query/kernel", ("D", "NH"), True
+    *_projection(
+      _ATTENTION + "q_proj", "attention/query", "D", "NH", _QKV_BIAS
     ),
-    Row(
-      _ATTENTION + "q_proj.bias",
-      "attention/query/bias",
-      ("NH",),
-      when=_QKV_BIAS,
+    *_projection(_ATTENTION + "k_proj", "attention/key", "D", "KH", _QKV_BIAS),
+    *_projection(
+      _ATTENTION + "v_proj", "attention/value", "D", "KH", _QKV_BIAS
     ),
-    Row(
-      _ATTENTION + "k_proj.weight", "attention/key/kernel", ("D", "KH"), True
-    ),
-    Row(
-      _ATTENTION + "k_proj.bias", "attention/key/bias", ("KH",), when=_QKV_BIAS
-    ),
-    Row(
-      _ATTENTION + "v_proj.weight", "attention/value/kernel", ("D", "KH"), True
-    ),
-    Row(
-      _ATTENTION + "v_proj.bias",
-      "attention/value/bias",
-      ("KH",),
-      when=_QKV_BIAS,
-    ),
-    Row(
-      _ATTENTION + "o_proj.weight", "attention/output/kernel", ("NH", "D"), True
-    ),
-    Row(
-      _ATTENTION + "o_proj.bias",
-      "attention/output/bias",
-      ("D",),
-      when=_OUTPUT_BIAS,
+    *_projection(
+      _ATTENTION + "o_proj", "attention/output", "NH", "D", _OUTPUT_BIAS
     ),
     Row(
       _ATTENTION + "q_norm.weight",
@@ -146,12 +133,9 @@ DECODER = Table(
       when=_QK_NORM,
     ),
     Row(_LAYER + "post_attention_layernorm.weight", "mlp_norm/scale", ("D",)),
-    Row(_MLP + "gate_proj.weight", "mlp/gate/kernel", ("D", "F"), True),
-    Row(_MLP + "gate_proj.bias", "mlp/gate/bias", ("F",), when=_MLP_BIAS),
-    Row(_MLP + "up_proj.weight", "mlp/up/kernel", ("D", "F"), True),
-    Row(_MLP + "up_proj.bias", "mlp/up/bias", ("F",), when=_MLP_BIAS),
-    Row(_MLP + "down_proj.weight", "mlp/down/kernel", ("F", "D"), True),
-    Row(_MLP + "down_proj.bias", "mlp/down/bias", ("D",), when=_MLP_BIAS),
+    *_projection(_MLP + "gate_proj", "mlp/gate", "D", "F", _MLP_BIAS),
+    *_projection(_MLP + "up_proj", "mlp/up", "D", "F", _MLP_BIAS),
+    *_projection(_MLP + "down_proj", "mlp/down", "F", "D", _MLP_BIAS),
   ),
   tied=("lm_head.weight", "model.embed_tokens.weight"),
   ignored=(
@@ -181,39 +165,14 @@ ENCODER = Table(
     Row("pooler.dense.bias", "pooler/bias", ("D",), when=_POOLER),
   ),
   layer=(
-    Row(
-      _ATTENTION + "self.query.weight",
-      "attention/query/kernel",
-      ("D", "D"),
-      True,
-    ),
-    Row(_ATTENTION + "self.query.bias", "attention/query/bias", ("D",)),
-    Row(
-      _ATTENTION + "self.key.weight", "attention/key/kernel", ("D", "D"), True
-    ),
-    Row(_ATTENTION + "self.key.bias", "attention/key/bias", ("D",)),
-    Row(
-      _ATTENTION + "self.value.weight",
-      "attention/value/kernel",
-      ("D", "D"),
-      True,
-    ),
-    Row(_ATTENTION + "self.value.bias", "attention/value/bias", ("D",)),
-    Row(
-      _ATTENTION + "output.dense.weight",
-      "attention/output/kernel",
-      ("D", "D"),
-      True,
-    ),
-    Row(_ATTENTION + "output.dense.bias", "attention/output/bias", ("D",)),
+    *_projection(_ATTENTION + "self.query", "attention/query", "D", "D"),
+    *_projection(_ATTENTION + "self.key", "attention/key", "D", "D"),
+    *_projection(_ATTENTION + "self.value", "attention/value", "D", "D"),
+    *_projection(_ATTENTION + "output.dense", "attention/output", "D", "D"),
     Row(_ATTENTION + "output.LayerNorm.weight", "attention_norm/scale", ("D",)),
     Row(_ATTENTION + "output.LayerNorm.bias", "attention_norm/bias", ("D",)),
-    Row(
-      _LAYER + "intermediate.dense.weight", "mlp/up/kernel", ("D", "F"), True
-    ),
-    Row(_LAYER + "intermediate.dense.bias", "mlp/up/bias", ("F",)),
-    Row(_LAYER + "output.dense.weight", "mlp/down/kernel", ("F", "D"), True),
-    Row(_LAYER + "output.dense.bias", "mlp/down/bias", ("D",)),
+    *_projection(_LAYER + "intermediate.dense", "mlp/up", "D", "F"),
+    *_projection(_LAYER + "output.dense", "mlp/down", "F", "D"),
     Row(_LAYER + "output.LayerNorm.weight", "mlp_norm/scale", ("D",)),
     Row(_LAYER + "output.LayerNorm.bias", "mlp_norm/bias", ("D",)),
   ),

@@ -14,6 +14,9 @@ import jax
 
 from jaxprune.probes import divergences, logit_moments, spaces
 
+# The fields of `Position` that say how alike the models are in each space.
+COSINES = ("cos_h", "cos_z", "cos_z_centred", "cos_p")
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,8 @@ Numbers come per matrix, [...] for a stacked leaf, or for all matrices
 together, every entry counting alike.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -33,32 +35,29 @@ def _check_alike(a: object, b: object) -> None:
       )
 
 
-def union(a: object, b: object) -> object:
-  """Keep what either mask keeps.
+def union(*masks: object) -> object:
+  """Keep what any of the masks keeps.
 
   Args:
-    a: pytree of bool [..., I, O].
-    b: the same structure and shapes.
+    *masks: pytrees of bool [..., I, O], all of one structure and shapes.
 
   Raises:
     ValueError: masks that do not fit.
   """
-  _check_alike(a, b)
-  return jax.tree.map(jnp.logical_or, a, b)
+  return _combine(jnp.logical_or, masks)
 
 
-def intersection(a: object, b: object) -> object:
-  """Keep what both masks keep.
+def intersection(*masks: object) -> object:
+  """Keep what all masks keep; masks are given as for a `union`."""
+  return _combine(jnp.logical_and, masks)
 
-  Args:
-    a: pytree of bool [..., I, O].
-    b: the same structure and shapes.
 
-  Raises:
-    ValueError: masks that do not fit.
-  """
-  _check_alike(a, b)
-  return jax.tree.map(jnp.logical_and, a, b)
+def _combine(operation, masks):
+  for other in masks[1:]:
+    _check_alike(masks[0], other)
+  return jax.tree.map(
+    lambda *leaves: functools.reduce(operation, leaves), *masks
+  )
 
 
 def _count(leaf: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """What does a person read? Records, figures and one page."""
 
 from jaxprune.report.fields import FIELDS, Field, axis_label
-from jaxprune.report.records import RunFolder, describe_run
+from jaxprune.report.records import RunFolder, Summary, describe_run
 from jaxprune.report.tables import Columns, columns, read_records, write_csv
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
   "FIELDS",
   "Field",
   "RunFolder",
+  "Summary",
   "axis_label",
   "columns",
   "describe_run",

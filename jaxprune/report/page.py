@@ -110,35 +110,37 @@ def estimate_table(
 
 
 def write_report(
-  folder: RunFolder,
+  run: RunFolder,
   *,
   title: str,
   verdict: str,
   sections: Sequence[Section],
-  run: Mapping[str, Any],
   protocol: Mapping[str, Cell] | None = None,
 ) -> None:
   """Write report.html, and figures/NAME.png for every figure with a name.
 
   Args:
-    folder: the run folder.
+    run: the open run folder; the page shows its description.
     title: see `render_page`.
     verdict: see `render_page`.
     sections: see `render_page`.
-    run: see `render_page`.
     protocol: see `render_page`.
 
   Raises:
     ValueError: see `render_page`.
   """
   text = render_page(
-    title=title, verdict=verdict, sections=sections, run=run, protocol=protocol
+    title=title,
+    verdict=verdict,
+    sections=sections,
+    run=run.description,
+    protocol=protocol,
   )
   for section in sections:
     for figure in section.figures:
       if figure.name:
-        folder.write_figure(figure.name, figure.png)
-  folder.write_page(text)
+        run.write_figure(figure.name, figure.png)
+  run.write_page(text)
 
 
 def render_page(

@@ -38,6 +38,8 @@ RUN, SUMMARY, FIGURES, PAGE = (
   "figures",
   "report.html",
 )
+# What summary.json holds; anything JSON can hold.
+Summary = Mapping[str, Any]
 _MAKER = "jaxprune"
 # Settings that may differ between a run and its resumption.
 _FREE_FLAGS = ("out", "resume", "verbosity")
@@ -102,6 +104,7 @@ class RunFolder:
 
   Attributes:
     folder: path of the folder.
+    description: what run.json was made from.
     non_finite: how often each field was not finite so far.
   """
 
@@ -130,6 +133,7 @@ class RunFolder:
         to resume differ.
     """
     self.folder = pathlib.Path(out)
+    self.description = description
     self.non_finite: dict[str, int] = {}
     extra_fields = dict(extra_fields or {})
     self._fields = {**FIELDS, **extra_fields}

@@ -42,6 +42,19 @@ class Writing:
   seed: int = 0
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison(Writing):
+  """How texts are written, and how models that read them are compared.
+
+  Attributes:
+    analysis_temperature: T of the softmax that is measured.
+    lens: how an inner layer is read out, 'final_norm' or 'raw'.
+  """
+
+  analysis_temperature: float = 1.0
+  lens: str = "final_norm"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class DenseTexts:
   """The texts of one batch of prompts.

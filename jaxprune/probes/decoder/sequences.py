@@ -7,7 +7,7 @@ this file, so that the probes load without Flax.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -79,12 +79,36 @@ def check_same_shape(config: ModelConfig, pruned_config: ModelConfig) -> None:
   Raises:
     ValueError: names the first field that differs.
   """
-  for field in ("num_layers", "embed_dim", "vocab_size"):
+  check_equal_fields(
+    config,
+    pruned_config,
+    ("num_layers", "embed_dim", "vocab_size"),
+    "compare checkpoints of one shape",
+  )
+
+
+def check_equal_fields(
+  config: ModelConfig,
+  pruned_config: ModelConfig,
+  fields: Sequence[str],
+  advice: str,
+) -> None:
+  """Refuse two models that differ in one of some fields.
+
+  Args:
+    config: of the dense model.
+    pruned_config: of the pruned model.
+    fields: of `ModelConfig`, in which they must agree.
+    advice: ends the message: how they would agree.
+
+  Raises:
+    ValueError: names the first field that differs.
+  """
+  for field in fields:
     dense, pruned = getattr(config, field), getattr(pruned_config, field)
     if dense != pruned:
       raise ValueError(
-        f"the two models differ in {field}: {dense} and {pruned}; compare"
-        " checkpoints of one shape"
+        f"the two models differ in {field}: {dense} and {pruned}; {advice}"
       )
 
 

@@ -20,9 +20,16 @@ from jaxprune.models import attention, decoder
 from jaxprune.models.blocks import Context
 from jaxprune.models.config import ModelConfig
 from jaxprune.probes import lm_head, transitions
+from jaxprune.probes.decoder import sequences
 from jaxprune.probes.position import compare_position
 
 Params = Any
+
+# Fields in which two models agree where a sublayer of one fits into the other.
+_REPLACEABLE = (
+  *("num_layers", "embed_dim", "vocab_size", "head_dim", "num_heads"),
+  *("num_kv_heads", "norm_eps", "qk_norm", "rope", "sliding_window"),
+)
 
 
 def _static(default):
@@ -77,24 +84,12 @@ def check_replaceable(config: ModelConfig, pruned_config: ModelConfig) -> None:
   Raises:
     ValueError: names the first field that differs.
   """
-  for field in (
-    "num_layers",
-    "embed_dim",
-    "vocab_size",
-    "head_dim",
-    "num_heads",
-    "num_kv_heads",
-    "norm_eps",
-    "qk_norm",
-    "rope",
-    "sliding_window",
-  ):
-    dense, pruned = getattr(config, field), getattr(pruned_config, field)
-    if dense != pruned:
-      raise ValueError(
-        f"the two models differ in {field}: {dense} and {pruned}; a pruned"
-        " sublayer must fit the dense one's place"
-      )
+  sequences.check_equal_fields(
+    config,
+    pruned_config,
+    _REPLACEABLE,
+    "a pruned sublayer must fit the dense one's place",
+  )
 
 
 @functools.partial(jax.jit, static_argnames=("config", "num_steps"))

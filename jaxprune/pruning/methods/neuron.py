@@ -14,6 +14,7 @@ Differs from the reference in: both variants; exact counts, ties by index; the
 slimmer kernels.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -162,7 +163,7 @@ def neuron(
 
 
 def remove_neurons(
-  mlp: Tree, statistics: SquaredNorm, sparsity: float
+  mlp: Tree, statistics: SquaredNorm, sparsity: float, *, root: bool = False
 ) -> tuple[Tree, Tree, None]:
   """`neuron` as the table of methods wants it: no bias stands in.
 
@@ -171,25 +172,12 @@ def remove_neurons(
       a 'bias' [O] or without.
     statistics: squared norms of the inputs of the down kernel.
     sparsity: fraction of units removed, in [0, 1).
+    root: take the square root of s_j, as Wanda does.
 
   Returns:
     The tree with zeros, the masks of its kernels, and None.
   """
-  return *neuron(mlp, statistics, sparsity), None
+  return *neuron(mlp, statistics, sparsity, root=root), None
 
 
-def remove_neurons_root(
-  mlp: Tree, statistics: SquaredNorm, sparsity: float
-) -> tuple[Tree, Tree, None]:
-  """`remove_neurons` by the square root of s_j.
-
-  Args:
-    mlp: {'gate', 'up', 'down'} or {'up', 'down'}, each {'kernel': [I, O]} with
-      a 'bias' [O] or without.
-    statistics: squared norms of the inputs of the down kernel.
-    sparsity: fraction of units removed, in [0, 1).
-
-  Returns:
-    The tree with zeros, the masks of its kernels, and None.
-  """
-  return *neuron(mlp, statistics, sparsity, root=True), None
+remove_neurons_root = functools.partial(remove_neurons, root=True)

@@ -35,14 +35,11 @@ def headline(summary: dict[str, Any]) -> str:
   return "\n".join(lines)
 
 
-def write_page(
-  run: report.RunFolder, description: dict[str, Any], summary: dict[str, Any]
-) -> None:
+def write_page(run: report.RunFolder, summary: dict[str, Any]) -> None:
   """Write figures/ and report.html.
 
   Args:
     run: the run folder.
-    description: of the run.
     summary: from `summary.summarise`.
   """
   page.write_report(
@@ -54,7 +51,6 @@ def write_page(
       _agreement_section(summary),
       *(_curve_section(summary, target) for target in summary["orders"]),
     ],
-    run=description,
     protocol={
       "divergence": "KL(dense || without), nats, mean over positions",
       "analysis temperature T": summary["analysis_temperature"],

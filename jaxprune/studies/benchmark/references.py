@@ -7,23 +7,19 @@ from typing import Any
 
 import numpy as np
 
+_SHAPE = (
+  "hidden_size",
+  "num_hidden_layers",
+  "num_attention_heads",
+  "num_key_value_heads",
+  "intermediate_size",
+  "vocab_size",
+)
 # Of random Qwen2 models.
 SIZES = {
-  "S": dict(
-    hidden_size=256,
-    num_hidden_layers=8,
-    num_attention_heads=8,
-    num_key_value_heads=2,
-    intermediate_size=704,
-    vocab_size=8192,
-  ),
+  "S": dict(zip(_SHAPE, (256, 8, 8, 2, 704, 8192), strict=True)),
   "M": dict(
-    hidden_size=896,
-    num_hidden_layers=24,
-    num_attention_heads=14,
-    num_key_value_heads=2,
-    intermediate_size=4864,
-    vocab_size=32000,
+    zip(_SHAPE, (896, 24, 14, 2, 4864, 32000), strict=True),
     tie_word_embeddings=True,
   ),
 }

@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -39,38 +38,19 @@ _TOLERANCE = 1e-2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(texts.Comparison):
   """How two models are compared; the flags of `trajectories`.
 
+  `seed` is that of the draws and of the intervals.
+
   Attributes:
-    max_new_tokens: steps of each text.
-    temperature: of sampling; 0 is greedy.
-    analysis_temperature: T of the softmax that is measured.
-    lens: how inner layers are read out, 'final_norm' or 'raw'.
-    batch: prompts decoded together.
-    seed: of the draws and of the intervals.
     num_seeds: texts of each prompt, from `seed` on.
     protocols: of `PROTOCOLS`, which decode step by step; the teacher-forced
       comparison is always made.
   """
 
-  max_new_tokens: int
-  temperature: float = 0.0
-  analysis_temperature: float = 1.0
-  lens: str = "final_norm"
-  batch: int = 8
-  seed: int = 0
   num_seeds: int = 1
   protocols: tuple[str, ...] = ()
-
-  def writing(self, seed: int) -> texts.Writing:
-    """How the dense texts of one seed are written."""
-    return texts.Writing(
-      max_new_tokens=self.max_new_tokens,
-      temperature=self.temperature,
-      batch=self.batch,
-      seed=seed,
-    )
 
   def decodings(self) -> tuple[trajectories.Decoding, ...]:
     """One decoding of each name, in the order of the protocols."""
@@ -87,11 +67,13 @@ class Tables:
   """What was measured, column by column.
 
   Attributes:
+    settings: how it was measured.
     output: a row for each position of the teacher-forced text, at the output.
     inner: a row for each of these positions, layer and sublayer.
     decodings: by name of the decoding, a row for each step of its texts.
   """
 
+  settings: Settings
   output: Mapping[str, np.ndarray]
   inner: Mapping[str, np.ndarray]
   decodings: Mapping[str, Mapping[str, np.ndarray]]
@@ -146,8 +128,9 @@ def compare(
     eos_ids=dense.config.eos_ids,
   )
   for seed in range(settings.seed, settings.seed + settings.num_seeds):
+    writing = dataclasses.replace(settings, seed=seed)
     for text in texts.dense_texts(
-      dense.config, dense.params, prompts.tokens, settings.writing(seed)
+      dense.config, dense.params, prompts.tokens, writing
     ):
       common = [
         {
@@ -170,19 +153,15 @@ def compare(
           temperature=settings.analysis_temperature,
         )
         run.write_all(decoding_rows(records, common))
-      inner, output = sequences.compare_sequences(
-        dense,
-        pruned,
-        _reading(text),
-        temperature=settings.analysis_temperature,
-        lens=settings.lens,
-        measure=measure_output,
+      inner, output = _compare(
+        dense, pruned, text, settings, measure=measure_output
       )
       run.write_all(_rows(inner, output, text, common, settings))
       progress.step(index)
       index += 1
   names = {decoding.name for decoding in decodings} - {TEACHER_FORCED}
   return Tables(
+    settings=settings,
     output=run.columns(protocol=TEACHER_FORCED, absent=["layer"]),
     inner=run.columns(protocol=TEACHER_FORCED, present=["layer"]),
     decodings={
@@ -252,15 +231,9 @@ def compare_outputs(
   """
   parts: dict[str, list[np.ndarray]] = {}
   for text in texts.dense_texts(
-    dense.config, dense.params, prompts.tokens, settings.writing(settings.seed)
+    dense.config, dense.params, prompts.tokens, settings
   ):
-    _, output = sequences.compare_sequences(
-      dense,
-      pruned,
-      _reading(text),
-      temperature=settings.analysis_temperature,
-      lens=settings.lens,
-    )
+    _, output = _compare(dense, pruned, text, settings)
     row, step = np.nonzero(text.alive)
     columns = {"prompt": text.prompts[row], "step": step} | {
       name: np.asarray(leaf_BR)[row, step]
@@ -313,12 +286,22 @@ def score_pocket(
   return tasks
 
 
-def _reading(text: texts.DenseTexts) -> sequences.Reading:
-  return sequences.Reading(
-    **jax.tree.map(
-      jnp.asarray,
-      {"tokens": text.tokens, "valid": text.valid, "rows": text.rows},
-    )
+def _compare(
+  dense, pruned, text, settings, measure=position.compare_position
+) -> tuple[position.Position, Any]:
+  """Both models read a text: what `measure` finds inside and at the output."""
+  reading = sequences.Reading(
+    tokens=jnp.asarray(text.tokens),
+    valid=jnp.asarray(text.valid),
+    rows=jnp.asarray(text.rows),
+  )
+  return sequences.compare_sequences(
+    dense,
+    pruned,
+    reading,
+    temperature=settings.analysis_temperature,
+    lens=settings.lens,
+    measure=measure,
   )
 
 

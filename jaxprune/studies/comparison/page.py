@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from jaxprune import report
-from jaxprune.report import figures, page
+from jaxprune.probes.position import COSINES
+from jaxprune.report import RunFolder, Summary, figures, page
 from jaxprune.studies.comparison import breakdown
-from jaxprune.studies.comparison.measure import SUBLAYERS, Settings, Tables
-from jaxprune.studies.comparison.summary import SPACES
+from jaxprune.studies.comparison.measure import SUBLAYERS, Tables
 
 _SHOWN = {
   "cos_h": "cosine of h",
@@ -31,23 +31,16 @@ _THEOREMS = {
 }
 
 
-def write_page(
-  run: report.RunFolder,
-  description: Mapping[str, Any],
-  tables: Tables,
-  summary: Mapping[str, Any],
-  settings: Settings,
-) -> None:
+def write_page(run: RunFolder, tables: Tables, summary: Summary) -> None:
   """Write report.html and figures/.
 
   Args:
     run: the open run folder.
-    description: what run.json says.
     tables: from `measure.compare`, for the points of the scatter plots.
     summary: from `summary.summarise`, and perhaps `summary.summarise_texts` and
       `tasks`.
-    settings: how it was measured.
   """
+  settings = tables.settings
   page.write_report(
     run,
     title="Dense against pruned, teacher-forced",
@@ -59,7 +52,6 @@ def write_page(
       + decoding_sections(summary.get("decodings", {}))
       + breakdown_sections(summary.get("breakdown", {}))
     ),
-    run=description,
     protocol={
       "Protocol": "teacher-forced on the dense model's continuation",
       "Prompts": summary["prompts"],
@@ -134,7 +126,7 @@ def _comparison_sections(tables, summary) -> list[page.Section]:
   drawn = {
     "steps": page.Figure(
       name="steps",
-      png=figures.lines(_ranges(summary["by_step"], "step", SPACES), x="step"),
+      png=figures.lines(_ranges(summary["by_step"], "step", COSINES), x="step"),
       caption="Cosine between the two models at the output: mean over prompts,"
       " band from least to greatest.",
       alt="Lines of the cosine of h, z, centred z and p over decoding steps.",
@@ -142,7 +134,7 @@ def _comparison_sections(tables, summary) -> list[page.Section]:
     "layers": page.Figure(
       name="layers",
       png=figures.lines_by_sublayer(
-        *(_ranges(entries, "layer", SPACES) for entries in by_layer)
+        *(_ranges(entries, "layer", COSINES) for entries in by_layer)
       ),
       caption="Cosine after every attention and every MLP: mean over prompts"
       " and steps, band from least to greatest. The pruned model runs on its"

@@ -6,20 +6,18 @@ from typing import Any
 import numpy as np
 
 from jaxprune import statistics
-from jaxprune.probes import theorems
+from jaxprune.probes import position, theorems
 from jaxprune.studies.comparison import breakdown, decodings
 from jaxprune.studies.comparison.measure import (
   SUBLAYERS,
   TEACHER_FORCED,
-  Settings,
   Tables,
 )
 
 Table = Mapping[str, np.ndarray]
-SPACES = ("cos_h", "cos_z", "cos_z_centred", "cos_p")
 # What is said of every position at the output, in this order.
 MEASURES = (
-  *SPACES,
+  *position.COSINES,
   "one_minus_cos_h",
   "one_minus_cos_z",
   "one_minus_cos_z_centred",
@@ -33,7 +31,7 @@ MEASURES = (
   "entropy",
   "entropy_pruned",
 )
-BY_LAYER = (*SPACES, "kl", "kl_estimate")
+BY_LAYER = (*position.COSINES, "kl", "kl_estimate")
 # By theorem: what is estimated, by which field, and where that is valid.
 THEOREMS = {
   "theorem_1": (
@@ -66,12 +64,11 @@ GAINS = (
 )
 
 
-def summarise(tables: Tables, settings: Settings) -> dict[str, Any]:
+def summarise(tables: Tables) -> dict[str, Any]:
   """Means over prompts and steps, with intervals over prompts.
 
   Args:
-    tables: from `measure.compare`.
-    settings: how it was measured, and the seed of the intervals.
+    tables: from `measure.compare`; its settings hold the seed of the intervals.
 
   Returns:
     protocol, lens, analysis_temperature, prompts, positions; output, by measure
@@ -79,6 +76,7 @@ def summarise(tables: Tables, settings: Settings) -> dict[str, Any]:
     what the theorems and the softmax do.
   """
   output, inner = tables.output, tables.inner
+  settings = tables.settings
   return {
     "protocol": TEACHER_FORCED,
     "lens": settings.lens,
@@ -101,14 +99,9 @@ def summarise(tables: Tables, settings: Settings) -> dict[str, Any]:
   }
 
 
-def summarise_texts(tables: Tables, settings: Settings) -> dict[str, Any]:
-  """`decodings` and `breakdown`: by decoding, step, length and entropy.
-
-  Args:
-    tables: from `measure.compare`.
-    settings: the seed of the intervals is read.
-  """
-  seed = settings.seed
+def summarise_texts(tables: Tables) -> dict[str, Any]:
+  """`decodings` and `breakdown`: by decoding, step, length and entropy."""
+  seed = tables.settings.seed
   return {
     "decodings": decodings.summarise(tables.decodings, seed=seed),
     "breakdown": {

@@ -4,9 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import report
 from jaxprune.probes.interventions import PAIRS, PARTS
-from jaxprune.report import figures, page
+from jaxprune.report import RunFolder, Summary, figures, page
 from jaxprune.statistics import Estimate
 from jaxprune.studies.interventions.measure import (
   ANSWERS,
@@ -78,19 +77,13 @@ def _text(entry) -> str:
   return "–" if entry is None else Estimate.from_json(entry).format()
 
 
-def write_page(
-  run: report.RunFolder,
-  description: dict[str, Any],
-  summary: dict[str, Any],
-  settings: Settings,
-) -> None:
+def write_page(run: RunFolder, summary: Summary, settings: Settings) -> None:
   """Write figures/ and report.html.
 
   Args:
     run: the run folder.
-    description: of the run.
     summary: from `summary.summarise`.
-    settings: of the run.
+    settings: of the run: steps, temperature, and tokens of the part `top`.
   """
   checks = page.Table(
     caption="Largest absolute means over all models. What is not 0 is"
@@ -111,7 +104,6 @@ def write_page(
       *sections,
       page.Section(title="What must come out", tables=[checks]),
     ],
-    run=description,
     protocol={
       "Protocol": "teacher-forced on the dense model's greedy text",
       "Prompts": summary["prompts"],

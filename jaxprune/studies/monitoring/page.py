@@ -4,9 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import report
 from jaxprune.probes import monitoring
-from jaxprune.report import figures, page
+from jaxprune.report import RunFolder, Summary, figures, page
 from jaxprune.statistics import Estimate
 from jaxprune.studies.monitoring.measure import Settings
 from jaxprune.studies.monitoring.summary import CONTROL, FRACTIONS, USUAL
@@ -69,19 +68,13 @@ def verdict(summary: dict[str, Any]) -> str:
   return "\n\n".join(paragraphs)
 
 
-def write_page(
-  run: report.RunFolder,
-  description: dict[str, Any],
-  summary: dict[str, Any],
-  settings: Settings,
-) -> None:
+def write_page(run: RunFolder, summary: Summary, settings: Settings) -> None:
   """Write figures/ and report.html.
 
   Args:
     run: the run folder.
-    description: of the run.
     summary: from `summary.summarise`.
-    settings: of the run.
+    settings: of the run: cache, length and fractions to defer.
   """
   sections = [
     page.Section(
@@ -100,7 +93,6 @@ def write_page(
     title="Monitoring: fall back or stop",
     verdict=verdict(summary),
     sections=sections,
-    run=description,
     protocol={
       "Cache of the dense model": settings.cache,
       "New tokens": settings.max_new_tokens,

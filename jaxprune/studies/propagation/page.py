@@ -4,9 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import report
 from jaxprune.probes.decoder.propagation.path import SUBLAYERS
-from jaxprune.report import attribution_figures, figures, page
+from jaxprune.report import (
+  RunFolder,
+  Summary,
+  attribution_figures,
+  figures,
+  page,
+)
 from jaxprune.statistics import Estimate
 from jaxprune.studies.propagation.arrays import Settings
 from jaxprune.studies.propagation.rows import ARRIVALS
@@ -98,19 +103,13 @@ def _text(entry) -> str:
   return Estimate.from_json(entry).format()
 
 
-def write_page(
-  run: report.RunFolder,
-  description: dict[str, Any],
-  summary: dict[str, Any],
-  settings: Settings,
-) -> None:
+def write_page(run: RunFolder, summary: Summary, settings: Settings) -> None:
   """Write figures/ and report.html.
 
   Args:
     run: the run folder.
-    description: of the run.
     summary: from `summary.summarise`.
-    settings: of the run.
+    settings: of the run: steps and temperature.
   """
   first = summary["models"][0]
   page.write_report(
@@ -126,7 +125,6 @@ def write_page(
         for section in _sections(entry)
       ),
     ],
-    run=description,
     protocol={
       "Protocol": "teacher-forced on the dense model's greedy text",
       "Prompts": first["prompts"],

@@ -12,16 +12,12 @@ from jaxprune.studies.retrieval.summary import MAIN, STS, verdict
 
 
 def write_page(
-  run: report.RunFolder,
-  description: dict[str, Any],
-  summary: dict[str, Any],
-  protocol: dict[str, Any],
+  run: report.RunFolder, summary: dict[str, Any], protocol: dict[str, Any]
 ) -> None:
   """Write report.html and its figure.
 
   Args:
     run: where they go.
-    description: of the run.
     summary: from `summary.summarise`.
     protocol: further lines of the protocol.
   """
@@ -46,7 +42,7 @@ def write_page(
           ],
         )
       ],
-      run=description,
+      run=run.description,
       protocol={
         "Collection": summary["collection"],
         "Queries": summary["queries"],

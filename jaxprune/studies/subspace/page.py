@@ -19,7 +19,6 @@ NAMES = {
 
 def write_page(
   run: report.RunFolder,
-  description: Mapping[str, Any],
   tables: Tables,
   summary: Mapping[str, Any],
   settings: Settings,
@@ -29,7 +28,6 @@ def write_page(
 
   Args:
     run: the open run folder.
-    description: what run.json says.
     tables: from `measure.compare_items`, for the points of the scatter plot and
       the bars of one question.
     summary: from `summary.summarise`.
@@ -60,7 +58,6 @@ def write_page(
         figures=[_question_figure(tables, summary, text_of)],
       ),
     ],
-    run=description,
     protocol={
       "Questions": summary["questions"],
       "Answered as": settings.answer_as,

@@ -44,26 +44,16 @@ FIELDS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(texts.Comparison):
   """How sublayers are replaced; the flags of `transitions`.
 
+  `seed` is that of the draws and of the intervals.
+
   Attributes:
-    max_new_tokens: steps of each text.
-    temperature: of sampling; 0 is greedy.
-    analysis_temperature: T of the softmax that is measured.
-    lens: how a layer is read out, 'final_norm' or 'raw'.
     history: of `probes.transitions.HISTORIES`.
-    batch: prompts decoded together.
-    seed: of the draws and of the intervals.
   """
 
-  max_new_tokens: int
-  temperature: float = 0.0
-  analysis_temperature: float = 1.0
-  lens: str = "final_norm"
   history: str = "dense"
-  batch: int = 8
-  seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,12 +61,14 @@ class Measured:
   """What was measured.
 
   Attributes:
+    settings: how it was measured.
     table: columns of the records: a row for each prompt, step, layer and
       sublayer.
     head: the largest singular directions of the dense LM head.
     embed_dim: D.
   """
 
+  settings: Settings
   table: dict[str, np.ndarray]
   head: lm_head.Spectrum
   embed_dim: int
@@ -125,12 +117,6 @@ def measure(
     temperature=settings.analysis_temperature,
     head=head,
   )
-  writing = texts.Writing(
-    max_new_tokens=settings.max_new_tokens,
-    temperature=settings.temperature,
-    batch=settings.batch,
-    seed=settings.seed,
-  )
   common = {
     "protocol": PROTOCOL,
     "intervention": "dropped" if pruned is None else "pruned",
@@ -139,7 +125,7 @@ def measure(
     "analysis_temperature": settings.analysis_temperature,
   }
   for index, text in enumerate(
-    texts.dense_texts(config, params, prompts.tokens, writing)
+    texts.dense_texts(config, params, prompts.tokens, settings)
   ):
     found, gains = transitions.compare_transitions(
       config,
@@ -161,7 +147,12 @@ def measure(
     }
     run.write_all(_rows(leaves, text, common))
     progress.step(index)
-  return Measured(table=run.columns(), head=head, embed_dim=config.embed_dim)
+  return Measured(
+    settings=settings,
+    table=run.columns(),
+    head=head,
+    embed_dim=config.embed_dim,
+  )
 
 
 def _rows(leaves, text, common) -> Iterator[dict[str, Any]]:

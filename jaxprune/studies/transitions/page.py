@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from jaxprune import report
-from jaxprune.report import figures, page
-from jaxprune.studies.transitions.measure import SUBLAYERS, Measured, Settings
-from jaxprune.studies.transitions.summary import ESTIMATES, SPACES, headline
+from jaxprune.probes.position import COSINES
+from jaxprune.report import RunFolder, Summary, figures, page
+from jaxprune.studies.transitions.measure import SUBLAYERS, Measured
+from jaxprune.studies.transitions.summary import ESTIMATES, headline
 
 _BY_STEP = {
   "relative_change": (
@@ -34,22 +35,15 @@ _BY_STEP = {
 }
 
 
-def write_page(
-  run: report.RunFolder,
-  description: Mapping[str, Any],
-  measured: Measured,
-  summary: Mapping[str, Any],
-  settings: Settings,
-) -> None:
+def write_page(run: RunFolder, measured: Measured, summary: Summary) -> None:
   """Write report.html and figures/.
 
   Args:
     run: the open run folder.
-    description: what run.json says.
     measured: from `measure.measure`, for the points of the scatter plots.
     summary: from `summary.summarise`.
-    settings: how it was measured.
   """
+  settings = measured.settings
   page.write_report(
     run,
     title="One sublayer at a time",
@@ -60,7 +54,6 @@ def write_page(
       page.Section(title="By decoding step", figures=_step_figures(summary)),
       _estimate_section(measured.table, summary),
     ],
-    run=description,
     protocol={
       "Protocol": "one sublayer changed, residual stream and cache dense",
       "Change": summary["intervention"],
@@ -109,14 +102,14 @@ def _layer_section(summary) -> page.Section:
       page.Figure(
         name="cosines",
         png=figures.lines_by_sublayer(
-          *_panels(entries, "layer", SPACES),
+          *_panels(entries, "layer", COSINES),
           intervals=tuple(
             {
               name: figures.estimated(
                 [entry["layer"] for entry in part],
                 [entry[name] for entry in part],
               )
-              for name in SPACES
+              for name in COSINES
             }
             for part in _by_kind(entries)
           ),
@@ -152,7 +145,7 @@ def _layer_section(summary) -> page.Section:
         rows=[
           (
             f"{entry['sublayer']} {entry['layer']}",
-            *(entry[name]["value"] for name in (*SPACES, "kl")),
+            *(entry[name]["value"] for name in (*COSINES, "kl")),
             entry["kl"]["max"],
             entry["cos_p"]["min"],
           )

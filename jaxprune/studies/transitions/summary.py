@@ -6,15 +6,10 @@ from typing import Any
 import numpy as np
 
 from jaxprune import statistics
-from jaxprune.studies.transitions.measure import (
-  PROTOCOL,
-  SUBLAYERS,
-  Measured,
-  Settings,
-)
+from jaxprune.probes import position
+from jaxprune.studies.transitions.measure import PROTOCOL, SUBLAYERS, Measured
 
 Table = Mapping[str, np.ndarray]
-SPACES = ("cos_h", "cos_z", "cos_z_centred", "cos_p")
 HEAD = (
   "head_gain_h",
   "head_gain_dh",
@@ -24,7 +19,15 @@ HEAD = (
   "head_energy_dh",
   "offset_dz",
 )
-MEASURES = (*SPACES, "kl", "kl_reverse", "rho_h", "rho_z", "flip", *HEAD)
+MEASURES = (
+  *position.COSINES,
+  "kl",
+  "kl_reverse",
+  "rho_h",
+  "rho_z",
+  "flip",
+  *HEAD,
+)
 # What is estimated, and by which field.
 ESTIMATES = {
   "kl": "kl_estimate",
@@ -46,19 +49,19 @@ BY_STEP = (
 )
 
 
-def summarise(measured: Measured, settings: Settings) -> dict[str, Any]:
+def summarise(measured: Measured) -> dict[str, Any]:
   """Means of each sublayer over prompts and steps, and what follows.
 
   Args:
-    measured: from `measure.measure`.
-    settings: how it was measured, and the seed of the intervals.
+    measured: from `measure.measure`; its settings hold the seed of the
+      intervals.
 
   Returns:
     by_sublayer: of every measure its mean with an interval over prompts, and
     range; by_step: the same of two layers at every step, without intervals;
     head: the spectrum of the LM head; estimates against the truth; orderings.
   """
-  table = measured.table
+  table, settings = measured.table, measured.settings
   by_sublayer = [
     _by_sublayer(table, int(layer), sublayer, settings.seed)
     for layer in np.unique(table["layer"])
@@ -127,7 +130,7 @@ def orderings(by_sublayer: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     entries = [entry for entry in by_sublayer if entry["sublayer"] == sublayer]
     mean = {
       name: np.array([entry[name]["value"] for entry in entries])
-      for name in (*SPACES, "kl", "rho_h", "rho_z", *HEAD)
+      for name in (*position.COSINES, "kl", "rho_h", "rho_z", *HEAD)
     }
 
     def layers(low, high, mean=mean):
@@ -161,7 +164,7 @@ def headline(summary: Mapping[str, Any]) -> str:
     ]
     means = {
       name: np.mean([entry[name]["value"] for entry in entries])
-      for name in (*SPACES, "kl")
+      for name in (*position.COSINES, "kl")
     }
     worst = max(entries, key=lambda entry: entry["kl"]["value"])
     lines.append(

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jaxprune.models import decoder
 from jaxprune.models.config import ModelConfig
 from jaxprune.probes import propagation
+from jaxprune.probes.decoder import sequences
 from jaxprune.probes.decoder.propagation import memory as decoder_memory
 from jaxprune.probes.decoder.propagation.read_outs import (
   Path,
@@ -124,12 +125,12 @@ def check_outside_layers(
     ValueError: the models differ in shape, or outside of their layers.
   """
   check_replaceable(config, pruned_config)
-  if config.mlp_dim != pruned_config.mlp_dim:
-    raise ValueError(
-      f"the two models differ in mlp_dim: {config.mlp_dim} and"
-      f" {pruned_config.mlp_dim}; prune without --slim, so that the"
-      " removed units are zero"
-    )
+  sequences.check_equal_fields(
+    config,
+    pruned_config,
+    ("mlp_dim",),
+    "prune without --slim, so that the removed units are zero",
+  )
   for name in ("embed", "final_norm", "head"):
     _check_equal(name, params.get(name), pruned_params.get(name))
 
