@@ -119,7 +119,7 @@ def test_counts_dtypes_and_layers():
   def f(mlp):
     return neuron.neuron(mlp, s, 0.3)  # floor(2.4)
 
-  new, masks = jax.jit(f)(mlp)
+  new, masks, _ = jax.jit(f)(mlp)
   assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(new))
   assert (~masks["down"]).sum() == 2 * D and (~masks["gate"]).sum() == 2 * D
   # A unit goes as a whole.
@@ -147,7 +147,7 @@ def test_official_oracle():
         np.sqrt(s_F) if root else s_F
       )
       gone = np.argsort(score_F)[: int(F * sparsity)]
-      new, _ = neuron.neuron(mlp, observe_squares(x_BTF), sparsity, root=root)
+      new, *_ = neuron.neuron(mlp, observe_squares(x_BTF), sparsity, root=root)
       want = jax.tree.map(np.array, mlp)
       want["down"]["kernel"][gone] = 0
       want["up"]["kernel"][:, gone] = 0

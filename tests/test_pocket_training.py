@@ -16,7 +16,9 @@ from jaxprune.pocket import tokenizer as tokenizer_lib
 from jaxprune.pocket import world as world_lib
 
 TRAIN = training.TrainConfig(
-  steps=4, rows=2, length=96, pairs=3, pair_length=40, warmup=0.25
+  steps=4,
+  warmup=0.25,
+  layout=training.batches.Layout(rows=2, length=96, pairs=3, pair_length=40),
 )
 
 

@@ -182,7 +182,7 @@ def evaluate_ranking(
     cutoffs: k of every measure.
 
   Returns:
-    As `evaluate_order`, and also `map` and `mrr` without a cutoff.
+    The rows of `evaluate_order`, and in each `map` and `mrr` without a cutoff.
   """
   order_QD = rank(scores_QD)
   rows = evaluate_order(order_QD, qrels, cutoffs=cutoffs)
@@ -203,7 +203,7 @@ def evaluate_order(
 
   Args:
     order_QK: int [Q, K], indices of documents, the best first.
-    qrels: as in `evaluate_ranking`.
+    qrels: for each query, document index to relevance.
     cutoffs: k of every measure. Where the ranking was cut off before k (K < k
       < D) a measure at k counts what is missing as not found.
 

@@ -84,14 +84,33 @@ def make_context(
     positions_BT = jnp.maximum(
       jnp.cumsum(valid_BT.astype(jnp.int32), axis=1) - 1, 0
     )
+  return context_at(config, positions_BT, slots_T, positions_BT, valid_BT)
+
+
+def context_at(
+  config: ModelConfig,
+  positions_BT: jax.Array,
+  slots_T: jax.Array,
+  key_positions_BS: jax.Array,
+  key_valid_BS: jax.Array | None,
+) -> Context:
+  """The context of tokens at known positions, which also read other keys.
+
+  Args:
+    config: the model.
+    positions_BT: int [B, T], or [1, T] where all rows have the same.
+    slots_T: int [T], where the tokens stand among the keys.
+    key_positions_BS: int [B, S] or [1, S], positions of the keys.
+    key_valid_BS: bool [B, S], False for keys that hold no token; None: all do.
+  """
   cos_BTH, sin_BTH = rope.angles(config, positions_BT)
   return Context(
     positions=positions_BT,
     cos=cos_BTH,
     sin=sin_BTH,
     slots=slots_T,
-    key_positions=positions_BT,
-    key_valid=valid_BT,
+    key_positions=key_positions_BS,
+    key_valid=key_valid_BS,
   )
 
 
@@ -140,16 +159,8 @@ class Embedding(nn.Module):
     )
 
 
-class Attention(nn.Module):
-  """Causal self-attention with grouped queries and rotary positions.
-
-  Attributes:
-    config: the model.
-    dtype: of new parameters.
-  """
-
-  config: ModelConfig
-  dtype: Any = jnp.float32
+class Attention(parts.Part):
+  """Causal self-attention with grouped queries and rotary positions."""
 
   def setup(self):
     config = self.config
@@ -237,16 +248,8 @@ class Attention(nn.Module):
     return query_BTNH, key_BTKH, value_BTKH
 
 
-class MLP(nn.Module):
-  """The gated MLP: down(silu(gate(y)) * up(y)).
-
-  Attributes:
-    config: the model.
-    dtype: of new parameters.
-  """
-
-  config: ModelConfig
-  dtype: Any = jnp.float32
+class MLP(parts.Part):
+  """The gated MLP: down(silu(gate(y)) * up(y))."""
 
   def setup(self):
     config = self.config
@@ -265,16 +268,8 @@ class MLP(nn.Module):
     return self.down(h_BTF), {"down_in": h_BTF}
 
 
-class Block(nn.Module):
-  """One layer: attention and MLP, each added to the residual.
-
-  Attributes:
-    config: the model.
-    dtype: of new parameters.
-  """
-
-  config: ModelConfig
-  dtype: Any = jnp.float32
+class Block(parts.Part):
+  """One layer: attention and MLP, each added to the residual."""
 
   def setup(self):
     self.attention_norm = rms_norm(self.config, self.dtype)

@@ -59,16 +59,8 @@ from jaxprune.models.parts import Gates, Intermediates, Params
 KERNELS = tuple(KERNEL_INPUTS)
 
 
-class Decoder(nn.Module):
-  """The whole model: embedding, layers, final norm and head.
-
-  Attributes:
-    config: the model.
-    dtype: of new parameters.
-  """
-
-  config: ModelConfig
-  dtype: Any = jnp.float32
+class Decoder(parts.Part):
+  """The whole model: embedding, layers, final norm and head."""
 
   def setup(self):
     config = self.config
@@ -205,21 +197,8 @@ class Decoder(nn.Module):
     return carry, tuple(outputs)
 
 
-def init(
-  config: ModelConfig, key: jax.Array, dtype: Any = jnp.float32
-) -> Params:
-  """Random parameters: normal kernels of deviation 0.02, no bias, unit scales.
-
-  `jax.eval_shape` of this gives the tree without the memory.
-
-  Args:
-    config: the model.
-    key: randomness, `jax.random.key(seed)`.
-    dtype: of the parameters.
-  """
-  return Decoder(config, dtype).init(key, jnp.zeros((1, 1), jnp.int32))[
-    "params"
-  ]
+# (config, key, dtype=float32) -> params, see `parts.random_params`.
+init = functools.partial(parts.random_params, Decoder)
 
 
 def make_gates(config: ModelConfig, *, attention=(), mlp=()) -> Gates:
@@ -249,14 +228,7 @@ def make_gates(config: ModelConfig, *, attention=(), mlp=()) -> Gates:
 
 
 def forward(
-  config: ModelConfig,
-  params: Params,
-  tokens_BT: jax.Array,
-  *,
-  valid_BT: jax.Array | None = None,
-  gates: Gates | None = None,
-  observe: Callable[[Intermediates], Any] | None = None,
-  remat: bool = False,
+  config: ModelConfig, params: Params, tokens_BT: jax.Array, **options: Any
 ) -> tuple[jax.Array, Any]:
   """Run all layers without a cache: `Decoder` on its parameters.
 
@@ -264,23 +236,14 @@ def forward(
     config: the model.
     params: its parameters, layers stacked or a tuple.
     tokens_BT: int [B, T].
-    valid_BT: bool [B, T], False for padding. None: every token is real.
-    gates: which sublayers stay; None is all.
-    observe: from the `out` of one `Block` to a pytree of arrays, called inside
-      the scan over layers.
-    remat: for a backward pass, keep only the results of matrix products.
+    **options: `valid_BT`, `gates`, `observe` and `remat` of `Decoder`.
 
   Returns:
     The residual after the last layer, BEFORE the final norm, [B, T, D], and
     what `observe` returned, stacked on L ({} without).
   """
   return Decoder(config, parent=None).apply(
-    {"params": params},
-    tokens_BT,
-    valid_BT=valid_BT,
-    gates=gates,
-    observe=observe,
-    remat=remat,
+    {"params": params}, tokens_BT, **options
   )
 
 
@@ -324,19 +287,19 @@ def unembed(
   x_BTD: jax.Array,
   lens: str = "final_norm",
 ) -> jax.Array:
-  """Logits of a residual.
+  """Logits of a residual: `Decoder.unembed` on the model's parameters.
 
   Args:
     config: the model.
     params: the model's parameters; `layers` is not read.
     x_BTD: residual [..., D].
-    lens: 'final_norm' applies the model's last norm first, 'raw' does not.
+    lens: whether the last norm comes first, 'final_norm' or 'raw'.
 
   Returns:
     float32 [..., V].
 
   Raises:
-    ValueError: another lens.
+    ValueError: a lens that is neither.
   """
   return Decoder(config, parent=None).apply(
     {"params": params}, x_BTD, lens, method="unembed"
@@ -348,11 +311,7 @@ def block(
   layer: Params,
   x_BTD: jax.Array,
   context: Context,
-  *,
-  sliding: bool | jax.Array,
-  attention_gate: jax.Array | None = None,
-  mlp_gate: jax.Array | None = None,
-  cache: tuple[jax.Array, jax.Array] | None = None,
+  **options: Any,
 ) -> tuple[jax.Array, Intermediates]:
   """One layer: `Block` on its parameters.
 
@@ -361,25 +320,12 @@ def block(
     layer: parameters of this layer.
     x_BTD: residual [B, T, D].
     context: from `make_context`, or a cached pass's.
-    sliding: whether this layer slides, `config.sliding_layers[index]`; may be
-      traced.
-    attention_gate: scalar factor on what attention adds; None is 1.
-    mlp_gate: scalar factor on what the MLP adds; None is 1.
-    cache: keys and values [B, S, K, H] of this layer.
+    **options: `sliding`, the two gates and `cache` of `Block`.
 
   Returns:
     The residual [B, T, D] and its intermediates, see `Block`.
   """
-  return _apply_block(
-    config,
-    layer,
-    x_BTD,
-    context,
-    sliding=sliding,
-    attention_gate=attention_gate,
-    mlp_gate=mlp_gate,
-    cache=cache,
-  )
+  return _apply_block(config, layer, x_BTD, context, **options)
 
 
 def heads(

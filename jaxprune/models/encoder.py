@@ -26,6 +26,7 @@ Differs from the reference in: norms and softmax are float32 whatever the dtype
 of the parameters; a sequence of padding alone pools to zeros.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -60,16 +61,8 @@ _ACTIVATIONS = {
 }
 
 
-class Embedding(nn.Module):
-  """The tables of tokens, positions and segments, summed and normed.
-
-  Attributes:
-    config: the model.
-    dtype: of new parameters.
-  """
-
-  config: EncoderConfig
-  dtype: Any = jnp.float32
+class Embedding(parts.Part):
+  """The tables of tokens, positions and segments, summed and normed."""
 
   @nn.compact
   def __call__(
@@ -113,16 +106,8 @@ class Embedding(nn.Module):
     return layer_norm(config, self.dtype, name="norm")(x_BTD)
 
 
-class Attention(nn.Module):
-  """Self-attention over every token that is not padding.
-
-  Attributes:
-    config: the model.
-    dtype: of new parameters.
-  """
-
-  config: EncoderConfig
-  dtype: Any = jnp.float32
+class Attention(parts.Part):
+  """Self-attention over every token that is not padding."""
 
   def setup(self):
     self.query, self.key, self.value, self.output = (
@@ -151,16 +136,8 @@ class Attention(nn.Module):
     return self.output(read_BTD), {"output_in": read_BTD}
 
 
-class MLP(nn.Module):
-  """down(activation(up(x))).
-
-  Attributes:
-    config: the model.
-    dtype: of new parameters.
-  """
-
-  config: EncoderConfig
-  dtype: Any = jnp.float32
+class MLP(parts.Part):
+  """down(activation(up(x)))."""
 
   def setup(self):
     self.up, self.down = (
@@ -174,16 +151,8 @@ class MLP(nn.Module):
     return self.down(h_BTF), {"down_in": h_BTF}
 
 
-class Block(nn.Module):
-  """One layer: attention and MLP, each added to the residual and normed.
-
-  Attributes:
-    config: the model.
-    dtype: of new parameters.
-  """
-
-  config: EncoderConfig
-  dtype: Any = jnp.float32
+class Block(parts.Part):
+  """One layer: attention and MLP, each added to the residual and normed."""
 
   def setup(self):
     self.attention = Attention(self.config, self.dtype)
@@ -223,16 +192,8 @@ class Block(nn.Module):
     return x_BTD, out | inner | {"residual_out": x_BTD}
 
 
-class Encoder(nn.Module):
-  """The whole encoder: embedding and layers.
-
-  Attributes:
-    config: the model.
-    dtype: of new parameters.
-  """
-
-  config: EncoderConfig
-  dtype: Any = jnp.float32
+class Encoder(parts.Part):
+  """The whole encoder: embedding and layers."""
 
   def setup(self):
     self.embed = Embedding(self.config, self.dtype)
@@ -281,36 +242,19 @@ class Encoder(nn.Module):
     return x_BTD, out
 
 
-def init_encoder(
-  config: EncoderConfig, key: jax.Array, dtype: Any = jnp.float32
-) -> Params:
-  """Random parameters: normal of deviation 0.02, no bias, unit scales.
-
-  `jax.eval_shape` of this gives the tree without the memory.
-
-  Args:
-    config: the model.
-    key: randomness, `jax.random.key(seed)`.
-    dtype: of the parameters.
-  """
-  return Encoder(config, dtype).init(key, jnp.zeros((1, 1), jnp.int32))[
-    "params"
-  ]
+# (config, key, dtype=float32) -> params, see `parts.random_params`.
+init_encoder = functools.partial(parts.random_params, Encoder)
 
 
 def embed(
-  config: EncoderConfig,
-  params: Params,
-  tokens_BT: jax.Array,
-  token_types_BT: jax.Array | None = None,
+  config: EncoderConfig, params: Params, *tokens: jax.Array
 ) -> jax.Array:
   """Sum the tables and norm: `Embedding` on its parameters.
 
   Args:
     config: the model.
     params: its parameters; `layers` is not read.
-    tokens_BT: int [B, T], T at most `config.max_positions`; padding behind.
-    token_types_BT: int [B, T]; None is segment 0.
+    *tokens: ids [B, T] and, where they are not all 0, segments [B, T].
 
   Returns:
     [B, T, D] in the dtype of the tables.
@@ -319,7 +263,7 @@ def embed(
     ValueError: more tokens than positions.
   """
   return Embedding(config, parent=None).apply(
-    {"params": params["embed"]}, tokens_BT, token_types_BT
+    {"params": params["embed"]}, *tokens
   )
 
 
@@ -328,9 +272,7 @@ def block(
   layer: Params,
   x_BTD: jax.Array,
   valid_BT: jax.Array | None = None,
-  *,
-  attention_gate: jax.Array | None = None,
-  mlp_gate: jax.Array | None = None,
+  **gates: jax.Array | None,
 ) -> tuple[jax.Array, Intermediates]:
   """One layer: `Block` on its parameters.
 
@@ -339,30 +281,18 @@ def block(
     layer: parameters of this layer, without the leading L.
     x_BTD: [B, T, D].
     valid_BT: bool [B, T], False for padding. None: every token is real.
-    attention_gate: scalar factor on what attention adds; None is 1.
-    mlp_gate: the same for the MLP.
+    **gates: `attention_gate` and `mlp_gate` of `Block`.
 
   Returns:
     [B, T, D] and its intermediates, see `Block`.
   """
   return Block(config, parent=None).apply(
-    {"params": layer},
-    x_BTD,
-    valid_BT,
-    attention_gate=attention_gate,
-    mlp_gate=mlp_gate,
+    {"params": layer}, x_BTD, valid_BT, **gates
   )
 
 
 def forward(
-  config: EncoderConfig,
-  params: Params,
-  tokens_BT: jax.Array,
-  *,
-  valid_BT: jax.Array | None = None,
-  token_types_BT: jax.Array | None = None,
-  gates: Gates | None = None,
-  observe: Callable[[Intermediates], Any] | None = None,
+  config: EncoderConfig, params: Params, tokens_BT: jax.Array, **options: Any
 ) -> tuple[jax.Array, Any]:
   """Run all layers: `Encoder` on its parameters.
 
@@ -370,22 +300,14 @@ def forward(
     config: the model.
     params: its parameters.
     tokens_BT: int [B, T].
-    valid_BT: bool [B, T], False for padding. None: every token is real.
-    token_types_BT: int [B, T]; None is segment 0.
-    gates: which sublayers stay; None is all.
-    observe: from the `out` of one `Block` to a pytree of arrays.
+    **options: `valid_BT`, `token_types_BT`, `gates` and `observe` of `Encoder`.
 
   Returns:
     The last hidden state [B, T, D], and what `observe` returned, stacked on L
     ({} without).
   """
   return Encoder(config, parent=None).apply(
-    {"params": params},
-    tokens_BT,
-    valid_BT=valid_BT,
-    token_types_BT=token_types_BT,
-    gates=gates,
-    observe=observe,
+    {"params": params}, tokens_BT, **options
   )
 
 

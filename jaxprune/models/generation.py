@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.models import decoder, rope
-from jaxprune.models.blocks import Context
+from jaxprune.models import decoder
+from jaxprune.models.blocks import context_at
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.parts import Gates, Intermediates, Params
 
@@ -218,15 +218,7 @@ def decode_step(
 
   positions_BS = write(cache.positions, positions_BT)
   valid_BS = write(cache.valid, jnp.ones((batch, length), bool))
-  cos_BTH, sin_BTH = rope.angles(config, positions_BT)
-  context = Context(
-    positions=positions_BT,
-    cos=cos_BTH,
-    sin=sin_BTH,
-    slots=slots_T,
-    key_positions=positions_BS,
-    key_valid=valid_BS,
-  )
+  context = context_at(config, positions_BT, slots_T, positions_BS, valid_BS)
 
   def body(x_BTD, inputs):
     layer, options, old = inputs

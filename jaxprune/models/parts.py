@@ -38,6 +38,35 @@ class Gates:
   mlp: jax.Array
 
 
+class Part(nn.Module):
+  """A module that its model's config decides.
+
+  Attributes:
+    config: the model, a `ModelConfig` or an `EncoderConfig`.
+    dtype: of new parameters.
+  """
+
+  config: Any
+  dtype: Any = jnp.float32
+
+
+def random_params(
+  model: type[Part], config: Any, key: jax.Array, dtype: Any = jnp.float32
+) -> Params:
+  """Random parameters: normal of deviation 0.02, no bias, unit scales.
+
+  `jax.eval_shape` of this gives the tree without the memory.
+
+  Args:
+    model: the module of a whole model.
+    config: the model.
+    key: randomness, `jax.random.key(seed)`.
+    dtype: of the parameters.
+  """
+  tokens_11 = jnp.zeros((1, 1), jnp.int32)
+  return model(config, dtype).init(key, tokens_11)["params"]
+
+
 class Projection(nn.Module):
   """`nn.Dense` of the width and with the bias that its parameters have.
 

@@ -47,14 +47,14 @@ class Layout:
     pairs: P, a multiple of 3; three facts of each of P/3 entities, so that
       both entity and attribute must be told apart.
     pair_length: T'.
-    prompt_weight: weight of tokens that no prompt determines.
+    prompt_weight: loss weight of tokens in prompts; completions have 1.
   """
 
-  rows: int
-  length: int
-  pairs: int
-  pair_length: int
-  prompt_weight: float
+  rows: int = 24
+  length: int = 96
+  pairs: int = 24
+  pair_length: int = 20
+  prompt_weight: float = 0.2
 
 
 def make_batch(

@@ -148,6 +148,7 @@ def model_card(
   )
   wall = "" if minutes is None else f" Training took {minutes:.0f} minutes."
   settings = json.dumps(dict(train), indent=2)
+  prompt_weight = train["layout"]["prompt_weight"]
   return f"""---
 license: apache-2.0
 language: en
@@ -169,7 +170,7 @@ about large models, and nothing it says is true.
 Text made by code from the world's seed: facts in several phrasings, questions,
 all facts of an entity, chains of facts, word problems with written-out steps,
 short stories. The objective is next-token prediction (weight 1 for what can be
-worked out, {train["prompt_weight"]} inside prompts) plus a light contrastive
+worked out, {prompt_weight} inside prompts) plus a light contrastive
 term: InfoNCE at T = {train["contrastive_temperature"]} on mean-pooled final
 hidden states of question and passage pairs, weight
 {train["contrastive_weight"]}. The embedding is therefore trained to retrieve;

@@ -25,39 +25,28 @@ from jaxprune.models import decoder
 from jaxprune.models.config import ModelConfig, RopeConfig
 from jaxprune.pocket import batches, documents
 from jaxprune.pocket import tokenizer as tokenizer_lib
+from jaxprune.recovery import optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(optimizer.Optimizer):
   """Everything that decides a run, apart from the world.
 
   Attributes:
     seed: of the initial parameters and of the order of documents.
-    steps: optimiser steps.
-    rows, length: shape of the packed rows of a step.
-    pairs, pair_length: questions with passages of a step, tokens of each.
-    learning_rate: peak of the cosine schedule.
-    warmup: fraction of the steps in which the rate rises linearly.
-    weight_decay: AdamW, on matrices only.
-    clip: largest global norm of a gradient.
-    prompt_weight: loss weight of tokens in prompts; completions have 1.
     contrastive_weight: factor of the InfoNCE term.
     contrastive_temperature: T that divides its cosines.
+    layout: what a step reads.
   """
 
   seed: int = 0
+  contrastive_weight: float = 0.2
+  contrastive_temperature: float = 0.05
+  layout: batches.Layout = batches.Layout()
   steps: int = 2500
-  rows: int = 24
-  length: int = 96
-  pairs: int = 24
-  pair_length: int = 20
   learning_rate: float = 3e-3
   warmup: float = 0.04
   weight_decay: float = 0.05
-  clip: float = 1.0
-  prompt_weight: float = 0.2
-  contrastive_weight: float = 0.2
-  contrastive_temperature: float = 0.05
 
 
 def model_config(vocab_size: int) -> ModelConfig:
@@ -75,11 +64,6 @@ def model_config(vocab_size: int) -> ModelConfig:
     rope=RopeConfig(kind="default", theta=10000.0),
     max_positions=256,
     tie_embeddings=True,
-    qkv_bias=False,
-    output_bias=False,
-    mlp_bias=False,
-    qk_norm=False,
-    sliding_window=None,
     sliding_layers=(False,) * 12,
     bos_id=tokenizer_lib.BOS,
     eos_ids=(tokenizer_lib.EOS,),
@@ -225,26 +209,11 @@ def loss(
   }
 
 
-def optimizer(train: TrainConfig) -> optax.GradientTransformation:
-  """AdamW with clipping, linear warm-up and a cosine to 2 % of the peak."""
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0,
-    train.learning_rate,
-    int(train.warmup * train.steps),
-    train.steps,
-    end_value=0.02 * train.learning_rate,
-  )
-
-  def matrices(params):
-    return jax.tree.map_with_path(
-      lambda path, _: path[-1].key == "kernel", params
-    )
-
+def transformation(train: TrainConfig) -> optax.GradientTransformation:
+  """AdamW whose rate falls to 2 % of its peak."""
   return optax.chain(
-    optax.clip_by_global_norm(train.clip),
-    optax.adamw(
-      schedule, b1=0.9, b2=0.98, weight_decay=train.weight_decay, mask=matrices
-    ),
+    optimizer.adamw(train),
+    optax.scale_by_learning_rate(optimizer.schedule(train, final=0.02)),
   )
 
 
@@ -254,7 +223,7 @@ def _update(config, train, state, batch):
   grads, parts = jax.grad(functools.partial(loss, config, train), has_aux=True)(
     params, batch
   )
-  changes, moments = optimizer(train).update(grads, moments, params)
+  changes, moments = transformation(train).update(grads, moments, params)
   return (optax.apply_updates(params, changes), moments), parts
 
 
@@ -285,24 +254,17 @@ def run(
   Raises:
     ValueError: a checkpoint of other settings, or a loss that is not finite.
   """
-  transform = optimizer(train)
+  transform = transformation(train)
   params = initial_params(config, jax.random.key(train.seed))
   state = (params, transform.init(params))
   first, state = _resume(folder, train, state)
-  layout = batches.Layout(
-    **{
-      field.name: getattr(train, field.name)
-      for field in dataclasses.fields(batches.Layout)
-    }
-  )
-
   start, seen = time.monotonic(), []
   for step in range(first, train.steps):
     state, parts = _update(
       config,
       train,
       state,
-      batches.make_batch(index, tokenizer, train.seed, step, layout),
+      batches.make_batch(index, tokenizer, train.seed, step, train.layout),
     )
     seen.append(parts)
     done = step + 1

@@ -121,7 +121,7 @@ def overlap(a: object, b: object, *, per: str = "matrix") -> object:
     per: 'matrix' or 'all'.
 
   Returns:
-    As `density`.
+    The index of each matrix in a tree like `a`, or one number for all.
 
   Raises:
     ValueError: unknown `per`, or masks that do not fit.
@@ -140,7 +140,7 @@ def distance(a: object, b: object, *, per: str = "matrix") -> object:
     per: 'matrix' or 'all'.
 
   Returns:
-    As `density`.
+    The fraction of each matrix in a tree like `a`, or one number for all.
 
   Raises:
     ValueError: unknown `per`, or masks that do not fit.

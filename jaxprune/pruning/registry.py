@@ -152,10 +152,8 @@ METHODS: dict[str, Method] = {
   "awq": KernelMethod(
     function="awq.awq_levels", statistic="gram_and_size", patterns=("Levels",)
   ),
-  "neuron": UnitMethod(function="neuron.remove_neurons", statistic="squares"),
-  "neuron_root": UnitMethod(
-    function="neuron.remove_neurons_root", statistic="squares"
-  ),
+  "neuron": UnitMethod(function="neuron.neuron", statistic="squares"),
+  "neuron_root": UnitMethod(function="neuron.neuron_root", statistic="squares"),
   "flap": UnitMethod(
     function="flap.flap", statistic="moments", compensates=True
   ),

@@ -23,44 +23,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxprune.models import decoder
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.decoder import Gates, Params
 from jaxprune.recovery import losses
 from jaxprune.recovery import trainable_mask as masks_lib
+from jaxprune.recovery.optimizer import Optimizer, adamw, schedule
 
 _EVERY = 20  # steps between lines of progress, and checks for NaN
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recovery:
+class Recovery(Optimizer):
   """Everything that decides a run, apart from models, masks and text.
 
   Attributes:
     objective: 'language' (next token of the text), 'distill' (KL from the
       dense model) or 'distill_variance' (that and `weight` times the variance
       of the logit change).
-    steps: optimiser steps.
     batch: rows of a step.
-    learning_rate: peak of the cosine schedule, which ends at 0.
-    warmup: fraction of the steps in which the rate rises linearly.
     weight: lambda of 'distill_variance', at least 0.
-    weight_decay: of AdamW, on kernels only.
-    clip: largest global norm of a gradient.
     temperature: T of the softmax in distillation and variance.
     seed: of the order in which rows are read.
   """
 
   objective: str = "distill"
-  steps: int = 200
   batch: int = 8
-  learning_rate: float = 5e-4
-  warmup: float = 0.1
   weight: float = 1.0
-  weight_decay: float = 0.0
-  clip: float = 1.0
   temperature: float = 1.0
   seed: int = 0
 
@@ -180,19 +170,16 @@ def recover(
   dense_config, dense_params = dense or (None, None)
   if recovery.objective == "language":
     dense_config = dense_params = None
-  state = (params, optimizer(recovery).init(params))
+  state = (params, adamw(recovery).init(params))
   program = _Program(
     config=config,
     dense_config=dense_config,
     # What the program takes as data does not compile it again.
-    recovery=dataclasses.replace(
-      recovery,
-      weight=0.0,
-      seed=0,
-      steps=1,
-      batch=1,
-      learning_rate=1.0,
-      warmup=0.0,
+    recovery=Recovery(
+      objective=recovery.objective,
+      weight_decay=recovery.weight_decay,
+      clip=recovery.clip,
+      temperature=recovery.temperature,
     ),
   )
   fixed = {"trainable": trainable, "dense": dense_params, "gates": gates}
@@ -255,32 +242,6 @@ def batch_rows(count: int, recovery: Recovery, step: int) -> np.ndarray:
   )
   start = step % per_pass * recovery.batch
   return order[start : start + recovery.batch]
-
-
-def schedule(recovery: Recovery) -> Callable[[int], Any]:
-  """Learning rate at a step from 0: linear warm-up, then a cosine to 0."""
-  warm = int(recovery.warmup * recovery.steps)
-  return optax.warmup_cosine_decay_schedule(
-    0.0 if warm else recovery.learning_rate,
-    recovery.learning_rate,
-    warm,
-    recovery.steps,
-  )
-
-
-def optimizer(recovery: Recovery) -> optax.GradientTransformation:
-  """AdamW with clipping, but for its last step: `- rate * change`."""
-
-  def kernels(params):
-    return jax.tree.map_with_path(
-      lambda path, _: path[-1].key == "kernel", params
-    )
-
-  return optax.chain(
-    optax.clip_by_global_norm(recovery.clip),
-    optax.scale_by_adam(b1=0.9, b2=0.98),
-    optax.add_decayed_weights(recovery.weight_decay, mask=kernels),
-  )
 
 
 def objective(
@@ -366,6 +327,6 @@ def _update(program, state, fixed, tokens_BT, weight, rate):
   (_, parts), grads = jax.value_and_grad(loss, has_aux=True)(params)
   zeros = jax.tree.map(jnp.zeros_like, grads)
   grads = masks_lib.keep_fixed(trainable, grads, zeros)
-  changes, moments = optimizer(program.recovery).update(grads, moments, params)
+  changes, moments = adamw(program.recovery).update(grads, moments, params)
   new = jax.tree.map(lambda old, change: old - rate * change, params, changes)
   return (masks_lib.keep_fixed(trainable, new, params), moments), parts

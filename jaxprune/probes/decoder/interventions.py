@@ -107,7 +107,7 @@ def make_pair(
     config: of the dense model.
     params: of the dense model.
     pruned_config: of the pruned model.
-    pruned_params: of the pruned model.
+    pruned_params: of the pruned model, of which only the layers are kept.
 
   Raises:
     ValueError: the models differ in shape, or outside of their layers.

@@ -288,25 +288,12 @@ def run_layer(
   """
 
   def run(layer, x_BTD, sliding, gates):
-    attention_gate, mlp_gate = gates or (None, None)
+    options = dict(zip(("attention_gate", "mlp_gate"), gates or ()))
     if not _decodes(config):
-      return encoder.block(
-        config,
-        layer,
-        x_BTD,
-        valid_BT,
-        attention_gate=attention_gate,
-        mlp_gate=mlp_gate,
-      )
+      return encoder.block(config, layer, x_BTD, valid_BT, **options)
     context = decoder.make_context(config, x_BTD.shape[1])
     return decoder.block(
-      config,
-      layer,
-      x_BTD,
-      context,
-      sliding=sliding,
-      attention_gate=attention_gate,
-      mlp_gate=mlp_gate,
+      config, layer, x_BTD, context, sliding=sliding, **options
     )
 
   if mesh is not None:

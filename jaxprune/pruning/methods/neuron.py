@@ -141,7 +141,7 @@ def slim(mlp: Tree, keep_F: jax.Array, width: int) -> Tree:
 
 def neuron(
   mlp: Tree, statistics: SquaredNorm, sparsity: float, *, root: bool = False
-) -> tuple[Tree, Tree]:
+) -> tuple[Tree, Tree, None]:
   """Remove the hidden units of lowest score by masking.
 
   Args:
@@ -152,32 +152,15 @@ def neuron(
     root: take the square root of s_j, as Wanda does.
 
   Returns:
-    As `mask_neurons`.
+    The tree with zeros, the masks of its kernels, and None: no bias stands in
+    for the units.
 
   Raises:
     ValueError: sparsity out of range.
   """
   down_FO = mlp["down"]["kernel"]
   keep_F = keep_neurons(down_FO, statistics, sparsity, root=root)
-  return mask_neurons(mlp, keep_F)
+  return *mask_neurons(mlp, keep_F), None
 
 
-def remove_neurons(
-  mlp: Tree, statistics: SquaredNorm, sparsity: float, *, root: bool = False
-) -> tuple[Tree, Tree, None]:
-  """`neuron` as the table of methods wants it: no bias stands in.
-
-  Args:
-    mlp: {'gate', 'up', 'down'} or {'up', 'down'}, each {'kernel': [I, O]} with
-      a 'bias' [O] or without.
-    statistics: squared norms of the inputs of the down kernel.
-    sparsity: fraction of units removed, in [0, 1).
-    root: take the square root of s_j, as Wanda does.
-
-  Returns:
-    The tree with zeros, the masks of its kernels, and None.
-  """
-  return *neuron(mlp, statistics, sparsity, root=root), None
-
-
-remove_neurons_root = functools.partial(remove_neurons, root=True)
+neuron_root = functools.partial(neuron, root=True)

@@ -48,7 +48,7 @@ def measure(
   """Time every piece of work on both sides.
 
   Args:
-    settings: what is timed.
+    settings: which work, of which model, how often.
     run: takes a row per piece of work and timed run.
     say: takes a line per piece of work.
 

@@ -76,7 +76,7 @@ def measure(
   Args:
     dense: the original model.
     pruned: of the same shape.
-    prompts: to continue.
+    prompts: which the dense model continues.
     steps: tokens to write; what comes after an end of text does not count.
     run: gets a row per position.
 

@@ -94,23 +94,16 @@ def render_judged(judged: dict[str, Any], description: dict[str, Any]) -> str:
     judged: from `apply.judge`.
     description: of the run.
   """
+  measured = page.Table(
+    caption=f"At {judged['positions']} positions of {judged['prompts']} prompts"
+    " that the dense model continues; no labels were used.",
+    columns=("feature", "value"),
+    rows=list(judged["features"].items()),
+  )
   return page.render_page(
     title="What this pruned model may be used for",
     verdict=apply.headline(judged).replace("\n", "\n\n"),
-    sections=[
-      page.Section(
-        title="Measured",
-        tables=[
-          page.Table(
-            caption=f"At {judged['positions']} positions of"
-            f" {judged['prompts']} prompts that the dense model continues; no"
-            " labels were used.",
-            columns=("feature", "value"),
-            rows=list(judged["features"].items()),
-          )
-        ],
-      )
-    ],
+    sections=[page.Section(title="Measured", tables=[measured])],
     run=description,
   )
 
@@ -131,39 +124,34 @@ def render_checked(
     title="Does the rule hold here?",
     verdict=check.headline(summary).replace("\n", "\n\n"),
     sections=[
-      page.Section(
-        title=name,
-        tables=[
-          page.Table(
-            caption="What the rule said and what was so.",
-            columns=(
-              "configuration",
-              "seed",
-              "feature",
-              "said",
-              "kept",
-              "survived",
-              "certainty",
-            ),
-            rows=[
-              (
-                row["configuration"],
-                str(row["seed"]),
-                row["value"],
-                "yes" if row["answer"] else "no",
-                row["kept"],
-                "yes" if row["survives"] else "no",
-                row["certainty"],
-              )
-              for row in rows
-              if row["task"] == name
-            ],
-          )
-        ],
-      )
+      page.Section(title=name, tables=[_checked_table(rows, name)])
       for name in summary["tasks"]
     ],
     run=description,
+  )
+
+
+def _checked_table(rows, task):
+  """What the rule said of one task, and what was so."""
+  return page.Table(
+    caption="What the rule said and what was so.",
+    columns=(
+      *("configuration", "seed", "feature", "said", "kept", "survived"),
+      "certainty",
+    ),
+    rows=[
+      (
+        row["configuration"],
+        str(row["seed"]),
+        row["value"],
+        "yes" if row["answer"] else "no",
+        row["kept"],
+        "yes" if row["survives"] else "no",
+        row["certainty"],
+      )
+      for row in rows
+      if row["task"] == task
+    ],
   )
 
 

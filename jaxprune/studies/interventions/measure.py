@@ -169,7 +169,7 @@ def measure(
     progress: stepped for each model.
 
   Returns:
-    The columns of the rows.
+    The columns of the rows: of a prompt, or of an answer, by intervention.
 
   Raises:
     ValueError: a pruned model has another shape.

@@ -315,43 +315,43 @@ def _lines(t, labels, values, *, y, log_y):
 
 
 def _path_error(entry):
-  path = entry["path"]
   labels = {"first_order": "first order", "second_order": "second order"}
-  return _figure(
+  return _along_path(
     entry,
-    "path_error",
-    _lines(
-      path["t"],
-      labels,
-      {order: path[order]["logits"] for order in labels},
-      y="relative error of Δz",
-      log_y=True,
+    "logits",
+    labels,
+    "relative error of Δz",
+    (
+      "path_error",
+      "How far the derivatives at the dense model predict the logits.",
     ),
-    "How far the derivatives at the dense model predict the logits.",
     "Relative error of first and second order along the path.",
   )
 
 
 def _path_kl(entry):
-  path = entry["path"]
   labels = {
     "truth": "true",
     "first_order_mean": "of first-order logits",
     "second_order_mean": "of second-order logits",
   }
-  return _figure(
+  return _along_path(
     entry,
-    "path_kl",
-    _lines(
-      path["t"],
-      labels,
-      {key: path[key]["kl"] for key in labels},
-      y="kl",
-      log_y=True,
-    ),
-    "KL(p‖q) along the path, and that of predicted logits.",
+    "kl",
+    labels,
+    "kl",
+    ("path_kl", "KL(p‖q) along the path, and that of predicted logits."),
     "True and predicted KL along the path, logarithmic.",
   )
+
+
+def _along_path(entry, field, labels, y, named, alt):
+  """A figure of one field of the path, (name, caption) given together."""
+  name, caption = named
+  path = entry["path"]
+  values = {key: path[key][field] for key in labels}
+  png = _lines(path["t"], labels, values, y=y, log_y=True)
+  return _figure(entry, name, png, caption, alt)
 
 
 def _rates(entry, kind):
