@@ -31,12 +31,10 @@ _SAMPLES = flags.DEFINE_integer(
 _K = flags.DEFINE_integer(
   "k", 1, "Of pass@k, at most --samples.", lower_bound=1
 )
-_TEMPERATURE = flags.DEFINE_float(
-  "temperature", 0.8, "Of sampling; one sample is greedy.", lower_bound=1e-3
+_TEMPERATURE = flag_groups.temperature(
+  0.8, about="Of sampling; one sample is greedy.", least=1e-3
 )
-_MAX_NEW_TOKENS = flags.DEFINE_integer(
-  "max_new_tokens", 256, "Most tokens to write.", lower_bound=1
-)
+_MAX_NEW_TOKENS = flag_groups.new_tokens(256)
 _SECONDS = flags.DEFINE_integer(
   "seconds", 5, "Processor time of one program.", lower_bound=1
 )

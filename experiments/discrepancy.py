@@ -43,8 +43,8 @@ _DROP_TARGET = flags.DEFINE_enum(
   "What drop_iterative, drop_random and drop_reverse drop.",
 )
 _TASKS = flag_groups.tasks()
-_PROMPTS = flags.DEFINE_string(
-  "prompts", None, "Texts to measure h, z and p on: a file, or pocket."
+_PROMPTS = flag_groups.prompt_file(
+  None, about="Texts to measure h, z and p on: a file, or pocket."
 )
 _OUT = flag_groups.out()
 

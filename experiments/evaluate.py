@@ -17,8 +17,8 @@ from absl import flags
 
 from . import flag_groups, launch
 
-_MODEL = flags.DEFINE_string(
-  "model", None, "One model: a folder, a hub id, or pocket."
+_MODEL = flag_groups.model(
+  None, about="One model: a folder, a hub id, or pocket."
 )
 _MODELS = flag_groups.models(
   dense=None,
@@ -42,12 +42,10 @@ _POOLING = flags.DEFINE_enum(
   ["last", "mean", "weighted_mean"],
   "How tokens become the embedding of a text.",
 )
-_SEQ_LEN = flags.DEFINE_integer(
-  "seq_len", 512, "Tokens of a window for perplexity.", lower_bound=2
+_SEQ_LEN = flag_groups.sequence_length(
+  512, about="Tokens of a window for perplexity.", least=2
 )
-_MAX_NEW_TOKENS = flags.DEFINE_integer(
-  "max_new_tokens", 64, "Most tokens to write.", lower_bound=1
-)
+_MAX_NEW_TOKENS = flag_groups.new_tokens(64)
 _OUT = flag_groups.out()
 _SEED = flag_groups.seed("Seed of the intervals.")
 
@@ -56,7 +54,7 @@ def main() -> None:
   from jaxprune.studies.tasks import measure, page, scores, summary
 
   sources = measure.open_models(
-    _MODEL.value, _MODELS.dense.value, _MODELS.pruned.value
+    _MODEL.model.value, _MODELS.dense.value, _MODELS.pruned.value
   )
   tasks = _TASKS.read(
     retrieval=tuple(_RETRIEVAL.value),

@@ -380,11 +380,9 @@ def prompts(
     about_max_new_tokens: the help text of --max_new_tokens.
   """
   found = Prompts(
-    prompts=_define(flags.DEFINE_string, "prompts", default, about),
+    prompts=prompt_file(default, about=about),
     limit=_limit(limit, about_limit),
-    max_new_tokens=flags.DEFINE_integer(
-      "max_new_tokens", max_new_tokens, about_max_new_tokens, lower_bound=1
-    ),
+    max_new_tokens=new_tokens(max_new_tokens, about=about_max_new_tokens),
   )
   flags.DEFINE_alias("num_prompts", "limit")
   return found
@@ -406,6 +404,28 @@ def comparison(*, max_new_tokens: int, pruned: Any = REQUIRED) -> Comparison:
     batch=batch(),
     seed=seed("Seed of sampling and intervals."),
   )
+
+
+def prompt_file(default: Any, *, about: str) -> flags.FlagHolder[str]:
+  """Define --prompts alone, for scripts that fix how many are read.
+
+  Args:
+    default: a file or pocket, None where no prompts are needed, or REQUIRED.
+    about: the help text.
+  """
+  return _define(flags.DEFINE_string, "prompts", default, about)
+
+
+def new_tokens(
+  default: int | None, *, about: str = "Most tokens to write."
+) -> flags.FlagHolder[int]:
+  """Define --max_new_tokens alone, for scripts that read no prompts.
+
+  Args:
+    default: how many; None where the script decides.
+    about: the help text.
+  """
+  return flags.DEFINE_integer("max_new_tokens", default, about, lower_bound=1)
 
 
 def tasks() -> Tasks:
@@ -468,14 +488,45 @@ def calibration(
     about_seq_len: the help text of --seq_len.
   """
   return Calibration(
-    calibration=_define(flags.DEFINE_string, "calibration", default, about),
-    num_samples=flags.DEFINE_integer(
-      "num_samples", num_samples, "Calibration sequences.", lower_bound=1
-    ),
-    seq_len=flags.DEFINE_integer(
-      "seq_len", seq_len, about_seq_len, lower_bound=1
-    ),
+    calibration=calibration_text(default, about=about),
+    num_samples=samples(num_samples),
+    seq_len=sequence_length(seq_len, about=about_seq_len),
   )
+
+
+def calibration_text(default: Any, *, about: str) -> flags.FlagHolder[str]:
+  """Define --calibration alone, for scripts that read whole documents.
+
+  Args:
+    default: a file or a name, None where no text is needed, or REQUIRED.
+    about: the help text.
+  """
+  return _define(flags.DEFINE_string, "calibration", default, about)
+
+
+def samples(
+  default: int, *, about: str = "Calibration sequences."
+) -> flags.FlagHolder[int]:
+  """Define --num_samples alone, for scripts that fix the text.
+
+  Args:
+    default: how many.
+    about: the help text.
+  """
+  return flags.DEFINE_integer("num_samples", default, about, lower_bound=1)
+
+
+def sequence_length(
+  default: int, *, about: str, least: int = 1
+) -> flags.FlagHolder[int]:
+  """Define --seq_len alone, for scripts that fix the text.
+
+  Args:
+    default: in tokens.
+    about: the help text.
+    least: the shortest that makes sense, in tokens.
+  """
+  return flags.DEFINE_integer("seq_len", default, about, lower_bound=least)
 
 
 def configurations(
@@ -571,11 +622,20 @@ def batch(
   return flags.DEFINE_integer("batch", default, about, lower_bound=1)
 
 
-def temperature() -> flags.FlagHolder[float]:
-  """Define --temperature, of sampling; greedy where it is not given."""
-  return flags.DEFINE_float(
-    "temperature", 0.0, "Of sampling; 0 is greedy.", lower_bound=0.0
-  )
+def temperature(
+  default: float = 0.0,
+  *,
+  about: str = "Of sampling; 0 is greedy.",
+  least: float = 0.0,
+) -> flags.FlagHolder[float]:
+  """Define --temperature, of sampling.
+
+  Args:
+    default: greedy where it is 0.
+    about: the help text.
+    least: the lowest that is allowed.
+  """
+  return flags.DEFINE_float("temperature", default, about, lower_bound=least)
 
 
 def analysis_temperature(

@@ -36,16 +36,13 @@ _OUT = flag_groups.out("out/quickstart")
 
 def main() -> None:
   from jaxprune.calibration import batching
-  from jaxprune.pruning.checkpoint import weights
   from jaxprune.studies import inputs
   from jaxprune.studies.comparison import measure, page
   from jaxprune.studies.comparison import summary as summary_lib
 
   # Everything that can be wrong with the input is found before any work.
   source = _MODEL.open()
-  group = registry.default_group(_METHOD.value)
-  pattern = inputs.read_pattern(_PATTERN.value, _SPARSITY.value, group)
-  weights.check_job(source.config, _METHOD.value, pattern, tokens=True)
+  pattern = _read_pattern(source)
   prompts = _PROMPTS.read(source)
   calibration = _CALIBRATION.read(source, _SEED.value)
   settings = measure.Settings(
@@ -77,6 +74,17 @@ def main() -> None:
     headline = summary_lib.headline(summary)
     study.finish(summary, headline, wrote=("report.html", "pruned"))
     page.write_page(study.run, tables, summary)
+
+
+def _read_pattern(source):
+  """The pattern that the flags ask for, which the model can have."""
+  from jaxprune.pruning.checkpoint import weights
+  from jaxprune.studies import inputs
+
+  group = registry.default_group(_METHOD.value)
+  pattern = inputs.read_pattern(_PATTERN.value, _SPARSITY.value, group)
+  weights.check_job(source.config, _METHOD.value, pattern, tokens=True)
+  return pattern
 
 
 def _prune(source, pattern, calibration, study):

@@ -39,12 +39,8 @@ _ROW_LEN = flags.DEFINE_integer(
 _LEARNING_RATE = flags.DEFINE_float(
   "learning_rate", 5e-4, "Peak; 10 % warm-up, then a cosine to 0."
 )
-_NUM_SAMPLES = flags.DEFINE_integer(
-  "num_samples", 32, "Sequences to prune with.", lower_bound=1
-)
-_SEQ_LEN = flags.DEFINE_integer(
-  "seq_len", 128, "Tokens of each.", lower_bound=1
-)
+_NUM_SAMPLES = flag_groups.samples(32, about="Sequences to prune with.")
+_SEQ_LEN = flag_groups.sequence_length(128, about="Tokens of each.")
 _RESUME = flags.DEFINE_bool(
   "resume", False, "Keep the finished models of an earlier run in --out."
 )

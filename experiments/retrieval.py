@@ -17,8 +17,8 @@ from absl import flags
 
 from . import flag_groups, launch
 
-_MODEL = flags.DEFINE_string(
-  "model", None, "The dense encoder: a folder or a hub id.", required=True
+_MODEL = flag_groups.model(
+  flag_groups.REQUIRED, about="The dense encoder: a folder or a hub id."
 )
 _COLLECTION = flags.DEFINE_string(
   "collection",
@@ -32,15 +32,12 @@ _STS = flags.DEFINE_string(
   None,
   "Sentence pairs: a tab-separated file with score, sent1 and sent2.",
 )
-_CALIBRATION = flags.DEFINE_string(
-  "calibration",
+_CALIBRATION = flag_groups.calibration_text(
   "collection",
-  "`collection` for its own documents, or a text, jsonl, json.gz or parquet"
-  " file, c4, wikitext2.",
+  about="`collection` for its own documents, or a text, jsonl, json.gz or"
+  " parquet file, c4, wikitext2.",
 )
-_NUM_SAMPLES = flags.DEFINE_integer(
-  "num_samples", 128, "Calibration documents.", lower_bound=1
-)
+_NUM_SAMPLES = flag_groups.samples(128, about="Calibration documents.")
 _MAX_TOKENS = flags.DEFINE_integer(
   "max_tokens", 256, "Texts are cut to so many tokens.", lower_bound=3
 )
@@ -72,7 +69,7 @@ _OUT = flag_groups.out()
 def main() -> None:
   from jaxprune.studies.retrieval import measure, page, summary
 
-  source = measure.open_encoder(_MODEL.value, _MAX_TOKENS.value)
+  source = measure.open_encoder(_MODEL.model.value, _MAX_TOKENS.value)
   variants = measure.variants(_wanted())
   measure.check(variants, source.config)
   texts = measure.read_texts(

@@ -57,14 +57,7 @@ def main() -> None:
     answer_as=_ANSWER_AS.value,
     cue=_CUE.value,
   )
-  settings = measure.Settings(
-    answer_as=_ANSWER_AS.value,
-    cue=_CUE.value,
-    analysis_temperature=_ANALYSIS_TEMPERATURE.value,
-    num_subsets=_NUM_SUBSETS.value,
-    batch=min(_BATCH.value, len(items)),
-    seed=_SEED.value,
-  )
+  settings = _settings(len(items))
   with launch.study(
     _OUT.value,
     seeds={"subsets": _SEED.value, "bootstrap": _SEED.value},
@@ -84,6 +77,20 @@ def main() -> None:
       settings,
       lambda token: tokenizer.decode([token], skip_special_tokens=False),
     )
+
+
+def _settings(questions):
+  """How `questions` questions are compared, from the flags."""
+  from jaxprune.studies.subspace import measure
+
+  return measure.Settings(
+    answer_as=_ANSWER_AS.value,
+    cue=_CUE.value,
+    analysis_temperature=_ANALYSIS_TEMPERATURE.value,
+    num_subsets=_NUM_SUBSETS.value,
+    batch=min(_BATCH.value, questions),
+    seed=_SEED.value,
+  )
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ FILES = [
   for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 # Numbers and names here may only go down.
-MOST_PRIVATE_USES = 1
-MOST_WIDE_FUNCTIONS = 6
-LONG_MAINS = {"quickstart", "subspace", "trajectories"}
+MOST_PRIVATE_USES = 0
+MOST_WIDE_FUNCTIONS = 1
 
 
 def functions(path):
@@ -62,10 +61,10 @@ def test_few_functions_have_more_than_eight_parameters():
 
 
 def test_a_main_has_at_most_forty_lines():
-  long = {}
+  long = []
   for path in (ROOT / "experiments").glob("*.py"):
     for function in functions(path):
       lines = function.end_lineno - function.lineno + 1
       if function.name == "main" and lines > 40:
-        long[path.stem] = lines
-  assert set(long) <= LONG_MAINS, long
+        long.append(f"{path.stem}: {lines}")
+  assert not long
