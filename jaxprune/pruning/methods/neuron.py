@@ -14,7 +14,6 @@ Differs from the reference in: both variants; exact counts, ties by index; the
 slimmer kernels.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -163,4 +162,6 @@ def neuron(
   return *mask_neurons(mlp, keep_F), None
 
 
-neuron_root = functools.partial(neuron, root=True)
+def neuron_root(*inputs: Any) -> tuple[Tree, Tree, None]:
+  """`neuron` by the square root of s_j."""
+  return neuron(*inputs, root=True)
