@@ -126,7 +126,7 @@ def test_counts_dtypes_and_layers():
   np.testing.assert_array_equal(masks["gate"], masks["up"])
   np.testing.assert_array_equal(masks["gate"].T, masks["down"])
   stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), mlp)
-  both, _ = jax.vmap(f)(stacked)
+  both, *_ = jax.vmap(f)(stacked)
   np.testing.assert_array_equal(both["up"]["kernel"][0], new["up"]["kernel"])
   np.testing.assert_array_equal(
     both["up"]["kernel"][1], 2 * new["up"]["kernel"]
