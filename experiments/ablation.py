@@ -16,7 +16,7 @@ with the configurations kl_attention:4, drop_attention:4, ...
 A row of the records is one sequence (`document`), and a sublayer (protocol
 `single`) or a set of dropped sublayers (protocol `selection`).
 
-Reference: He et al., LLM-Drop, arXiv:2406.15786; see `probes.ablation`.
+Reference: He et al., LLM-Drop, arXiv:2406.15786.
 """
 
 from absl import flags
@@ -86,7 +86,7 @@ def main() -> None:
 def _read_tokens(source):
   """Tokens that choices look at, and tokens that sets are measured on."""
   seen = _CALIBRATION.read(source, _SEED.value)
-  # Far from every seed that anybody would choose on.
+  # Far from every seed that a choice would be made with.
   held_out = _CALIBRATION.read(
     source, _SEED.value + 2**20, name=_HELD_OUT.value
   )

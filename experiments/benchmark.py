@@ -6,11 +6,11 @@
   python -m experiments.benchmark --suite=methods --model=pocket --out=OUT
 
 Random weights of two shapes: S (Qwen2, width 256, 8 layers) and M (width 896,
-24 layers, MLP 4864, vocabulary 32000, tied). Every piece of work is timed as
-A B A B: the PyTorch reference, then jaxprune, after one warm-up each; medians
-and their ratio are printed and written. What a first call costs (compilation)
-is written apart. With --threads=1 processor seconds say more where others use
-the machine: idle threads of PyTorch wait busily. `models` and `transitions`
+24 layers, MLP 4864, vocabulary 32000, tied). Every piece of work is timed as A
+B A B: the PyTorch reference, then jaxprune, after one warm-up each; medians and
+their ratio are printed and written. The time of a first call, with compilation,
+is a number of its own. With --threads=1 processor seconds say more where others
+use the machine: idle threads of PyTorch wait busily. `models` and `transitions`
 need the `reference` extra.
 
 Suite `models`, on random weights:
@@ -21,9 +21,9 @@ Suite `models`, on random weights:
   wanda_2of4   the same at 2:4
 
 Suite `transitions`, on random weights or --model: each attention and MLP
-against its pruned twin at every decoding step, beside one metric at a time in
-PyTorch; with --batch our side decodes several prompts at once and is charged
-per prompt.
+against its pruned counterpart at every decoding step, beside one metric at a
+time in PyTorch; with --batch our side decodes several prompts at once and is
+charged per prompt.
 
 Suite `methods`, on --model (pocket where it is not given): the error of a layer
 and the seconds of every method, beside Wanda's.

@@ -81,9 +81,9 @@ def main() -> None:
     scores.start(folder, job)
     todo = measure.jobs(wanted, seeds)
     progress = study.progress("configuration", len(todo))
-    found = measure.measure(dense, todo, drawn, folder, progress.step)
-    study.run.write_all(scores.rows(found))
-    numbers = summary.summarise(found)
+    measured = measure.measure(dense, todo, drawn, folder, progress.step)
+    study.run.write_all(scores.rows(measured))
+    numbers = summary.summarise(measured)
     study.run.write_page(page.render(numbers, study.description))
     study.finish(numbers, summary.headline(numbers))
 

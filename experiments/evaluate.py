@@ -70,10 +70,10 @@ def main() -> None:
     models=sources,
     extra_fields=measure.FIELDS,
   ) as study:
-    found = measure.measure(
+    measured = measure.measure(
       sources, tasks, study.run, study.progress("model", len(sources))
     )
-    numbers = summary.summarise(found, _SEED.value)
+    numbers = summary.summarise(measured, _SEED.value)
     study.run.write_page(page.render(numbers, study.description))
     study.finish(numbers, summary.headline(numbers))
 

@@ -351,13 +351,13 @@ def models(
     about_pruned: the help text of --pruned.
     alias: whether --model is a second name of --dense.
   """
-  found = Models(
+  holders = Models(
     dense=_define(flags.DEFINE_string, "dense", dense, about_dense),
     pruned=_define(flags.DEFINE_string, "pruned", pruned, about_pruned),
   )
   if alias:
     flags.DEFINE_alias("model", "dense")
-  return found
+  return holders
 
 
 def prompts(
@@ -379,13 +379,13 @@ def prompts(
     about_limit: the help text of --limit.
     about_max_new_tokens: the help text of --max_new_tokens.
   """
-  found = Prompts(
+  holders = Prompts(
     prompts=prompt_file(default, about=about),
     limit=_limit(limit, about_limit),
     max_new_tokens=new_tokens(max_new_tokens, about=about_max_new_tokens),
   )
   flags.DEFINE_alias("num_prompts", "limit")
-  return found
+  return holders
 
 
 def comparison(*, max_new_tokens: int, pruned: Any = REQUIRED) -> Comparison:
@@ -463,7 +463,12 @@ def limit(
   *,
   about: str = "Only the first so many items of each task.",
 ) -> flags.FlagHolder[int | None]:
-  """Define --limit alone, for scripts that read no prompts."""
+  """Define --limit alone, for scripts that read no prompts.
+
+  Args:
+    default: number of items; None is all.
+    about: help text.
+  """
   return _limit(default, about)
 
 
@@ -543,9 +548,9 @@ def configurations(
     default: METHOD:AMOUNT each.
     about: the help text.
   """
-  found = flags.DEFINE_list("configurations", default, about)
+  holder = flags.DEFINE_list("configurations", default, about)
   flags.DEFINE_alias("cells", "configurations")
-  return found
+  return holder
 
 
 def survival() -> flags.FlagHolder[float]:

@@ -62,7 +62,8 @@ def run(main: Callable[[], None]) -> None:
   def entry(argv: list[str]) -> None:
     if len(argv) > 1:
       raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    # absl shows what JAX logs of every accelerator that is not there.
+    # Without this absl shows what JAX logs about every accelerator that is
+    # absent.
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)
     _clock.restart()
     try:
@@ -95,7 +96,7 @@ def _telling(name: str) -> Iterator[None]:
   before = logger.level, logger.propagate
   logger.addHandler(handler)
   logger.setLevel(python_logging.INFO)
-  logger.propagate = False  # absl would print it again
+  logger.propagate = False  # absl would print the message again
   try:
     yield
   finally:
@@ -139,8 +140,8 @@ def say(text: str) -> None:
 
 def flag_values() -> dict[str, Any]:
   """The script's own flags with their resolved values, for run.json."""
-  own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-  return {flag.name: flag.value for flag in own}
+  script_flags = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+  return {flag.name: flag.value for flag in script_flags}
 
 
 class Study:
@@ -253,7 +254,18 @@ def describe(
   prompts: "prompts_lib.Prompts | Mapping[str, Any] | None" = None,
   notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-  """What run.json says of this script; the arguments are those of `study`."""
+  """What run.json says of this script.
+
+  Args:
+    seeds: by name, what was drawn with them.
+    models: checkpoints or folders, by name or alone, whose hashes are kept.
+    calibration: tokens that the method looked at, or a description of them.
+    prompts: what the models read, or a description of it.
+    notes: other entries.
+
+  Returns:
+    A JSON-able dict.
+  """
   from jaxprune import report
   from jaxprune.calibration import tokens
   from jaxprune.studies import inputs
@@ -307,7 +319,7 @@ class Progress:
     """Tell that unit `index` is finished, with what was measured there."""
     if is_quiet():
       return
-    self._done += 1  # not index + 1: a resumed run begins in the middle
+    self._done += 1  # not index + 1, because a resumed run begins in the middle
     shown = {k: f"{v:.4g}" for k, v in numbers.items() if v is not None}
     if self._bar is not None:
       self._bar.update(index + 1 - self._bar.n)

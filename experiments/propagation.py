@@ -10,9 +10,9 @@ Prunes the model once per configuration and calibration seed, or takes one
 read that text, and the change of every output is divided exactly: the weights
 are moved from dense to pruned, and the derivative by each sublayer's
 coefficient is integrated on the way (`probes.propagation`). The contributions
-add up to the true change; summary.json says how nearly, as `completeness_error`
-(the worst of all models, read-outs and of the logits), and more quadrature
-nodes are taken until that is below --tolerance. Beside them stand
+add up to the true change; `completeness_error` in summary.json is the error of
+that sum (the worst of all models, read-outs and of the logits), and quadrature
+nodes are added until it is below --tolerance. Beside them stand
 
   first order    what the derivative at the dense model would have said, and up
                  to which t it holds

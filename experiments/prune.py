@@ -19,8 +19,8 @@ removes first what changes the residual stream least (similarity, one layer in
 memory at a time); kl_* what changes the output least: KL(dense || without it),
 the rest of the model as it is, on the calibration tokens. That holds the whole
 model in memory and passes the tokens once per candidate, kl_iterative per
-candidate and round. --allocation=kl spares the layers whose pruning alone does
-the most of it.
+candidate and round. --allocation=kl spares the layers whose pruning alone
+changes the output most.
 """
 
 import time

@@ -3,7 +3,7 @@
   python -m experiments.recover --dense=FOLDER --pruned=PRUNED \\
     --objective=distill --calibration=TEXT --steps=200 --out=RECOVERED
 
-RECOVERED is a Hugging Face checkpoint as `prune` writes it, with the masks of
+RECOVERED is a Hugging Face checkpoint of the same layout, with the masks of
 PRUNED: what was removed is still zero, what was dropped is still dropped, and
 `experiments.verify` accepts it. Beside it are run.json, records.jsonl (a row
 per step and part of the loss) and summary.json.

@@ -91,13 +91,13 @@ def _stock_difference(source):
   ids = np.random.default_rng(_SEED.value).integers(
     config.vocab_size, size=(2, min(64, config.max_positions))
   )
-  ours = unembed(config, params, forward(config, params, jnp.asarray(ids))[0])
+  logits = unembed(config, params, forward(config, params, jnp.asarray(ids))[0])
   stock = transformers.AutoModelForCausalLM.from_pretrained(
     source.folder, dtype=torch.float32
   )
   with torch.no_grad():
-    theirs = stock(torch.tensor(ids)).logits.numpy()
-  return float(abs(np.asarray(ours) - theirs).max())
+    stock_logits = stock(torch.tensor(ids)).logits.numpy()
+  return float(abs(np.asarray(logits) - stock_logits).max())
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def peak_bytes() -> int:
 
 def peak_resident_bytes() -> int:
   """Peak resident memory of this process so far, bytes."""
-  import resource  # not on Windows, where nothing else needs it
+  import resource  # absent on Windows, where nothing else needs it
 
   # Linux counts KiB, macOS bytes.
   unit = 1 if sys.platform == "darwin" else 1024

@@ -382,25 +382,25 @@ def test_allocation_by_hand():
   e = np.e
   # Logarithms 0, 1, 2: steps of the spread, the mean kept.
   np.testing.assert_allclose(
-    allocation.by_damage([1, e, e**2], 0.5, spread=0.1), [0.6, 0.5, 0.4]
+    allocation.by_loss([1, e, e**2], 0.5, spread=0.1), [0.6, 0.5, 0.4]
   )
   # A factor changes nothing; a harmless layer counts like the least harmful.
   np.testing.assert_allclose(
-    allocation.by_damage([0, 7, 7 * e, 7 * e**2], 0.5, spread=0.1),
+    allocation.by_loss([0, 7, 7 * e, 7 * e**2], 0.5, spread=0.1),
     [0.55 + 0.025, 0.55 + 0.025, 0.475, 0.375],
     atol=1e-9,
   )
-  assert allocation.by_damage([3.0, 3.0], 0.6) == (0.6, 0.6)
-  assert allocation.by_damage([0.0, 0.0], 0.6) == (0.6, 0.6)
+  assert allocation.by_loss([3.0, 3.0], 0.6) == (0.6, 0.6)
+  assert allocation.by_loss([0.0, 0.0], 0.6) == (0.6, 0.6)
   sizes = [1, 3, 2]
   clipped = np.array(
-    allocation.by_damage([1e-9, 1.0, 5.0], 0.9, spread=0.4, sizes=sizes)
+    allocation.by_loss([1e-9, 1.0, 5.0], 0.9, spread=0.4, sizes=sizes)
   )
   np.testing.assert_allclose(clipped @ sizes, 0.9 * 6, rtol=1e-9)
   assert clipped[0] > clipped[1] > clipped[2] and clipped.max() < 1
   for wrong in ([1.0, -1.0], [1.0, np.nan], [np.inf, 1.0]):
-    with pytest.raises(ValueError, match="damages"):
-      allocation.by_damage(wrong, 0.5)
+    with pytest.raises(ValueError, match="losses"):
+      allocation.by_loss(wrong, 0.5)
 
 
 # --- the script -------------------------------------------------------------

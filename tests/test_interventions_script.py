@@ -179,7 +179,7 @@ def test_nothing_pruned_is_nothing_everywhere(two_layers, tmp_path):
       assert r["kl"] < 1e-12 and r["same_text"] == 1, r
   summary = json.loads((out / "summary.json").read_text())
   assert max(summary["checks"].values()) < 1e-9
-  assert "What must come out" in (out / "report.html").read_text()
+  assert "Checks that must give 0" in (out / "report.html").read_text()
   assert (
     not (out / "work").exists() and len(list((out / "figures").iterdir())) == 6
   )

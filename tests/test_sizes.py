@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = [
@@ -68,3 +69,29 @@ def test_a_main_has_at_most_forty_lines():
       if function.name == "main" and lines > 40:
         long.append(f"{path.stem}: {lines}")
   assert not long
+
+
+def test_public_functions_of_two_parameters_or_more_have_args():
+  bare = []
+  for path in FILES:
+    for node in ast.parse(path.read_text()).body:
+      if not isinstance(node, ast.FunctionDef) or is_private(node.name):
+        continue
+      arguments = node.args
+      count = len(arguments.posonlyargs + arguments.args + arguments.kwonlyargs)
+      if count >= 2 and "Args:" not in (ast.get_docstring(node) or ""):
+        bare.append(f"{path.relative_to(ROOT)}: {node.name}")
+  assert not bare, "\n".join(bare)
+
+
+def test_docstrings_say_it_themselves():
+  vague = []
+  for path in FILES:
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)):
+        text = ast.get_docstring(node) or ""
+        vague += [
+          f"{path.relative_to(ROOT)}: {phrase}"
+          for phrase in re.findall(r"[Ll]ikewise|\b[Aa]s in `|: as `", text)
+        ]
+  assert not vague, "\n".join(vague)

@@ -221,7 +221,7 @@ def test_spellings_add_up():
   got = probes.option_scores(tokens_CSM.sum(-1).astype("f"))
   np.testing.assert_allclose(np.exp(got), [0.35, 0.07], rtol=1e-6)
   for shape in ((2,), (2, 3)):
-    with pytest.raises(ValueError, match=r"give \[C, S\]"):
+    with pytest.raises(ValueError, match=r"give \[C, U\]"):
       probes.option_scores(np.zeros(shape), mask)
 
 
@@ -358,7 +358,7 @@ def test_errors():
     probes.compare_tokens(z, z, np.array([[3], [3]]))
   with pytest.raises(ValueError, match="token id -1 is not in"):
     probes.compare_matched(jax.random.key(0), z, z, np.array([[-1]]), 2)
-  with pytest.raises(ValueError, match=r"give \[C, S\]"):
+  with pytest.raises(ValueError, match=r"give \[C, U\]"):
     probes.compare_tokens(z, z, np.array([1, 2]))
   with pytest.raises(ValueError, match="same length"):
     probes.compare_options(z, z[:3])

@@ -1,4 +1,10 @@
-"""What may a method look at? Token sequences and sums over what they cause."""
+"""What may a method look at? Calibration tokens and sums over kernel inputs.
+
+documents, tokenizer, tokens, prompts   from files to token ids
+batching                                batches of one shape
+statistics, moments                     sums over the inputs of a kernel
+observers                               those sums by name
+"""
 
 from jaxprune.calibration.documents import read_documents
 from jaxprune.calibration.prompts import Prompts, left_pad, read_prompts

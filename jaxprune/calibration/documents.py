@@ -130,7 +130,7 @@ def read_rows(path: str | os.PathLike, fields: tuple[str, ...]) -> list[str]:
     fields: accepted names of the text; the first that an entry has is read.
 
   Raises:
-    ValueError: as `read_documents`.
+    ValueError: the source is missing, of unknown format, broken or all blank.
   """
   path = pathlib.Path(path)
   with _open(path) as file:
@@ -154,7 +154,7 @@ def read_entries(
       field, or there is none.
   """
   path = pathlib.Path(path)
-  found = []
+  entries = []
   with _open(path) as file:
     for place, entry in _json_entries(file, path):
       missing = (
@@ -167,10 +167,10 @@ def read_entries(
           f"{path}: {place}: has no field {', '.join(missing)}; every entry"
           f" needs {', '.join(fields)}"
         )
-      found.append(entry)
-  if not found:
+      entries.append(entry)
+  if not entries:
     raise ValueError(f"{path}: no entry in it; give another file")
-  return found
+  return entries
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -270,9 +270,9 @@ def _text_of(entry: Any, fields: tuple[str, ...], place: str) -> str:
         f"{place}: field {field} is {type(entry[field]).__name__}, not a"
         " string; remove or mend the row"
       )
-  found = ", ".join(sorted(map(str, entry))[:8]) or "none"
+  others = ", ".join(sorted(map(str, entry))[:8]) or "none"
   raise ValueError(
-    f"{place}: no field {' or '.join(fields)} (it has {found}); rename it or"
+    f"{place}: no field {' or '.join(fields)} (it has {others}); rename it or"
     " name another field"
   )
 
@@ -326,7 +326,8 @@ def _from_hub(name: str, held_out: bool) -> list[str]:
       split=split,
       data_files=None if file is None else {split: file},
     )
-  except Exception as error:  # it raises many unrelated types when offline
+  # the hub client raises many unrelated types when offline
+  except Exception as error:
     reason = " ".join(str(error).split())
     raise ValueError(
       f"{name}: {path} is not to be had from the hub"

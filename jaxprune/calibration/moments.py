@@ -65,10 +65,10 @@ class Moments:
 
 def _flat(x_BTI: jax.Array, valid_BT: jax.Array | None):
   """Tokens in rows, float32, zero where not valid; and the weight of each."""
-  x_NI = rearrange(valid_inputs(x_BTI, valid_BT), "B T I -> (B T) I")
+  x_RI = rearrange(valid_inputs(x_BTI, valid_BT), "B T I -> (B T) I")
   if valid_BT is None:
-    return x_NI, jnp.ones((x_NI.shape[0],), jnp.float32)
-  return x_NI, rearrange(valid_BT, "B T -> (B T)").astype(jnp.float32)
+    return x_RI, jnp.ones((x_RI.shape[0],), jnp.float32)
+  return x_RI, rearrange(valid_BT, "B T -> (B T)").astype(jnp.float32)
 
 
 def observe_mean_abs(
@@ -83,8 +83,8 @@ def observe_mean_abs(
   Returns:
     MeanAbs of this batch.
   """
-  x_NI, weight_N = _flat(x_BTI, valid_BT)
-  return MeanAbs(sum_abs=jnp.abs(x_NI).sum(axis=0), tokens=weight_N.sum())
+  x_RI, weight_R = _flat(x_BTI, valid_BT)
+  return MeanAbs(sum_abs=jnp.abs(x_RI).sum(axis=0), tokens=weight_R.sum())
 
 
 def observe_moments(
@@ -99,12 +99,12 @@ def observe_moments(
   Returns:
     Moments of this batch.
   """
-  x_NI, weight_N = _flat(x_BTI, valid_BT)
-  tokens = weight_N.sum()
-  mean_I = x_NI.sum(axis=0) / jnp.maximum(tokens, 1)
-  centred_NI = (x_NI - mean_I[None, :]) * weight_N[:, None]
+  x_RI, weight_R = _flat(x_BTI, valid_BT)
+  tokens = weight_R.sum()
+  mean_I = x_RI.sum(axis=0) / jnp.maximum(tokens, 1)
+  centred_RI = (x_RI - mean_I[None, :]) * weight_R[:, None]
   return Moments(
-    mean=mean_I, sum_centred=(centred_NI**2).sum(axis=0), tokens=tokens
+    mean=mean_I, sum_centred=(centred_RI**2).sum(axis=0), tokens=tokens
   )
 
 

@@ -1,7 +1,8 @@
 """Which statistics of kernel inputs are there, by the name that methods use?
 
-A literal table of monoids: what a method of `pruning.registry` asks for, a
-driver observes batch by batch and merges.
+A literal table: name, and the function that sums the statistics of one batch.
+`pruning.checkpoint.layer` looks up what a method of `pruning.registry` needs,
+sums it batch by batch and merges the sums.
 """
 
 import dataclasses

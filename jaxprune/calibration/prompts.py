@@ -60,8 +60,8 @@ def read_prompts(
     source: the file.
     tokenizer: from `tokenizer.load_tokenizer`; not needed for token ids.
     limit: read the first so many; None is all.
-    add_bos: see `tokenizer.encode`.
-    bos_id: see `tokenizer.encode`.
+    add_bos: whether BOS stands first; None asks the tokenizer.
+    bos_id: id of BOS, needed where it is added.
     vocab_size: ids must be below it; None does not check.
 
   Raises:
@@ -99,7 +99,8 @@ def read_prompt_texts(path: str | os.PathLike) -> list[str]:
   """Read prompts as text from .txt, .jsonl or .json, perhaps with .gz.
 
   Raises:
-    ValueError: as `read_prompts`.
+    ValueError: the file is missing, broken or of unknown format, or holds no
+      prompt or an empty one.
   """
   kind = documents.file_format(path)
   if kind == ".txt":

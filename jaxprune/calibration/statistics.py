@@ -133,7 +133,7 @@ def observe_squares(
     ValueError: inputs or valid of another shape.
   """
   x_BTI, sequences, tokens = _count(x_BTI, valid_BT)
-  # Over tokens first: two short sums round less than a long one.
+  # The sum over tokens comes first: two short sums round less than a long one.
   sum_BI = jnp.sum(jnp.square(x_BTI), axis=1)
   return SquaredNorm(
     sum_squares=jnp.sum(sum_BI, axis=0), sequences=sequences, tokens=tokens
@@ -144,18 +144,18 @@ def observe_gram(x_BTI: jax.Array, valid_BT: jax.Array | None = None) -> Gram:
   """Sum the outer product of the inputs over the tokens of a batch.
 
   Args:
-    x_BTI: as in `observe_squares`.
-    valid_BT: as in `observe_squares`.
+    x_BTI: input of a kernel, [B, T, I], any float dtype.
+    valid_BT: bool [B, T], True where a token counts; None for all.
 
   Returns:
     Gram of this batch.
 
   Raises:
-    ValueError: as `observe_squares`.
+    ValueError: inputs or valid of another shape.
   """
   x_BTI, sequences, tokens = _count(x_BTI, valid_BT)
-  x_NI = rearrange(x_BTI, "B T I -> (B T) I")
-  sum_II = jnp.einsum("NI,NJ->IJ", x_NI, x_NI, precision=_HIGHEST)
+  x_RI = rearrange(x_BTI, "B T I -> (B T) I")
+  sum_II = jnp.einsum("RI,RJ->IJ", x_RI, x_RI, precision=_HIGHEST)
   return Gram(sum_outer=sum_II, sequences=sequences, tokens=tokens)
 
 

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
   import tokenizers
 
 SAMPLINGS = ("documents", "joined", "packed")
-# Draws in a row that find no long enough document. A corpus where one in ten
-# thousand is long enough fails by chance less than once in 20,000 runs.
+# How many draws in a row may find no document that is long enough. A corpus
+# where one in ten thousand is long enough fails by chance less than once in
+# 20,000 runs.
 _MAX_REJECTIONS = 100_000
 
 
@@ -45,7 +46,7 @@ class Calibration:
   """Token sequences with their origin.
 
   Attributes:
-    tokens: int32 [n, T].
+    tokens: int32 [X, T].
     source: file or data set.
     sampling: one of SAMPLINGS, or 'given' for token ids read from a file.
     seed: of the draws; None where nothing was drawn.
@@ -106,7 +107,7 @@ class Draw:
       'documents' otherwise.
     division: see `documents.read_documents`; None is 'rows' for 'joined' and
       'auto' otherwise.
-    field: see `documents.read_documents`.
+    field: name of the text in .json, .jsonl and .parquet files.
   """
 
   num_samples: int = 128
@@ -122,8 +123,9 @@ class Vocabulary:
   """What the model says of token ids.
 
   Attributes:
-    add_bos: see `tokenizer.encode`; of each document, or of the joined text.
-    bos_id: see `tokenizer.encode`.
+    add_bos: whether BOS stands before each document, or before the joined
+      text; None asks the tokenizer.
+    bos_id: id of BOS, needed where it is added.
     eos_id: stands behind each document of 'packed'.
     size: ids must be below it; None does not check.
   """
@@ -144,7 +146,7 @@ def read_calibration(
 
   Args:
     source: see `documents.read_documents`; or an .npz with token ids under
-      `calibration` [n, T], which are used exactly as they are: only the size of
+      `calibration` [X, T], which are used exactly as they are: only the size of
       the vocabulary matters then.
     tokenizer: from `tokenizer.load_tokenizer`.
     draw: which sequences are taken.
@@ -312,7 +314,7 @@ def _windows(ids, shape, seed, name):
 
 
 def _cut(ids: Sequence[int], seq_len: int, generator: random.Random):
-  # The last window is never drawn: so in the reference.
+  # The last window is never drawn; the reference does the same.
   start = generator.randint(0, len(ids) - seq_len - 1)
   return ids[start : start + seq_len]
 

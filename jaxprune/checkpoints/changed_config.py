@@ -75,9 +75,9 @@ def _write_rope(hf: dict[str, Any], rope: RopeConfig) -> None:
   original = "original_max_position_embeddings"
   length = dict(rope.scaling).get(original)
   new = hf.get("rope_parameters")
-  # Where both are there, transformers 5 reads the older one.
+  # If both keys are there, transformers 5 reads the older one.
   used = dict(hf.get("rope_scaling") or new or {})
-  # transformers 5 goes by the outer length, 4 by the inner one.
+  # transformers 5 reads the outer length, transformers 4 the inner one.
   contradicts = (
     length is not None and original in hf and used.get(original) != length
   )

@@ -183,7 +183,8 @@ def finish_export(export: Export, outer: Tree | None = None) -> pathlib.Path:
     The final folder.
 
   Raises:
-    ValueError: a layer is not finished, or as `write_layer`.
+    ValueError: a layer is not finished, or a leaf of `outer` is missing,
+      misshapen, not finite or too large for the dtype of the source.
   """
   config, work = export.config, export.work
   missing = sorted(set(range(config.num_layers)) - {*finished_layers(export)})
@@ -252,7 +253,9 @@ def save_params(
     The final folder.
 
   Raises:
-    ValueError: as `start_export`, `write_layer` and `finish_export`.
+    ValueError: the folder is in use, another job's work lies beside it, or a
+      leaf is missing, extra, misshapen, not finite or too large for the dtype
+      of the source.
   """
   leaves = names.flatten(params)
   stacked = {

@@ -127,7 +127,8 @@ def _read_index(folder: pathlib.Path) -> dict[str, set[str]]:
     )
   listed: dict[str, set[str]] = {}
   for name, shard in weight_map.items():
-    # Before it is a dictionary key: a list here would be a TypeError.
+    # Checked before it becomes a dictionary key: a list would raise TypeError
+    # there.
     if not isinstance(shard, str) or not shard.endswith(".safetensors"):
       raise ValueError(
         f"{path}: {shard!r} for tensor {name!r} is not a .safetensors file"

@@ -28,8 +28,8 @@ from jaxprune.checkpoints.source import WEIGHT_DTYPES, Source, open_checkpoint
 Tree = dict[str, Any]
 Sharding = jax.sharding.Sharding
 
-# Copied beside exported weights, and all that is fetched from the hub beside
-# the weights.
+# These files are copied beside exported weights; of the hub only these and the
+# weights are fetched.
 TOKENIZER_FILES = (
   "tokenizer.json",
   "tokenizer_config.json",
@@ -113,7 +113,7 @@ def read_layer(source: Source, index: int) -> Tree:
 
 
 def read_outer(source: Source) -> Tree:
-  """Read what lies outside the layers, as `read_layer` does.
+  """Read what lies outside the layers: numpy arrays in the dtype of the file.
 
   Raises:
     ValueError: a NaN or an infinity, or a tied model whose copy of the head
@@ -146,8 +146,8 @@ def load_params(
     (config, params), leaves jax arrays.
 
   Raises:
-    ValueError: as `open_checkpoint`, `read_layer` and `read_outer`; a value
-      too large for `dtype`.
+    ValueError: a file or tensor that is missing or not what config.json says,
+      a NaN or an infinity, or a value too large for `dtype`.
   """
   source = folder_or_source
   if not isinstance(source, Source):
@@ -265,7 +265,7 @@ def _load(source, path, row, num_layers, dtype, sharding) -> jax.Array:
         out,
         chosen,
       )
-      list(filled)  # raises what a thread raised, lowest layer first
+      list(filled)  # raises the exception of a thread, lowest layer first
     return out
 
   placement = sharding(path, shape) if sharding is not None else None

@@ -1,7 +1,7 @@
 """How is a tree of arrays kept between runs of our own?
 
-The two functions hide orbax v1 (`orbax.checkpoint.v1`), whose names are still
-to move: gradients, statistics, activations and sharded parameters go here;
+The two functions hide orbax v1 (`orbax.checkpoint.v1`), whose module will be
+renamed: gradients, statistics, activations and sharded parameters go here;
 models for other programs go to `export`. Orbax writes to a temporary folder
 and renames it; every process must call both functions.
 """

@@ -146,7 +146,8 @@ def write_shard(
         f"{path}: tensor {name!r} has dtype {array.dtype}; cast it to one of"
         f" {', '.join(DTYPES)}"
       )
-  # Widest first keeps every tensor aligned to its item size.
+  # The widest items come first, which keeps every tensor aligned to its item
+  # size.
   names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
   header, offset = {"__metadata__": dict(metadata)}, 0
   for name in names:
@@ -182,7 +183,8 @@ def copy_into(out: np.ndarray, array: np.ndarray) -> None:
     if array.flags.c_contiguous:
       out[...] = array
       return
-    # Column tiles keep the strided side in cache: half the time.
+    # Tiles of columns keep the strided side in the cache, which halves the
+    # time.
     for i in range(0, out.shape[-1], _TILE):
       out[..., i : i + _TILE] = array[..., i : i + _TILE]
 

@@ -1,4 +1,11 @@
-"""What does pruning do to tasks?
+"""How well does a model do its tasks?
+
+perplexity, loglikelihoods   the probability of a given text
+multiple_choice              the likeliest option of a question
+generation                   texts that a model writes
+code_execution               tests of code that a model wrote
+embeddings, sentences        vectors of texts, of a decoder or an encoder
+retrieval                    rankings of documents by those vectors
 
 The adapters, `lm_eval_adapter` and `mteb_adapter`, are not imported here: they
 need packages of their own.

@@ -129,7 +129,7 @@ def mbpp_program(task: Mapping[str, Sequence[str]], completion: str) -> str:
   )
 
 
-# What ends a completion: the function is over where one of these begins.
+# Where one of these begins, the function is over, and so is the completion.
 HUMANEVAL_STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\nassert")
 MBPP_STOP = ("\nassert", "\nprint", "[DONE]")
 

@@ -95,7 +95,8 @@ def continue_prompts(
     One for each prompt.
 
   Raises:
-    ValueError: as `models.generate`; a prompt or a stop string is empty.
+    ValueError: a prompt or a stop string is empty; a prompt and its new tokens
+      exceed the context of the model, or an id is outside the vocabulary.
   """
   if not prompts or not all(map(len, prompts)):
     raise ValueError("prompts: give at least one, each with a token")
@@ -131,10 +132,10 @@ def continue_prompts(
         key=key,
         gates=gates,
       )
-      tokens_BM, lengths_B = map(np.asarray, (written.tokens, written.lengths))
+      tokens_BR, lengths_B = map(np.asarray, (written.tokens, written.lengths))
       for row, index in enumerate(part[:count]):
         continuations[index] = _finish(
-          config, tokenizer, tokens_BM[row, : lengths_B[row]].tolist(), stop
+          config, tokenizer, tokens_BR[row, : lengths_B[row]].tolist(), stop
         )
   return continuations
 
@@ -207,8 +208,8 @@ def first_divergence(
   Returns:
     Where one is the beginning of the other, the length of the shorter.
   """
-  for index, (mine, theirs) in enumerate(zip(tokens, reference)):
-    if mine != theirs:
+  for index, (token, other) in enumerate(zip(tokens, reference)):
+    if token != other:
       return index
   shorter = min(len(tokens), len(reference))
   return None if len(tokens) == len(reference) else shorter

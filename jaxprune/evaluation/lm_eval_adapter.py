@@ -9,10 +9,10 @@ continuation. Importing this file registers it as `jaxprune`, so
 
 is the harness's own command line. It needs the extra `eval`, and not torch.
 
-Reference: lm-evaluation-harness 0.4.13, HFLM (backend `hf`), for what becomes
-of special tokens. Where the tokenizer puts one in front by itself, a whole text
-gets it behind the prefix token: two there, as in HFLM, so that perplexities
-compare.
+Reference: lm-evaluation-harness 0.4.13, HFLM (backend `hf`), for special
+tokens. Where the tokenizer itself puts a special token in front, a whole text
+begins with two, the prefix token and that one, so that perplexities compare
+with those of HFLM.
 Differs from the reference in: parallelism is inside the forward pass, so the
 harness sees one process (`world_size` 1); no thinking tokens are removed.
 """
@@ -72,7 +72,8 @@ class JaxpruneLM(TemplateLM):
       device: must be None; JAX finds the device.
 
     Raises:
-      ValueError: as `load_params`; no decoder; an option out of range.
+      ValueError: a checkpoint that cannot be read or is no decoder, or an
+        option that is out of range.
     """
     super().__init__()
     del max_batch_size
@@ -159,7 +160,7 @@ class JaxpruneLM(TemplateLM):
     )
 
   def _loglikelihood_tokens(self, requests, **_):
-    """Of ((context, continuation), ids, ids): (nats, greedy) each."""
+    """(nats, greedy) of each request ((context, continuation), ids, ids)."""
     pairs = []
     for _, head, tail in requests:
       kept = max(1, self.max_length + 1 - len(tail))
@@ -180,15 +181,17 @@ class JaxpruneLM(TemplateLM):
     del disable_tqdm
     windows, owners = [], []
     for index, request in enumerate(requests):
-      own = get_rolling_token_windows(
+      request_windows = get_rolling_token_windows(
         token_list=self.tok_encode(request.args[0]),
         prefix_token=self.prefix_token_id,
         max_seq_len=self.max_length,
         context_len=1,
       )
-      own = [(None, *make_disjoint_window(window)) for window in own]
-      windows += own
-      owners += [index] * len(own)
+      request_windows = [
+        (None, *make_disjoint_window(window)) for window in request_windows
+      ]
+      windows += request_windows
+      owners += [index] * len(request_windows)
     totals = [0.0] * len(requests)
     for owner, (nats, _) in zip(owners, self._loglikelihood_tokens(windows)):
       totals[owner] += nats
@@ -197,7 +200,7 @@ class JaxpruneLM(TemplateLM):
     return totals
 
   def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-    """Continuations up to a stop string, those of like options together."""
+    """Continuations up to a stop string; equal options share a batch."""
     del disable_tqdm
     groups: dict[str, list[int]] = {}
     for index, request in enumerate(requests):

@@ -69,8 +69,8 @@ def encode_pair(
     tokenizer: from `calibration.load_tokenizer`.
     context: text; may be empty.
     continuation: text, not empty.
-    add_bos: see `calibration.encode`.
-    bos_id: see `calibration.encode`.
+    add_bos: whether BOS stands first; None asks the tokenizer.
+    bos_id: id of BOS, needed where it is added.
     empty_context: id to condition on when the context is empty.
 
   Raises:
@@ -84,7 +84,7 @@ def encode_pair(
         " give every question a context"
       )
     head, tail = [empty_context], encode(tokenizer, continuation, False)
-    if tail[:1] == head:  # the text brings its own
+    if tail[:1] == head:  # the tokenizer has put BOS in front already
       tail = tail[1:]
   else:
     kept = context.rstrip()
@@ -194,21 +194,21 @@ def continuation_scores(
     first_B[:, None] - 1 + jnp.arange(steps * at_once)[None], length - 1
   )
 
-  def score(place_BC):
-    x_BCD = jnp.take_along_axis(x_BTD, place_BC[..., None], axis=1)
-    z_BCV = unembed(
-      config, params, final_norm(config, params, x_BCD), lens="raw"
+  def score(place_BR):
+    x_BRD = jnp.take_along_axis(x_BTD, place_BR[..., None], axis=1)
+    z_BRV = unembed(
+      config, params, final_norm(config, params, x_BRD), lens="raw"
     )
-    target_BC = jnp.take_along_axis(tokens_BT, place_BC + 1, axis=1)
-    z_BC = jnp.take_along_axis(z_BCV, target_BC[..., None], axis=-1)[..., 0]
+    target_BR = jnp.take_along_axis(tokens_BT, place_BR + 1, axis=1)
+    z_BR = jnp.take_along_axis(z_BRV, target_BR[..., None], axis=-1)[..., 0]
     return (
-      z_BC - jax.nn.logsumexp(z_BCV, axis=-1),
-      jnp.argmax(z_BCV, axis=-1) == target_BC,
+      z_BR - jax.nn.logsumexp(z_BRV, axis=-1),
+      jnp.argmax(z_BRV, axis=-1) == target_BR,
     )
 
-  parts = jax.lax.map(score, rearrange(place_BT, "B (S C) -> S B C", S=steps))
+  parts = jax.lax.map(score, rearrange(place_BT, "B (U R) -> U B R", U=steps))
   return tuple(
-    rearrange(part_SBC, "S B C -> B (S C)")[:, :width] for part_SBC in parts
+    rearrange(part_UBR, "U B R -> B (U R)")[:, :width] for part_UBR in parts
   )
 
 
@@ -230,7 +230,7 @@ def _batch(config, params, rows, answers, shape, gates, sharding):
   if sharding is not None:
     tokens_BT = jax.device_put(tokens_BT, sharding)
   parts = _continuation_scores(config, params, tokens_BT, first_B, width, gates)
-  nats_BC, first_BC = (
+  nats_BR, likeliest_BR = (
     np.asarray(
       part
       if part.is_fully_addressable
@@ -238,9 +238,9 @@ def _batch(config, params, rows, answers, shape, gates, sharding):
     )
     for part in parts
   )
-  mine_BC = np.arange(width)[None] < answers[:, None]
-  nats_B = np.where(mine_BC, nats_BC.astype(np.float64), 0).sum(axis=1)
-  return nats_B, (first_BC | ~mine_BC).all(axis=1)
+  in_answer_BR = np.arange(width)[None] < answers[:, None]
+  nats_B = np.where(in_answer_BR, nats_BR.astype(np.float64), 0).sum(axis=1)
+  return nats_B, (likeliest_BR | ~in_answer_BR).all(axis=1)
 
 
 def _row(config, index, head, tail) -> np.ndarray:

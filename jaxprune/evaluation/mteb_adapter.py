@@ -109,7 +109,7 @@ class MtebEncoder:
     import torch
 
     return torch.from_numpy(
-      np.einsum("ND,MD->NM", _unit(embeddings1), _unit(embeddings2))
+      np.einsum("QD,AD->QA", _unit(embeddings1), _unit(embeddings2))
     )
 
   def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:

@@ -48,7 +48,7 @@ class Joining:
 
   Attributes:
     delimiter: text between them; not part of the option's length.
-    add_bos: see `calibration.encode`.
+    add_bos: whether BOS stands first; None asks the tokenizer.
   """
 
   delimiter: str = " "
@@ -60,11 +60,11 @@ class Choices:
   """What a model says of n questions with at most C options.
 
   Attributes:
-    nats: log-likelihood of each option, float64 [n, C]; -inf where a question
+    nats: log-likelihood of each option, float64 [X, C]; -inf where a question
       has fewer options.
-    greedy: whether greedy decoding would write the option, bool [n, C].
-    bytes: UTF-8 length of each option, int64 [n, C]; 1 where there is none.
-    tokens: the same in tokens, int64 [n, C].
+    greedy: whether greedy decoding would write the option, bool [X, C].
+    bytes: UTF-8 length of each option, int64 [X, C]; 1 where there is none.
+    tokens: the same in tokens, int64 [X, C].
     answers: index of the right option, int64 [n].
     cut: questions whose context lost its beginning, bool [n].
   """
@@ -137,10 +137,11 @@ def score_questions(
     joining: how context and option become one text.
     gates: which sublayers stay; None is all.
     batch_size: options at a time; does not change the result.
-    sharding: see `loglikelihoods`.
+    sharding: of the batch; its first axis must divide `batch_size`.
 
   Raises:
-    ValueError: as `loglikelihoods`, or a question is not one.
+    ValueError: no question; one lacks a part, has an id outside the
+      vocabulary, or an option that exceeds the model's context.
   """
   for index, question in enumerate(questions):
     _check(question, f"question {index}")
@@ -207,8 +208,8 @@ def predictions(choices: Choices, normalise: bool = False) -> np.ndarray:
   Returns:
     int [n], the first of equals.
   """
-  nats_NC = choices.nats / choices.bytes if normalise else choices.nats
-  return nats_NC.argmax(axis=1)
+  nats_XC = choices.nats / choices.bytes if normalise else choices.nats
+  return nats_XC.argmax(axis=1)
 
 
 def correct(choices: Choices, normalise: bool = False) -> np.ndarray:
@@ -223,17 +224,17 @@ def correct(choices: Choices, normalise: bool = False) -> np.ndarray:
 
 def margins(choices: Choices) -> np.ndarray:
   """Nats of the answer less the best of the others; float64 [n]."""
-  index_N1 = choices.answers[:, None]
-  right_N = np.take_along_axis(choices.nats, index_N1, axis=1)[:, 0]
-  others_NC = choices.nats.copy()
-  np.put_along_axis(others_NC, index_N1, -np.inf, axis=1)
-  return right_N - others_NC.max(axis=1)
+  index_X1 = choices.answers[:, None]
+  right_X = np.take_along_axis(choices.nats, index_X1, axis=1)[:, 0]
+  others_XC = choices.nats.copy()
+  np.put_along_axis(others_XC, index_X1, -np.inf, axis=1)
+  return right_X - others_XC.max(axis=1)
 
 
 def confidences(choices: Choices) -> np.ndarray:
   """Probability of the prediction among the options; float64 [n]."""
-  shifted_NC = choices.nats - choices.nats.max(axis=1, keepdims=True)
-  return 1 / np.exp(shifted_NC).sum(axis=1)
+  shifted_XC = choices.nats - choices.nats.max(axis=1, keepdims=True)
+  return 1 / np.exp(shifted_XC).sum(axis=1)
 
 
 def calibration_error(

@@ -122,7 +122,7 @@ def score_windows(
         f"max_windows={max_windows}: must be at least 1, or None for all"
       )
     count = min(count, max_windows)
-  rows = list(rearrange(ids[: count * seq_len], "(N T) -> N T", T=seq_len))
+  rows = list(rearrange(ids[: count * seq_len], "(X T) -> X T", T=seq_len))
   nll = _score(config, params, rows, seq_len, gates, batch_size, sharding)
   return Scores(nll=nll, tokens=np.full(count, seq_len - 1))
 
@@ -225,19 +225,19 @@ def token_nll(
   x_BTD = jnp.pad(x_BTD, (*extra, (0, 0)))
 
   def score(chunk):
-    part_BCD, targets_BC = chunk
-    z_BCV = unembed(config, params, part_BCD, lens="raw")
-    z_BC = jnp.take_along_axis(z_BCV, targets_BC[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(z_BCV, axis=-1) - z_BC
+    part_BRD, targets_BR = chunk
+    z_BRV = unembed(config, params, part_BRD, lens="raw")
+    z_BR = jnp.take_along_axis(z_BRV, targets_BR[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(z_BRV, axis=-1) - z_BR
 
-  nll_SBC = jax.lax.map(
+  nll_UBR = jax.lax.map(
     score,
     (
-      rearrange(x_BTD, "B (S C) D -> S B C D", S=steps),
-      rearrange(targets_BT, "B (S C) -> S B C", S=steps),
+      rearrange(x_BTD, "B (U R) D -> U B R D", U=steps),
+      rearrange(targets_BT, "B (U R) -> U B R", U=steps),
     ),
   )
-  return rearrange(nll_SBC, "S B C -> B (S C)")[:, :length]
+  return rearrange(nll_UBR, "U B R -> B (U R)")[:, :length]
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -1,6 +1,6 @@
 """How well do scores rank the relevant documents of a query?
 
-In this file Q counts queries, D documents, and E is the width of a vector.
+Q counts queries, A documents, and D is the width of a vector.
 Ranks begin at 1; a document is relevant when its relevance is above 0.
 
   nDCG@k   = sum over ranks r <= k of rel(r) / log2(r + 1), divided by the same
@@ -52,9 +52,9 @@ def recall(
   """Fraction of the relevant documents at ranks up to k.
 
   Args:
-    ranked_relevances: see `ndcg`.
-    all_relevances: see `ndcg`.
-    k: see `ndcg`.
+    ranked_relevances: [ranks], relevance of the document at each rank.
+    all_relevances: [judged], of all judged documents, ranked or not.
+    k: ranks beyond it do not count; None is all.
 
   Returns:
     In [0, 1]; 0 where nothing is relevant.
@@ -70,8 +70,8 @@ def reciprocal_rank(
   """1 / rank of the first relevant document up to k, else 0.
 
   Args:
-    ranked_relevances: see `ndcg`.
-    k: see `ndcg`.
+    ranked_relevances: [ranks], relevance of the document at each rank.
+    k: ranks beyond it do not count; None is all.
   """
   hits = np.flatnonzero(np.asarray(ranked_relevances)[:k] > 0)
   return 1 / (1 + int(hits[0])) if hits.size else 0.0
@@ -85,9 +85,9 @@ def average_precision(
   """Mean over all relevant documents of the precision at each.
 
   Args:
-    ranked_relevances: see `ndcg`.
-    all_relevances: see `ndcg`.
-    k: see `ndcg`; what is ranked beyond it counts 0.
+    ranked_relevances: [ranks], relevance of the document at each rank.
+    all_relevances: [judged], of all judged documents, ranked or not.
+    k: ranks beyond it count 0; None is all.
 
   Returns:
     In [0, 1]; 0 where nothing is relevant.
@@ -98,78 +98,79 @@ def average_precision(
   return float(precision.sum() / relevant) if relevant else 0.0
 
 
-def rank(scores_QD: np.ndarray, k: int | None = None) -> np.ndarray:
+def rank(scores_QA: np.ndarray, k: int | None = None) -> np.ndarray:
   """Order documents by score, the largest first, ties by index.
 
   Args:
-    scores_QD: real [Q, D].
+    scores_QA: real [Q, A].
     k: only the first so many; None is all.
 
   Returns:
-    int [Q, min(k, D)], indices of documents.
+    int [Q, min(k, A)], indices of documents.
 
   Raises:
     ValueError: the scores are no matrix, or not a number somewhere.
   """
-  scores_QD = np.asarray(scores_QD)
-  if scores_QD.ndim != 2:
+  scores_QA = np.asarray(scores_QA)
+  if scores_QA.ndim != 2:
     raise ValueError(
-      f"scores: shape {list(scores_QD.shape)}; give [queries, documents]"
+      f"scores: shape {list(scores_QA.shape)}; give [queries, documents]"
     )
-  if np.isnan(scores_QD).any():
-    query, document = np.argwhere(np.isnan(scores_QD))[0]
+  if np.isnan(scores_QA).any():
+    query, document = np.argwhere(np.isnan(scores_QA))[0]
     raise ValueError(
       f"scores: query {query}, document {document} is not a number; check"
       " the embeddings"
     )
-  down_QD = -scores_QD.astype(np.result_type(scores_QD, np.float32))
-  return np.argsort(down_QD, axis=1, kind="stable")[:, :k]
+  down_QA = -scores_QA.astype(np.result_type(scores_QA, np.float32))
+  return np.argsort(down_QA, axis=1, kind="stable")[:, :k]
 
 
 def search(
-  queries_QE: np.ndarray, documents_DE: np.ndarray, k: int
+  queries_QD: np.ndarray, documents_AD: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """The k best documents of each query by dot product, in bounded memory.
 
   Args:
-    queries_QE: float32 [Q, E]; of length 1 for the cosine.
-    documents_DE: float32 [D, E], as the queries.
+    queries_QD: float32 [Q, D]; of length 1 for the cosine.
+    documents_AD: float32 [A, D], as wide as the queries.
     k: at least 1.
 
   Returns:
-    Indices int [Q, min(k, D)] as `rank` orders them, and their scores.
+    Indices int [Q, min(k, A)], the best document first, and their scores
+    float32 [Q, min(k, A)].
 
   Raises:
-    ValueError: as `rank`, the widths differ, or k is below 1.
+    ValueError: the widths differ, a score is not a number, or k is below 1.
   """
   if k < 1:
     raise ValueError(f"k={k}: must be at least 1")
-  if queries_QE.shape[1:] != documents_DE.shape[1:]:
+  if queries_QD.shape[1:] != documents_AD.shape[1:]:
     raise ValueError(
-      f"queries of width {queries_QE.shape[1:]} for documents of"
-      f" {documents_DE.shape[1:]}; embed both with one model"
+      f"queries of width {queries_QD.shape[1:]} for documents of"
+      f" {documents_AD.shape[1:]}; embed both with one model"
     )
-  queries = len(queries_QE)
+  queries = len(queries_QD)
   step = max(1, _BLOCK // max(queries, 1))
-  order_QK = np.zeros((queries, 0), np.int64)
-  best_QK = np.zeros((queries, 0), np.float32)
-  for start in range(0, len(documents_DE), step):
-    block_DE = documents_DE[start : start + step]
-    scores_QD = np.einsum("QE,DE->QD", queries_QE, block_DE, optimize=True)
-    here_QK = rank(scores_QD, k)
+  order_QA = np.zeros((queries, 0), np.int64)
+  best_QA = np.zeros((queries, 0), np.float32)
+  for start in range(0, len(documents_AD), step):
+    block_AD = documents_AD[start : start + step]
+    scores_QA = np.einsum("QD,AD->QA", queries_QD, block_AD, optimize=True)
+    here_QA = rank(scores_QA, k)
     # Earlier documents stand first, so a stable sort keeps ties by index.
-    order_QK = np.concatenate([order_QK, start + here_QK], axis=1)
-    best_QK = np.concatenate(
-      [best_QK, np.take_along_axis(scores_QD, here_QK, axis=1)], axis=1
+    order_QA = np.concatenate([order_QA, start + here_QA], axis=1)
+    best_QA = np.concatenate(
+      [best_QA, np.take_along_axis(scores_QA, here_QA, axis=1)], axis=1
     )
-    pick_QK = rank(best_QK, k)
-    order_QK = np.take_along_axis(order_QK, pick_QK, axis=1)
-    best_QK = np.take_along_axis(best_QK, pick_QK, axis=1)
-  return order_QK, best_QK
+    pick_QA = rank(best_QA, k)
+    order_QA = np.take_along_axis(order_QA, pick_QA, axis=1)
+    best_QA = np.take_along_axis(best_QA, pick_QA, axis=1)
+  return order_QA, best_QA
 
 
 def evaluate_ranking(
-  scores_QD: np.ndarray,
+  scores_QA: np.ndarray,
   qrels: Sequence[Mapping[int, float]],
   *,
   cutoffs: Sequence[int] = CUTOFFS,
@@ -177,35 +178,37 @@ def evaluate_ranking(
   """Rank all documents by their scores and measure each query.
 
   Args:
-    scores_QD: real [Q, D].
+    scores_QA: real [Q, A].
     qrels: for each query, document index to relevance.
     cutoffs: k of every measure.
 
   Returns:
-    The rows of `evaluate_order`, and in each `map` and `mrr` without a cutoff.
+    A row for each query with judgements: `question`, its index; `ndcg@k`,
+    `recall@k`, `mrr@k` and `map@k` for every cutoff; `map` and `mrr` without
+    one.
   """
-  order_QD = rank(scores_QD)
-  rows = evaluate_order(order_QD, qrels, cutoffs=cutoffs)
+  order_QA = rank(scores_QA)
+  rows = evaluate_order(order_QA, qrels, cutoffs=cutoffs)
   for row in rows:
-    ranked, judged = _relevances(order_QD, qrels, row["question"])
+    ranked, judged = _relevances(order_QA, qrels, row["question"])
     row["map"] = average_precision(ranked, judged)
     row["mrr"] = reciprocal_rank(ranked)
   return rows
 
 
 def evaluate_order(
-  order_QK: np.ndarray,
+  order_QA: np.ndarray,
   qrels: Sequence[Mapping[int, float]],
   *,
   cutoffs: Sequence[int] = CUTOFFS,
 ) -> list[dict[str, float]]:
-  """Measure a ranking that is there already, whole or its beginning.
+  """Measure a ranking of all documents, or of the best of them.
 
   Args:
-    order_QK: int [Q, K], indices of documents, the best first.
+    order_QA: int [Q, A] or fewer columns, indices of documents, the best first.
     qrels: for each query, document index to relevance.
-    cutoffs: k of every measure. Where the ranking was cut off before k (K < k
-      < D) a measure at k counts what is missing as not found.
+    cutoffs: k of every measure. Where the ranking has fewer than k columns,
+      a measure at k counts the documents that it leaves out as not found.
 
   Returns:
     A row for each query with judgements: `question`, its index, and `ndcg@k`,
@@ -215,9 +218,9 @@ def evaluate_order(
     ValueError: there are not as many judgements as queries, none at all, or a
       cutoff below 1.
   """
-  if len(order_QK) != len(qrels):
+  if len(order_QA) != len(qrels):
     raise ValueError(
-      f"qrels: {len(qrels)} entries for {len(order_QK)} queries; give one"
+      f"qrels: {len(qrels)} entries for {len(order_QA)} queries; give one"
       " mapping each, {} without judgements"
     )
   if not any(qrels):
@@ -228,7 +231,7 @@ def evaluate_order(
   for question, judgements in enumerate(qrels):
     if not judgements:
       continue
-    ranked, judged = _relevances(order_QK, qrels, question)
+    ranked, judged = _relevances(order_QA, qrels, question)
     row = {"question": question}
     for k in cutoffs:
       row |= {
@@ -241,11 +244,11 @@ def evaluate_order(
   return rows
 
 
-def _relevances(order_QK, qrels, question):
+def _relevances(order_QA, qrels, question):
   """Relevance at each rank, and of all judged documents."""
   judgements = qrels[question]
   ranked = np.array(
-    [judgements.get(int(index), 0) for index in order_QK[question]], float
+    [judgements.get(int(index), 0) for index in order_QA[question]], float
   )
   return ranked, np.array(list(judgements.values()), float)
 

@@ -63,7 +63,7 @@ def pad(
     pad_id: what stands in the padding.
 
   Returns:
-    Tokens int32 [n, T] and valid bool [n, T].
+    Tokens int32 [X, T] and valid bool [X, T].
   """
   tokens = np.full((len(ids), length), pad_id, np.int32)
   valid = np.zeros((len(ids), length), bool)

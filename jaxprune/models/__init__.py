@@ -1,4 +1,4 @@
-"""What is run: configuration, decoder, cached generation, encoder."""
+"""Which models are run? Configurations, decoder, cached generation, encoder."""
 
 from jaxprune.models.blocks import Context as Context
 from jaxprune.models.config import ModelConfig as ModelConfig

@@ -37,7 +37,7 @@ KERNEL_INPUTS = {
 # Rows of a kernel's input that a CPU multiplies at a time.
 ROWS = 512
 
-# At most so many rows meet a tied head the other way round on a CPU.
+# On a CPU a tied head meets at most this many rows from the right.
 _FEW_ROWS = 32
 
 
@@ -143,9 +143,9 @@ class Embedding(nn.Module):
     """Products with every row of the table: [..., D] to float32 [..., V]."""
     rows = math.prod(x_BTD.shape[:-1])
     if jax.default_backend() == "cpu" and 1 < rows <= _FEW_ROWS:
-      # A CPU multiplies few rows from the right, with the table as it lies, up
-      # to three times as fast; the barrier keeps the compiler from turning the
-      # product round.
+      # For few rows a CPU multiplies the table, as it lies in memory, by the
+      # rows: up to three times as fast. The barrier keeps the compiler from
+      # turning the product round.
       z_VR = jnp.einsum(
         "VD,RD->VR",
         self.table,
@@ -355,7 +355,8 @@ def by_rows(block: nn.Module, x_BTD: jax.Array, context: Context, **options):
     **options: as for `Block`.
 
   Returns:
-    As `Block`.
+    The residual [B, T, D] and the intermediates of the block by name, as
+    `block` itself returns them.
   """
   batch, length = x_BTD.shape[:2]
   size = max(

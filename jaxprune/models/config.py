@@ -1,8 +1,8 @@
 """Which decoder is this? Reads a Hugging Face config.json into a frozen value.
 
 One `ModelConfig` serves llama, mistral, qwen2 and qwen3. The JSON is read as
-transformers 5 reads it. `rope_config` reads what it says of RoPE, and
-`config_fields` decides what happens to the keys that nobody takes.
+transformers 5 reads it. `rope_config` reads the keys about RoPE, and
+`config_fields` decides what happens to the keys that nothing reads.
 
 Reference: the configuration classes of transformers 5.
 Differs from the reference in: numbers that contradict each other, or that no
@@ -199,7 +199,7 @@ def _heads(raw: Fields, family: str) -> dict[str, int | None]:
       f"must be a multiple of num_attention_heads={num_heads}",
     )
   head_dim = None
-  # Qwen3 alone has a width of its own that is not the quotient by default.
+  # Only Qwen3 has a default head width that is not the quotient.
   if raw.peek("head_dim") is not None or family == "qwen3":
     head_dim = raw.take_int("head_dim")
     field, value = "head_dim", head_dim
@@ -231,7 +231,7 @@ def _sliding(
     first = raw.take_int("max_window_layers", least=0)
     active = raw.take_bool("use_sliding_window")
   if family != "llama" and raw.peek("sliding_window") is not None:
-    # Where no layer reads it, 0 is allowed.
+    # A window of 0 is allowed where no layer reads it.
     window = raw.take_int("sliding_window", least=0)
     window = window if active else None
   elif family != "llama":
@@ -275,7 +275,7 @@ def _layer_types(
   raw: Fields, family: str, kinds: Any, default: tuple[bool, ...]
 ) -> tuple[bool, ...]:
   """Which layers slide by `layer_types`."""
-  # The last is the older name of the first.
+  # The last of these keys is the older name of the first.
   known = ("full_attention", "sliding_attention", "attention")
   if (
     not isinstance(kinds, (list, tuple))
@@ -320,16 +320,18 @@ def _pad(
   raw: Fields, generation: Mapping[str, Any], vocab_size: int | None
 ) -> int | None:
   """The padding id; that of generation_config.json goes first."""
-  own = raw.take("pad_token_id")
-  if not raw.check_id("pad_token_id", own):
+  pad_id = raw.take("pad_token_id")
+  if not raw.check_id("pad_token_id", pad_id):
     return None
-  if own is not None and vocab_size and not -vocab_size <= own < vocab_size:
+  if (
+    pad_id is not None and vocab_size and not -vocab_size <= pad_id < vocab_size
+  ):
     raw.problem(
-      "pad_token_id", own, f"must be null or below vocab_size={vocab_size}"
+      "pad_token_id", pad_id, f"must be null or below vocab_size={vocab_size}"
     )
   other = generation.get("pad_token_id")
   if other is None:
-    return config_fields.as_id(own)
+    return config_fields.as_id(pad_id)
   if not raw.check_id("generation_config.json: pad_token_id", other):
     return None
   return config_fields.as_id(other)

@@ -86,7 +86,7 @@ class Embedding(parts.Part):
         f"sequences of {length} tokens are longer than the"
         f" {config.max_positions} positions of the encoder: truncate them"
       )
-    table_VD, positions_SD, types_YD = (
+    table_VD, positions_SD, type_table = (
       self.param(
         name, parts.initial_kernel, (rows, config.embed_dim), self.dtype
       )
@@ -101,7 +101,7 @@ class Embedding(parts.Part):
     x_BTD = (
       table_VD[tokens_BT]
       + positions_SD[None, :length]
-      + types_YD[token_types_BT]
+      + type_table[token_types_BT]
     )
     return layer_norm(config, self.dtype, name="norm")(x_BTD)
 

@@ -1,6 +1,6 @@
 """Which encoder is this? Reads the config.json of a BERT into a frozen value.
 
-What happens to the keys that are not taken here, `config_fields` decides.
+`config_fields` decides what happens to the keys that nothing here reads.
 
 Reference: Devlin et al., BERT, arXiv:1810.04805; `BertConfig` of transformers
 5.
@@ -98,10 +98,11 @@ REFUSED = {
   "rope_parameters": ((None,), _ABSOLUTE),
   "rope_scaling": ((None,), _ABSOLUTE),
   "rope_theta": ((None,), _ABSOLUTE),
-  # BERT attends both ways, so that here the other value is the right one.
+  # BERT attends in both directions, so here the other value is the right one.
   "is_causal": ((False, None), "attention goes both ways"),
 }
-# Read by what BERT was pretrained with, and by nothing here.
+# These keys are read by the heads that BERT was pretrained with, and by nothing
+# here.
 _UNUSED = ("bos_token_id", "eos_token_id", "tie_word_embeddings")
 
 

@@ -294,8 +294,8 @@ def truncate(
 
   Args:
     z_BV: float32 [B, V], already divided by the temperature.
-    top_k: see `choose`.
-    top_p: see `choose`.
+    top_k: keep the k largest; 0 is all.
+    top_p: keep the fewest whose probability reaches this, after top_k.
   """
   vocab = z_BV.shape[-1]
   sorted_BV = -jnp.sort(-z_BV, axis=-1)
@@ -351,7 +351,7 @@ def generate(
         f"temperature={sampling.temperature} samples: give"
         " key=jax.random.key(seed)"
       )
-    # These are data, so that other values do not compile the loop again.
+    # These values are data, so that others do not compile the loop again.
     draw = dict(key=key, temperature=sampling.temperature)
     if sampling.top_k > 0 or sampling.top_p < 1.0:
       draw |= dict(top_k=sampling.top_k, top_p=sampling.top_p)
@@ -378,7 +378,7 @@ def _generate(
 ):
   """The loop: (step, residual of the newest token, cache, rows so far)."""
   tokens_BT, valid_BT = prompts
-  ends_E, fill = ends
+  stop_ids, fill = ends
   batch, length = tokens_BT.shape
 
   def next_token(step, x_BD):
@@ -390,10 +390,10 @@ def _generate(
 
   def put(step, x_BD, done_B, rows):
     token_B = jnp.where(done_B, fill, next_token(step, x_BD))
-    tokens_BM = rows.tokens.at[:, step].set(token_B)
+    tokens_BR = rows.tokens.at[:, step].set(token_B)
     lengths_B = rows.lengths + jnp.logical_not(done_B)
-    done_B = done_B | jnp.any(token_B[:, None] == ends_E[None], axis=1)
-    return token_B, done_B, Generation(tokens=tokens_BM, lengths=lengths_B)
+    done_B = done_B | jnp.any(token_B[:, None] == stop_ids[None], axis=1)
+    return token_B, done_B, Generation(tokens=tokens_BR, lengths=lengths_B)
 
   x_BTD, _, cache = prefill(
     config,

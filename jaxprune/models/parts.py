@@ -20,14 +20,14 @@ import jax.numpy as jnp
 Params = Mapping[str, Any]
 Intermediates = dict[str, jax.Array]
 
-# New kernels and tables; biases are 0, scales 1.
+# The initialiser of new kernels and tables; biases start at 0, scales at 1.
 initial_kernel = nn.initializers.normal(0.02)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gates:
-  """Which sublayers stay: 1 stays, 0 is dropped, between is between.
+  """Which sublayers stay: 1 keeps one, 0 drops it, a fraction scales it.
 
   Attributes:
     attention: float32 [L].
@@ -146,7 +146,8 @@ def scan_layers(
     variable_axes={"params": 0},
     split_rngs={"params": True},
     length=length,
-    # Nothing is broadcast, so there is nothing to trace twice for.
+    # The scan broadcasts nothing, so it need not be traced twice to find
+    # constants.
     check_constancy_invariants=False,
   )
   return scan(block, carry, inputs)

@@ -115,8 +115,9 @@ def _dynamic(config: ModelConfig, length: int | jax.Array) -> jax.Array:
   """theta * growth ** (H / (H - 2)), as a factor on the plain frequencies."""
   head_dim = config.head_dim
   factor = dict(config.rope.scaling)["factor"]
-  # The growth alone is raised to a power here: its logarithm is small, so the
-  # traced float32 power stays exact to a few ulp, unlike that of the base.
+  # Only the growth of the base is raised to a power here: its logarithm is
+  # small, so the float32 power is exact to a few ulp. The power of the whole
+  # base would not be.
   excess = jnp.maximum(length - config.max_positions, 0) / config.max_positions
   growth = 1.0 + factor * excess.astype(jnp.float32)
   power_H = np.arange(0, head_dim, 2) / max(head_dim - 2, 1)

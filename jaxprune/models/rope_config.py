@@ -115,7 +115,7 @@ def read_rope(
   if kind == "dynamic" and head_dim == 2:
     raw.problem("head_dim", head_dim, "must be above 2 for rope_type='dynamic'")
   if _ORIGINAL in _ROPE_KEYS[kind][0]:
-    # The outer one goes first, even where it is 0 or null.
+    # The outer key has precedence, even where it is 0 or null.
     given.setdefault(_ORIGINAL, max_positions)
     given.update(outer_given)
   elif outer_given:
@@ -182,14 +182,14 @@ def _scaling(
     elif key not in required + optional:
       raw.ignored.append(config_fields.label(label))
     elif key == "truncate":
-      # Present and null is false; absent is true.
+      # A key that is present and null counts as false, an absent one as true.
       if value is not None and not isinstance(value, bool):
         raw.problem(label, value, "must be true or false")
       scaling[key] = bool(value)
     elif key in ("short_factor", "long_factor"):
       scaling[key] = _factors(raw, label, value, head_dim)
     elif key == _ORIGINAL:
-      # With 0 every position is beyond the original context.
+      # With a length of 0 every position lies beyond the original context.
       least = 1 if kind == "yarn" else 0
       if not (is_positive(value) or (least == 0 and _is_zero(value))):
         raw.problem(label, value, f"must be a number of at least {least}")

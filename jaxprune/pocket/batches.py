@@ -26,7 +26,7 @@ class Batch:
       BOS and padding.
     pair_tokens: int32 [2P, T'], P questions, then the P passages about them,
       one per row.
-    pair_weights: float32 [2P, T'], as `weights`.
+    pair_weights: float32 [2P, T'], weight of the prediction of each token.
     pair_valid: bool [2P, T'], True for tokens that the mean pooling counts.
   """
 
@@ -68,7 +68,7 @@ def make_batch(
 
   Args:
     index: the world.
-    tokenizer: see `tokenizer.train_tokenizer`.
+    tokenizer: of the world.
     seed: of the run.
     step: from 0.
     layout: the shapes of the rows.
@@ -80,7 +80,7 @@ def make_batch(
   rows, length, pairs = layout.rows, layout.length, layout.pairs
   tokens, weights = _blank(rows, length)
   ends, misfits = np.zeros(rows, int), 0
-  while misfits < rows:  # enough tries to fill the gaps
+  while misfits < rows:  # so many draws fill the gaps
     ids, weight = _encode(
       tokenizer, *documents.sample_document(index, rng), layout.prompt_weight
     )

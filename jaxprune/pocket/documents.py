@@ -297,7 +297,7 @@ def story(
     asked: which event is asked about.
     slot: what is asked: 0 the person, 1 the thing, 2 the place.
   """
-  told = " ".join(
+  story = " ".join(
     f"{who} took the {what} to the {where}." for who, what, where in events
   )
   who, what, where = events[asked]
@@ -307,7 +307,7 @@ def story(
     f"Where did {who} go?",
   )[slot]
   return (
-    f"Story: {told}\nQuestion: {ask}\nAnswer:",
+    f"Story: {story}\nQuestion: {ask}\nAnswer:",
     f" {(who, what, where)[slot]}.",
   )
 

@@ -72,7 +72,7 @@ def item_scores(
     float64 [items] in [0, 1] under 'choose', 'retrieve', 'generate' and
     'stories', in the order of the items.
   """
-  chosen, told = (
+  chosen, followed = (
     tasks_lib.choose_correct(
       option_log_likelihoods(config, params, tokenizer, items, gates),
       [item.label for item in items],
@@ -80,11 +80,11 @@ def item_scores(
     for items in (tasks.choose, tasks.stories)
   )
   retrieve = tasks.retrieve
-  queries_QD, passages_PD = (
+  queries_QD, passages_AD = (
     embed_texts(config, params, tokenizer, texts, gates)
     for texts in (retrieve.queries, retrieve.passages)
   )
-  nearest = tasks_lib.ndcg(queries_QD @ passages_PD.T, retrieve.relevant)
+  nearest = tasks_lib.ndcg(queries_QD @ passages_AD.T, retrieve.relevant)
   answers = answers or read_answers(
     config, params, tokenizer, tasks.generate, gates
   )
@@ -92,7 +92,7 @@ def item_scores(
     "choose": chosen.astype(float),
     "retrieve": nearest,
     "generate": answers.greedy.astype(float),
-    "stories": told.astype(float),
+    "stories": followed.astype(float),
   }
 
 
@@ -123,7 +123,7 @@ def option_log_likelihoods(
   read = loglikelihoods.loglikelihoods(
     config, params, requests, gates=gates, batch_size=_ROWS
   )
-  return rearrange(read.nats, "(N C) -> N C", N=len(items))
+  return rearrange(read.nats, "(X C) -> X C", X=len(items))
 
 
 def read_answers(
@@ -176,7 +176,7 @@ def embed_texts(
     gates: which sublayers stay; None is all.
 
   Returns:
-    float32 [n, D].
+    float32 [X, D].
   """
   return embeddings.embed_tokens(
     config,

@@ -35,7 +35,7 @@ def calibration_tokens(
     ids += [tokenizer.BOS, *tokenizer.encode(reader, text), tokenizer.EOS]
   rows = np.asarray(ids[: num_samples * seq_len], np.int32)
   return Calibration(
-    tokens=rearrange(rows, "(N T) -> N T", T=seq_len),
+    tokens=rearrange(rows, "(X T) -> X T", T=seq_len),
     source="pocket",
     sampling="packed",
     seed=seed,

@@ -90,7 +90,7 @@ def make_tasks(
   choose, queries, passages, relevant = [], [], [], []
   for fact in world.facts:
     asked = world_lib.phrasings(world, fact, "question", split)[0]
-    told = world_lib.phrasings(world, fact, "statement", split)[0]
+    statement = world_lib.phrasings(world, fact, "statement", split)[0]
     prompt, answer = documents.question(asked, fact.value)
     wrong = [
       f" {value}."
@@ -99,8 +99,9 @@ def make_tasks(
     ]
     choose.append(_options(fact.attribute, prompt, answer, wrong, rng))
     filler = documents.FILLERS[rng.integers(len(documents.FILLERS))]
-    lines = [told, filler] if rng.random() < 0.5 else [filler, told]
-    if told != documents.chain_step(fact):  # else chains may have told it
+    lines = [statement, filler] if rng.random() < 0.5 else [filler, statement]
+    # otherwise the chains of facts may have told it
+    if statement != documents.chain_step(fact):
       queries.append(f"Question: {asked}")
       relevant.append(len(passages))
     passages.append(documents.passage(lines)[1])
@@ -200,12 +201,12 @@ def ndcg(similarities, relevant, *, cutoff: int = 10) -> np.ndarray:
     float [queries] in [0, 1]; passages that tie with the relevant one are
     ranked before it.
   """
-  scores_QP = np.asarray(similarities, np.float64)
+  scores_QA = np.asarray(similarities, np.float64)
   right_Q1 = np.take_along_axis(
-    scores_QP, np.asarray(relevant)[:, None], axis=1
+    scores_QA, np.asarray(relevant)[:, None], axis=1
   )
-  ranks_Q = (scores_QP >= right_Q1).sum(axis=1)
-  order_P = np.arange(1, scores_QP.shape[1] + 1)
+  ranks_Q = (scores_QA >= right_Q1).sum(axis=1)
+  order_A = np.arange(1, scores_QA.shape[1] + 1)
   return np.array(
-    [retrieval.ndcg(order_P == rank, np.ones(1), cutoff) for rank in ranks_Q]
+    [retrieval.ndcg(order_A == rank, np.ones(1), cutoff) for rank in ranks_Q]
   )

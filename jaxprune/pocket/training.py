@@ -117,25 +117,25 @@ def hidden_states(
   return decoder.forward(config, params, tokens_BT, remat=True)[0]
 
 
-def info_nce(x_PD: jax.Array, y_PD: jax.Array, temperature: float) -> jax.Array:
+def info_nce(x_QD: jax.Array, y_AD: jax.Array, temperature: float) -> jax.Array:
   """Symmetric InfoNCE: row i of x belongs to row i of y.
 
   Args:
-    x_PD: vectors [P, D].
-    y_PD: vectors [P, D].
+    x_QD: vectors of queries [Q, D].
+    y_AD: vectors of documents [Q, D].
     temperature: what cosines are divided by.
 
   Returns:
     A scalar in nats.
   """
 
-  def unit(z_PD):
-    return z_PD / jnp.linalg.norm(z_PD, axis=-1, keepdims=True)
+  def unit(vectors):
+    return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
 
-  logits_PP = jnp.einsum("PD,QD->PQ", unit(x_PD), unit(y_PD)) / temperature
-  right_P = jnp.diagonal(logits_PP)
-  return 0.5 * jnp.mean(jax.nn.logsumexp(logits_PP, axis=1) - right_P) + (
-    0.5 * jnp.mean(jax.nn.logsumexp(logits_PP, axis=0) - right_P)
+  logits_QA = jnp.einsum("QD,AD->QA", unit(x_QD), unit(y_AD)) / temperature
+  right_Q = jnp.diagonal(logits_QA)
+  return 0.5 * jnp.mean(jax.nn.logsumexp(logits_QA, axis=1) - right_Q) + (
+    0.5 * jnp.mean(jax.nn.logsumexp(logits_QA, axis=0) - right_Q)
   )
 
 

@@ -21,12 +21,21 @@ Any JAX model can be measured; all that is asked of it is h and z:
   tokens = jnp.array([3, 14, 15, 9, 26, 5, 35])
   (h, z), (h_pruned, z_pruned) = (
       forward(params, tokens) for params in (dense, pruned))
-  found = jax.vmap(probes.compare_position)(h, h_pruned, z, z_pruned)
-  print(*found.kl)  # nats, one per position
+  change = jax.vmap(probes.compare_position)(h, h_pruned, z, z_pruned)
+  print(*change.kl)  # nats, one per position
   print("flax" in sys.modules)  # False: nothing else was loaded
 
-Reference: `position` for one position, `scan.compare_layers` for two whole
-models through their layers, `transitions` for one changed sublayer at a time.
+spaces, divergences           vectors h and z; distributions p
+log_ratio, logit_moments      the log-ratio of q and p; weighted variances of dz
+position                      all of these for one position
+theorems, jacobian, lm_head   local estimates, and where a change is damped
+options, subspace             answer options, and a set of tokens
+scan                          two models through their layers
+transitions                   one changed sublayer at a time
+trajectories, monitoring      while text is written
+ablation, interventions       a part left out, or undone
+propagation                   which part of a change caused which effect
+decoder/                      the same, run on this project's decoder
 """
 
 from jaxprune.probes.ablation import ablate, logit_divergence

@@ -3,8 +3,8 @@
 The similarity of what enters a sublayer and what leaves it says how much that
 sublayer does. It does not say how much of it the rest of the model passes on,
 nor how much of that the softmax can see. Ablation does: the mean over positions
-of KL(p || q), where q is the output of the whole model without the
-part, the rest of it unchanged. Two cheaper guesses stand beside it: Var_p(dz) /
+of KL(p || q), where q is the output of the model without that part and with
+everything else unchanged. Two cheaper guesses stand beside it: Var_p(dz) /
 (2 T^2) of the true change of the logits, and the same of the change that the
 derivative at the dense model predicts.
 
@@ -100,7 +100,8 @@ def ablate(
     is_first, candidate = inputs
     h_BTD = hidden(candidate)
     dense_BTD = jnp.where(is_first, h_BTD, dense_BTD)
-    # Else the two read-outs may be fused differently and differ for equal h.
+    # Without the barrier the compiler may fuse the two read-outs differently,
+    # and they would differ for equal h.
     pair = jax.lax.optimization_barrier((dense_BTD, h_BTD))
     return dense_BTD, _means(measure, *pair, chunk)
 

@@ -96,7 +96,8 @@ def compare_distributions(z, z_pruned, temperature=1.0) -> Divergences:
   pair = log_ratio_lib.from_logits(z_V, zq_V, temperature)
   kl, kl_reverse = kl_of(pair)
   cos_p, one_minus_cos_p = _cosine(pair)
-  # The caps undo a last-digit excess of the sum of p or q over 1.
+  # The caps remove the excess in the last digit by which p or q may sum to more
+  # than 1.
   return Divergences(
     cos_p=cos_p,
     one_minus_cos_p=one_minus_cos_p,
@@ -192,12 +193,13 @@ def _js(pair: log_ratio_lib.LogRatio) -> jax.Array:
   t_V = jnp.abs(pair.change) * share_V
   w_V = jnp.minimum(pair.p, pair.q) * share_V
   near_V = t_V < 0.5
-  # 80 is infinity here: e^-80 is below both float types' last digit.
+  # 80 stands for infinity here: e^-80 is below the last digit of both float
+  # types.
   size_V = jnp.minimum(jnp.abs(pair.log_ratio), 80)
   plain_V = jnp.where(near_V, size_V * t_V / 2, math.log(2) - size_V * w_V)
   log_V = jnp.log1p(-jnp.where(near_V, t_V * t_V, w_V))
-  # Two sums, because a CPU takes half as long over a sum that holds nothing
-  # but the logarithm.
+  # Two sums instead of one: a CPU takes half as long if the sum with the
+  # logarithm holds nothing else.
   return jnp.sum(both_V / 2 * plain_V) + jnp.sum(
     both_V * jnp.where(near_V, 0.25, 0.5) * log_V
   )
@@ -214,7 +216,7 @@ def _cosine(pair: log_ratio_lib.LogRatio) -> tuple[jax.Array, jax.Array]:
     gained / (norm_pruned + norm),
     norm_pruned - norm,
   )
-  # q / |q| - p / |p|.
+  # This is q / |q| - p / |p|.
   moved_V = (change_V - stretch / norm * p_V) / norm_pruned
   one_minus_cos = jnp.minimum(jnp.sum(moved_V * moved_V) / 2, 1)
   cos = jnp.sum(p_V * q_V) / (norm * norm_pruned)

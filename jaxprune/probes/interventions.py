@@ -23,7 +23,7 @@ which explains) or only the pruned ones (which one may use).
 
 Reference: He et al., arXiv:2603.24652, section 3 (the parts, Theorems 1-3) and
 section 6 (the variance under p); its reviewers asked for the interventions.
-Differs from the reference in: nothing is intervened on there.
+Differs from the reference in: there nothing is intervened on.
 
 Logits must be finite.
 """
@@ -49,7 +49,8 @@ RESTORATIONS = {
   "top_k": "usable",
   "top_p": "usable",
 }
-# Softmax is blind to what these do, and greedy decoding to these besides.
+# Interventions that leave p as it is, and those that besides leave every greedy
+# choice as it is.
 NULL_IN_P = ("centred_by_p", "centred_logits")
 NULL_IN_GREEDY = (*NULL_IN_P, "variance_of_z", "temperature", "top_k", "top_p")
 
@@ -107,18 +108,16 @@ def random_like(key, part, support=True) -> Array:
 
   Args:
     key: `jax.random.key`.
-    part: [N], a change of logits or of embeddings.
-    support: bool [N], entries that may be other than 0.
+    part: one-dimensional, a change of logits [V] or of embeddings [D].
+    support: bool of the same shape, entries that may be other than 0.
 
   Returns:
-    [N], isotropic on its support; 0 where the part is 0.
+    Of the shape of `part`, isotropic on its support; 0 where the part is 0.
   """
-  (part_N,) = spaces.widen(part)
-  noise_N = jnp.where(
-    support, jax.random.normal(key, part_N.shape, part_N.dtype), 0
-  )
-  size = spaces.norm_of(noise_N)
-  return noise_N * (spaces.norm_of(part_N) / jnp.where(size == 0, 1, size))
+  (part,) = spaces.widen(part)
+  noise = jnp.where(support, jax.random.normal(key, part.shape, part.dtype), 0)
+  size = spaces.norm_of(noise)
+  return noise * (spaces.norm_of(part) / jnp.where(size == 0, 1, size))
 
 
 def with_variance(direction, like, z, temperature=1.0) -> Array:
@@ -150,7 +149,7 @@ def replace_change(
   Args:
     z, z_pruned: finite logits [V].
     key: of the random directions.
-    top: see `split_change`.
+    top: how many of the likeliest dense tokens make the part `top`.
     temperature: T of the softmax whose p weighs a variance.
 
   Returns:
@@ -169,7 +168,8 @@ def replace_change(
   support = {"top": top_V, "tail": ~top_V}
   every_V = jnp.ones_like(top_V)
   keys = jax.random.split(key, len(sizes) + 1)
-  # All at once: every draw by itself is a program of its own to the compiler.
+  # All directions are drawn at once: the compiler makes a program of its own of
+  # every single draw.
   random = dict(
     zip(
       sizes,

@@ -267,7 +267,8 @@ def rates(start, z, dz, temperature=1.0) -> Rates:
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
   p_V, r_V = logit_moments.weights(z_V, temperature)
   dp_V = apply_jacobian(z_V, dz_V, temperature)
-  # A constant changes nothing; without it the two means do not cancel.
+  # Subtracting a constant from dz changes nothing, and without it the two means
+  # no longer cancel.
   x_V = (dz_V - dz_V[jnp.argmax(z_V)]) / temperature
   pair = log_ratio.from_logits(start_V, z_V, temperature)
   return Rates(
@@ -292,8 +293,8 @@ def _centred_ratio(change_V, base_V):
 
 def _apply(p_V, v_V) -> jax.Array:
   """Returns p (v - <p, v>) [V], T times J v."""
-  # J ignores a constant. With v = 0 at the most likely token nothing cancels
-  # when that token has nearly all the mass.
+  # J ignores a constant in v. With v = 0 at the most likely token nothing
+  # cancels where that token has nearly all the mass.
   top = jnp.argmax(p_V)
   v_V = jnp.where(jnp.arange(p_V.size) == top, 0, v_V - v_V[top])
   return p_V * (v_V - jnp.sum(p_V * v_V))

@@ -108,25 +108,25 @@ def spectrum(
       f"num_directions={num_directions}: must be between 1 and"
       f" min(D, V)={limit}"
     )
-  # Q stands for the P directions and the extra ones.
-  shape_VQ = (kernel_DV.shape[1], min(num_directions + oversampling, limit))
-  test_VQ = jax.random.normal(key, shape_VQ, kernel_DV.dtype)
-  basis_DQ = _orthonormal(_einsum("DV,VQ->DQ", kernel_DV, test_VQ))
+  # W counts the P directions that are wanted and the extra ones.
+  shape_VW = (kernel_DV.shape[1], min(num_directions + oversampling, limit))
+  test_VW = jax.random.normal(key, shape_VW, kernel_DV.dtype)
+  basis_DW = _orthonormal(_einsum("DV,VW->DW", kernel_DV, test_VW))
 
-  def iterate(_, basis_DQ):
-    # Orthonormal after each product, or rounding would leave only the first
-    # direction in all columns.
-    basis_VQ = _orthonormal(_einsum("DV,DQ->VQ", kernel_DV, basis_DQ))
-    return _orthonormal(_einsum("DV,VQ->DQ", kernel_DV, basis_VQ))
+  def iterate(_, basis_DW):
+    # The basis is made orthonormal after each product, or rounding would turn
+    # all columns into the first direction.
+    basis_VW = _orthonormal(_einsum("DV,DW->VW", kernel_DV, basis_DW))
+    return _orthonormal(_einsum("DV,VW->DW", kernel_DV, basis_VW))
 
-  basis_DQ = jax.lax.fori_loop(0, num_iterations, iterate, basis_DQ)
-  # basis_DQ^T W = (basis_VQ small_QQ)^T: only the small factor needs a
+  basis_DW = jax.lax.fori_loop(0, num_iterations, iterate, basis_DW)
+  # basis_DW^T W = (basis_VW small_WW)^T: only the small factor needs a
   # singular value decomposition.
-  basis_VQ, small_QQ = jnp.linalg.qr(_einsum("DV,DQ->VQ", kernel_DV, basis_DQ))
-  left_QQ, values_Q, right_QQ = jnp.linalg.svd(small_QQ.T)
-  values_P = values_Q[:num_directions]
-  directions_DP = _einsum("DQ,QP->DP", basis_DQ, left_QQ[:, :num_directions])
-  tokens_VP = _einsum("VQ,PQ->VP", basis_VQ, right_QQ[:num_directions])
+  basis_VW, small_WW = jnp.linalg.qr(_einsum("DV,DW->VW", kernel_DV, basis_DW))
+  left_WW, values_W, right_WW = jnp.linalg.svd(small_WW.T)
+  values_P = values_W[:num_directions]
+  directions_DP = _einsum("DW,WP->DP", basis_DW, left_WW[:, :num_directions])
+  tokens_VP = _einsum("VW,PW->VP", basis_VW, right_WW[:num_directions])
   miss_DP = _einsum("DV,VP->DP", kernel_DV, tokens_VP)
   miss_DP -= directions_DP * values_P[None]
   top = jnp.where(values_P[0] == 0, 1, values_P[0])

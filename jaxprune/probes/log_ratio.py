@@ -90,8 +90,9 @@ def distribution(z, temperature=1.0) -> tuple[jax.Array, ...]:
   temperature = spaces.checked_temperature(temperature, z_V.dtype)
   top = spaces.top_token(z_V)
   is_top_V = jnp.arange(z_V.size) == top
-  # The 0 at the top is written out: a compiler that fuses the computation of z
-  # into this difference may leave the rounding error of z there.
+  # The change of the top token is set to 0 explicitly: a compiler that fuses
+  # the computation of z into this difference may leave the rounding error of z
+  # there.
   below_V = jnp.where(is_top_V, 0, z_V - z_V[top]) / temperature
   share_V = jnp.exp(below_V)
   # 0 * z is 0 for a finite top logit and NaN otherwise: logits whose largest
@@ -137,8 +138,8 @@ def scaled_change(z, z_pruned, temperature) -> tuple[jax.Array, jax.Array]:
   top = spaces.top_token(z_V)
   lost = dz_V[top] == -jnp.inf
   offset = jnp.where(lost, 0, dz_V[top])
-  # Tokens without a change, and the token whose change is subtracted, get a
-  # written 0 for the same reason as in `distribution`.
+  # Set to 0 explicitly, as the fused difference may leave the rounding error of
+  # z: tokens without a change, and the token whose change is subtracted.
   still_V = (z_V == -jnp.inf) & (zq_V == -jnp.inf)
   still_V |= (jnp.arange(z_V.size) == top) & ~lost
   x_V = jnp.where(still_V, 0, dz_V - offset)

@@ -1,4 +1,4 @@
-"""How large is the change of the logits, and to whose eyes?
+"""How large is the change of the logits, for each way to weigh the tokens?
 
 Softmax weighs a change of the logits by the tokens that matter: by p for KL,
 by r = softmax(2 z / T), proportional to p^2, for the cosine. The variance over
@@ -79,7 +79,7 @@ def compare_moments(z, z_pruned, temperature=1.0) -> LogitMoments:
   masked_V = (z_V == -jnp.inf) & (zq_V == -jnp.inf)
   even_V = jnp.where(masked_V, 0, jnp.ones_like(z_V))
   even_V /= jnp.sum(even_V)
-  # Against the change of the top token, which has most of the mass.
+  # The change of the top token, which has most of the mass, is subtracted.
   x_V, offset = log_ratio.scaled_change(z_V, zq_V, 1)
   var_uniform, _ = cumulants(even_V, x_V)
   mean = jnp.sum(even_V * log_ratio.bounded(x_V)) + offset
@@ -128,8 +128,8 @@ def cumulants(weight, x) -> tuple[jax.Array, jax.Array]:
       token, or call `variance`: the mean of a large constant has a rounding
       error, whose square would be a variance.
   """
-  # The largest number for inf, so that no weight is no part, and any weight,
-  # multiplied first, an infinite square.
+  # inf becomes the largest number: times a weight of 0 it is then 0, and its
+  # square, after any other weight, is inf.
   x = log_ratio.bounded(x)
   x = x - jnp.sum(weight * x)
   variance = jnp.sum(weight * x * x)

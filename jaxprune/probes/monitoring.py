@@ -60,7 +60,7 @@ class Risks:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Policy:
-  """When each row falls back; data, so that a sweep is one program.
+  """When each row falls back; an input, so that a sweep is one program.
 
   Attributes:
     signal: int32 [B], index in `SIGNALS`.
@@ -78,10 +78,10 @@ class Monitored:
   """A text written under a policy.
 
   Attributes:
-    tokens: int32 [T, B].
-    deferred: bool [T, B], the dense model decided.
-    alive: bool [T, B], the text had not ended before the step.
-    risks: leaves float32 [T, B].
+    tokens: int32 [R, B].
+    deferred: bool [R, B], the dense model decided.
+    alive: bool [R, B], the text had not ended before the step.
+    risks: leaves float32 [R, B].
   """
 
   tokens: Array
@@ -186,7 +186,7 @@ def write_monitored(
       which both read the same cache; None for the cache 'own'.
 
   Returns:
-    Leaves [T, B]. Step 0 is the prediction after the last prompt token.
+    Leaves [R, B]. Step 0 is the prediction after the last prompt token.
 
   Raises:
     ValueError: the cache is 'shared' without `merge`, or 'own' with it.
@@ -195,7 +195,7 @@ def write_monitored(
     raise ValueError(
       f"cache={writing.cache!r}: give merge with a shared cache, and only then"
     )
-  eos_E = jnp.asarray(writing.eos_ids or (-1,), jnp.int32)
+  stop_ids = jnp.asarray(writing.eos_ids or (-1,), jnp.int32)
   rows_B = jnp.arange(token_B.shape[0])
 
   def step(state, t):
@@ -209,8 +209,8 @@ def write_monitored(
     risks = jax.vmap(
       lambda z_V, zq_V, draw: step_risks(z_V, zq_V, draw, writing.temperature)
     )(z_BV, zq_BV, draw_B)
-    risk_KB = jnp.stack([getattr(risks, name) for name in SIGNALS])
-    deferred_B = risk_KB[policy.signal, rows_B] > policy.threshold
+    risk_PB = jnp.stack([getattr(risks, name) for name in SIGNALS])
+    deferred_B = risk_PB[policy.signal, rows_B] > policy.threshold
     new_B = jnp.where(
       deferred_B, jnp.argmax(z_BV, -1), jnp.argmax(zq_BV, -1)
     ).astype(jnp.int32)
@@ -218,7 +218,7 @@ def write_monitored(
       cache = {"pruned": pruned_cache, "dense": dense_cache}
     else:
       cache = {"pruned": merge(pruned_cache, dense_cache, deferred_B)}
-    ended_B = jnp.any(new_B[:, None] == eos_E[None], axis=1)
+    ended_B = jnp.any(new_B[:, None] == stop_ids[None], axis=1)
     return (new_B, cache, alive_B & ~ended_B), Monitored(
       tokens=new_B, deferred=deferred_B, alive=alive_B, risks=risks
     )
@@ -236,8 +236,8 @@ def dense_forwards(
   """Tokens that the dense model must read for a text under a policy.
 
   Args:
-    deferred: bool [T, n], the dense model decided.
-    alive: bool [T, n], the text had not ended before the step.
+    deferred: bool [R, X], the dense model decided.
+    alive: bool [R, X], the text had not ended before the step.
     prompt_lengths: int [n], tokens of the prompt.
     cache: 'own': the prompt and all that was written before the last
       fallback, read late but read. 'shared': one per fallback.

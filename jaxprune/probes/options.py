@@ -60,20 +60,20 @@ def option_scores(spelling_scores, mask=None) -> jax.Array:
   """Adds the probabilities of each option's spellings.
 
   Args:
-    spelling_scores: log-probability [C, S] of each spelling, nats; of several
+    spelling_scores: log-probability [C, U] of each spelling, nats; of several
       tokens, the sum over them.
-    mask: bool [C, S], True = keep; a spelling with False is not there.
+    mask: bool [C, U], True = keep; a spelling with False is not there.
 
   Returns:
     Log-probability of each option [C]; -inf for one without a spelling.
 
   Raises:
-    ValueError: shapes are not [C, S].
+    ValueError: shapes are not [C, U].
   """
-  (scores_CS,) = spaces.widen(spelling_scores)
-  mask_CS = checked_mask(scores_CS.shape, mask)
-  scores_CS = jnp.where(mask_CS, scores_CS, -jnp.inf)
-  return jax.nn.logsumexp(scores_CS, axis=1)
+  (scores_CU,) = spaces.widen(spelling_scores)
+  mask_CU = checked_mask(scores_CU.shape, mask)
+  scores_CU = jnp.where(mask_CU, scores_CU, -jnp.inf)
+  return jax.nn.logsumexp(scores_CU, axis=1)
 
 
 def compare_options(scores, scores_pruned) -> OptionChange:
@@ -102,7 +102,8 @@ def compare_options(scores, scores_pruned) -> OptionChange:
   high = jnp.max(jnp.where(absent_C, -jnp.inf, change_C))
   low = jnp.min(jnp.where(absent_C, jnp.inf, change_C))
   spread = jnp.where(high == low, 0, high - low)
-  # Margin and spread are rounded; a certificate may not rest on that.
+  # Margin and spread are rounded. The slack covers that, so that the
+  # certificate never claims too much.
   sizes_C = jnp.where(absent_C, 0, jnp.abs(s_C) + jnp.abs(sq_C))
   slack = 4 * jnp.finfo(s_C.dtype).eps * jnp.max(sizes_C)
   rank_C, rank_pruned_C = _rank(s_C), _rank(sq_C)
@@ -130,22 +131,22 @@ def compare_options(scores, scores_pruned) -> OptionChange:
 
 
 def checked_mask(shape, mask) -> jax.Array:
-  """Returns a bool [C, S] that says which spellings exist.
+  """Returns a bool [C, U] that says which spellings exist.
 
   Args:
     shape: of the spellings.
-    mask: bool [C, S], True = keep; None keeps all.
+    mask: bool [C, U], True = keep; None keeps all.
 
   Raises:
-    ValueError: a shape that is not [C, S], or a mask of another shape.
+    ValueError: a shape that is not [C, U], or a mask of another shape.
   """
-  mask_CS = jnp.ones(shape, bool) if mask is None else jnp.asarray(mask)
-  if len(shape) != 2 or mask_CS.shape != tuple(shape):
+  mask_CU = jnp.ones(shape, bool) if mask is None else jnp.asarray(mask)
+  if len(shape) != 2 or mask_CU.shape != tuple(shape):
     raise ValueError(
-      f"spellings of shape {tuple(shape)}, mask of shape {mask_CS.shape}:"
-      " give [C, S] for both"
+      f"spellings of shape {tuple(shape)}, mask of shape {mask_CU.shape}:"
+      " give [C, U] for both"
     )
-  return mask_CS
+  return mask_CU
 
 
 def _rank(scores_C) -> jax.Array:

@@ -4,7 +4,8 @@ The fields are the columns of a record (`records.jsonl`), so that every
 protocol writes the same numbers under the same names.
 
 Reference: He et al., arXiv:2603.24652, section 3 and Theorems 1-3.
-Differs from the reference in: see `spaces`, `divergences` and `logit_moments`.
+Differs from the reference in: what `spaces`, `divergences` and `logit_moments`
+say.
 """
 
 import dataclasses

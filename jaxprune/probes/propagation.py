@@ -169,7 +169,7 @@ def path_attribution(
       change,
     )
     worst = max(map(float, jax.tree.leaves(error)))
-    # A NaN does not get better with more nodes, and is returned to be seen.
+    # More nodes do not cure a NaN; it is returned so that it is seen.
     if not worst > tolerance or nodes == max_nodes:
       return Attribution(
         contributions=contributions,
@@ -181,14 +181,14 @@ def path_attribution(
 
 
 def lagrange_basis(places: np.ndarray, t: np.ndarray) -> np.ndarray:
-  """The K polynomials that are 1 at one place and 0 at the other places.
+  """The Z polynomials that are 1 at one place and 0 at the other places.
 
   Args:
-    places: distinct [K].
+    places: distinct [Z].
     t: where the polynomials are evaluated, [n].
 
   Returns:
-    [n, K].
+    [n, Z].
   """
   values = np.ones((len(t), len(places)))
   for k, place in enumerate(places):
@@ -201,7 +201,7 @@ def lagrange_basis(places: np.ndarray, t: np.ndarray) -> np.ndarray:
 def node_gradients(
   gradient: Callable[[Array], Tree], states: Array, nodes: int, read_nodes: int
 ) -> Tree:
-  """What each node of a smooth path weighs in the integral of a sharp read-out.
+  """Weigh each node of a smooth path in the integral of a sharp read-out.
 
   Where f = read(state(coefficients)), the state moves smoothly and few nodes
   know it, while the read-out, a softmax, may turn over in a small part of the
@@ -215,26 +215,26 @@ def node_gradients(
 
   Args:
     gradient: from a state to a tree of gradients by the state.
-    states: at t = 0, at the nodes of Gauss and Legendre, and at 1: [K + 2,
+    states: at t = 0, at the nodes of Gauss and Legendre, and at 1: [Z + 2,
       ...].
-    nodes: K.
+    nodes: Z.
     read_nodes: places at which the gradient is evaluated.
 
   Returns:
-    The tree of `gradient`, leaves [K, ...].
+    The tree of `gradient`, leaves [Z, ...].
   """
   places, _ = gauss_legendre(nodes)
   fine, weights = gauss_legendre(read_nodes)
   ends = np.concatenate([[0.0], places, [1.0]])
-  inner_NK = lagrange_basis(places, fine) * weights[:, None]
+  inner = lagrange_basis(places, fine) * weights[:, None]
   dtype = states.dtype
-  mix_NS = jnp.asarray(lagrange_basis(ends, fine), dtype)
+  mix = jnp.asarray(lagrange_basis(ends, fine), dtype)
 
   def add(total, inputs):
-    mix_S, inner_K = inputs
-    gradients = gradient(jnp.tensordot(mix_S, states, axes=1))
+    mix_row, inner_row = inputs
+    gradients = gradient(jnp.tensordot(mix_row, states, axes=1))
     return jax.tree.map(
-      lambda sums, leaf: sums + jnp.tensordot(inner_K, leaf, axes=0),
+      lambda sums, leaf: sums + jnp.tensordot(inner_row, leaf, axes=0),
       total,
       gradients,
     ), None
@@ -243,7 +243,7 @@ def node_gradients(
   zeros = jax.tree.map(
     lambda leaf: jnp.zeros((nodes, *leaf.shape), leaf.dtype), shapes
   )
-  return jax.lax.scan(add, zeros, (mix_NS, jnp.asarray(inner_NK, dtype)))[0]
+  return jax.lax.scan(add, zeros, (mix, jnp.asarray(inner, dtype)))[0]
 
 
 def interaction(
@@ -374,21 +374,21 @@ def step_directions(
     num_layers: L.
     length: T, positions.
     num_steps: R.
-    groups: G, see `layer_groups`.
+    groups: P, see `layer_groups`.
 
   Returns:
-    [G * (1 + R), L, 2, T].
+    [P * (1 + R), L, 2, T].
   """
   cause_T = jnp.maximum(jnp.arange(length) - (length - num_steps) + 1, 0)
-  causes_CT = (jnp.arange(num_steps + 1)[:, None] == cause_T[None]).astype(
+  causes_YT = (jnp.arange(num_steps + 1)[:, None] == cause_T[None]).astype(
     jnp.float32
   )
-  inside_GL = jnp.asarray(
+  inside_PL = jnp.asarray(
     [
       [layer in group for layer in range(num_layers)]
       for group in layer_groups(num_layers, groups)
     ],
     jnp.float32,
   )
-  inside_GCLT = jnp.einsum("GL,CT->GCLT", inside_GL, causes_CT)
-  return repeat(inside_GCLT, "G C L T -> (G C) L two T", two=2)
+  inside_PYLT = jnp.einsum("PL,YT->PYLT", inside_PL, causes_YT)
+  return repeat(inside_PYLT, "P Y L T -> (P Y) L two T", two=2)

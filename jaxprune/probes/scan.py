@@ -43,9 +43,9 @@ def measure_rows(
   batch = rows[0].shape[0]
   flat = tuple(rearrange(row, "B T ... -> (B T) ...") for row in rows)
   size = min(chunk, flat[0].shape[0])
-  found = jax.lax.map(lambda row: measure(*row), flat, batch_size=size)
+  results = jax.lax.map(lambda row: measure(*row), flat, batch_size=size)
   return jax.tree.map(
-    lambda leaf: rearrange(leaf, "(B T) ... -> B T ...", B=batch), found
+    lambda leaf: rearrange(leaf, "(B T) ... -> B T ...", B=batch), results
   )
 
 

@@ -154,7 +154,8 @@ def compare_logits(z, z_pruned) -> tuple[Deviation, Deviation]:
     z_pruned: pruned logits [V].
 
   Returns:
-    (plain, centred); zero vectors as in `compare_vectors`.
+    (plain, centred). Two vectors of zeros are identical; one of zeros
+    counts as orthogonal to the other.
   """
   z_V, zq_V = checked_pair(z, z_pruned)
   common_V = (z_V != -jnp.inf) & (zq_V != -jnp.inf)
@@ -179,8 +180,9 @@ def centre(x, keep=True) -> jax.Array:
   (x_V,) = widen(x)
   keep_V = jnp.broadcast_to(keep, x_V.shape)
   count = jnp.maximum(jnp.sum(keep_V, dtype=x_V.dtype), 1)
-  # Twice: the rounding of the first mean is a constant, which the second
-  # takes away; a constant x then centres to (nearly) exact zeros.
+  # The mean is subtracted twice. Rounding of the first mean leaves a constant,
+  # which the second one removes, so that a constant x becomes (nearly) exact
+  # zeros.
   for _ in range(2):
     mean = jnp.sum(jnp.where(keep_V, x_V, 0)) / count
     x_V = jnp.where(keep_V, x_V - mean, 0)
@@ -209,8 +211,8 @@ def _deviation(x_D, dx_D, y_D, count_D=None) -> Deviation:
   x_size, dx_size, y_size = (
     jnp.max(jnp.abs(array_D)) for array_D in (x_D, dx_D, y_D)
   )
-  # dx and y have the same part across x. The shorter of the two carries the
-  # smaller rounding error.
+  # dx and y have the same component orthogonal to x. It is computed from the
+  # shorter of the two, which has the smaller rounding error.
   by_change = dx_size <= y_size
   v_size = jnp.where(by_change, dx_size, y_size)
   x_D = x_D / jnp.where(x_size == 0, 1, x_size)
@@ -221,21 +223,24 @@ def _deviation(x_D, dx_D, y_D, count_D=None) -> Deviation:
     count = jnp.where(count == 0, 1, count)
     x_D = x_D - count_D * (jnp.sum(x_D) / count)
     v_D = v_D - count_D * (jnp.sum(v_D) / count)
-    # The rounding of a mean is a constant, whose part is taken off products.
+    # Rounding of the mean leaves a constant in every entry; its part in the
+    # products is subtracted.
     x_sum, v_sum = jnp.sum(x_D), jnp.sum(v_D)
   square = _at_least_0(jnp.sum(x_D * x_D) - x_sum * x_sum / count)
   safe = jnp.where(square == 0, 1, square)
   along = (jnp.sum(x_D * v_D) - x_sum * v_sum / count) / safe
   rest_D = v_D - along * x_D
   rest_sum = v_sum - along * x_sum
-  # Once more: what rounding left along x would spoil a tiny remainder.
+  # The projection is subtracted once more: what rounding left along x would
+  # spoil a tiny remainder.
   left = (jnp.sum(x_D * rest_D) - x_sum * rest_sum / count) / safe
   rest = _at_least_0(
     jnp.sum(rest_D * rest_D)
     - rest_sum * rest_sum / count
     - left * left * square
   )
-  # In lengths of x, y is 1 + alpha along it and rho across.
+  # In units of |x|, y has the component 1 + alpha along x and rho orthogonal to
+  # it.
   zero_dense = square == 0
   zero_both = zero_dense & (rest == 0)
   unit = v_size / jnp.where(zero_dense, 1, x_size)
@@ -243,7 +248,8 @@ def _deviation(x_D, dx_D, y_D, count_D=None) -> Deviation:
   alpha = jnp.where(by_change, along, along - 1)
   along = jnp.where(by_change, 1 + along, along)
   rho = jnp.sqrt(rest) * (unit / jnp.sqrt(safe))
-  # Of a zero dense vector, 0 and inf; NaN if the other has one.
+  # For a zero dense vector alpha is 0 and rho inf, or NaN if the other vector
+  # has one.
   alpha = jnp.where(zero_dense, 0 * rest, alpha)
   rho = jnp.where(zero_dense, jnp.where(zero_both, 0, rest * jnp.inf), rho)
   one_minus_cos = jnp.where(zero_both, 0, _one_minus_cos(along, rho))
@@ -266,7 +272,8 @@ def _at_least_0(square) -> jax.Array:
 def _one_minus_cos(along, across) -> jax.Array:
   """1 - cos of the angle at the corner of a right triangle; 1 at (0, 0)."""
   size = jnp.maximum(jnp.abs(along), across)
-  # Size 0 has no angle, and rho = inf (a zero dense vector) is a right one.
+  # Two vectors of size 0 have no angle; rho = inf (a zero dense vector) is a
+  # right angle.
   right = (size == 0) | (size == jnp.inf)
   size = jnp.where(right, 1, size)
   along, across = along / size, across / size
@@ -278,9 +285,9 @@ def _one_minus_cos(along, across) -> jax.Array:
 
 def norm_of(x) -> jax.Array:
   """Returns the Euclidean norm of a vector in its own float type."""
-  # Scaled by the largest entry: squares of tiny numbers must not vanish. A
-  # sum of products and not a dot: accelerators may run dots in less than
-  # float32.
+  # Entries are divided by the largest, because squares of tiny numbers would
+  # vanish. The products are summed and no dot product is used, which
+  # accelerators may compute in less than float32.
   size = jnp.max(jnp.abs(x))
   x = x / jnp.where((size == 0) | (size == jnp.inf), 1, size)
   norm = size * jnp.sqrt(jnp.sum(x * x))

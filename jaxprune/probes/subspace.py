@@ -90,11 +90,12 @@ def chain_rule(z, z_pruned, member, temperature=1.0) -> ChainRule:
     """KL within a set, and p, q and p (e^D - 1 - D) of the whole set."""
     log_p = jax.nn.logsumexp(jnp.where(keep_V, whole.log_p, -jnp.inf))
     log_q = jax.nn.logsumexp(jnp.where(keep_V, whole.log_q, -jnp.inf))
-    # A set without mass on one side has nothing to renormalise there.
+    # A set without mass on one side cannot be renormalised there.
     alive = (log_p > -jnp.inf) & (log_q > -jnp.inf)
     keep_V |= ~alive
     inner_V = jnp.where(keep_V, z_V, -jnp.inf)
-    # The change of the set's own top token, so that one token alone has none.
+    # The change of the set's own top token is subtracted, so that a set of one
+    # token has no change.
     start = x_V[spaces.top_token(inner_V)]
     start = jnp.where(jnp.isinf(start), 0, start)
     inside = log_ratio_lib.from_change(
@@ -133,9 +134,9 @@ def compare_tokens(
 
   Args:
     z, z_pruned: logits [V] of one position; -inf masks a token.
-    options: token ids [C, S], S spellings for each of C options.
+    options: token ids [C, U], U spellings for each of C options.
     temperature: T > 0.
-    mask: bool [C, S], True = keep; fill unused places with any id.
+    mask: bool [C, U], True = keep; fill unused places with any id.
 
   Returns:
     The change of the options, the chain rule of KL, and the whole vocabulary.
@@ -145,17 +146,17 @@ def compare_tokens(
       twice (checked when the ids are not traced).
   """
   z_V, zq_V = spaces.checked_pair(z, z_pruned)
-  mask_CS = scoring.checked_mask(jnp.shape(options), mask)
+  mask_CU = scoring.checked_mask(jnp.shape(options), mask)
   _check_tokens(options, mask, z_V.size)
   whole = log_ratio_lib.from_logits(z_V, zq_V, temperature)
-  tokens_CS = jnp.asarray(options)
-  # Ids one past the end are dropped.
-  kept_CS = jnp.where(mask_CS, tokens_CS, z_V.size)
-  member_V = jnp.zeros(z_V.shape, bool).at[kept_CS].set(True, mode="drop")
+  tokens_CU = jnp.asarray(options)
+  # The id one past the end marks an unused place; it is dropped.
+  kept_CU = jnp.where(mask_CU, tokens_CU, z_V.size)
+  member_V = jnp.zeros(z_V.shape, bool).at[kept_CU].set(True, mode="drop")
   return Subspace(
     options=scoring.compare_options(
-      scoring.option_scores(whole.log_p[tokens_CS], mask_CS),
-      scoring.option_scores(whole.log_q[tokens_CS], mask_CS),
+      scoring.option_scores(whole.log_p[tokens_CU], mask_CU),
+      scoring.option_scores(whole.log_q[tokens_CU], mask_CU),
     ),
     chain=chain_rule(z_V, zq_V, member_V, temperature),
     whole=divergences.compare_distributions(z_V, zq_V, temperature),
@@ -216,33 +217,35 @@ def compare_matched(
   Args:
     key: `jax.random.key` of the draws.
     z, z_pruned: logits [V] of one position; -inf masks a token.
-    options: token ids [C, S], S spellings for each of C options.
+    options: token ids [C, U], U spellings for each of C options.
     count: how many random sets.
     temperature: T > 0.
-    mask: bool [C, S], True = keep.
+    mask: bool [C, U], True = keep.
 
   Returns:
-    As `compare_tokens`; every field has a leading axis `count`.
+    The change of the options, the chain rule of KL and the whole vocabulary,
+    every field with a leading axis `count`.
 
   Raises:
-    ValueError: as `compare_tokens` and `matched_tokens`.
+    ValueError: shapes do not fit, T <= 0, more than V / 2 tokens, or an id
+      that is out of range or appears twice.
   """
-  mask_CS = scoring.checked_mask(jnp.shape(options), mask)
+  mask_CU = scoring.checked_mask(jnp.shape(options), mask)
   _check_tokens(options, mask, jnp.size(z))
 
-  def one(key):
-    tokens_CS = matched_tokens(key, z, options, temperature)
-    return compare_tokens(z, z_pruned, tokens_CS, temperature, mask_CS)
+  def compare_draw(key):
+    tokens_CU = matched_tokens(key, z, options, temperature)
+    return compare_tokens(z, z_pruned, tokens_CU, temperature, mask_CU)
 
-  return jax.vmap(one)(jax.random.split(key, count))
+  return jax.vmap(compare_draw)(jax.random.split(key, count))
 
 
 def _check_tokens(options, mask, vocab_size: int):
   """Refuses ids that do not exist or stand for two options."""
   if isinstance(options, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
     return
-  tokens_CS = np.asarray(options)
-  kept = tokens_CS.ravel() if mask is None else tokens_CS[np.asarray(mask)]
+  tokens_CU = np.asarray(options)
+  kept = tokens_CU.ravel() if mask is None else tokens_CU[np.asarray(mask)]
   wrong = kept[(kept < 0) | (kept >= vocab_size)]
   if wrong.size:
     raise ValueError(

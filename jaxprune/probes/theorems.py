@@ -273,9 +273,9 @@ def theorem_3(z, z_pruned, temperature=1.0) -> Theorem3:
   )
 
 
-def _next_order_of_cosine(found: Theorem1) -> jax.Array:
+def _next_order_of_cosine(theorem: Theorem1) -> jax.Array:
   """Returns u^2 / 2 - 3 u^4 / 8 - rho^2 / 2 with u = rho / (1 + alpha)."""
-  return found.corrected - 3 / 2 * found.corrected**2 - found.estimate
+  return theorem.corrected - 3 / 2 * theorem.corrected**2 - theorem.estimate
 
 
 def _signed_error(estimate, exact) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Where does the damage come from when a pruned model writes text?
+"""Why does the text of a pruned model deviate? Several decodings, compared.
 
 Several decodings of one prompt run side by side inside one scan. A decoding is
 described by whose weights it uses, whose cache of the prompt it starts from and
@@ -114,12 +114,12 @@ class DecodingRecords:
   """What one decoding did, compared with the dense one.
 
   Attributes:
-    position: tree of `measure`, leaves [T, B].
-    token_dense: token that the dense decoding chose at the step, int32 [T, B].
-    token_pruned: token that this decoding chose, or would have, int32 [T, B].
-    aligned: bool [T, B], all tokens read so far equal those of the dense
+    position: tree of `measure`, leaves [R, B].
+    token_dense: token that the dense decoding chose at the step, int32 [R, B].
+    token_pruned: token that this decoding chose, or would have, int32 [R, B].
+    aligned: bool [R, B], all tokens read so far equal those of the dense
       decoding.
-    alive: bool [T, B], neither the dense decoding nor this one has read an
+    alive: bool [R, B], neither the dense decoding nor this one has read an
       end-of-text token before the step.
   """
 
@@ -158,7 +158,7 @@ def decode_together(
     key: `jax.random.key` of the draws.
 
   Returns:
-    Records by name of the decoding, leaves [T, B].
+    Records by name of the decoding, leaves [R, B].
 
   Raises:
     ValueError: a decoding names a source that does not run, or a name twice.
@@ -174,7 +174,7 @@ def decode_together(
         f"decoding {decoding.name} reads the cache of {source}: add that"
         " decoding"
       )
-  eos_E = jnp.asarray(tuple(steps.eos_ids) or (-1,), jnp.int32)
+  stop_ids = jnp.asarray(tuple(steps.eos_ids) or (-1,), jnp.int32)
 
   def step(state, t):
     token, cache, aligned, alive = state
@@ -182,8 +182,8 @@ def decode_together(
     h, z, new_cache, chosen = {}, {}, {}, {}
     for decoding in decodings:
       name = decoding.name
-      # A decoding that borrows leaves no trace: its source writes its own
-      # entry.
+      # A decoding that borrows a cache leaves no trace in it: the owner writes
+      # the entry of this step itself.
       h[name], z[name], new_cache[name] = decode(
         models[decoding.weights][0], token[name], cache[decoding.borrow or name]
       )
@@ -197,7 +197,7 @@ def decode_together(
       name = decoding.name
       new_token[name] = chosen[name if decoding.own_tokens else "dense"]
       new_aligned[name] = aligned[name] & (new_token[name] == chosen["dense"])
-      ended = jnp.any(new_token[name][:, None] == eos_E[None], axis=1)
+      ended = jnp.any(new_token[name][:, None] == stop_ids[None], axis=1)
       new_alive[name] = alive[name] & ~ended
       if decoding.resync:
         back = (t + 1) % decoding.resync == 0
@@ -206,8 +206,8 @@ def decode_together(
         new_alive[name] = jnp.where(back, new_alive["dense"], new_alive[name])
         new_cache[name] = jax.lax.cond(
           back,
-          lambda own, source: source,
-          lambda own, source: own,
+          lambda own_cache, source_cache: source_cache,
+          lambda own_cache, source_cache: own_cache,
           new_cache[name],
           new_cache["teacher_forced"],
         )
@@ -247,11 +247,11 @@ def _measure_all(measure, h, z):
   if not names:
     return {}
   others = tuple(jnp.stack([x[name] for name in names]) for x in (h, z))
-  found = jax.lax.map(
+  records = jax.lax.map(
     lambda other: jax.vmap(measure)(h["dense"], other[0], z["dense"], other[1]),
     others,
   )
   return {
-    name: jax.tree.map(lambda leaf, i=i: leaf[i], found)
+    name: jax.tree.map(lambda leaf, i=i: leaf[i], records)
     for i, name in enumerate(names)
   }

@@ -2,8 +2,8 @@
 
 The dense model reads a text. At every layer one sublayer, attention or MLP, is
 computed a second time with pruned weights (or left out) from the same dense
-residual stream, and the two streams behind it are compared. Nothing adds up:
-each number belongs to one sublayer at one position.
+residual stream, and the two streams behind it are compared. Changes do not add
+up over layers: each number belongs to one sublayer at one position.
 
 The text is known once the dense model has written it, and pruned sublayers
 leave no trace, so there is no loop over steps. One pass over the finished text
@@ -20,7 +20,7 @@ project.
 Reference: He et al., "Demystifying When Pruning Works via Representation
 Hierarchies", arXiv 2603.24652, section 5, Figs 2, 4-6 and 13-21.
 Differs from the reference in: after the prompt its pruned attention reads no
-key but its own, because the cache is not handed to it, and during the prompt
+key but its own, because it does not get the cache, and during the prompt
 it reads keys that the pruned weights made; `HISTORIES` has all three.
 """
 
@@ -141,13 +141,13 @@ def compare_sublayers(
 
   def step(x_BTD, layer):
     x_BTD, dense, pruned = sublayers(layer, x_BTD)
-    # Both sides as they are in memory, so that equal weights give equal bits
-    # whatever the compiler would fuse into their comparison.
+    # The barrier keeps both sides as they are in memory, so that equal weights
+    # give equal bits whatever the compiler would fuse into their comparison.
     pair = jax.lax.optimization_barrier((jnp.stack(dense), jnp.stack(pruned)))
     records = _measure(read, measure, *pair, chunk)
     sizes = dict(zip("NBR", (len(dense), *dense[0].shape[:2])))
     return x_BTD, jax.tree.map(
-      lambda leaf: rearrange(leaf, "(N B R) ... -> N B R ...", **sizes), records
+      lambda leaf: rearrange(leaf, "(P B R) ... -> P B R ...", **sizes), records
     )
 
   return jax.lax.scan(step, x_BTD, layers)
@@ -156,10 +156,11 @@ def compare_sublayers(
 def _measure(read, measure, h, g, chunk):
   """Read out `chunk` positions at once, and measure as many as fit a cache.
 
-  h and g are [N, B, R, D]; the leaves that come back are [N B R].
+  h and g are [P, B, R, D]; the leaves that come back are [P * B * R].
   """
   rows = h.size // h.shape[-1]
-  # Equal pieces, the last filled up: a shorter one would be compiled apart.
+  # All pieces have one size and the last is filled up, because another size
+  # would be compiled separately.
   unit = min(4, chunk)
   pieces = -(-rows // (chunk // unit * unit))
   size = -(-rows // (pieces * unit)) * unit
@@ -178,10 +179,10 @@ def _measure(read, measure, h, g, chunk):
       ),
     )
 
-  def split(x_NBRD):
-    x_QD = rearrange(x_NBRD, "N B R D -> (N B R) D")
-    x_QD = jnp.pad(x_QD, ((0, pieces * size - rows), (0, 0)), mode="edge")
-    return rearrange(x_QD, "(pieces size) D -> pieces size D", size=size)
+  def split(x_PBRD):
+    x_RD = rearrange(x_PBRD, "P B R D -> (P B R) D")
+    x_RD = jnp.pad(x_RD, ((0, pieces * size - rows), (0, 0)), mode="edge")
+    return rearrange(x_RD, "(pieces size) D -> pieces size D", size=size)
 
   records = jax.lax.map(piece, (split(h), split(g)))
   return jax.tree.map(

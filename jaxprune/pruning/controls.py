@@ -2,7 +2,7 @@
 
 Two controls as large as a pruned model. `random_control` removes as much, at
 random: as many sublayers, in other layers; as many weights of every output, at
-other inputs. What a method chooses by is gone, its size is not.
+other inputs. It removes as much as the method, without the method's choice.
 `random_changes` keeps the norm of the change of every kernel and draws its
 direction.
 

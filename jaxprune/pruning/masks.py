@@ -121,7 +121,7 @@ def overlap(a: object, b: object, *, per: str = "matrix") -> object:
     per: 'matrix' or 'all'.
 
   Returns:
-    The index of each matrix in a tree like `a`, or one number for all.
+    float32: the same tree with leaves [...], or [] for 'all'.
 
   Raises:
     ValueError: unknown `per`, or masks that do not fit.
@@ -140,7 +140,7 @@ def distance(a: object, b: object, *, per: str = "matrix") -> object:
     per: 'matrix' or 'all'.
 
   Returns:
-    The fraction of each matrix in a tree like `a`, or one number for all.
+    float32: the same tree with leaves [...], or [] for 'all'.
 
   Raises:
     ValueError: unknown `per`, or masks that do not fit.
@@ -169,7 +169,7 @@ def verify_nm(masks: object, pattern: NofM, *, exact: bool = True) -> object:
     *stack, inputs, _ = leaf.shape
     if inputs % pattern.of:
       return jnp.zeros(stack, bool)
-    groups = rearrange(leaf, "... (X M) O -> ... X M O", M=pattern.of)
+    groups = rearrange(leaf, "... (U M) O -> ... U M O", M=pattern.of)
     kept = jnp.sum(groups, axis=-2, dtype=jnp.int32)
     obeyed = kept == pattern.keep if exact else kept <= pattern.keep
     return jnp.all(obeyed, axis=(-2, -1))

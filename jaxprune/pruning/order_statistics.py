@@ -5,7 +5,7 @@ bit, each bit by one pass that counts what lies below, on a GPU by a sort: the
 answer is the same integer. Ties at that key are settled by index. So nothing
 here rounds, and platforms agree.
 
-`patterns.py` is the way in.
+Other code uses these functions through `patterns.py`.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def ordered_keys(scores: jax.Array) -> jax.Array:
 
 
 def _rowed(keys_IO: jax.Array) -> jax.Array:
-  """Cut the inputs in X stretches of R rows for counting, [X, R, O].
+  """Cut the inputs in U stretches of M rows for counting, [U, M, O].
 
   Padding has the highest key, which no float has.
   """
@@ -47,17 +47,17 @@ def _rowed(keys_IO: jax.Array) -> jax.Array:
   padded_IO = jnp.pad(
     keys_IO, ((0, pad), (0, 0)), constant_values=np.uint32(0xFFFFFFFF)
   )
-  return rearrange(padded_IO, "(X R) O -> X R O", R=rows)
+  return rearrange(padded_IO, "(U M) O -> U M O", M=rows)
 
 
-def _stretch_counts(true_XRO: jax.Array) -> jax.Array:
-  """Count what is true in each stretch, [X, O] int32."""
-  return jnp.sum(true_XRO, axis=1, dtype=jnp.int8).astype(jnp.int32)
+def _stretch_counts(true_UMO: jax.Array) -> jax.Array:
+  """Count what is true in each stretch, [U, O] int32."""
+  return jnp.sum(true_UMO, axis=1, dtype=jnp.int8).astype(jnp.int32)
 
 
-def _counts(true_XRO: jax.Array) -> jax.Array:
+def _counts(true_UMO: jax.Array) -> jax.Array:
   """Count what is true for each output, [O] int32."""
-  return _stretch_counts(true_XRO).sum(axis=0)
+  return _stretch_counts(true_UMO).sum(axis=0)
 
 
 def _running_sum(x: jax.Array) -> jax.Array:
@@ -94,16 +94,17 @@ def _bisect(
 
 def _kth_by_counting(keys_IO, removed_O, group):
   """Removed-th lowest key of each group in 32 counting passes, [O] or []."""
-  keys_XRO = _rowed(keys_IO)
-  # Zeros made from the keys, so that they vary over the same devices.
+  keys_UMO = _rowed(keys_IO)
+  # The zeros are computed from the data, so that shard_map sees them split over
+  # the same devices.
   if group == "output":
     return _bisect(
-      lambda key_O: _counts(keys_XRO < key_O[None, None]),
+      lambda key_O: _counts(keys_UMO < key_O[None, None]),
       removed_O,
       keys_IO[0] & 0,
     )
   return _bisect(
-    lambda key: _counts(keys_XRO < key).sum(), removed_O, keys_IO[0, 0] & 0
+    lambda key: _counts(keys_UMO < key).sum(), removed_O, keys_IO[0, 0] & 0
   )
 
 
@@ -123,7 +124,7 @@ def _kth_by_sorting(keys_IO, removed_O, group):
 
 
 def _kth(keys_IO, removed_O, group):
-  """Choose by platform: one answer, two speeds."""
+  """The key by the algorithm that is faster on this platform; both agree."""
 
   def counting(keys_IO, removed_O):
     return _kth_by_counting(keys_IO, removed_O, group)
@@ -147,21 +148,22 @@ def keep_output(keys_IO: jax.Array, removed_O: jax.Array) -> jax.Array:
     bool [I, O], True = keep.
   """
   kth_O = _kth(keys_IO, removed_O, "output")
-  keys_XRO = _rowed(keys_IO)
-  need_O = removed_O - _counts(keys_XRO < kth_O[None, None])
-  # The first `need` ties leave. Find the stretch where they run out, then
-  # the place inside it: that much is looked at once, not counted again.
-  tie_XRO = keys_XRO == kth_O[None, None]
-  upto_XO = _running_sum(_stretch_counts(tie_XRO))
-  full_O = jnp.sum(upto_XO <= need_O[None], axis=0, dtype=jnp.int32)
-  inside_O = jnp.minimum(full_O, upto_XO.shape[0] - 1)
+  keys_UMO = _rowed(keys_IO)
+  need_O = removed_O - _counts(keys_UMO < kth_O[None, None])
+  # Of the entries that tie with the k-th key, the first `need` leave. We look
+  # for the stretch that holds the last of them, then for its place in that
+  # stretch, so that only one stretch is counted again.
+  tie_UMO = keys_UMO == kth_O[None, None]
+  upto_UO = _running_sum(_stretch_counts(tie_UMO))
+  full_O = jnp.sum(upto_UO <= need_O[None], axis=0, dtype=jnp.int32)
+  inside_O = jnp.minimum(full_O, upto_UO.shape[0] - 1)
   before_O = jnp.take_along_axis(
-    jnp.pad(upto_XO, ((1, 0), (0, 0))), inside_O[None], axis=0
+    jnp.pad(upto_UO, ((1, 0), (0, 0))), inside_O[None], axis=0
   )[0]
-  tie_RO = jnp.take_along_axis(tie_XRO, inside_O[None, None], axis=0)[0]
-  upto_RO = _running_sum(tie_RO.astype(jnp.int32)) + before_O[None]
-  place_O = jnp.sum(upto_RO <= need_O[None], axis=0, dtype=jnp.int32)
-  cut_O = inside_O * keys_XRO.shape[1] + place_O
+  tie_MO = jnp.take_along_axis(tie_UMO, inside_O[None, None], axis=0)[0]
+  upto_MO = _running_sum(tie_MO.astype(jnp.int32)) + before_O[None]
+  place_O = jnp.sum(upto_MO <= need_O[None], axis=0, dtype=jnp.int32)
+  cut_O = inside_O * keys_UMO.shape[1] + place_O
   index_I1 = jnp.arange(keys_IO.shape[0], dtype=jnp.int32)[:, None]
   return (keys_IO > kth_O[None]) | (
     (keys_IO == kth_O[None]) & (index_I1 >= cut_O[None])
@@ -218,21 +220,21 @@ def keep_n_of_m(keys_IO: jax.Array, keep: int, of: int) -> jax.Array:
   Returns:
     bool [I, O], True = keep.
   """
-  keys_XMO = rearrange(keys_IO, "(X M) O -> X M O", M=of)
+  keys_UMO = rearrange(keys_IO, "(U M) O -> U M O", M=of)
   leave = of - keep
   if of > _MOST_PAIRED:
-    kept_XMO = jax.vmap(lambda k_MO: keep_output(k_MO, jnp.int32(leave)))(
-      keys_XMO
+    kept_UMO = jax.vmap(lambda k_MO: keep_output(k_MO, jnp.int32(leave)))(
+      keys_UMO
     )
-    return rearrange(kept_XMO, "X M O -> (X M) O")
-  # rank = how many of the group leave before this one. Each pair is compared
-  # once; of equals the earlier leaves first.
-  places = [keys_XMO[:, m] for m in range(of)]
-  rank = [jnp.zeros(keys_XO.shape, jnp.int8) for keys_XO in places]
+    return rearrange(kept_UMO, "U M O -> (U M) O")
+  # The rank of an entry is how many of its group leave before it. Each pair is
+  # compared once; of two equal entries the earlier one leaves first.
+  places = [keys_UMO[:, m] for m in range(of)]
+  rank = [jnp.zeros(keys_UO.shape, jnp.int8) for keys_UO in places]
   for late in range(of):
     for early in range(late):
-      first_XO = places[early] <= places[late]
-      rank[late] += first_XO
-      rank[early] += ~first_XO
-  kept_XMO = jnp.stack([r_XO >= leave for r_XO in rank], axis=1)
-  return rearrange(kept_XMO, "X M O -> (X M) O")
+      first_UO = places[early] <= places[late]
+      rank[late] += first_UO
+      rank[early] += ~first_UO
+  kept_UMO = jnp.stack([r_UO >= leave for r_UO in rank], axis=1)
+  return rearrange(kept_UMO, "U M O -> (U M) O")

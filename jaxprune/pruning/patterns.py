@@ -51,7 +51,7 @@ class Unstructured:
   group: str = "output"
 
   def __post_init__(self):
-    # Not `< 0 or >= 1`: a nan must not pass.
+    # Not `< 0 or >= 1`, which a nan would pass.
     if not 0 <= self.sparsity < 1:
       raise ValueError(
         f"sparsity is {self.sparsity}; use a fraction removed in [0, 1)"
@@ -152,7 +152,7 @@ def _check_matrix(scores_IO):
 def keep_mask_count(
   scores_IO: jax.Array, removed: jax.Array | int, group: str = "output"
 ) -> jax.Array:
-  """Remove the lowest scores, how many of them being data.
+  """Remove the lowest scores; how many is an array and may be traced.
 
   Args:
     scores_IO: [I, O], any float dtype.

@@ -1,4 +1,4 @@
-"""Which method changes a checkpoint, at what, and what does it need to see?
+"""Which methods are there, what does each change, and what must it see?
 
 `METHODS` is the one table: a row adds a method to every script, sweep and
 check. A row is a `KernelMethod` (entries of one matrix, removed or rounded), a
@@ -25,10 +25,11 @@ class KernelMethod:
   """A method that works on one matrix at a time.
 
   Attributes:
-    function: see `apply`.
+    function: the pruning function, or where it is, `MODULE.NAME`.
     statistic: name in `observers.OBSERVERS` of what it needs from calibration;
       None for a data-free method.
-    preparation: see `prepare`; None hands on the statistics as they are.
+    preparation: what is made of the statistics once for all kernels with the
+      same input; None leaves them as they are.
     patterns: names of the classes of pattern that it takes.
     groups: the comparison groups of an unstructured pattern that it takes, its
       default first.
@@ -76,7 +77,7 @@ class UnitMethod:
   """A method that removes hidden units of the MLP.
 
   Attributes:
-    function: see `apply`.
+    function: the pruning function, or where it is, `MODULE.NAME`.
     statistic: name in `observers.OBSERVERS`, of the input of `down`.
     compensates: whether it gives a bias.
     patterns: names of the classes of pattern that it takes.

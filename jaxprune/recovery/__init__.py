@@ -1,4 +1,8 @@
-"""Can a short training bring a pruned model back, its zeros kept?"""
+"""Can a short training bring a pruned model back, its zeros kept?
+
+finetune         the training loop
+losses           what it minimises
+trainable_mask   which parameters it may change"""
 
 from jaxprune.recovery.finetune import Recovered, Recovery, recover
 from jaxprune.recovery.losses import (

@@ -1,9 +1,9 @@
 """How far does a short training bring a pruned model back?
 
-AdamW on calibration text for a few hundred steps. The dense model, where it is
-asked, reads the same rows in the same step. Masks are enforced twice: what may
-not change (`trainable_mask`) has no gradient, and after the step has its old
-bits.
+AdamW on calibration text for a few hundred steps. An objective that needs the
+dense model lets it read the same rows in the same step. Masks are enforced
+twice: a weight that may not change (`trainable_mask`) has no gradient, and
+after the step it is set to its old value.
 
 A run is a function of its arguments: batches are drawn from the seed, nothing
 is sampled. It is too short to be worth a checkpoint; a killed run starts over.
@@ -90,7 +90,7 @@ def check(recovery: Recovery, tokens: np.ndarray, dense: bool) -> None:
 
   Args:
     recovery: the run.
-    tokens: rows to read, int [N, T].
+    tokens: rows to read, int [X, T].
     dense: whether a dense model is there.
 
   Raises:
@@ -147,7 +147,7 @@ def recover(
   Args:
     config: of the pruned model.
     params: its stacked parameters; trained in float32.
-    tokens: rows to read, int [N, T], every token real; each is read once
+    tokens: rows to read, int [X, T], every token real; each is read once
       before any is read again.
     recovery: the run.
     masks: bool [L, I, O] by group and kernel, True = keep.
@@ -156,12 +156,12 @@ def recover(
     report: gets a line of progress from time to time.
 
   Raises:
-    ValueError: as `check` and `make_trainable_mask`, or a loss that is not
-      finite.
+    ValueError: a setting out of range, a mask that does not fit the weights,
+      or a loss that is not finite.
   """
   tokens = np.asarray(tokens, np.int32)
   check(recovery, tokens, dense is not None)
-  # A copy: the step gives its memory back.
+  # The parameters are copied, because the step gives their memory back.
   params = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)
   trainable = masks_lib.make_trainable_mask(params, masks, drops)
   gates = None
@@ -174,7 +174,7 @@ def recover(
   program = _Program(
     config=config,
     dense_config=dense_config,
-    # What the program takes as data does not compile it again.
+    # Values that the program takes as data do not compile it again.
     recovery=Recovery(
       objective=recovery.objective,
       weight_decay=recovery.weight_decay,
@@ -263,7 +263,7 @@ def objective(
     tokens_BT: int [B, T].
     weight: lambda, see `Recovery`.
     gates: which sublayers stay; None is all.
-    dense: as in `recover`.
+    dense: config and parameters of the dense model; not needed for 'language'.
 
   Returns:
     A float32 scalar in nats, mean over the B (T - 1) positions that have a

@@ -6,7 +6,7 @@
 
 p is dense, q pruned, dz = z_pruned - z. The variance is the second-order term
 of the KL: at dz near 0 both have the same value and the same curvature. They
-part where dz is large. There the KL grows linearly with dz and its gradient
+differ where dz is large. There the KL grows linearly with dz and its gradient
 q - p is bounded, while the variance grows with the square, and a token that q
 overrates but p does not know (p near 0) is seen by the KL and not by the
 variance.

@@ -2,7 +2,7 @@
 
 Pruned weights are zero and stay zero; a dropped sublayer stays as it was
 written, its norm, kernels and biases included. Everything else is trainable.
-What is not trainable keeps its bits, whatever the optimiser says.
+A weight that is not trainable keeps its bits, whatever the optimiser does.
 """
 
 from collections.abc import Mapping, Sequence

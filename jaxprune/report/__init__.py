@@ -1,4 +1,8 @@
-"""What does a person read? Records, figures and one page."""
+"""What does a person read? Records, figures and one page.
+
+records, tables, fields                  rows of numbers, and what each means
+canvas, figures, attribution_figures     figures as PNG
+page, stylesheet                         report.html"""
 
 from jaxprune.report.fields import FIELDS, Field, axis_label
 from jaxprune.report.records import RunFolder, Summary, describe_run

@@ -8,7 +8,7 @@ import numpy as np
 from jaxprune.report import canvas
 from jaxprune.statistics import Estimate, as_estimate
 
-# Early to late layers, attention and MLP apart.
+# From early to late layers, for attention and for MLPs.
 _BLUES = ("#0b3c5d", "#0072B2", "#56B4E9", "#a6d8f5")
 _REDS = ("#7a3300", "#D55E00", "#E69F00", "#f3d08a")
 
@@ -36,14 +36,14 @@ def contribution_bars(
     for index, (name, bars) in enumerate(
       (("attention", attention), ("MLP", mlp))
     ):
-      at = np.arange(len(bars)) + 0.4 * index - 0.2
+      places = np.arange(len(bars)) + 0.4 * index - 0.2
       heights, low, high = (
         np.array([getattr(as_estimate(bar), field) for bar in bars], np.float64)
         for field in ("value", "low", "high")
       )
       colour = (canvas.BLUE, canvas.VERMILION)[index]
       axes.bar(
-        at,
+        places,
         heights,
         0.38,
         color=colour,
@@ -51,7 +51,7 @@ def contribution_bars(
         hatch=(None, "//")[index],
         edgecolor="white",
       )
-      axes.vlines(at, low, high, color=canvas.INK, linewidth=1.2)
+      axes.vlines(places, low, high, color=canvas.INK, linewidth=1.2)
     axes.axhline(0, color=canvas.GREY, linewidth=0.8)
     canvas.remark(axes, completeness)
     canvas.name_axes(axes, "layer", y)
@@ -83,7 +83,7 @@ def stacked_steps(
   """
   with canvas.style():
     figure, (axes,) = canvas.panels(canvas.WIDE)
-    at = np.arange(len(truth))
+    places = np.arange(len(truth))
     up, down = np.zeros(len(truth)), np.zeros(len(truth))
     count = 1
     for kind, groups, colours, hatch in (
@@ -94,7 +94,7 @@ def stacked_steps(
         values = np.asarray(values, np.float64)
         base = np.where(values >= 0, up, down)
         axes.bar(
-          at,
+          places,
           values,
           0.85,
           bottom=base,
@@ -107,7 +107,7 @@ def stacked_steps(
         up += np.maximum(values, 0)
         down += np.minimum(values, 0)
         count += 1
-    axes.plot(at, truth, "o", color=canvas.INK, markersize=3, label="true")
+    axes.plot(places, truth, "o", color=canvas.INK, markersize=3, label="true")
     axes.axhline(0, color=canvas.GREY, linewidth=0.8)
     canvas.name_axes(axes, "step", y)
     handles, labels = axes.get_legend_handles_labels()

@@ -50,9 +50,9 @@ def estimated(
   estimates = list(map(as_estimate, estimates))
   return Series(
     x=np.asarray(x),
-    y=np.array([each.value for each in estimates], np.float64),
-    low=np.array([each.low for each in estimates], np.float64),
-    high=np.array([each.high for each in estimates], np.float64),
+    y=np.array([estimate.value for estimate in estimates], np.float64),
+    low=np.array([estimate.low for estimate in estimates], np.float64),
+    high=np.array([estimate.high for estimate in estimates], np.float64),
   )
 
 
@@ -65,10 +65,10 @@ def mean_and_range(x: np.ndarray, values: np.ndarray) -> Series:
   """
   x, values = np.asarray(x), np.asarray(values, np.float64)
   x, values = x[np.isfinite(values)], values[np.isfinite(values)]
-  at = np.unique(x)
-  parts = [values[x == one] for one in at]
+  x_values = np.unique(x)
+  parts = [values[x == x_value] for x_value in x_values]
   return Series(
-    x=at,
+    x=x_values,
     y=np.array([part.mean() for part in parts]),
     low=np.array([part.min() for part in parts]),
     high=np.array([part.max() for part in parts]),
@@ -214,7 +214,7 @@ def scatter_against_truth(
     A PNG.
   """
   truth, estimate = (
-    np.asarray(each, np.float64).ravel() for each in (truth, estimate)
+    np.asarray(array, np.float64).ravel() for array in (truth, estimate)
   )
   good = np.isfinite(truth) & np.isfinite(estimate)
   good &= (truth > 0) & (estimate > 0)
@@ -259,9 +259,10 @@ def histogram(
     A PNG.
   """
   sets = {
-    name: np.asarray(each, np.float64).ravel() for name, each in values.items()
+    name: np.asarray(array, np.float64).ravel()
+    for name, array in values.items()
   }
-  kept = {name: each[np.isfinite(each)] for name, each in sets.items()}
+  kept = {name: array[np.isfinite(array)] for name, array in sets.items()}
   left_out = sum(map(len, sets.values())) - sum(map(len, kept.values()))
   together = np.concatenate([*kept.values(), [] if kept else [0.0]])
   most = max(map(len, kept.values()), default=0)
@@ -269,10 +270,10 @@ def histogram(
   edges = np.histogram_bin_edges(together, count)
   with canvas.style():
     figure, (axes,) = canvas.panels(canvas.WIDE)
-    for index, (name, each) in enumerate(kept.items()):
+    for index, (name, array) in enumerate(kept.items()):
       colour, style, _ = canvas.style_of(name, index)
       axes.hist(
-        each,
+        array,
         edges,
         histtype="stepfilled",
         color=colour,
@@ -280,7 +281,7 @@ def histogram(
         linewidth=0,
       )
       axes.hist(
-        each,
+        array,
         edges,
         histtype="step",
         color=colour,
@@ -311,14 +312,14 @@ def paired_bars(
   with canvas.style():
     figure, row = canvas.panels(canvas.WIDE, len(panels), share_y=False)
     for axes, (title, labels, dense, pruned, y) in zip(row, panels):
-      at = np.arange(len(labels))
+      places = np.arange(len(labels))
       for values, shift, colour, hatch, name in (
         (dense, -0.2, canvas.BLUE, None, "dense"),
         (pruned, 0.2, canvas.VERMILION, "///", "pruned"),
       ):
         values = np.asarray(values, np.float64)
         axes.bar(
-          at + shift,
+          places + shift,
           np.where(np.isfinite(values), values, 0),
           0.4,
           color=colour,
@@ -329,10 +330,10 @@ def paired_bars(
       # A dollar sign would begin a formula.
       names = [label.replace("$", r"\$") for label in labels]
       axes.set_xticks(
-        at,
+        places,
         names,
-        rotation=40 if len(at) > 5 else 0,
-        ha="right" if len(at) > 5 else "center",
+        rotation=40 if len(places) > 5 else 0,
+        ha="right" if len(places) > 5 else "center",
       )
       axes.set(ylabel=axis_label(y), title=title)
       axes.grid(False, axis="x")
@@ -387,7 +388,7 @@ def interval_dots(
         and (entry.value > 0 or not log_x)
       ]
       left_out += sum(entry is not None for entry in entries) - len(shown)
-      at = np.array([row for row, _ in shown]) + 0.5 * (
+      places = np.array([row for row, _ in shown]) + 0.5 * (
         (index + 0.5) / count - 0.5
       )
       middle, low, high = (
@@ -396,8 +397,8 @@ def interval_dots(
       )
       if log_x and len(shown):
         low = np.where(low > 0, low, middle)
-      axes.hlines(at, low, high, color=colour, linewidth=1.6)
-      axes.plot(middle, at, marker, color=colour, label=axis_label(name))
+      axes.hlines(places, low, high, color=colour, linewidth=1.6)
+      axes.plot(middle, places, marker, color=colour, label=axis_label(name))
     if reference is not None:
       axes.axvline(reference, color=canvas.GREY, linewidth=0.8)
     axes.set_yticks(range(len(labels)), labels)
@@ -443,10 +444,10 @@ def score_against_feature(
     axes.set_xscale("log")
     for index, (name, chosen) in enumerate(kinds.items()):
       colour = canvas.COLOURS[index % len(canvas.COLOURS)][0]
-      for hollow, at in ((True, chosen & learnt), (False, chosen & ~learnt)):
+      for hollow, drawn in ((True, chosen & learnt), (False, chosen & ~learnt)):
         axes.plot(
-          shown[at],
-          kept[at],
+          shown[drawn],
+          kept[drawn],
           _MARKERS[index % len(_MARKERS)],
           alpha=0.8,
           color=colour,
@@ -491,9 +492,9 @@ def _draw(axes: Axes, series: Mapping[str, Series], log_y: bool) -> None:
     )
     if len(line.x) == 1:  # a band without width
       axes.vlines(line.x, line.low, line.high, color=colour, alpha=0.4)
-  at = {float(x) for line in series.values() for x in line.x}
-  if len(at) == 1:
-    axes.set_xlim(min(at) - 0.5, max(at) + 0.5)
+  x_values = {float(x) for line in series.values() for x in line.x}
+  if len(x_values) == 1:
+    axes.set_xlim(min(x_values) - 0.5, max(x_values) + 0.5)
   if log_y:
     low, high = axes.get_ylim()
     canvas.log_ticks(axes.yaxis, low, high)

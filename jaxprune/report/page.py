@@ -121,13 +121,13 @@ def write_report(
 
   Args:
     run: the open run folder; the page shows its description.
-    title: see `render_page`.
-    verdict: see `render_page`.
-    sections: see `render_page`.
-    protocol: see `render_page`.
+    title: what was measured.
+    verdict: the answer in plain words; blank lines divide paragraphs.
+    sections: the evidence.
+    protocol: what else a reader must know to compare or repeat the numbers.
 
   Raises:
-    ValueError: see `render_page`.
+    ValueError: a row has not one cell per column, or a figure is not a PNG.
   """
   text = render_page(
     title=title,
@@ -218,11 +218,13 @@ def _figure(figure: Figure) -> str:
     raise ValueError(
       f"figure {figure.caption!r}: alt is empty; say what it shows"
     )
-  # The size, from the PNG's header: sharp on dense screens, and known to the
-  # browser before the picture is decoded.
+  # The size is read from the header of the PNG, so that the figure is sharp on
+  # dense screens and the browser knows its size before it decodes it.
   width, height = (
-    round(int.from_bytes(figure.png[at : at + 4], "big") * _SCREEN_DPI / DPI)
-    for at in (16, 20)
+    round(
+      int.from_bytes(figure.png[offset : offset + 4], "big") * _SCREEN_DPI / DPI
+    )
+    for offset in (16, 20)
   )
   data = base64.b64encode(figure.png).decode("ascii")
   return (

@@ -1,4 +1,12 @@
-"""How sure is a number? Estimates with intervals, bins, ranks, separation."""
+"""How sure is a number? Estimates with intervals.
+
+estimate     a value with its ends and count
+intervals    mean, ratio, proportion and any statistic, over groups
+bins         a mean in each bin of another quantity
+ranks        rank correlations
+separation   how well a threshold tells two classes apart
+survival     whether a task keeps enough of the dense score
+"""
 
 from jaxprune.statistics.bins import (
   Bin,

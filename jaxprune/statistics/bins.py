@@ -1,4 +1,4 @@
-"""Where is the damage: how does a mean change with another quantity?
+"""How does a mean change with another quantity?
 
 Rows are sorted into bins by a quantity such as the entropy of the dense
 distribution, and each bin has its own mean with an interval over prompts.
@@ -103,7 +103,8 @@ def binned_means(
     The bins that have rows, in order.
 
   Raises:
-    ValueError: a value of `by` is outside of the edges, or as `mean`.
+    ValueError: a value of `by` is outside of the edges, shapes differ, or a
+      value is not finite.
   """
   values, by, groups = map(np.asarray, (values, by, groups))
   place, bins = bin_index(by, edges), []

@@ -68,9 +68,9 @@ def finite_mean(
 
   Args:
     values: real or bool [rows]; NaN and infinite rows are left out.
-    groups: see `mean`.
-    seed: see `mean`.
-    resamples: see `mean`.
+    groups: [rows], equal for rows of one prompt; None: every row is its own.
+    seed: of the resampling.
+    resamples: number of resamples, at least 100.
 
   Raises:
     ValueError: shapes differ.
@@ -101,13 +101,14 @@ def ratio(
   Args:
     numerators: real [rows].
     denominators: positive [rows].
-    groups: see `mean`.
+    groups: [rows], equal for rows of one prompt; None: every row is its own.
     transform: monotone and elementwise.
-    seed: see `mean`.
-    resamples: see `mean`.
+    seed: of the resampling.
+    resamples: number of resamples, at least 100.
 
   Raises:
-    ValueError: as `mean`, or a denominator is not positive.
+    ValueError: shapes differ, there is no row, a value is not finite, or a
+      denominator is not positive.
   """
   numerators, denominators = _checked(numerators, 1), _checked(denominators, 1)
   if denominators.shape != numerators.shape or not (denominators > 0).all():
@@ -116,16 +117,16 @@ def ratio(
       " numerator"
     )
   index = _group_index(groups, numerators.size)
-  num_G = np.bincount(index, numerators)
-  den_G = np.bincount(index, denominators)
+  num_X = np.bincount(index, numerators)
+  den_X = np.bincount(index, denominators)
 
-  one_size = bool((den_G == den_G[0]).all())
+  one_size = bool((den_X == den_X[0]).all())
 
   def of_drawn(drawn):
-    den = den_G[0] * drawn.shape[-1] if one_size else den_G[drawn].sum(-1)
-    return transform(num_G[drawn].sum(-1) / den)
+    den = den_X[0] * drawn.shape[-1] if one_size else den_X[drawn].sum(-1)
+    return transform(num_X[drawn].sum(-1) / den)
 
-  return _bootstrap(of_drawn, len(num_G), seed, resamples)
+  return _bootstrap(of_drawn, len(num_X), seed, resamples)
 
 
 def statistic(
@@ -142,12 +143,13 @@ def statistic(
     function: from resampled rows, shaped as `rows` with another number of
       rows, to a number; a median, say.
     rows: real [rows] or [rows, columns].
-    groups: see `mean`.
-    seed: see `mean`.
-    resamples: see `mean`.
+    groups: [rows], equal for rows of one prompt; None: every row is its own.
+    seed: of the resampling.
+    resamples: number of resamples, at least 100.
 
   Raises:
-    ValueError: as `mean`, or the statistic is not finite on a resample.
+    ValueError: there is no row, a value is not finite, or the statistic is
+      not finite on a resample.
   """
   rows = _checked(rows, np.ndim(rows))
   index = _group_index(groups, len(rows))
@@ -254,7 +256,7 @@ def replicates(
     ValueError: resamples < 100.
   """
   _check_resamples(resamples)
-  if count < 2:  # which SciPy refuses: every draw is the data
+  if count < 2:  # SciPy refuses one group, of which every draw is the data
     return np.full(resamples, of_drawn(np.zeros(count, int)))
   return _resample(of_drawn, count, seed, resamples, "percentile")[0]
 
@@ -270,21 +272,21 @@ def _bootstrap(of_drawn, count: int, seed: int, resamples: int) -> Estimate:
     Sums in another order differ in their last bits, and the bias correction
     counts a replicate that is equal to the estimate half.
     """
-    found = of_drawn(drawn)
-    if not np.isfinite(found).all() or not math.isfinite(value):
+    values = of_drawn(drawn)
+    if not np.isfinite(values).all() or not math.isfinite(value):
       raise ValueError(
         "the statistic is not finite on a resample; use one that every choice"
         " of groups gives a value, or more groups"
       )
-    near = 1e-12 * max(abs(value), np.max(np.abs(found)))
-    return np.where(np.abs(found - value) <= near, value, found)
+    near = 1e-12 * max(abs(value), np.max(np.abs(values)))
+    return np.where(np.abs(values - value) <= near, value, values)
 
   if count < 2:
     return Estimate(value, math.nan, math.nan, count)
   drawn, ends = _resample(snapped, count, seed, resamples, "BCa")
   if not np.isfinite(ends).all():
     ends = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-  # Interpolation between equal replicates may miss them by the last bit.
+  # Interpolation between equal replicates may differ from them in the last bit.
   low, high = np.clip(ends, drawn.min(), drawn.max())
   return Estimate(value, float(low), float(high), count)
 

@@ -56,7 +56,8 @@ def spearman(
     resamples: number of resamples, at least 100.
 
   Raises:
-    ValueError: as `rank_correlation`, or one side does not vary on a resample.
+    ValueError: the lengths differ or are below 2, a value is not finite, or
+      one side does not vary on a resample.
   """
   rank_correlation(x, y)  # checks the shapes
   return intervals.statistic(

@@ -70,7 +70,7 @@ def fit_threshold(values: np.ndarray, bad: np.ndarray) -> Threshold | None:
     None if all cases are of one class or have one value: nothing can be fitted.
 
   Raises:
-    ValueError: as `auc`.
+    ValueError: shapes differ or a value is not finite.
   """
   values, bad = _checked(values, bad)
   distinct, place = np.unique(values, return_inverse=True)
@@ -80,7 +80,8 @@ def fit_threshold(values: np.ndarray, bad: np.ndarray) -> Threshold | None:
   passed_bad = np.cumsum(np.bincount(place, bad, len(distinct)))
   passed_good = np.cumsum(np.bincount(place, ~bad, len(distinct)))
   errors = (passed_bad / count + 1 - passed_good / (len(bad) - count)) / 2
-  # Equal errors differ in their last bits: the lowest threshold must win.
+  # Equal errors may differ in their last bits, and of these the lowest
+  # threshold must win.
   best = int(np.argmin(np.round(errors[:-1], 12)))
   below, above = float(distinct[best]), float(distinct[best + 1])
   middle = below + (above - below) / 2

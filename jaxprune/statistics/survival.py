@@ -120,5 +120,5 @@ def _scores(dense, pruned, weights, lower_is_better):
 def _share(score, base, lower_is_better):
   if lower_is_better:
     return base / score
-  # A resample on which the dense model scores nothing has lost nothing.
+  # On a resample whose dense score is 0 nothing can be lost.
   return np.divide(score, base, out=np.ones_like(score), where=base != 0)

@@ -1,8 +1,8 @@
 """How does a method of the table change a model, from settings to a folder?
 
 A `Change` names a method and how much of it. `prune` allocates the sparsity or
-chooses the sublayers, runs the method on the checkpoint and says what came out.
-Scripts and sweeps prune here.
+chooses the sublayers, runs the method on the checkpoint and returns its log.
+Scripts and sweeps prune through this file.
 """
 
 import dataclasses
@@ -127,8 +127,9 @@ def check(
     slim: whether the MLPs are to be built without the units that go.
 
   Raises:
-    ValueError: as `weights.check_job`; an allocation that this pattern cannot
-      have; a drop count out of range; no tokens where they are needed.
+    ValueError: an unknown method, a pattern that it does not take or that does
+      not divide a kernel, an allocation that this pattern cannot have, a drop
+      count out of range, or no tokens where they are needed.
   """
   if not change.drops:
     weights.check_job(
@@ -177,7 +178,8 @@ def prune(
     The log and numbers of the whole.
 
   Raises:
-    ValueError: as `check`, or as the method.
+    ValueError: a change that `check` refuses, tokens that the model cannot
+      read, weights that are not finite, or unfinished work of another run.
   """
   output = output or Output()
   run = _drop if change.drops else _prune_weights
@@ -200,13 +202,14 @@ def choose_drops(
     tokens: calibration tokens, int [sequences, length]; None for a random
       selection.
     memory: how activations are held, and on which devices.
-    progress: as in `prune`.
+    progress: from a unit and their number to what `step` tells of each.
 
   Returns:
-    As `drops.choose_drops`.
+    The drops, and the scores of the dense model, {} for a random selection.
 
   Raises:
-    ValueError: as `drops.choose_drops`.
+    ValueError: an unknown target or selection, a count out of range, or
+      scores that are nan.
   """
   row, layers = change.row, source.config.num_layers
   score = None
@@ -262,14 +265,15 @@ def spread_pattern(
       is not uniform.
     tokens: calibration tokens, int [sequences, length]; owl and kl need them.
     memory: how activations are held, and on which devices.
-    progress: as in `prune`.
+    progress: from a unit and their number to what `step` tells of each.
 
   Returns:
     The patterns, and for kl the KL in nats of pruning each layer alone, [L];
     else None.
 
   Raises:
-    ValueError: as `allocation.allocate`, or tokens that the model cannot read.
+    ValueError: an unknown kind, sparsity out of range, or tokens that are
+      missing or that the model cannot read.
   """
   sparsity, spread = change.pattern.sparsity, change.spread
   on_layer = progress("scored layer", source.config.num_layers).step
@@ -283,7 +287,7 @@ def spread_pattern(
       memory=memory,
       on_layer=on_layer,
     ).mean(axis=1, dtype=float)
-    sparsities = allocation.by_damage(alone_L, sparsity, spread=spread)
+    sparsities = allocation.by_loss(alone_L, sparsity, spread=spread)
   else:
     sparsities = checkpoint_allocation.allocate(
       source,
@@ -325,7 +329,8 @@ def _prune_weights(
 ) -> Result:
   settings = {"method": change.method}
   settings |= inputs.describe_pattern(change.pattern)
-  # The sparsity of a row is what was reached, not what was asked.
+  # The sparsity in a row is the one that was reached, not the one that was
+  # asked for.
   asked = settings.pop("sparsity", None)
   pattern, alone_L = change.pattern, None
   if change.allocation != "uniform":

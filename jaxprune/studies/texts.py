@@ -5,7 +5,7 @@ both models on that text. The text is read back in one pass, so that what was
 chosen at a step, and the position that predicts it, must be known together.
 
 With R steps and prompts of T tokens (padding included), both models read
-S = T + R - 1 tokens: the last token is a prediction of the last step and is
+T + R - 1 tokens: the last token is a prediction of the last step and is
 never read.
 """
 
@@ -65,8 +65,8 @@ class DenseTexts:
     count: how many rows are no copies.
     chosen: what the model chose at each step, int32 [B, R].
     lengths: steps of each text up to and with the token that ends it, int [B].
-    tokens: what is read back, int32 [B, S], padded on the left.
-    valid: False for padding, bool [B, S].
+    tokens: what is read back, int32 [B, T], padded on the left.
+    valid: False for padding, bool [B, T].
     rows: index in `tokens` of the position that predicts each step, int
       [B, R].
     alive: bool [B, R], False behind the end of a text and in copies.

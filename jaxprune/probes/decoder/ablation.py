@@ -1,16 +1,17 @@
 """Which sublayers, or layers, of a checkpoint may go, by what the output loses?
 
-`ablation` on this project's decoder. Sublayers are closed by gates, one
-compilation for all of them and for every round of the iterative choice;
-`pruning.drops` ranks the scores. For an allocation every layer is pruned alone,
-as the method would prune it in the dense model, and the KL is measured.
+`ablation` on this project's decoder. Sublayers are closed by gates, so that
+all of them and every round of the iterative choice share one compilation;
+`pruning.layerwise.drops` ranks the scores. For an allocation every layer is
+pruned alone, as the method would prune it in the dense model, and the KL is
+measured.
 
 The whole model is on the device, beside one micro-batch: unlike similarities,
 the KL needs all layers for every candidate. One pass over the calibration
 tokens per candidate and round.
 
-Reference: see `ablation`; `pruning.drops` and `pruning.allocation` for what
-becomes of the scores.
+Reference: that of `probes.ablation`. `pruning.layerwise.drops` and
+`pruning.layerwise.allocation` use the scores.
 """
 
 import functools

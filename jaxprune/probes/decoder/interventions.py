@@ -12,7 +12,7 @@ kind are one compiled program:
           values stays its own. The control moves h as far in a random
           direction.
 
-What is done to the logits themselves is in `logit_interventions`.
+Interventions on the logits themselves are in `logit_interventions`.
 
 Embeddings, last norm and LM head are those of the dense model and must be the
 same in both. A dropped sublayer has a zero output projection.
@@ -21,7 +21,7 @@ A greedy text leaves the dense one at the first step whose likeliest token is
 another, and up to there both are the same text. So all interventions are
 compared on the text of the dense model.
 
-Reference: see `interventions`.
+Reference: that of `probes.interventions`.
 """
 
 import dataclasses
@@ -118,16 +118,19 @@ def make_pair(
     for tree in (params, pruned_params)
   )
   for sublayer, name in decoder.KERNELS:
-    for mine, other in ((dense, pruned), (pruned, dense)):
-      leaf, beside = mine[sublayer][name], other[sublayer][name]
+    for layers, other in ((dense, pruned), (pruned, dense)):
+      leaf, beside = layers[sublayer][name], other[sublayer][name]
       if "bias" in beside and "bias" not in leaf:
-        mine[sublayer][name] = {**leaf, "bias": jnp.zeros_like(beside["bias"])}
+        layers[sublayer][name] = {
+          **leaf,
+          "bias": jnp.zeros_like(beside["bias"]),
+        }
   return Pair(params={**params, "layers": dense}, pruned=pruned)
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def frozen(
-  config: ModelConfig, pair: Pair, text: Text, dense_KL: jax.Array
+  config: ModelConfig, pair: Pair, text: Text, dense_PL: jax.Array
 ) -> jax.Array:
   """What the LM head reads when some layers are dense, the others pruned.
 
@@ -135,10 +138,10 @@ def frozen(
     config: of the dense model.
     pair: the models.
     text: what is read.
-    dense_KL: bool [K, L], which layers are dense, for K runs.
+    dense_PL: bool [P, L], which layers are dense, for P runs.
 
   Returns:
-    [K, B, R, D]. Rows of all True and of all False are the two models.
+    [P, B, R, D]. Rows of all True and of all False are the two models.
   """
   steps = text.target.shape[1]
 
@@ -149,7 +152,7 @@ def frozen(
     )
     return decoder.final_norm(config, pair.params, x_BTD[:, -steps:])
 
-  return jax.lax.map(run, dense_KL)
+  return jax.lax.map(run, dense_PL)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -188,27 +191,27 @@ def patched(
     return decoder.final_norm(config, pair.params, x_BRD)
 
   whole = {name: run(name, start_BRD, 0) for name in trees}
-  h_KBRD, g_KBRD = jax.lax.optimization_barrier(
+  h_PBRD, g_PBRD = jax.lax.optimization_barrier(
     tuple(states for _, states in whole.values())
   )
-  flat = (g_KBRD - h_KBRD).reshape(-1, h_KBRD.shape[-1])
-  random_KBRD = jax.vmap(interventions.random_like)(
+  flat = (g_PBRD - h_PBRD).reshape(-1, h_PBRD.shape[-1])
+  random_PBRD = jax.vmap(interventions.random_like)(
     jax.random.split(key, len(flat)), flat
-  ).reshape(h_KBRD.shape)
-  given = {
-    "patch_pruned": ("pruned", h_KBRD),
-    "patch_pruned_random": ("pruned", g_KBRD - random_KBRD),
-    "patch_dense": ("dense", g_KBRD),
-    "patch_dense_random": ("dense", h_KBRD + random_KBRD),
+  ).reshape(h_PBRD.shape)
+  states_by_label = {
+    "patch_pruned": ("pruned", h_PBRD),
+    "patch_pruned_random": ("pruned", g_PBRD - random_PBRD),
+    "patch_dense": ("dense", g_PBRD),
+    "patch_dense_random": ("dense", h_PBRD + random_PBRD),
   }
-  places = jnp.arange(len(h_KBRD))
-  found = {
+  places = jnp.arange(len(h_PBRD))
+  norms = {
     label: jax.lax.map(
       lambda inputs, name=name: norm(run(name, *inputs)[0]), (states, places)
     )
-    for label, (name, states) in given.items()
+    for label, (name, states) in states_by_label.items()
   }
-  return found | {name: norm(out)[None] for name, (out, _) in whole.items()}
+  return norms | {name: norm(out)[None] for name, (out, _) in whole.items()}
 
 
 @functools.partial(jax.jit, static_argnames=("config", "metrics"))
@@ -217,7 +220,7 @@ def measure_states(
   pair: Pair,
   text: Text,
   dense_BRD: jax.Array,
-  h_KBRD: jax.Array,
+  h_PBRD: jax.Array,
   *,
   temperature: float | jax.Array = 1.0,
   metrics: tuple[str, ...] = METRICS,
@@ -229,12 +232,12 @@ def measure_states(
     pair: the models.
     text: what was read.
     dense_BRD: the dense model's, [B, R, D].
-    h_KBRD: of K interventions.
+    h_PBRD: of P interventions.
     temperature: T of the softmax.
     metrics: those of `METRICS` that are wanted.
 
   Returns:
-    [K, B, R] for each metric, 0 where the text has ended. The dense model
+    [P, B, R] for each metric, 0 where the text has ended. The dense model
     itself gives 0 for all but log_prob and hits. `flips` is 1 where the
     likeliest token is not the dense model's, `kl_at_flips` the KL there and 0
     elsewhere, `margin_lost` by how many logits the dense model's likeliest
@@ -242,22 +245,24 @@ def measure_states(
     token, `hits` 1 where that is the likeliest.
   """
 
-  def one(h_BRD):
+  def measure_state(h_BRD):
     def measure(h_D, g_D, target, alive):
       z_V, y_V = jax.lax.optimization_barrier(
         tuple(
           decoder.unembed(config, pair.params, x_D, "raw") for x_D in (h_D, g_D)
         )
       )
-      found = compare_logits(z_V, y_V, target, temperature)
-      found["one_minus_cos_h"] = spaces.compare_vectors(h_D, g_D).one_minus_cos
-      return {name: jnp.where(alive, found[name], 0) for name in metrics}
+      changes = compare_logits(z_V, y_V, target, temperature)
+      changes["one_minus_cos_h"] = spaces.compare_vectors(
+        h_D, g_D
+      ).one_minus_cos
+      return {name: jnp.where(alive, changes[name], 0) for name in metrics}
 
     return scan.measure_rows(
       measure, dense_BRD, h_BRD, text.target, text.alive, chunk=_CHUNK
     )
 
-  return jax.lax.map(one, h_KBRD)
+  return jax.lax.map(measure_state, h_PBRD)
 
 
 def compare_logits(z_V, y_V, target, temperature) -> dict[str, jax.Array]:
@@ -273,7 +278,7 @@ def compare_logits(z_V, y_V, target, temperature) -> dict[str, jax.Array]:
     A scalar for each metric but one_minus_cos_h.
   """
   plain, centred = spaces.compare_logits(z_V, y_V)
-  found = divergences.compare_distributions(z_V, y_V, temperature)
+  changes = divergences.compare_distributions(z_V, y_V, temperature)
   dz_V = spaces.logit_change(z_V, y_V)
   top = jnp.argmax(z_V)
   flips = (top != jnp.argmax(y_V)).astype(jnp.float32)
@@ -281,11 +286,11 @@ def compare_logits(z_V, y_V, target, temperature) -> dict[str, jax.Array]:
   return {
     "one_minus_cos_z": plain.one_minus_cos,
     "one_minus_cos_z_centred": centred.one_minus_cos,
-    "one_minus_cos_p": found.one_minus_cos_p,
-    "kl": found.kl,
-    "tv": found.tv,
+    "one_minus_cos_p": changes.one_minus_cos_p,
+    "kl": changes.kl,
+    "tv": changes.tv,
     "flips": flips,
-    "kl_at_flips": jnp.where(flips == 1, found.kl, 0),
+    "kl_at_flips": jnp.where(flips == 1, changes.kl, 0),
     "rms_dz": jnp.sqrt(jnp.mean(dz_V * dz_V)),
     "var_p": logit_moments.variance(weight_V, dz_V),
     "margin_lost": _lead(z_V, top) - _lead(y_V, top),

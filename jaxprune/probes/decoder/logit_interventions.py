@@ -1,11 +1,10 @@
 """What becomes of a decoder's text when a part of its logit change is undone?
 
 Every intervention of `interventions.replace_change` and every restoration:
-on the dense model's text (`measure_changes`), and decoding on
-(`continue_changed`).
-Each is one compiled program for all interventions.
+on the dense model's text (`measure_changes`), and while a text of its own is
+written (`continue_changed`). Each is one compiled program for all of them.
 
-Reference: see `interventions`.
+Reference: that of `probes.interventions`.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ from jaxprune.probes.decoder.interventions import (
   compare_logits,
 )
 
-_CHUNK = 8  # positions whose logits exist at a time, for all changes of them
+_CHUNK = 8  # positions whose logits, and all changes of them, exist at a time
 
 
 @jax.tree_util.register_dataclass
@@ -101,7 +100,7 @@ def measure_changes(
 def _measure_changes(
   config, pair, text, dense_BRD, pruned_BRD, key, changes, *, metrics
 ):
-  """[B, R, N] for each metric, interventions in the order of their names."""
+  """[B, R, P] for each metric, interventions in the order of their names."""
   keys_BR = jax.random.split(key, text.target.shape)
 
   def measure(h_D, g_D, target, alive, row_key):
@@ -174,8 +173,8 @@ def continue_changed(
     num_steps: S; decoding goes on behind an end of text.
 
   Returns:
-    The tokens chosen, int32 [N, B, S], and on each text's own context
-    [N, B, S]: flips, 1 where the likeliest token of the changed logits is not
+    The tokens chosen, int32 [P, B, R], and on each text's own context
+    [P, B, R]: flips, 1 where the likeliest token of the changed logits is not
     that of the dense ones, and kl.
   """
   count, batch = len(names), len(tokens_BT)
@@ -205,9 +204,9 @@ def continue_changed(
       )
     )
     last.append(repeat(x_BTD[:, -1]))
-  which_M = jnp.repeat(jnp.arange(count), batch)
+  which_B = jnp.repeat(jnp.arange(count), batch)
 
-  def choose(x_MD, y_MD, step):
+  def choose(x_BD, y_BD, step):
     def choose_row(inputs):
       which, x_D, y_D, row_key = inputs
       z_V, zq_V = jax.lax.optimization_barrier(
@@ -225,18 +224,18 @@ def continue_changed(
 
     keys = jax.random.split(jax.random.fold_in(key, step), count * batch)
     return jax.lax.map(
-      choose_row, (which_M, x_MD, y_MD, keys), batch_size=min(64, count * batch)
+      choose_row, (which_B, x_BD, y_BD, keys), batch_size=min(64, count * batch)
     )
 
   def advance(carry, step):
-    token_M, caches = carry
+    token_B, caches = carry
     pairs = [
-      generation.decode_step(config, tree, cache, token_M[:, None])[::2]
+      generation.decode_step(config, tree, cache, token_B[:, None])[::2]
       for tree, cache in zip(trees, caches)
     ]
-    (x_MTD, dense_cache), (y_MTD, pruned_cache) = pairs
+    (x_BTD, dense_cache), (y_BTD, pruned_cache) = pairs
     out = choose(
-      *jax.lax.optimization_barrier((x_MTD[:, 0], y_MTD[:, 0])), step
+      *jax.lax.optimization_barrier((x_BTD[:, 0], y_BTD[:, 0])), step
     )
     return (out[0], [dense_cache, pruned_cache]), out
 
@@ -244,8 +243,8 @@ def continue_changed(
   _, rest = jax.lax.scan(advance, (first[0], caches), jnp.arange(1, num_steps))
   tokens, flips, kl = (
     rearrange(
-      jnp.concatenate([first_M[None], rest_SM]), "S (N B) -> N B S", N=count
+      jnp.concatenate([first_B[None], rest_RB]), "R (P B) -> P B R", P=count
     )
-    for first_M, rest_SM in zip(first, rest)
+    for first_B, rest_RB in zip(first, rest)
   )
   return tokens, {"flips": flips, "kl": kl}

@@ -45,7 +45,7 @@ def write(
     key: of the random risk.
 
   Returns:
-    Leaves [num_steps, B].
+    Leaves [R, B], R = num_steps.
 
   Raises:
     ValueError: an unknown cache.
@@ -55,7 +55,7 @@ def write(
       f"cache={writing.cache!r}: use one of {', '.join(monitoring.CACHES)}"
     )
   if jax.default_backend() == "cpu":
-    # Separate layers decode there twice as fast as a stack.
+    # Decoding is twice as fast with separate layers as with a stack.
     params, pruned_params = map(generation.unstack, (params, pruned_params))
   weights = {"dense": params, "pruned": pruned_params}
   return _write(config, writing, weights, tokens_BT, valid_BT, policy, key)
@@ -105,11 +105,11 @@ def _merge(pruned, dense, deferred_B):
   slot = pruned.length - 1
 
   def newest(old, new):
-    axis = old.ndim - 3  # [B, S, K, H], on L if the layers are stacked
+    axis = old.ndim - 3  # [B, S, K, H], after L if the layers are stacked
     of_pruned, of_dense = (
       jax.lax.dynamic_slice_in_dim(leaf, slot, 1, axis) for leaf in (old, new)
     )
-    # B beside S, K and H; a leading L is broadcast.
+    # B stands beside S, K and H; a leading L is broadcast.
     deferred_BSKH = rearrange(deferred_B, "B -> B 1 1 1")
     chosen = jnp.where(deferred_BSKH, of_dense, of_pruned)
     return jax.lax.dynamic_update_slice_in_dim(old, chosen, slot, axis)

@@ -223,8 +223,8 @@ def compare_decodings(
     temperature: T of the softmax that is measured.
 
   Returns:
-    Records by name of the decoding, leaves [num_steps, B]; h is what the LM
-    head reads.
+    Records by name of the decoding, leaves [R, B] with R = num_steps; h is what
+    the LM head reads.
   """
   # One column of padding, so that a prompt of one token has a cache too.
   tokens_BT = jnp.pad(tokens_BT, ((0, 0), (1, 0)))

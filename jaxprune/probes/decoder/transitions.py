@@ -145,8 +145,9 @@ def compare_transitions(
 
   def sublayers(inputs, x_BTD):
     """One layer, dense, and both its sublayers replaced at measured rows."""
-    # The rows before them by `block`. At the measured ones dense and pruned go
-    # through the same operations: equal weights must give equal bits.
+    # `block` computes the rows before the measured ones. At the measured rows
+    # the dense and the pruned sublayer go through the same operations, so that
+    # equal weights give equal bits.
     weights, pruned, sliding = inputs
     options = decoder.layer_options(config, sliding, None)
     x_BRD, out_BTD = x_BTD[:, begin:], x_BTD[:, :begin]
@@ -271,8 +272,8 @@ def attention_on_history(
   Returns:
     [B, R, D].
   """
-  query_BRNH, *own = decoder.heads(config, layer, x_BRD, context)
+  query_BRNH, *own_pair = decoder.heads(config, layer, x_BRD, context)
   read_BRNH = transitions.attend_to_history(
-    query_BRNH, *keys_values, *own, mask_BRS
+    query_BRNH, *keys_values, *own_pair, mask_BRS
   )
   return decoder.attention_output(config, layer, read_BRNH)

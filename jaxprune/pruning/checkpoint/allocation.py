@@ -1,7 +1,8 @@
 """How sparse should each layer of a checkpoint be?
 
-`owl` looks at the calibration tokens in one pass through the dense model,
-`linear` and `uniform` at nothing. See `owl.py` and `allocation.py`.
+`owl` looks at the calibration tokens in one pass through the dense model;
+`linear` and `uniform` look at no data. The rules themselves are array
+functions: `layerwise/owl.py` and `layerwise/allocation.py`.
 """
 
 import math

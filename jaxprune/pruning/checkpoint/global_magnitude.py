@@ -5,7 +5,7 @@ the checkpoint: a histogram of the upper half of the bits of |W|, whose order
 is that of the numbers, then one of the lower half inside the bucket of the
 k-th. Ties leave in the order of layers, kernels (`KERNELS`) and rows.
 
-Never are all kernels in memory.
+At no time are all kernels in memory.
 """
 
 import dataclasses

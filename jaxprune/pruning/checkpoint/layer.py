@@ -72,7 +72,7 @@ def _prune_kernels(config, method, pattern, layer, sliding, states, memory):
   prepared, notes = {}, {}
   for key in _INPUTS:
     prepared[key], numbers = method.prepare(statistics[key])
-    # One number for the layer: the worst of its inputs.
+    # The layer's number is the worst of those of its inputs.
     notes |= {
       name: max(value, notes.get(name, value))
       for name, value in numbers.items()
@@ -135,7 +135,8 @@ def cut_layer(
     layer: the layer, float32.
 
   Returns:
-    As `prune_layer`.
+    The layer with zeros; masks {group: {kernel: bool [I, O]}}; and {}, as
+    there are no numbers for the log.
   """
   new = {name: dict(leaf) for name, leaf in layer.items()}
   keep = {}

@@ -1,8 +1,8 @@
 """Does a pruning run fit, and where do its bytes go?
 
 Counted from shapes before anything is read: the peak on one device and on the
-host of one process. Counts are upper sums of what pruning holds at the same
-time; the compiler's scratch space is taken as one more copy of the largest
+host of one process. A count is an upper bound on what pruning holds at the
+same time; the compiler's scratch space is taken as one more copy of the largest
 intermediate of a micro-batch.
 """
 
@@ -75,7 +75,7 @@ def estimate_bytes(
   shapes = names.kernel_shapes(config)
   size = sum(math.prod(shape[1:]) for shape in shapes.values())
   ways = dict(memory.mesh.shape) if memory.mesh else {"data": 1, "model": 1}
-  # Old and new, and one kernel with its scores, keys and mask in work.
+  # The old and the new kernels, and one kernel with its scores, keys and mask.
   largest = max(math.prod(shape[1:]) for shape in shapes.values())
   layer = _FLOAT * (2 * size + 4 * largest) // ways["model"]
   inputs = {KERNEL_INPUTS[kernel]: shape[1] for kernel, shape in shapes.items()}
@@ -86,11 +86,13 @@ def estimate_bytes(
     activations = _FLOAT * sequences * length * config.embed_dim
     wide = 3 * config.mlp_dim + 6 * config.embed_dim
     working = 2 * _FLOAT * batch * length * wide
-    if jax.default_backend() != "cpu":  # The CPU form goes by 64 queries.
+    # On a CPU attention handles 64 queries at a time.
+    if jax.default_backend() != "cpu":
       working += _FLOAT * batch * config.num_heads * length**2
   on_device = 0 if memory.offload else activations // ways["data"]
   on_host = activations if memory.offload else 0
-  # The layer as read and as written, its masks, and activations to commit.
+  # The layer as read and as written, its masks, and the activations that are
+  # saved.
   host = _FLOAT * 2 * size + size + on_host + activations
   return Estimate(
     layer=layer,
@@ -107,7 +109,8 @@ def _statistics(statistic, inputs):
   if statistic is None:
     return 0
   if OBSERVERS[statistic].square:
-    # The sums, those of the next micro-batch, and two factors in work.
+    # The summed statistics, those of the next micro-batch, and two factors that
+    # are being computed.
     return _FLOAT * (2 * sum(w**2 for w in widths) + 2 * max(widths) ** 2)
   return _FLOAT * 4 * sum(widths)
 

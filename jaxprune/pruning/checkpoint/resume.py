@@ -2,7 +2,7 @@
 
 Its shard, its masks, the activations that enter the next layer and a line of
 `progress.json`, in that order: the line, written last, makes the layer count.
-What a killed step left without its line is written anew.
+What a killed run left of a layer without such a line is written again.
 
 The activations are kept by orbax: every process writes the parts that lie on
 its devices, and reads them back onto the mesh of the run. All else is written
@@ -37,7 +37,7 @@ def read_log(export: Export) -> list[dict[str, Any]]:
 
 
 def read_states(export: Export, index: int, like: States) -> States:
-  """The activations that enter layer `index`, as they were committed.
+  """The activations that enter layer `index`, as they were saved.
 
   Args:
     export: of the earlier run.
@@ -59,7 +59,7 @@ def read_states(export: Export, index: int, like: States) -> States:
   return States(batches=[tree[name] for name in sorted(tree)], valid=like.valid)
 
 
-def commit(
+def save_layer(
   export: Export,
   index: int,
   layer: Tree,
@@ -97,7 +97,7 @@ def finish(export: Export, job: dict[str, Any]) -> None:
   """Join the masks, remove the scaffolding, give the folder its name.
 
   Args:
-    export: all of whose layers are committed.
+    export: all of whose layers are saved.
     job: JSON values that describe the masks.
   """
   if devices.is_writer():

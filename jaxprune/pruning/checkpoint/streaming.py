@@ -131,7 +131,7 @@ def check_tokens(config: Config, tokens: Tokens) -> None:
 
 
 def _check_padding(config, tokens):
-  """Refuse a mask of padding that says nothing sensible of the tokens."""
+  """Refuse a mask of padding of another shape, or one that hides a sequence."""
   if not isinstance(config, EncoderConfig):
     raise ValueError(
       f"a model of family {config.family} is no encoder: give calibration"

@@ -8,7 +8,7 @@ a dropped sublayer stays, x = norm(x), which is just what a zero projection and
 bias in the file give.
 
 Reference: He et al., LLM-Drop, arXiv 2406.15786; Men et al., ShortGPT, arXiv
-2403.03853. See `drops.py` for what differs.
+2403.03853. What differs from them is said in `layerwise/drops.py`.
 """
 
 import functools

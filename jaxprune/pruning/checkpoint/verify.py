@@ -109,18 +109,18 @@ def verify(
       for name, w_IO in layer.items()
     }
     if other:
-      theirs = _kernels(other, index)
+      other_layer = _kernels(other, index)
       both, either, distance, jaccard = jax.device_get(
         _compare_masks(
           {name: keep.get(name, w_IO != 0) for name, w_IO in layer.items()},
           {
             name: their_masks[name][index] if name in their_masks else w_IO != 0
-            for name, w_IO in theirs.items()
+            for name, w_IO in other_layer.items()
           },
         )
       )
       for name, row in part.items():
-        row |= _differences(layer[name], theirs[name])
+        row |= _differences(layer[name], other_layer[name])
         row["in_common"] = 1.0 - float(distance[name])
         row["jaccard"] = float(jaccard[name])
         size = layer[name].size
@@ -218,16 +218,16 @@ def _patterns(source) -> list[Unstructured | NofM] | None:
   written, method = job.get("pattern"), registry.METHODS.get(job.get("method"))
   if not written or not getattr(method, "exact", True):
     return None
-  each = written if isinstance(written, list) else [written]
+  entries = written if isinstance(written, list) else [written]
   if any(
-    "bits" in fields or fields.get("group") == "global" for fields in each
+    "bits" in fields or fields.get("group") == "global" for fields in entries
   ):
     return None
   patterns = [
     NofM(**fields) if "keep" in fields else Unstructured(**fields)
-    for fields in each
+    for fields in entries
   ]
-  return patterns if len(each) > 1 else patterns * source.config.num_layers
+  return patterns if len(entries) > 1 else patterns * source.config.num_layers
 
 
 def _has(keep_IO, pattern) -> bool:
@@ -237,28 +237,33 @@ def _has(keep_IO, pattern) -> bool:
   if pattern.group == "output":
     removed = removed_count(keep_IO.shape[0], pattern.sparsity)
     return bool(((~keep_IO).sum(axis=0) == removed).all())
-  # SparseGPT counts per block of inputs, which together lose a little less.
+  # SparseGPT rounds the count of each block of inputs down, so an output may
+  # lose a little less than its pattern says.
   removed = removed_count(keep_IO.size, pattern.sparsity)
   return 0 <= removed - int((~keep_IO).sum()) <= keep_IO.shape[0]
 
 
 @jax.jit
-def _compare_masks(here, theirs):
+def _compare_masks(masks, other):
   """Fractions of the entries of each kernel that both, or either, keep."""
   return (
-    masks_lib.density(masks_lib.intersection(here, theirs)),
-    masks_lib.density(masks_lib.union(here, theirs)),
-    masks_lib.distance(here, theirs),
-    masks_lib.overlap(here, theirs),
+    masks_lib.density(masks_lib.intersection(masks, other)),
+    masks_lib.density(masks_lib.union(masks, other)),
+    masks_lib.distance(masks, other),
+    masks_lib.overlap(masks, other),
   )
 
 
 def _differences(w_IO, other_IO) -> dict[str, Any]:
   """What one of two kernels removes alone, and how the rest differs."""
   both_IO = (w_IO != 0) & (other_IO != 0)
-  ours, theirs = (x[both_IO].astype(np.float32) for x in (w_IO, other_IO))
+  kept_values, other_values = (
+    x[both_IO].astype(np.float32) for x in (w_IO, other_IO)
+  )
   return {
     "removed_alone": int(((w_IO == 0) & (other_IO != 0)).sum()),
     "kept_alone": int(((w_IO != 0) & (other_IO == 0)).sum()),
-    "max_weight_difference": float(abs(ours - theirs).max(initial=0.0)),
+    "max_weight_difference": float(
+      abs(kept_values - other_values).max(initial=0.0)
+    ),
   }

@@ -89,8 +89,9 @@ def prune_weights(
     tokens), memory (peak of the host, bytes) and the method's notes.
 
   Raises:
-    ValueError: as `check_job`, tokens that the model cannot read, bad weights,
-      or unfinished work of another run.
+    ValueError: an unknown method or a pattern that it does not take, tokens
+      that are missing or that the model cannot read, weights that are not
+      finite, or unfinished work of another run.
   """
   memory, output = memory or Memory(), output or Output()
   config, slim = source.config, output.slim
@@ -147,7 +148,7 @@ def prune_weights(
     log.append(row)
     if slim:
       new, keep = layer.slim_layer(devices.to_host(new), keep), {}
-    resume.commit(export, index, new, keep, states, log)
+    resume.save_layer(export, index, new, keep, states, log)
     on_layer(row)
   resume.finish(export, job)
   return log
@@ -291,7 +292,7 @@ def _check_divides(config, pattern):
 
 
 def _changes(config, method, patterns, slim) -> dict[str, Any]:
-  """What config.json of the written model says otherwise."""
+  """The entries of config.json that differ in the written model."""
   changes = {}
   if slim:
     changes["intermediate_size"] = config.mlp_dim - removed_count(

@@ -4,8 +4,8 @@ An allocation starts from a wish per layer and is shifted by one constant,
 inside [0, 1), until the parameters removed add up to the budget. It runs on
 the host in float64 and gives Python floats, the type patterns take.
 
-A layer may be spared for the damage that pruning it alone does to the output.
-If the damage of layer l grows like a_l e^(k s) in its sparsity s, the least sum
+A layer may be spared for what the output loses if that layer alone is pruned.
+If the loss of layer l grows like a_l e^(k s) in its sparsity s, the least sum
 under a budget has all slopes equal: s_l = constant - log(a_l) / k.
 
 Reference: Huang et al., "Determining Layer-wise Sparsity for Large Language
@@ -108,23 +108,23 @@ def linear(
     Sparsity per layer, first layer first.
 
   Raises:
-    ValueError: as `meet_budget`.
+    ValueError: sparsity out of range, or sizes that are not positive.
   """
   return meet_budget(slope * np.arange(num_layers), sparsity, sizes)
 
 
-def by_damage(
-  damages: Sequence[float],
+def by_loss(
+  losses: Sequence[float],
   sparsity: float,
   *,
   spread: float = 0.08,
   sizes: Sequence[int] | None = None,
 ) -> tuple[float, ...]:
-  """Spare the layers whose pruning does the most damage, by its logarithm.
+  """Spare layers whose pruning costs the output most, by the log of that loss.
 
   Args:
-    damages: per layer, for instance KL in nats of pruning it alone; at least
-      0. Only ratios matter. A layer of damage 0 counts like the smallest of
+    losses: per layer, for instance KL in nats of pruning it alone; at least
+      0. Only ratios matter. A layer of loss 0 counts like the smallest of
       the others.
     sparsity: in [0, 1), over all layers.
     spread: half of what the highest and lowest sparsity lie apart, unless
@@ -132,17 +132,18 @@ def by_damage(
     sizes: prunable parameters per layer; None for equal layers.
 
   Returns:
-    Sparsity per layer, first layer first; equal damages give the uniform one.
+    Sparsity per layer, first layer first; equal losses give the uniform one.
 
   Raises:
-    ValueError: as `meet_budget`, or a damage that is negative or not finite.
+    ValueError: sparsity out of range, sizes not positive or of another
+      length, or a loss that is negative or not finite.
   """
-  damage_L = np.asarray(damages, np.float64)
-  if not (np.isfinite(damage_L) & (damage_L >= 0)).all():
-    raise ValueError(f"damages are {damages}; use finite numbers of at least 0")
-  harmful = damage_L > 0
-  least = damage_L[harmful].min() if harmful.any() else 1.0
-  log_L = np.log(np.where(harmful, damage_L, least))
+  loss_L = np.asarray(losses, np.float64)
+  if not (np.isfinite(loss_L) & (loss_L >= 0)).all():
+    raise ValueError(f"losses are {losses}; use finite numbers of at least 0")
+  harmful = loss_L > 0
+  least = loss_L[harmful].min() if harmful.any() else 1.0
+  log_L = np.log(np.where(harmful, loss_L, least))
   width = np.ptp(log_L)
   scaled_L = log_L / width if width > 0 else np.zeros_like(log_L)
   return meet_budget(-2 * spread * scaled_L, sparsity, sizes)

@@ -150,11 +150,11 @@ def select(
   return Drops(num_layers=num_layers, order=order)
 
 
-def select_window(scores_W: jax.Array, num_layers: int, count: int) -> Drops:
+def select_window(scores: jax.Array, num_layers: int, count: int) -> Drops:
   """Drop the `count` neighbouring blocks that change the stream least.
 
   Args:
-    scores_W: cos(h_i, h_{i+count}) of every window, i from 0 to L - count,
+    scores: cos(h_i, h_{i+count}) of every window, i from 0 to L - count,
       [L - count + 1]; not looked at when count is 0.
     num_layers: L.
     count: length of the window, 0..L.
@@ -167,8 +167,8 @@ def select_window(scores_W: jax.Array, num_layers: int, count: int) -> Drops:
   """
   if _checked(count, num_layers, "block") == 0:
     return Drops(num_layers=num_layers)
-  scores_W = _numbers("windows", scores_W, num_layers - count + 1)
-  start = int(_ranked(scores_W, reverse=False)[0])
+  scores = _numbers("windows", scores, num_layers - count + 1)
+  start = int(_ranked(scores, reverse=False)[0])
   units = _units("block", num_layers)[start : start + count]
   return Drops(num_layers=num_layers, order=sum(units, ()))
 
@@ -198,7 +198,7 @@ def choose_drops(
       'iterative' drops one at a time and scores again; 'consecutive' drops the
       window of blocks that changes the residual stream least; 'reverse' (the
       last of the ranking first) and 'random' are controls.
-    lowest_first: the lowest score leaves first, as for a damage; else the
+    lowest_first: the lowest score leaves first, as for a KL; else the
       highest, as for a similarity.
     seed: of the random selection.
 
@@ -213,7 +213,7 @@ def choose_drops(
     raise ValueError(
       f"selection {selection!r}: use one of {', '.join(SELECTIONS)}"
     )
-  # Before the scores, which may take long.
+  # Checked before the scores are computed, which may take long.
   check_count(num_layers, count, target)
   if selection == "random":
     key = jax.random.key(seed)
@@ -235,7 +235,8 @@ def choose_drops(
     return chosen, dict(rounds[0])
   scores = dict(score(None))
   if selection == "consecutive":
-    windows = scores.pop("window", np.zeros(0))  # none of length 0
+    # there are no windows of length 0
+    windows = scores.pop("window", np.zeros(0))
     return select_window(windows, num_layers, count), scores
   reverse = lowest_first != (selection == "reverse")
   return select(scores, count, target, reverse=reverse), scores
@@ -292,7 +293,8 @@ def select_iterative(
     Drops in the order of removal.
 
   Raises:
-    ValueError: as in `select`, or per_round below 1.
+    ValueError: an unknown target, a count out of range, nan or uneven scores,
+      or per_round below 1.
   """
   if per_round < 1:
     raise ValueError(f"per_round is {per_round}; use at least 1")
@@ -302,7 +304,8 @@ def select_iterative(
   drops = Drops(num_layers=num_layers)
   while len(gone) < count:
     values = _values(score(drops.gates), target, num_layers)
-    # What is gone is the identity now, of cosine 1: no choice any more.
+    # A dropped sublayer returns its input unchanged: its cosine is 1, but it
+    # cannot be chosen again.
     values[gone] = np.inf if reverse else -np.inf
     left = min(per_round, count - len(gone))
     gone += _ranked(values, reverse)[:left].tolist()

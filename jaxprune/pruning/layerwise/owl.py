@@ -35,7 +35,8 @@ def outlier_fraction(scores: object, multiple: float = 5.0) -> jax.Array:
   """
   leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(scores)]
   size = sum(leaf.size for leaf in leaves)
-  # Mean of kernel means: a plain sum over a whole layer would lose digits.
+  # The mean over kernels of the mean of each: one float32 sum over a whole
+  # layer would lose digits.
   mean = sum(jnp.mean(leaf) * (leaf.size / size) for leaf in leaves)
   above = sum(jnp.sum(leaf > multiple * mean) for leaf in leaves)
   return above.astype(jnp.float32) / size
@@ -61,7 +62,8 @@ def owl(
     Sparsity per layer in [0, 1); sizes-weighted mean equals `sparsity`.
 
   Raises:
-    ValueError: as `meet_budget`.
+    ValueError: sparsity out of range, scores that are not finite, or sizes
+      that are not positive or of another length.
   """
   fraction_L = np.asarray(fractions, np.float64)
   width = np.ptp(fraction_L)

@@ -74,7 +74,7 @@ def observe_similarity(
   if valid_BT is None:
     valid_BT = jnp.ones(cos_BT.shape, bool)
   return Similarity(
-    # where, not times: what stands in padding may be nan.
+    # Padding is replaced and not multiplied by 0, since it may hold nan.
     sum=jnp.sum(jnp.where(valid_BT, cos_BT, 0.0)),
     count=jnp.sum(valid_BT, dtype=jnp.int32),
   )

@@ -1,1 +1,1 @@
-"""One method a file: pure functions on one kernel or one MLP."""
+"""Each file is a method: pure functions on one kernel or one MLP."""

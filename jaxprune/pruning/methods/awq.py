@@ -75,7 +75,8 @@ def awq(
     their input scales. Ties go to the smallest alpha.
 
   Raises:
-    ValueError: as `quantize`, or grid below 1.
+    ValueError: bits out of range, I not a multiple of group_size, or grid
+      below 1.
   """
   if grid < 1:
     raise ValueError(f"grid is {grid}; use at least 1")
@@ -107,7 +108,7 @@ def awq(
     return reconstruction.output_errors(delta_IO, gram_II).sum()
 
   alphas_P = jnp.linspace(0.0, 1.0, grid + 1, dtype=jnp.float32)
-  # One alpha at a time: all at once would hold grid copies of the kernel.
+  # One alpha at a time: all at once would need a copy of the kernel for each.
   best = alphas_P[jnp.argmin(jax.lax.map(error, alphas_P))]
   quantized = rounded(best)
   return dequantize(quantized).astype(w_IO.dtype), quantized
@@ -127,7 +128,7 @@ def awq_levels(
     The dequantised kernel, [I, O] in the dtype of w_IO; nothing is removed.
 
   Raises:
-    ValueError: as `awq`.
+    ValueError: bits out of range, or I not a multiple of the group size.
   """
   gram, mean_abs = statistics
   new_IO, _ = awq(

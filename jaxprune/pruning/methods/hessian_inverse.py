@@ -1,4 +1,4 @@
-"""How do the inputs of a kernel hang together, as SparseGPT needs it?
+"""How are the inputs of a kernel correlated, in the form that SparseGPT needs?
 
 H = 2/n sum x x^T, n sequences, with a share of its mean diagonal added to the
 diagonal, and the upper triangular U of H^-1 = U^T U.
@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from jaxprune.calibration.statistics import Gram
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-# A triangular inverse is built from so many rows of blocks, but of no blocks
-# smaller than these. Nearly all work is then matrix products.
+# A triangular inverse is built from _PANELS rows of blocks, or from fewer if a
+# block would have less than _SMALLEST rows. Nearly all work is then matrix
+# products.
 _PANELS = 8
 _SMALLEST = 256
 # What damping is multiplied by when a factorisation failed, and how often.
@@ -55,23 +56,25 @@ def _lower_inverse(lower_II: jax.Array) -> jax.Array:
   """
   inputs = lower_II.shape[0]
   size = max(math.ceil(inputs / _PANELS), _SMALLEST)
-  columns = []  # What is known of each column of blocks, from its diagonal on.
+  # Each entry is the part of one column of blocks that is known so far, from
+  # its diagonal block downwards.
+  columns = []
   for start in range(0, inputs, size):
-    rows_BI = lower_II[start : start + size]
-    corner_BB = rows_BI[:, start : start + size]
-    inverse_BB = jax.lax.linalg.triangular_solve(
-      corner_BB,
-      jnp.eye(len(corner_BB), dtype=corner_BB.dtype),
+    rows_II = lower_II[start : start + size]
+    corner_II = rows_II[:, start : start + size]
+    inverse_II = jax.lax.linalg.triangular_solve(
+      corner_II,
+      jnp.eye(len(corner_II), dtype=corner_II.dtype),
       left_side=True,
       lower=True,
     )
     for j, column in enumerate(columns):
-      sum_BC = jnp.matmul(
-        rows_BI[:, j * size : start], column, precision=_HIGHEST
+      sum_II = jnp.matmul(
+        rows_II[:, j * size : start], column, precision=_HIGHEST
       )
-      below_BC = -jnp.matmul(inverse_BB, sum_BC, precision=_HIGHEST)
-      columns[j] = jnp.concatenate([column, below_BC])
-    columns.append(inverse_BB)
+      below_II = -jnp.matmul(inverse_II, sum_II, precision=_HIGHEST)
+      columns[j] = jnp.concatenate([column, below_II])
+    columns.append(inverse_II)
   return jnp.concatenate(
     [jnp.pad(c, ((inputs - len(c), 0), (0, 0))) for c in columns], axis=1
   )

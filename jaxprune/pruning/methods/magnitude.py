@@ -32,7 +32,8 @@ def magnitude(
     The kernel with zeros, [I, O], and the mask, bool [I, O], True = keep.
 
   Raises:
-    ValueError: as `keep_mask`.
+    ValueError: an unknown group, a kernel that is no matrix, or inputs that
+      n:m does not divide.
   """
   del statistics
   mask_IO = keep_mask(jnp.abs(w_IO), pattern)

@@ -134,8 +134,8 @@ def slim(mlp: Tree, keep_F: jax.Array, width: int) -> Tree:
   """
   if not isinstance(keep_F, jax.core.Tracer) and int(keep_F.sum()) != width:
     raise ValueError(f"width is {width}, but {int(keep_F.sum())} units stay")
-  index_W = jnp.nonzero(keep_F, size=width)[0]
-  return _cut(mlp, lambda leaf: leaf[..., index_W], lambda leaf: leaf[index_W])
+  index_F = jnp.nonzero(keep_F, size=width)[0]
+  return _cut(mlp, lambda leaf: leaf[..., index_F], lambda leaf: leaf[index_F])
 
 
 def neuron(
@@ -151,8 +151,8 @@ def neuron(
     root: take the square root of s_j, as Wanda does.
 
   Returns:
-    The tree with zeros, the masks of its kernels, and None: no bias stands in
-    for the units.
+    The same tree with zeros, the masks {name: bool [I, O]} of its kernels, True
+    = keep, and None: no bias stands in for the units.
 
   Raises:
     ValueError: sparsity out of range.

@@ -76,25 +76,26 @@ def quantize(
       "use a divisor, or None for one group per output"
     )
   low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-  w_GSO = rearrange(w_IO.astype(jnp.float32), "(G S) O -> G S O", S=size)
+  w_UMO = rearrange(w_IO.astype(jnp.float32), "(U M) O -> U M O", M=size)
   if symmetric:
-    span_GO = jnp.max(jnp.abs(w_GSO), axis=1) / high
-    scales_GO = jnp.where(span_GO > 0, span_GO, 1.0)
-    zeros_GO = jnp.zeros_like(scales_GO)
+    span_UO = jnp.max(jnp.abs(w_UMO), axis=1) / high
+    scales_UO = jnp.where(span_UO > 0, span_UO, 1.0)
+    zeros_UO = jnp.zeros_like(scales_UO)
   else:
-    top_GO = jnp.maximum(jnp.max(w_GSO, axis=1), 0.0)
-    bottom_GO = jnp.minimum(jnp.min(w_GSO, axis=1), 0.0)
-    # Divide before subtracting: the span itself may overflow.
-    span_GO = top_GO / (high - low) - bottom_GO / (high - low)
-    scales_GO = jnp.where(span_GO > 0, span_GO, 1.0)
-    zeros_GO = jnp.clip(jnp.round(low - bottom_GO / scales_GO), low, high)
-  codes_GSO = jnp.round(w_GSO / scales_GO[:, None]) + zeros_GO[:, None]
+    top_UO = jnp.maximum(jnp.max(w_UMO, axis=1), 0.0)
+    bottom_UO = jnp.minimum(jnp.min(w_UMO, axis=1), 0.0)
+    # Each end is divided before the subtraction, because the span itself may
+    # overflow.
+    span_UO = top_UO / (high - low) - bottom_UO / (high - low)
+    scales_UO = jnp.where(span_UO > 0, span_UO, 1.0)
+    zeros_UO = jnp.clip(jnp.round(low - bottom_UO / scales_UO), low, high)
+  codes_UMO = jnp.round(w_UMO / scales_UO[:, None]) + zeros_UO[:, None]
   return Quantized(
     codes=rearrange(
-      jnp.clip(codes_GSO, low, high).astype(jnp.int8), "G S O -> (G S) O"
+      jnp.clip(codes_UMO, low, high).astype(jnp.int8), "U M O -> (U M) O"
     ),
-    scales=scales_GO,
-    zeros=zeros_GO.astype(jnp.int8),
+    scales=scales_UO,
+    zeros=zeros_UO.astype(jnp.int8),
     input_scales=jnp.ones((inputs,), jnp.float32),
     bits=bits,
   )
@@ -103,11 +104,11 @@ def quantize(
 def dequantize(quantized: Quantized) -> jax.Array:
   """Give back the kernel that the codes stand for, [I, O] float32."""
   groups = quantized.scales.shape[0]
-  codes_GSO = rearrange(quantized.codes, "(G S) O -> G S O", G=groups)
-  steps_GSO = (
-    codes_GSO.astype(jnp.float32) - quantized.zeros.astype(jnp.float32)[:, None]
+  codes_UMO = rearrange(quantized.codes, "(U M) O -> U M O", U=groups)
+  steps_UMO = (
+    codes_UMO.astype(jnp.float32) - quantized.zeros.astype(jnp.float32)[:, None]
   )
-  w_IO = rearrange(steps_GSO * quantized.scales[:, None], "G S O -> (G S) O")
+  w_IO = rearrange(steps_UMO * quantized.scales[:, None], "U M O -> (U M) O")
   return w_IO / quantized.input_scales[:, None]
 
 
@@ -133,7 +134,7 @@ def round_to_nearest(
     levels once more), and the codes.
 
   Raises:
-    ValueError: as `quantize`.
+    ValueError: bits out of range, or I not a multiple of the group size.
   """
   del statistics
   quantized = quantize(
@@ -156,7 +157,7 @@ def rtn(
     The rounded kernel, [I, O] in the dtype of w_IO; nothing is removed.
 
   Raises:
-    ValueError: as `quantize`.
+    ValueError: bits out of range, or I not a multiple of the group size.
   """
   new_IO, _ = round_to_nearest(
     w_IO,

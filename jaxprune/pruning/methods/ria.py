@@ -63,7 +63,8 @@ def ria(
     The kernel with zeros, [I, O], and the mask, bool [I, O], True = keep.
 
   Raises:
-    ValueError: as `keep_mask`.
+    ValueError: an unknown group, a kernel that is no matrix, or inputs that
+      n:m does not divide.
   """
   mask_IO = keep_mask(ria_scores(w_IO, statistics, power), pattern)
   return jnp.where(mask_IO, w_IO, 0).astype(w_IO.dtype), mask_IO

@@ -35,9 +35,10 @@ from jaxprune.pruning import reconstruction
 from jaxprune.pruning.methods import wanda
 from jaxprune.pruning.patterns import NofM, Pattern
 
-# Gains below this share of an output's first error are taken for rounding.
+# Gains below this fraction of an output's first error are taken for rounding.
 _NOISE = 1e-6
-# Pairs that are looked at together when all pairs of an output are searched.
+# How many pairs are looked at together when all pairs of an output are
+# searched.
 _PAIRS = 2**23
 
 
@@ -69,27 +70,27 @@ def _likely_pair(w_I, keep_I, g_I, gram_II):
   )
 
 
-def _best_pair(w_I, keep_I, g_I, block_GMM):
-  """The best swap of one output inside the groups of block_GMM."""
-  size = block_GMM.shape[1]
+def _best_pair(w_I, keep_I, g_I, block_UMM):
+  """The best swap of one output inside the groups of block_UMM."""
+  size = block_UMM.shape[1]
   diagonal_I = rearrange(
-    jnp.diagonal(block_GMM, axis1=1, axis2=2), "G M -> (G M)"
+    jnp.diagonal(block_UMM, axis1=1, axis2=2), "U M -> (U M)"
   )
   remove_I, restore_I = _single(w_I, keep_I, g_I, diagonal_I)
-  w_GM, restore_GM = (
-    rearrange(x_I, "(G M) -> G M", M=size) for x_I in (w_I, restore_I)
+  w_UM, restore_UM = (
+    rearrange(x_I, "(U M) -> U M", M=size) for x_I in (w_I, restore_I)
   )
-  # For every removal its best restoration, by value only: a plain minimum is
-  # far cheaper than an argmin over all pairs.
-  least_GM = jnp.min(
-    restore_GM[:, None, :]
-    - 2 * w_GM[:, :, None] * w_GM[:, None, :] * block_GMM,
+  # The value of the best restoration for every removal, without its index: a
+  # minimum is far cheaper than an argmin over all pairs.
+  least_UM = jnp.min(
+    restore_UM[:, None, :]
+    - 2 * w_UM[:, :, None] * w_UM[:, None, :] * block_UMM,
     axis=-1,
   )
-  p = jnp.argmin(remove_I + rearrange(least_GM, "G M -> (G M)"))
+  p = jnp.argmin(remove_I + rearrange(least_UM, "U M -> (U M)"))
   group, place = p // size, p % size
   restore_M = (
-    restore_GM[group] - 2 * w_I[p] * w_GM[group] * block_GMM[group, place]
+    restore_UM[group] - 2 * w_I[p] * w_UM[group] * block_UMM[group, place]
   )
   u = jnp.argmin(restore_M)
   return remove_I[p] + restore_M[u], p, group * size + u
@@ -159,7 +160,8 @@ def refine(
 
   before_O = errors(mask_IO)
   g_IO = reconstruction.product(gram_II, jnp.where(mask_IO, 0.0, w_IO))
-  # Zeros made from the errors, so that they vary over the same devices.
+  # The zeros are computed from the data, so that shard_map sees them split over
+  # the same devices.
   swaps_O = (before_O < 0).astype(jnp.int32)
   state = (w_IO.T, mask_IO.T, g_IO.T, swaps_O)
   noise_O = _NOISE * before_O
@@ -168,9 +170,9 @@ def refine(
     search = functools.partial(_search, pair, gram_II, max_swaps)
     state = (state[0], *jax.vmap(search)(*state, noise_O))
   if of is not None or all_pairs:
-    places_GM = rearrange(jnp.arange(inputs), "(G M) -> G M", M=size)
-    block_GMM = gram_II[places_GM[:, :, None], places_GM[:, None, :]]
-    pair = functools.partial(_best_pair, block_GMM=block_GMM)
+    places_UM = rearrange(jnp.arange(inputs), "(U M) -> U M", M=size)
+    block_UMM = gram_II[places_UM[:, :, None], places_UM[:, None, :]]
+    pair = functools.partial(_best_pair, block_UMM=block_UMM)
     search = functools.partial(_search, pair, gram_II, max_swaps)
     state = (
       state[0],
@@ -211,7 +213,8 @@ def sparse_swaps(
     The kernel with zeros, [I, O], and the mask, bool [I, O], True = keep.
 
   Raises:
-    ValueError: as `keep_mask` and `refine`.
+    ValueError: an unknown group, a kernel that is no matrix, or inputs that
+      n:m does not divide.
   """
   gram_II = statistics.sum_outer
   if mask_IO is None:

@@ -44,99 +44,103 @@ from jaxprune.pruning.patterns import (
 )
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-# Inputs of a block between two products with all errors of the block so far.
+# Most inputs of a stretch. A stretch gets the corrections for all earlier
+# inputs of its block by one matrix product.
 _STRETCH = 16
-# A kernel is cut in so many spans of blocks. Blocks take corrections from the
-# whole span so far, half of it zeros; spans push theirs to what is left.
+# The inputs of a kernel are cut into this many spans of blocks. A block gets
+# its corrections from all inputs of its span, half of which are still zeros; a
+# finished span corrects all inputs after it at once.
 _SPANS = 8
 
 
-def _prune_stretch(w_CO, upper_CC, mask_CO):
+def _prune_stretch(w_IO, upper_II, mask_IO):
   """Go through a few inputs that have all corrections from before them.
 
   Returns:
-    Their weights as they were when reached, and their errors, [C, O] each.
+    Their weights as they were when reached, and their errors, [I, O] each.
   """
 
   def row(i, carry):
-    w_CO, error_CO = carry
-    past_O = jnp.einsum("C,CO->O", upper_CC[:, i], error_CO, precision=_HIGHEST)
-    w_O = w_CO[i] - past_O
-    error_O = jnp.where(mask_CO[i], 0.0, w_O / upper_CC[i, i])
-    return w_CO.at[i].set(w_O), error_CO.at[i].set(error_O)
+    w_IO, error_IO = carry
+    past_O = jnp.einsum("I,IO->O", upper_II[:, i], error_IO, precision=_HIGHEST)
+    w_O = w_IO[i] - past_O
+    error_O = jnp.where(mask_IO[i], 0.0, w_O / upper_II[i, i])
+    return w_IO.at[i].set(w_O), error_IO.at[i].set(error_O)
 
-  start = (w_CO, jnp.zeros_like(w_CO))
-  return jax.lax.fori_loop(0, w_CO.shape[0], row, start)
+  start = (w_IO, jnp.zeros_like(w_IO))
+  return jax.lax.fori_loop(0, w_IO.shape[0], row, start)
 
 
-def _prune_block(w_BO, upper_BB, removed, pattern):
+def _prune_block(w_IO, upper_II, removed, pattern):
   """Go through a block that has all corrections from before it.
 
   Returns:
-    Weights before masking, mask and errors, [B, O] each.
+    Weights before masking, mask and errors, [I, O] each.
   """
-  size = w_BO.shape[0]
-  pivot_B1 = jnp.diagonal(upper_BB)[:, None]
+  size = w_IO.shape[0]
+  pivot_I1 = jnp.diagonal(upper_II)[:, None]
   if isinstance(pattern, NofM):
-    stretch, mask_BO = pattern.of, None
+    stretch, mask_IO = pattern.of, None
   else:
     stretch = max(c for c in range(1, _STRETCH + 1) if size % c == 0)
-    scores_BO = jnp.square(w_BO / pivot_B1)
-    mask_BO = keep_mask_count(scores_BO, removed, pattern.group)
+    scores_IO = jnp.square(w_IO / pivot_I1)
+    mask_IO = keep_mask_count(scores_IO, removed, pattern.group)
 
-  def step(error_BO, start):
-    upper_BC = jax.lax.dynamic_slice_in_dim(upper_BB, start, stretch, axis=1)
-    upper_CC = jax.lax.dynamic_slice_in_dim(upper_BC, start, stretch)
-    w_CO = jax.lax.dynamic_slice_in_dim(w_BO, start, stretch)
-    # Rows of error_BO from `start` on are zero still.
-    w_CO -= jnp.einsum("BC,BO->CO", upper_BC, error_BO, precision=_HIGHEST)
-    if mask_BO is None:
-      pivot_C1 = jnp.diagonal(upper_CC)[:, None]
-      mask_CO = keep_mask(jnp.square(w_CO / pivot_C1), pattern)
+  def step(error_IO, start):
+    panel_II = jax.lax.dynamic_slice_in_dim(upper_II, start, stretch, axis=1)
+    corner_II = jax.lax.dynamic_slice_in_dim(panel_II, start, stretch)
+    part_IO = jax.lax.dynamic_slice_in_dim(w_IO, start, stretch)
+    # The rows of error_IO from `start` on are still zero.
+    part_IO -= jnp.einsum("IJ,IO->JO", panel_II, error_IO, precision=_HIGHEST)
+    if mask_IO is None:
+      part_pivot_I1 = jnp.diagonal(corner_II)[:, None]
+      part_mask_IO = keep_mask(jnp.square(part_IO / part_pivot_I1), pattern)
     else:
-      mask_CO = jax.lax.dynamic_slice_in_dim(mask_BO, start, stretch)
-    w_CO, error_CO = _prune_stretch(w_CO, upper_CC, mask_CO)
-    error_BO = jax.lax.dynamic_update_slice_in_dim(
-      error_BO, error_CO, start, axis=0
+      part_mask_IO = jax.lax.dynamic_slice_in_dim(mask_IO, start, stretch)
+    part_IO, part_error_IO = _prune_stretch(part_IO, corner_II, part_mask_IO)
+    error_IO = jax.lax.dynamic_update_slice_in_dim(
+      error_IO, part_error_IO, start, axis=0
     )
-    return error_BO, (w_CO, mask_CO)
+    return error_IO, (part_IO, part_mask_IO)
 
-  error_BO, (w_XCO, mask_XCO) = jax.lax.scan(
-    step, jnp.zeros_like(w_BO), jnp.arange(0, size, stretch)
+  error_IO, (w_UMO, mask_UMO) = jax.lax.scan(
+    step, jnp.zeros_like(w_IO), jnp.arange(0, size, stretch)
   )
-  w_BO, mask_BO = (
-    rearrange(each, "X C O -> (X C) O") for each in (w_XCO, mask_XCO)
+  w_IO, mask_IO = (
+    rearrange(stacked, "U M O -> (U M) O") for stacked in (w_UMO, mask_UMO)
   )
-  return w_BO, mask_BO, error_BO
+  return w_IO, mask_IO, error_IO
 
 
-def _prune_span(w_SO, upper_SS, removed_X, size, pattern):
-  """Go through X blocks of one size that have all corrections from before.
+def _prune_span(w_IO, upper_II, removed_U, size, pattern):
+  """Go through U blocks of one size that have all corrections from before.
 
   Returns:
-    As `_prune_block`, [S, O] each.
+    Weights before masking, mask and errors, [I, O] each.
   """
-  span = w_SO.shape[0]
+  span = w_IO.shape[0]
 
-  def step(error_SO, block):
+  def step(error_IO, block):
     removed, start = block
-    upper_SB = jax.lax.dynamic_slice_in_dim(upper_SS, start, size, axis=1)
-    upper_BB = jax.lax.dynamic_slice_in_dim(upper_SB, start, size)
-    w_BO = jax.lax.dynamic_slice_in_dim(w_SO, start, size)
-    w_BO -= jnp.einsum("SB,SO->BO", upper_SB, error_SO, precision=_HIGHEST)
-    w_BO, mask_BO, error_BO = _prune_block(w_BO, upper_BB, removed, pattern)
-    error_SO = jax.lax.dynamic_update_slice_in_dim(
-      error_SO, error_BO, start, axis=0
+    panel_II = jax.lax.dynamic_slice_in_dim(upper_II, start, size, axis=1)
+    corner_II = jax.lax.dynamic_slice_in_dim(panel_II, start, size)
+    part_IO = jax.lax.dynamic_slice_in_dim(w_IO, start, size)
+    part_IO -= jnp.einsum("IJ,IO->JO", panel_II, error_IO, precision=_HIGHEST)
+    part_IO, part_mask_IO, part_error_IO = _prune_block(
+      part_IO, corner_II, removed, pattern
     )
-    return error_SO, (w_BO, mask_BO)
+    error_IO = jax.lax.dynamic_update_slice_in_dim(
+      error_IO, part_error_IO, start, axis=0
+    )
+    return error_IO, (part_IO, part_mask_IO)
 
-  error_SO, (w_XBO, mask_XBO) = jax.lax.scan(
-    step, jnp.zeros_like(w_SO), (removed_X, jnp.arange(0, span, size))
+  error_IO, (w_UMO, mask_UMO) = jax.lax.scan(
+    step, jnp.zeros_like(w_IO), (removed_U, jnp.arange(0, span, size))
   )
-  w_SO, mask_SO = (
-    rearrange(each, "X B O -> (X B) O") for each in (w_XBO, mask_XBO)
+  w_IO, mask_IO = (
+    rearrange(stacked, "U M O -> (U M) O") for stacked in (w_UMO, mask_UMO)
   )
-  return w_SO, mask_SO, error_SO
+  return w_IO, mask_IO, error_IO
 
 
 def _spans(inputs: int, size: int) -> list[tuple[int, int, int]]:
@@ -153,8 +157,8 @@ def _lost(inputs: int, outputs: int, pattern: Pattern) -> int:
   """Entries a group has lost when its first `inputs` are done."""
   if isinstance(pattern, NofM):
     return 0
-  each = outputs if pattern.group == "matrix" else 1
-  return removed_count(inputs * each, pattern.sparsity)
+  group_outputs = outputs if pattern.group == "matrix" else 1
+  return removed_count(inputs * group_outputs, pattern.sparsity)
 
 
 def prune_with_factor(
@@ -165,8 +169,8 @@ def prune_with_factor(
   Args:
     w_IO: kernel [I, O], any float dtype; computed in float32.
     factor: of the kernel's inputs.
-    pattern: NofM, or Unstructured with group 'matrix' (as the reference) or
-      'output'.
+    pattern: NofM, or Unstructured with group 'matrix' (that of the reference)
+      or 'output'.
     block: inputs per block; lowered to a multiple of `of`, and to I. The
       last block may be shorter.
 
@@ -198,41 +202,42 @@ def prune_with_factor(
   else:
     most = min(block, inputs)
   upper_II = factor.upper
-  rest_RO = jnp.where(factor.dead[:, None], 0.0, w_IO.astype(jnp.float32))
+  rest_IO = jnp.where(factor.dead[:, None], 0.0, w_IO.astype(jnp.float32))
   parts, masks = [], []
   for start, stop, size in _spans(inputs, most):
     ends = range(start + size, stop + 1, size)
-    removed_X = jnp.array(
+    removed_U = jnp.array(
       [
         _lost(end, outputs, pattern) - _lost(end - size, outputs, pattern)
         for end in ends
       ],
       jnp.int32,
     )
-    w_SO, mask_SO, error_SO = _prune_span(
-      rest_RO[: stop - start],
+    span_IO, mask_IO, error_IO = _prune_span(
+      rest_IO[: stop - start],
       upper_II[start:stop, start:stop],
-      removed_X,
+      removed_U,
       size,
       pattern,
     )
-    rest_RO = rest_RO[stop - start :] - jnp.einsum(
-      "SR,SO->RO", upper_II[start:stop, stop:], error_SO, precision=_HIGHEST
+    rest_IO = rest_IO[stop - start :] - jnp.einsum(
+      "IJ,IO->JO", upper_II[start:stop, stop:], error_IO, precision=_HIGHEST
     )
-    parts.append(jnp.where(mask_SO, w_SO, 0.0))
-    masks.append(mask_SO)
+    parts.append(jnp.where(mask_IO, span_IO, 0.0))
+    masks.append(mask_IO)
   new_IO = jnp.where(factor.ok, jnp.concatenate(parts), jnp.nan)
   return new_IO.astype(w_IO.dtype), jnp.concatenate(masks)
 
 
 def factorise(statistics: Gram) -> tuple[InverseFactor, dict[str, float]]:
-  """What all kernels with the same inputs share; for drivers.
+  """Compute the factor that all kernels with the same inputs share.
 
   Returns:
     The factor, and the damping that made it exist.
 
   Raises:
-    ValueError: as `inverse_factor_with_retry`.
+    ValueError: statistics of no sequences or not finite, or four dampings
+      that all failed.
   """
   factor, tried = inverse_factor_with_retry(statistics)
   return factor, {"damping": tried[-1]}
@@ -260,10 +265,13 @@ def sparsegpt(
       traced.
 
   Returns:
-    As `prune_with_factor`.
+    The kernel with zeros and corrected weights, [I, O] in the dtype of w_IO,
+    and the mask, bool [I, O], True = keep. All weights are nan where the
+    damping was too small to factorise the Gram.
 
   Raises:
-    ValueError: as `prune_with_factor`.
+    ValueError: group 'global', inputs that n:m does not divide, or a block
+      below 1.
   """
   factor = inverse_factor(statistics, damping)
   return prune_with_factor(w_IO, factor, pattern, block=block)

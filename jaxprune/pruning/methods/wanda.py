@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxprune.calibration.statistics import SquaredNorm
 from jaxprune.pruning.patterns import Pattern, Unstructured, keep_mask
 
-# The search of the variant: first alpha, its upper end, and where it stops.
+# The search for alpha: where it starts, the highest value, and when it stops.
 _ALPHA = 0.4
 _ALPHA_MOST = 0.8
 _CLOSE = 1e-3
@@ -58,7 +58,8 @@ def wanda(
     The kernel with zeros, [I, O], and the mask, bool [I, O], True = keep.
 
   Raises:
-    ValueError: as `keep_mask`.
+    ValueError: an unknown group, a kernel that is no matrix, or inputs that
+      n:m does not divide.
   """
   mask_IO = keep_mask(wanda_scores(w_IO, statistics), pattern)
   return jnp.where(mask_IO, w_IO, 0).astype(w_IO.dtype), mask_IO
@@ -84,7 +85,8 @@ def _share_thresholds(scores_IO: jax.Array, share_O: jax.Array) -> jax.Array:
     v_O = jax.lax.bitcast_convert_type(more_O, jnp.float32)
     return jnp.where(fits(v_O), more_O, bits_O)
 
-  # Zeros made from the data, so that they vary over the same devices.
+  # The zeros are computed from the data, so that shard_map sees them split over
+  # the same devices.
   zero_O = jax.lax.bitcast_convert_type(share_O, jnp.int32) & 0
   bits_O = jax.lax.fori_loop(0, _FLOAT_BITS, body, zero_O)
   return jax.lax.bitcast_convert_type(bits_O, jnp.float32)

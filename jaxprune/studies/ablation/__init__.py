@@ -1,1 +1,1 @@
-"""What does the output lose without each sublayer?"""
+"""What does the output lose without each sublayer, and without sets of them?"""

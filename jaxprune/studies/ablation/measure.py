@@ -110,7 +110,7 @@ class Measured:
 
 
 def check(config: ModelConfig, settings: Settings) -> None:
-  """Refuse targets and counts that the model has not.
+  """Refuse targets and counts that the model does not have.
 
   Args:
     config: of the model.
@@ -181,13 +181,13 @@ def _measure_sets(model, tokens, orders, target, settings):
     _prefixes(model[0], flat, settings.max_count),
     **settings.options,
   )
-  # The first set drops nothing.
-  kl_RNS = rearrange(
-    divergences["kl"][1:], "(R N) S -> R N S", N=settings.max_count
+  # The first set is the dense model, which drops nothing.
+  kl_PLX = rearrange(
+    divergences["kl"][1:], "(P L) X -> P L X", L=settings.max_count
   )
   curves = []
   for selection, draws in orders.items():
-    part, kl_RNS = kl_RNS[: len(draws)], kl_RNS[len(draws) :]
+    part, kl_PLX = kl_PLX[: len(draws)], kl_PLX[len(draws) :]
     curves.append(Curve(target=target, selection=selection, kl=part))
   return curves
 

@@ -1,5 +1,6 @@
-"""How much the output loses, whether cheaper scores rank alike, and who chooses
-best.
+"""How much does the output lose, and which score chooses best?
+
+Also whether the cheaper scores rank the sublayers alike.
 
 Intervals resample sequences.
 """
@@ -16,7 +17,7 @@ from jaxprune.studies.ablation.measure import (
   Settings,
 )
 
-# Among which sublayers rankings are compared.
+# The sets of sublayers within which rankings are compared.
 _RANKED = {
   "attention": ("attention",),
   "mlp": ("mlp",),
@@ -38,11 +39,12 @@ def summarise(measured: Measured, settings: Settings) -> dict[str, Any]:
     {
       "target": curve.target,
       "selection": curve.selection,
-      "kl": [mean(kl_S) for kl_S in curve.kl.mean(axis=0)],
-      # Paired: the same sequences, less what similarity's choice loses.
+      "kl": [mean(kl_X) for kl_X in curve.kl.mean(axis=0)],
+      # Paired by sequence: the loss of this choice less that of the choice by
+      # similarity.
       "change": [
-        mean(difference_S)
-        for difference_S in (
+        mean(difference_X)
+        for difference_X in (
           curve.kl.mean(axis=0) - _reference(measured.curves, curve)
         )
       ],
@@ -91,7 +93,7 @@ def _reference(curves, curve):
 
 
 def _against_similarity(curve):
-  """At how many counts a choice loses less, and more, surely."""
+  """At how many counts a choice surely loses less than similarity, and more."""
   return {
     "target": curve["target"],
     "selection": curve["selection"],
@@ -106,23 +108,23 @@ def _agreement(single, kinds, seed):
 
   Sequences are resampled; the similarities, of which only means are kept, stay.
   """
-  kl_SL = np.concatenate([single.divergences[k]["kl"] for k in kinds]).T
-  size = kl_SL.shape[1]
+  kl_XL = np.concatenate([single.divergences[k]["kl"] for k in kinds]).T
+  size = kl_XL.shape[1]
   cosine_L = np.concatenate([single.similarities[k] for k in kinds])
   by_score = {
     "similarity": statistics.statistic(
       lambda rows: statistics.rank_correlation(rows.mean(axis=0), -cosine_L),
-      kl_SL,
+      kl_XL,
       seed=seed,
     )
   }
   for name in ESTIMATES:
-    other_SL = np.concatenate([single.divergences[k][name] for k in kinds]).T
+    other_XL = np.concatenate([single.divergences[k][name] for k in kinds]).T
     by_score[name] = statistics.statistic(
       lambda rows: statistics.rank_correlation(
         *rows.mean(axis=0).reshape(2, size)
       ),
-      np.concatenate([kl_SL, other_SL], axis=1),
+      np.concatenate([kl_XL, other_XL], axis=1),
       seed=seed,
     )
   return {name: estimate.to_json() for name, estimate in by_score.items()}

@@ -70,13 +70,13 @@ def measure(
     ids = references.random_ids(
       source.config.vocab_size, CALIBRATION[settings.size], 0
     )
-    theirs = _torch_work(reference, ids, settings.new_tokens)
-    ours = _jax_work(source, ids, settings.new_tokens, folder / "pruned")
+    torch_work = _torch_work(reference, ids, settings.new_tokens)
+    jax_work = _jax_work(source, ids, settings.new_tokens, folder / "pruned")
     for name in settings.work:
       seconds = timing.take_turns(
         {
-          "reference": functools.partial(timing.timed, theirs[name]),
-          "jaxprune": functools.partial(timing.timed, ours[name]),
+          "reference": functools.partial(timing.timed, torch_work[name]),
+          "jaxprune": functools.partial(timing.timed, jax_work[name]),
         },
         settings.repeats,
       )
@@ -121,7 +121,7 @@ def _torch_work(reference, ids, new_tokens):
       )
 
   def prune(pattern):
-    # The copy counts for little: it moves the weights once in memory.
+    # The copy takes little time: it moves the weights once in memory.
     references.wanda(copy.deepcopy(reference), tensor, pattern)
 
   return {

@@ -1,4 +1,4 @@
-"""What jaxprune is timed against: PyTorch, written as the papers' code is.
+"""What jaxprune is timed against: PyTorch, in the manner of the papers' code.
 
 Needs the extra `reference`.
 """
@@ -147,7 +147,7 @@ def transitions(
 ) -> list[list[float]]:
   """Decode with hooks and compare every sublayer at every step.
 
-  Pruned attention is not handed the cache, as in the official script.
+  Pruned attention gets no cache, in the official script too.
 
   Args:
     dense: a Llama or Qwen2 of transformers.
@@ -245,6 +245,15 @@ def _sublayer_metrics(h, g, z, y):
 
 
 def random_ids(vocab_size: int, shape: tuple[int, int], low: int) -> np.ndarray:
-  """Draw token ids from `low` up, int32 of a shape, always the same."""
+  """Draw token ids, the same at each call.
+
+  Args:
+    vocab_size: one more than the largest id.
+    shape: of the result.
+    low: the smallest id.
+
+  Returns:
+    int32 of that shape.
+  """
   draw = np.random.default_rng(0)
   return draw.integers(low, vocab_size, shape).astype(np.int32)

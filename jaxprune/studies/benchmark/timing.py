@@ -1,8 +1,8 @@
 """How long do two sides take, each in turn?
 
 Runs alternate, A B A B, so that a machine that slows down slows both sides.
-Processor seconds stand beside wall seconds: where others use the machine they
-say more.
+Processor seconds stand beside wall seconds: they say more where other programs
+use the machine.
 """
 
 import time

@@ -1,14 +1,14 @@
 """The suite `transitions`: every sublayer at every step, beside PyTorch.
 
 Both sides decode greedily from one prompt with the dense model and, at every
-step, compare each attention and MLP with its pruned twin in three spaces. The
-reference works as the official script does: an uncompiled decoder with hooks;
-per sublayer two products with the LM head and the metrics one after the other;
-its pruned attention is not handed the cache, which is less work than ours. It
-writes no text log, which the official script does. Several prompts together are
-charged per prompt; the reference has no batches. Our side is timed without the
-metrics too: what is left is decoding, the sublayers and the products with the
-LM head.
+step, compare each attention and MLP with its pruned counterpart in three
+spaces. The reference works as the official script does: an uncompiled decoder
+with hooks; per sublayer two products with the LM head and the metrics one after
+the other; its pruned attention does not get the cache, which is less work than
+ours. It writes no text log, which the official script does. Several prompts
+together are charged per prompt; the reference has no batches. Our side is timed
+without the metrics too: what is left is decoding, the sublayers and the
+products with the LM head.
 """
 
 import copy

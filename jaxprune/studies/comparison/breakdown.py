@@ -1,4 +1,4 @@
-"""Where in the texts is the damage: by step, length, position and entropy.
+"""Where in the texts is the change: by step, length, position and entropy?
 
 A mean over all positions hides where they differ. Each table sorts the
 positions of one decoding by one quantity and gives the mean of every measure in
@@ -105,7 +105,7 @@ def _bins(table, by, edges, seed) -> list[dict[str, Any]]:
   kept = np.isfinite(table["kl"])  # inf only where a token is masked
   entries: dict[tuple, dict[str, Any]] = {}
   for measure in MEASURES:
-    for found in statistics.binned_means(
+    for bin_mean in statistics.binned_means(
       table[measure][kept].astype(float),
       by[kept],
       table["prompt"][kept],
@@ -113,14 +113,14 @@ def _bins(table, by, edges, seed) -> list[dict[str, Any]]:
       seed=seed,
     ):
       entry = entries.setdefault(
-        (found.low, found.high, found.centre),
+        (bin_mean.low, bin_mean.high, bin_mean.centre),
         {
-          "low": found.low,
-          "high": found.high,
-          "centre": found.centre,
-          "positions": found.rows,
-          "prompts": found.estimate.count,
+          "low": bin_mean.low,
+          "high": bin_mean.high,
+          "centre": bin_mean.centre,
+          "positions": bin_mean.rows,
+          "prompts": bin_mean.estimate.count,
         },
       )
-      entry[measure] = found.estimate.to_json()
+      entry[measure] = bin_mean.estimate.to_json()
   return list(entries.values())

@@ -33,7 +33,7 @@ def summarise(tables: Mapping[str, Table], *, seed: int) -> dict[str, Any]:
     By name: positions, fraction_aligned, prompts_parted, first_divergence, and
     the means of all, aligned and parted steps, by seed, and less the control.
   """
-  found = {}
+  result = {}
   for name, table in tables.items():
     aligned = table["aligned"]
     entry = {
@@ -66,8 +66,8 @@ def summarise(tables: Mapping[str, Table], *, seed: int) -> dict[str, Any]:
       ]
     if name != CONTROL and CONTROL in tables:
       entry["minus_control"] = _minus_control(table, tables[CONTROL], seed)
-    found[name] = entry
-  return found
+    result[name] = entry
+  return result
 
 
 def break_down(tables: Mapping[str, Table], *, seed: int) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def break_down(tables: Mapping[str, Table], *, seed: int) -> dict[str, Any]:
     By `NAME, aligned` and `NAME, parted` the bins of each quantity; by NAME the
     bins around the first divergence, where any text parts.
   """
-  found = {}
+  result = {}
   for name, table in tables.items():
     table = breakdown.with_lengths(table)
     for part, keep in (
@@ -89,13 +89,13 @@ def break_down(tables: Mapping[str, Table], *, seed: int) -> dict[str, Any]:
       ("parted", ~table["aligned"]),
     ):
       if keep.any():
-        found[f"{name}, {part}"] = breakdown.break_down(
+        result[f"{name}, {part}"] = breakdown.break_down(
           {field: values[keep] for field, values in table.items()}, seed=seed
         )
     around = breakdown.around_divergence(table, seed=seed)
     if around:
-      found[name] = {"around_divergence": around}
-  return found
+      result[name] = {"around_divergence": around}
+  return result
 
 
 def _first_divergence(table, seed) -> dict[str, Any]:
@@ -126,12 +126,12 @@ def _minus_control(table, control, seed) -> dict[str, Any]:
   ).reshape(-1, 2)
   if not len(pairs):
     return {}
-  ours, theirs = pairs.T
+  rows, control_rows = pairs.T
   return {
     measure: statistics.mean(
-      table[measure][ours].astype(float)
-      - control[measure][theirs].astype(float),
-      table["prompt"][ours],
+      table[measure][rows].astype(float)
+      - control[measure][control_rows].astype(float),
+      table["prompt"][rows],
       seed=seed,
     ).to_json()
     for measure in MEASURES

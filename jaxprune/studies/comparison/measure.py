@@ -272,15 +272,15 @@ def score_pocket(
     shipped.item_scores(model.config, model.params) for model in (dense, pruned)
   )
   tasks = {}
-  # Stories are at chance in the dense model: nothing there could be lost.
+  # The dense model is at chance on stories, so they could lose nothing.
   for name in ("choose", "retrieve", "generate"):
     if name == "retrieve":
-      metric, found = "nDCG@10", statistics.mean(scores[name], seed=seed)
+      metric, estimate = "nDCG@10", statistics.mean(scores[name], seed=seed)
     else:
-      metric, found = "accuracy", statistics.proportion(scores[name])
+      metric, estimate = "accuracy", statistics.proportion(scores[name])
     tasks[name] = {
       "metric": metric,
-      **found.to_json(),
+      **estimate.to_json(),
       "reference": float(reference[name].mean()),
     }
   return tasks
@@ -312,16 +312,15 @@ def decoding_rows(
   """Flat rows of the decodings; steps after an end of text are left out.
 
   Args:
-    records: from `sequences.compare_decodings`, leaves [T, B].
+    records: from `sequences.compare_decodings`, leaves [R, B].
     common: for each text of the batch that counts, its fields and `position`,
       the index of its last prompt token.
   """
   for name, record in records.items():
     if name == TEACHER_FORCED:
-      continue  # compared in one pass, with its layers
+      continue  # that comparison is one pass, and includes the layers
     leaves = position.fields_of(record.position)
-    # Sampling can choose another token than the likeliest, which `position`
-    # has.
+    # `position` has only the likeliest token; sampling can choose another.
     for chosen in ("token_dense", "token_pruned", "aligned", "alive"):
       leaves[chosen] = getattr(record, chosen)
     leaves = {field: np.asarray(leaf) for field, leaf in leaves.items()}

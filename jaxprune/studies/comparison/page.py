@@ -282,19 +282,19 @@ def _theorem_section(tables, summary) -> page.Section:
 
 def theorem_sentence(summary: Mapping[str, Any]) -> str:
   """What the table of the theorems says, in plain words."""
-  found = summary["theorems"]["theorem_3"]
+  theorem = summary["theorems"]["theorem_3"]
   bound = summary["kl_bound"]
 
   def error(part):
     if not part["positions"]:
-      return "no position tells"
+      return "there is no such position"
     return f"it is off by {100 * part['median_error']:.3g} % (median)"
 
   text = (
     "Theorem 3 says that KL is about half the variance of the change of the"
     " logits under p. By its own next order that estimate can be trusted at"
-    f" {100 * found['valid']['value']:.1f} % of the positions: there"
-    f" {error(found['inside'])}, elsewhere {error(found['outside'])}."
+    f" {100 * theorem['valid']['value']:.1f} % of the positions: there"
+    f" {error(theorem['inside'])}, elsewhere {error(theorem['outside'])}."
   )
   if bound["median_share"] is not None:
     text += (
@@ -372,9 +372,9 @@ def decoding_sections(decodings: Mapping[str, Any]) -> list[page.Section]:
       "decoding",
       _SHOWN,
       {
-        f"{name}, seed {found['seed']}": found
+        f"{name}, seed {means['seed']}": means
         for name, entry in decodings.items()
-        for found in entry.get("by_seed", ())
+        for means in entry.get("by_seed", ())
       },
     ),
   ]
@@ -393,27 +393,27 @@ def decoding_sections(decodings: Mapping[str, Any]) -> list[page.Section]:
 
 
 def breakdown_sections(
-  found: Mapping[str, Mapping[str, Any]],
+  breakdowns: Mapping[str, Mapping[str, Any]],
 ) -> list[page.Section]:
   """Figures and tables of the breakdowns.
 
   Args:
-    found: by decoding, what `breakdown.break_down` gave, and perhaps
+    breakdowns: by decoding, what `breakdown.break_down` gave, and perhaps
       `around_divergence`.
   """
   drawn, tables = [], []
   for name in breakdown.QUANTITIES:
     bins = {
       decoding: entry[name]
-      for decoding, entry in found.items()
-      if len(entry.get(name, ())) > 1 and _any_damage(entry[name])
+      for decoding, entry in breakdowns.items()
+      if len(entry.get(name, ())) > 1 and _any_change(entry[name])
     }
     if bins:
       drawn.append(_kl_figure(name, bins, _QUANTITIES[name]))
       tables.append(_bin_table(_QUANTITIES[name], bins))
   around = {
     decoding: entry["around_divergence"]
-    for decoding, entry in found.items()
+    for decoding, entry in breakdowns.items()
     if len(entry.get("around_divergence", ())) > 1
   }
   if around:
@@ -434,7 +434,7 @@ def breakdown_sections(
   ]
 
 
-def _any_damage(bins) -> bool:
+def _any_change(bins) -> bool:
   """False for decodings that equal the dense one: a logarithm has no 0."""
   return any(entry["kl"]["value"] > 0 for entry in bins)
 

@@ -1,4 +1,4 @@
-"""What a comparison found: every number of its page, computed once."""
+"""The numbers of a comparison: all that its page shows, computed once."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

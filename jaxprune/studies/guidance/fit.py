@@ -121,7 +121,7 @@ def feature_rows(sweeps: Sweeps, settings: Settings) -> list[dict[str, Any]]:
           "high": held["high"],
           "balanced_error": held["balanced_error"],
         }
-      # What one class leaves undefined is left out of the row.
+      # Numbers that are undefined with one class only are left out of the row.
       rows.append(
         {
           key: value

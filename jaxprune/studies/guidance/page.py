@@ -132,11 +132,11 @@ def render_checked(
 
 
 def _checked_table(rows, task):
-  """What the rule said of one task, and what was so."""
+  """The answers of the rule for one task, and what survived."""
   return page.Table(
-    caption="What the rule said and what was so.",
+    caption="The answer of the rule, and whether the task survived.",
     columns=(
-      *("configuration", "seed", "feature", "said", "kept", "survived"),
+      *("configuration", "seed", "feature", "answer", "kept", "survived"),
       "certainty",
     ),
     rows=[

@@ -1,7 +1,8 @@
 """May this pruned model still be used for this task, judged without labels?
 
-From measurements at a few hundred positions (both models read text that the
-dense one wrote) come some features, all of them larger where more was damaged.
+Both models read text that the dense one wrote, and are measured at a few
+hundred positions. The features are numbers made from that; each is larger where
+pruning changed more.
 A rule is one feature and one threshold, learnt from pruned models whose task
 scores are known: the task survives if the feature is at most the threshold. The
 rule carries how often it was wrong on models it was not learnt from.
@@ -35,7 +36,7 @@ STATISTICS = {
   "max": np.max,
 }
 DECISIONS = ("flip_rate", "first_flip_hazard", "flipped_prompts", "reachable")
-# Simple ones first: of equally good features the first is taken.
+# The simple features come first: of equally good ones the first is taken.
 FEATURES = (
   *DECISIONS,
   *(
@@ -128,7 +129,7 @@ def fit_rule(
     `tried` features; None if no feature can divide the models.
 
   Raises:
-    ValueError: as `separation.auc`.
+    ValueError: shapes differ or a value is not finite.
   """
   survives = np.asarray(survives, bool)
   fits = []

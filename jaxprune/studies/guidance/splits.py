@@ -1,7 +1,7 @@
 """Which pruned models is a rule learnt from, and which is it asked about?
 
-Never single models at random: the question is whether a rule holds for a method
-that it has not seen.
+Models are never held out one by one at random: the question is whether a rule
+holds for a method that it has not seen.
 """
 
 import dataclasses

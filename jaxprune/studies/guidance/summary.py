@@ -167,17 +167,17 @@ def setting_lines(table: list[dict[str, Any]]) -> list[str]:
   ]
 
 
-def format_error(found: dict[str, Any] | None) -> str:
+def format_error(error: dict[str, Any] | None) -> str:
   """An error with its interval, in percent; of `rules.check_answers`."""
-  if found is None:
+  if error is None:
     return "not checked"
-  ends = [found["low"], found["high"]]
+  ends = [error["low"], error["high"]]
   shown = (
     "no interval"
     if any(end is None or not np.isfinite(end) for end in ends)
     else ", ".join(f"{100 * end:.0f}" for end in ends)
   )
-  return f"{100 * found['error']:.0f} % [{shown}]"
+  return f"{100 * error['error']:.0f} % [{shown}]"
 
 
 def _identity(model) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from jaxprune.studies.guidance import rules
 from jaxprune.studies.sweep import configurations
 from jaxprune.studies.sweep import scores as scores_lib
 
-# The score of a task, the first that it has; other columns describe, such as
-# the length of a text.
+# The score of a task is the first of these that it has. Other columns only
+# describe it, such as the length of a text.
 METRICS = ("acc", "ndcg@10", "exact", "same", "nll")
 KINDS = {
   "weights": configurations.ENTRIES,
@@ -156,7 +156,7 @@ def read_sweeps(
     skip: names of tasks to leave out.
     num_prompts: use only what was measured on the first so many prompts.
     seed: of the resampling of items.
-    resamples: see `statistics.survive`.
+    resamples: number of resamples of the items.
 
   Raises:
     ValueError: a folder holds nothing that is finished, or no measurements,
@@ -175,7 +175,7 @@ def read_sweeps(
         removed=score["removed"],
       )
       if model.method in configurations.DATA_FREE:
-        # The same model whatever the seed says: once is enough.
+        # The method gives the same model for every seed, so once is enough.
         model = dataclasses.replace(model, seed=0)
         if model in seen:
           continue

@@ -104,7 +104,7 @@ class Settings:
 
   @property
   def read_changes(self) -> Changes:
-    """Those that are measured on a text: other T and truncation too."""
+    """The changes that are measured on a text: also other T, and truncation."""
     return dataclasses.replace(
       self.changes, temperatures=TEMPERATURES, top_k=TOP_K, top_p=TOP_P
     )
@@ -265,15 +265,15 @@ def _answer_ends(dense, pair) -> Iterator[dict[str, Any]]:
   """On right answers, with all layers dense and with none."""
   layers = dense.config.num_layers
   depths = (0, layers)
-  masks_KL = interventions.first_layers(layers)[jnp.array(depths)]
+  masks_PL = interventions.first_layers(layers)[jnp.array(depths)]
   for start, text in _numbered(dense.answers):
-    h_KBRD = decoder_interventions.frozen(dense.config, pair, text, masks_KL)
+    h_PBRD = decoder_interventions.frozen(dense.config, pair, text, masks_PL)
     values = decoder_interventions.measure_states(
       dense.config,
       pair,
       text,
-      h_KBRD[1],
-      h_KBRD,
+      h_PBRD[1],
+      h_PBRD,
       metrics=SCORES,
       temperature=dense.settings.analysis_temperature,
     )
@@ -301,26 +301,26 @@ def _intervene(
     temperature=dense.settings.analysis_temperature,
     metrics=metrics,
   )
-  first_KL = interventions.first_layers(config.num_layers)
-  h_KBRD = decoder_interventions.frozen(
-    config, pair, text, jnp.concatenate([first_KL, ~first_KL])
+  first_PL = interventions.first_layers(config.num_layers)
+  h_PBRD = decoder_interventions.frozen(
+    config, pair, text, jnp.concatenate([first_PL, ~first_PL])
   )
   # k = L frozen is the dense model, k = 0 the pruned one.
-  dense_BRD, pruned_BRD = h_KBRD[count - 1], h_KBRD[0]
+  dense_BRD, pruned_BRD = h_PBRD[count - 1], h_PBRD[0]
   by_name = {
-    "freeze_first": measure_states(dense_BRD, h_KBRD[:count]),
-    "freeze_last": measure_states(dense_BRD, h_KBRD[count:]),
+    "freeze_first": measure_states(dense_BRD, h_PBRD[:count]),
+    "freeze_last": measure_states(dense_BRD, h_PBRD[count:]),
   }
   if patches:
     states = decoder_interventions.patched(
       config, pair, text, jax.random.fold_in(key, 1)
     )
-    # The dense model by the same operations as the patched runs.
+    # The dense model, run by the same operations as the patched models.
     patch_dense_BRD = states.pop("dense")[0]
     del states["pruned"]
     by_name |= {
-      name: measure_states(patch_dense_BRD, h_KBRD)
-      for name, h_KBRD in states.items()
+      name: measure_states(patch_dense_BRD, h_PBRD)
+      for name, h_PBRD in states.items()
     }
   for name, values in by_name.items():
     for depth in range(count):
@@ -347,7 +347,7 @@ def _continue(dense, pair, seed, names) -> Iterator[dict[str, Any]]:
   """Texts that are written with a part of the change."""
   texts = zip(_numbered(dense.texts), dense.prompts)
   for (start, text), (tokens_BT, valid_BT) in texts:
-    tokens_NBS, values = logit_interventions.continue_changed(
+    tokens_PBR, values = logit_interventions.continue_changed(
       dense.config,
       pair,
       tokens_BT,
@@ -360,7 +360,7 @@ def _continue(dense, pair, seed, names) -> Iterator[dict[str, Any]]:
     values = jax.tree.map(np.asarray, values)
     for n, name in enumerate(names):
       leaves = {metric: leaf[n] for metric, leaf in values.items()}
-      parted = np.asarray(tokens_NBS[n] != text.target)
+      parted = np.asarray(tokens_PBR[n] != text.target)
       yield from _rows(
         CONTINUED, name, None, leaves, text, start, dense.settings, parted
       )
@@ -387,7 +387,7 @@ def _rows(protocol, name, depth, values, text, start, settings, parted=None):
       "same_text": float(not parted_R.any()),
     }
     for metric, leaf in values.items():
-      # Truncation makes some of them infinite by definition.
+      # Truncation of the logits makes some of these infinite by definition.
       finite = np.isfinite(leaf[b, alive_R]).all()
       row[metric] = float(leaf[b, alive_R].mean()) if finite else None
     yield row

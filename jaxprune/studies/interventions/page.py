@@ -16,7 +16,8 @@ from jaxprune.studies.interventions.measure import (
 )
 from jaxprune.studies.interventions.summary import find
 
-_NOTHING = 1e-9  # below: rounding, and not shown on a logarithmic axis
+# smaller values are rounding and are not shown on a logarithmic axis
+_NOTHING = 1e-9
 _SPACES = (
   "one_minus_cos_h",
   "one_minus_cos_z",
@@ -102,7 +103,7 @@ def write_page(run: RunFolder, summary: Summary, settings: Settings) -> None:
     verdict=_verdict(summary),
     sections=[
       *sections,
-      page.Section(title="What must come out", tables=[checks]),
+      page.Section(title="Checks that must give 0", tables=[checks]),
     ],
     protocol={
       "Protocol": "teacher-forced on the dense model's greedy text",

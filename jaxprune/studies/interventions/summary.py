@@ -19,7 +19,7 @@ from jaxprune.studies.interventions.measure import (
   Settings,
 )
 
-# Where the numbers of each protocol are means over positions, or over texts.
+# The protocols whose numbers are means over positions, and those over texts.
 BY_POSITION = {
   READ: POSITION_METRICS,
   CONTINUED: ("kl", "flips"),
@@ -142,7 +142,8 @@ def _entry(table, key, rows, base) -> dict[str, Any]:
   """One intervention: means, and paired changes from the plain pruned run."""
   protocol, configuration, source, name, depth = key
   unit = table["question" if protocol == ANSWERS else "prompt"]
-  # Both in one order, so that they are the same seed and text row by row.
+  # Both are put in one order, so that row by row they have the same seed and
+  # text.
   rows, base = (
     each[np.lexsort((unit[each], table["seed"][each]))] for each in (rows, base)
   )
@@ -162,7 +163,8 @@ def _entry(table, key, rows, base) -> dict[str, Any]:
     for metric in metrics:
       value = table[metric][rows].astype(float)
       if not np.isfinite(value).all():
-        continue  # inner h of a change of logits, or KL under truncation
+        # h inside the model, for a change of logits; or the KL under truncation
+        continue
       by_seed = [
         np.average(value[seed == one_seed], weights=by[seed == one_seed])
         for one_seed in np.unique(seed)
@@ -188,10 +190,10 @@ def _entry(table, key, rows, base) -> dict[str, Any]:
 def _share(value, base, unit) -> dict[str, float] | None:
   """Sum of `value` over that of `base`; None where a text has none of it."""
   groups = np.unique(unit, return_inverse=True)[1]
-  value_G, base_G = (np.bincount(groups, each) for each in (value, base))
-  if not (base_G > 0).all():
+  value_X, base_X = (np.bincount(groups, each) for each in (value, base))
+  if not (base_X > 0).all():
     return None
-  return statistics.ratio(value_G, base_G).to_json()
+  return statistics.ratio(value_X, base_X).to_json()
 
 
 def _checks(entries) -> dict[str, float]:

@@ -105,7 +105,8 @@ def check(settings: Settings) -> None:
   Raises:
     ValueError: names the flag.
   """
-  known = monitoring.SIGNALS[:-1]  # flip has one threshold and is always there
+  # flip has one threshold, and is always measured
+  known = monitoring.SIGNALS[:-1]
   for signal in settings.signals:
     if signal not in known:
       raise ValueError(f"--signals={signal}: use some of {', '.join(known)}")
@@ -220,12 +221,15 @@ def measure(
 def sweep(
   pruned_alone: monitoring.Monitored, settings: Settings
 ) -> list[tuple[str, float, str, float | None]]:
-  """(signal, threshold, name, fraction): first never, then always, then flip.
+  """List the policies: never, always, flip, and each signal at each fraction.
 
   Args:
     pruned_alone: texts that the pruned model wrote alone on the validation
-      prompts, leaves [1, T, n].
+      prompts, leaves [1, R, X].
     settings: signals and fractions.
+
+  Returns:
+    (signal, threshold, name, fraction) each; the fraction is None for flip.
   """
   policies = [
     ("margin", np.inf, "none", 0.0),
@@ -255,7 +259,7 @@ def write(
   settings: Settings,
   width: int,
 ) -> monitoring.Monitored:
-  """Texts for every prompt under every policy, leaves [policies, T, prompts].
+  """Texts for every prompt under every policy, leaves [P, R, X].
 
   Args:
     config: of both models.
@@ -266,15 +270,15 @@ def write(
     settings: cache, length and T.
     width: prompts are padded to it, so that one program does for all.
   """
-  tokens_NT, valid_NT = left_pad(prompts, config.pad_id or 0)
-  spare = ((0, 0), (width - tokens_NT.shape[1], 0))
-  tokens_NT, valid_NT = np.pad(tokens_NT, spare), np.pad(valid_NT, spare)
+  tokens_XT, valid_XT = left_pad(prompts, config.pad_id or 0)
+  spare = ((0, 0), (width - tokens_XT.shape[1], 0))
+  tokens_XT, valid_XT = np.pad(tokens_XT, spare), np.pad(valid_XT, spare)
   count = len(prompts)
   total = len(policies) * count
-  signal_N = np.repeat(
+  signal_X = np.repeat(
     [monitoring.SIGNALS.index(signal) for signal, _ in policies], count
   )
-  threshold_N = np.repeat([threshold for _, threshold in policies], count)
+  threshold_X = np.repeat([threshold for _, threshold in policies], count)
   writing = monitoring.Writing(
     num_steps=settings.max_new_tokens,
     eos_ids=tuple(config.eos_ids),
@@ -287,11 +291,11 @@ def write(
       config,
       params,
       pruned_params,
-      jnp.asarray(tokens_NT[rows % count]),
-      jnp.asarray(valid_NT[rows % count]),
+      jnp.asarray(tokens_XT[rows % count]),
+      jnp.asarray(valid_XT[rows % count]),
       monitoring.Policy(
-        signal=jnp.asarray(signal_N[rows], jnp.int32),
-        threshold=jnp.asarray(threshold_N[rows], jnp.float32),
+        signal=jnp.asarray(signal_X[rows], jnp.int32),
+        threshold=jnp.asarray(threshold_X[rows], jnp.float32),
       ),
       writing,
       key=jax.random.fold_in(jax.random.key(0), int(rows[0])),
@@ -299,21 +303,21 @@ def write(
     parts.append(jax.tree.map(np.asarray, written))
   return jax.tree.map(
     lambda *leaves: rearrange(
-      np.concatenate(leaves, axis=1)[:, :total], "T (P n) -> P T n", n=count
+      np.concatenate(leaves, axis=1)[:, :total], "R (P X) -> P R X", X=count
     ),
     *parts,
   )
 
 
-def text_ids(tokens_TN: np.ndarray, alive_TN: np.ndarray) -> list[list[int]]:
+def text_ids(tokens_RX: np.ndarray, alive_RX: np.ndarray) -> list[list[int]]:
   """Ids of each text, the token that ends it included.
 
   Args:
-    tokens_TN: int, step by step.
-    alive_TN: bool, whether the text had not ended before the step.
+    tokens_RX: int, step by step.
+    alive_RX: bool, whether the text had not ended before the step.
   """
   return [
-    tokens_TN[alive_TN[:, n], n].tolist() for n in range(tokens_TN.shape[1])
+    tokens_RX[alive_RX[:, n], n].tolist() for n in range(tokens_RX.shape[1])
   ]
 
 

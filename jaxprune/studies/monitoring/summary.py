@@ -1,8 +1,8 @@
-"""How much comes back for how many deferred steps, and which signal is best?
+"""How much returns for how many deferred steps, and which signal is best?
 
 A score between two measured fractions is interpolated on the straight line
-between them: what a mixture of the two policies would give. So every signal
-can be read off at the same fraction, item by item, and differences are paired.
+between them, which is what a mixture of the two policies would give. So all
+signals can be compared at the same fraction of steps, item by item.
 Intervals resample items, each with all its seeds.
 """
 
@@ -139,20 +139,20 @@ def _point(policy) -> dict[str, Any]:
   }
 
 
-def _mean(values_SN) -> Estimate:
+def _mean(values_EX) -> Estimate:
   """Over seeds and items; a proportion where every item was written once."""
-  seeds, items = values_SN.shape
-  if seeds == 1 and np.isin(values_SN, (0, 1)).all():
-    return statistics.proportion(values_SN[0])
-  return statistics.mean(values_SN.ravel(), np.tile(np.arange(items), seeds))
+  seeds, items = values_EX.shape
+  if seeds == 1 and np.isin(values_EX, (0, 1)).all():
+    return statistics.proportion(values_EX[0])
+  return statistics.mean(values_EX.ravel(), np.tile(np.arange(items), seeds))
 
 
-def _mean_difference(values_SN, other_SN) -> Estimate:
+def _mean_difference(values_EX, other_EX) -> Estimate:
   """Of two measures of the same seeds and items."""
-  seeds, items = values_SN.shape
-  difference_SN = values_SN - other_SN
+  seeds, items = values_EX.shape
+  difference_EX = values_EX - other_EX
   return statistics.mean(
-    difference_SN.ravel(), np.tile(np.arange(items), seeds)
+    difference_EX.ravel(), np.tile(np.arange(items), seeds)
   )
 
 

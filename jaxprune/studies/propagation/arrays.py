@@ -1,7 +1,7 @@
 """What `propagation` measures on one changed model, as arrays.
 
-P sublayers (attention 0, MLP 0, attention 1, ...), G groups of layers, N
-prompts, R output steps, n places of the path.
+P sublayers (attention 0, MLP 0, attention 1, ...) or groups of layers, X
+prompts, R output steps, Z places of the path.
 """
 
 import dataclasses
@@ -28,7 +28,8 @@ GRID = tuple(np.linspace(0.05, 1.0, 20).tolist())
 _NODES, _WEIGHTS = propagation.gauss_legendre(8)
 RATE_GRID = (0.0, *_NODES.tolist(), 1.0)
 RATE_WEIGHTS = (0.0, *_WEIGHTS.tolist(), 0.0)
-# Metrics that are taken apart by step; there are as many as steps squared.
+# Metrics whose change is divided by step too: it has as many parts as the
+# square of the steps.
 STEP_METRICS = ("kl", "log_prob", "dz_centred")
 TANGENTS = 1 << 30  # bytes
 _FIRST_NODES = 6  # and doubled until the change is complete
@@ -66,20 +67,20 @@ class Attributed:
   """Everything that was measured on one changed model.
 
   Attributes:
-    alive: bool [N, R], outputs that count.
-    change: by metric, [N, R].
-    sublayers: contributions by metric, [P, N, R].
+    alive: bool [X, R], outputs that count.
+    change: by metric, [X, R].
+    sublayers: contributions by metric, [P, X, R].
     sublayers_first: the same to first order.
-    steps: by metric of STEP_METRICS, [G, R + 1, N, R]; cause 0 is the text
+    steps: by metric of STEP_METRICS, [P, R + 1, X, R]; cause 0 is the text
       before the first step.
     steps_first: `steps` to first order.
     scan: of GRID: error_1, error_2 and size, norms; by metric truth, order_1
-      and order_2; [n, N, R] each.
-    rates: by field, of RATE_GRID, [n, N, R].
-    curvature: second derivatives of the KL, [P, P, N, R].
-    alone: effects of one sublayer alone, by metric, [P, N, R].
+      and order_2; [Z, X, R] each.
+    rates: by field, of RATE_GRID, [Z, X, R].
+    curvature: second derivatives of the KL, [P, P, X, R].
+    alone: effects of one sublayer alone, by metric, [P, X, R].
     pairs: indices of two sublayers.
-    pairs_exact: interactions by metric, [pairs, N, R].
+    pairs_exact: interactions by metric, [pairs, X, R].
     pairs_second: the same to second order.
     completeness: relative error by cause and metric, the worst batch.
     nodes: of the quadrature, the most.
@@ -189,7 +190,7 @@ def _measure_batch(config, path, settings, pairs):
   alone, exact, second = _pairs(config, path, lines, pairs)
   lap("interactions")
   by_group = lambda tree: jax.tree.map(
-    lambda leaf: rearrange(leaf, "(G C) B R -> G C B R", G=settings.groups),
+    lambda leaf: rearrange(leaf, "(P Y) B R -> P Y B R", P=settings.groups),
     tree,
   )
   arrays = {
@@ -234,9 +235,9 @@ def strongest(curvature: np.ndarray, count: int) -> tuple[tuple[int, int], ...]:
   """
   table_PP = np.asarray(curvature).mean(axis=(2, 3))
   first, second = np.triu_indices(len(table_PP), 1)
-  size_X = np.abs(table_PP[first, second])
-  order = np.argsort(-size_X, kind="stable")[:count]
-  return tuple((int(first[k]), int(second[k])) for k in order if size_X[k])
+  size = np.abs(table_PP[first, second])
+  order = np.argsort(-size, kind="stable")[:count]
+  return tuple((int(first[k]), int(second[k])) for k in order if size[k])
 
 
 def _pairs(config, path, lines, pairs):
@@ -261,9 +262,9 @@ def _pairs(config, path, lines, pairs):
 
 def _check_logits(config, path, quadrature):
   """Relative completeness error of all logits at once."""
-  _, weights_K = propagation.gauss_legendre(len(quadrature.places))
+  _, weights_Z = propagation.gauss_legendre(len(quadrature.places))
   change_BRD = jnp.einsum(
-    "K,KBRD->BRD", jnp.asarray(weights_K, jnp.float32), quadrature.slopes
+    "Z,ZBRD->BRD", jnp.asarray(weights_Z, jnp.float32), quadrature.slopes
   )
   error_BR, size_BR = along_path.logit_norms(
     config, path, path.start + change_BRD, path.end

@@ -1,4 +1,4 @@
-"""Divides the change of every pruned model, and of chance; writes the rows."""
+"""Divide the change of every pruned model and control, and write the rows."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

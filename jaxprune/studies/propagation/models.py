@@ -1,4 +1,4 @@
-"""Which changed models does `propagation` look at? Pruned ones, and chance.
+"""Which changed models does `propagation` divide? Pruned ones and controls.
 
 Beside every pruned model stand two changes as large as its own: `random`, as
 many weights of every output, or as many sublayers, taken at random; `noise`, a
@@ -91,7 +91,7 @@ def _sources(index, model, with_controls):
 
 
 def _changed(params, pruned_params, source, seed):
-  """The pruned parameters, or dense ones that chance changed as much."""
+  """The pruned parameters, or dense ones with a random change of that size."""
   if source == "pruned":
     return pruned_params
   draw = (

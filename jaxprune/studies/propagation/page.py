@@ -33,7 +33,7 @@ _T = "t, 0 dense and 1 pruned"
 
 
 def name_of(entry: Entry) -> str:
-  """The configuration, and what stands in for chance."""
+  """The configuration, and the kind of control if it is one."""
   if entry["source"] == "pruned":
     return entry["configuration"]
   return f"{entry['configuration']}, {entry['source']}"
@@ -163,11 +163,11 @@ def _chance_table(summary):
     for entry in summary["models"]
   }
   return page.estimate_table(
-    "Pruned models beside changes as large that chance made (random:"
-    " as many weights or sublayers; noise: the norm of every kernel's"
-    " change). KL in nats and its parts; radius: largest t up to which first"
-    f" order predicts the logits to {100 * BOUND:.0f} %; rate of p over that"
-    " of centred z; KL of sublayers alone over that of all.",
+    "Pruned models beside random changes of the same size (random: as many"
+    " weights or sublayers; noise: the same norm in every kernel). KL in nats"
+    " and its parts; radius: largest t up to which first order predicts the"
+    f" logits to {100 * BOUND:.0f} %; rate of p over that of centred z; KL of"
+    " sublayers alone over that of all.",
     "model",
     measures,
     rows,

@@ -55,27 +55,28 @@ def place(index: int) -> tuple[int, str]:
   return index // 2, SUBLAYERS[index % 2]
 
 
-def arrivals(steps_GCNR: np.ndarray) -> dict[str, np.ndarray]:
+def arrivals(steps_PYXR: np.ndarray) -> dict[str, np.ndarray]:
   """Sum contributions over causes, by how they reached the output.
 
   Args:
-    steps_GCNR: [G, R + 1, N, R]; cause 0 is the text before the first step.
+    steps_PYXR: [P, Y, X, R] with Y = R + 1; cause 0 is the text before the
+      first step.
 
   Returns:
-    [G, N, R] under each name of `ARRIVALS`.
+    [P, X, R] under each name of `ARRIVALS`.
   """
-  causes, outputs = steps_GCNR.shape[1], steps_GCNR.shape[3]
-  cause_C1, step_R = np.arange(causes)[:, None] - 1, np.arange(outputs)
+  causes, outputs = steps_PYXR.shape[1], steps_PYXR.shape[3]
+  cause_Y1, step_R = np.arange(causes)[:, None] - 1, np.arange(outputs)
   picks = (
-    cause_C1 == step_R,
-    (cause_C1 >= 0) & (cause_C1 < step_R),
-    cause_C1 < 0,
+    cause_Y1 == step_R,
+    (cause_Y1 >= 0) & (cause_Y1 < step_R),
+    cause_Y1 < 0,
   )
   return {
     name: np.einsum(
-      "GCNR,CR->GNR",
-      steps_GCNR,
-      np.broadcast_to(pick, (causes, outputs)).astype(steps_GCNR.dtype),
+      "PYXR,YR->PXR",
+      steps_PYXR,
+      np.broadcast_to(pick, (causes, outputs)).astype(steps_PYXR.dtype),
     )
     for name, pick in zip(ARRIVALS, picks)
   }
@@ -102,9 +103,9 @@ def rows(
     "seed": model.seed,
     "analysis_temperature": settings.analysis_temperature,
   }
-  for name, parts_PNR in attributed.sublayers.items():
-    first_PNR = attributed.sublayers_first[name]
-    for index in range(len(parts_PNR)):
+  for name, parts_PXR in attributed.sublayers.items():
+    first_PXR = attributed.sublayers_first[name]
+    for index in range(len(parts_PXR)):
       layer, sublayer = place(index)
       where = base | {"metric": name, "layer": layer, "sublayer": sublayer}
       if model.source == "pruned":
@@ -112,15 +113,15 @@ def rows(
           yield where | {
             "prompt": int(n),
             "step": int(r),
-            "value": parts_PNR[index, n, r],
-            "first_order": first_PNR[index, n, r],
+            "value": parts_PXR[index, n, r],
+            "first_order": first_PXR[index, n, r],
           }
       else:
         yield from _by_prompt(
           where,
           attributed.alive,
-          value=parts_PNR[index],
-          first_order=first_PNR[index],
+          value=parts_PXR[index],
+          first_order=first_PXR[index],
         )
   for name in STEP_METRICS:
     exact, first = (
@@ -139,7 +140,7 @@ def rows(
       yield from _time_rows(where, attributed, name, group)
   for number, pair in enumerate(attributed.pairs):
     (layer, sublayer), (other_layer, other_sublayer) = map(place, pair)
-    for name, exact_XNR in attributed.pairs_exact.items():
+    for name, exact_PXR in attributed.pairs_exact.items():
       yield from _by_prompt(
         base
         | {
@@ -150,27 +151,27 @@ def rows(
           "other_sublayer": other_sublayer,
         },
         attributed.alive,
-        value=exact_XNR[number],
+        value=exact_PXR[number],
         second_order=attributed.pairs_second[name][number],
       )
-  for name, values_nNR in attributed.rates.items():
-    for t, values_NR in zip(RATE_GRID, values_nNR):
+  for name, values_ZXR in attributed.rates.items():
+    for t, values_XR in zip(RATE_GRID, values_ZXR):
       yield from _by_prompt(
         base | {"metric": f"path_{name}", "t": t},
         attributed.alive,
-        value=values_NR,
+        value=values_XR,
       )
 
 
-def _by_prompt(where, alive_NR, **columns):
+def _by_prompt(where, alive_XR, **columns):
   """A row per prompt: means over the steps that count."""
-  for n in np.flatnonzero(alive_NR.any(1)):
+  for n in np.flatnonzero(alive_XR.any(1)):
     yield (
       where
-      | {"prompt": int(n), "count": int(alive_NR[n].sum())}
+      | {"prompt": int(n), "count": int(alive_XR[n].sum())}
       | {
-        name: float(values_NR[n][alive_NR[n]].mean())
-        for name, values_NR in columns.items()
+        name: float(values_XR[n][alive_XR[n]].mean())
+        for name, values_XR in columns.items()
       }
     )
 

@@ -1,7 +1,7 @@
 """What caused the change: means with intervals over everything measured.
 
-Intervals resample prompts, each with all its steps and seeds; what calibration
-and draws do shows in the range over seeds.
+Intervals resample prompts, each with all its steps and seeds; the range over
+seeds shows what calibration and random draws do.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class _Outputs:
 
 
 def _pick(outputs: _Outputs, get: _Get) -> np.ndarray:
-  """get(attributed) [..., N, R] of all seeds, as [..., outputs]."""
+  """get(attributed) [..., X, R] of all seeds, as [..., outputs]."""
   return np.concatenate(
     [
       np.asarray(get(seed), np.float64)[..., seed.alive]
@@ -53,29 +53,30 @@ def _pick(outputs: _Outputs, get: _Get) -> np.ndarray:
 
 
 def _mean(outputs: _Outputs, get: _Get) -> dict[str, float]:
-  """Mean of get(attributed) [N, R], 95 % over prompts, and range over seeds."""
+  """Mean of get(attributed) [X, R], 95 % over prompts, and range over seeds."""
   return _ratio(outputs, get, None)
 
 
 def _ratio(outputs, top: _Get, bottom: _Get | None) -> dict[str, float]:
   """Sum over sum; a mean without `bottom`."""
-  above_X = _pick(outputs, top)
-  below_X = np.ones_like(above_X) if bottom is None else _pick(outputs, bottom)
-  if not below_X.sum() > 0:
+  above_R = _pick(outputs, top)
+  below_R = np.ones_like(above_R) if bottom is None else _pick(outputs, bottom)
+  if not below_R.sum() > 0:
     nothing = statistics.Estimate(0.0, 0.0, 0.0, 0).to_json()
     return nothing | {"seed_low": 0.0, "seed_high": 0.0}
-  # Of each prompt, so that a single output may have nothing below.
+  # Summed over each prompt, because the denominator of a single output may be
+  # 0.
   prompts = np.unique(outputs.prompts, return_inverse=True)[1]
-  above_N, below_N = (
-    np.bincount(prompts, values) for values in (above_X, below_X)
+  above_X, below_X = (
+    np.bincount(prompts, values) for values in (above_R, below_R)
   )
-  some_N = below_N > 0
+  some_X = below_X > 0
   ends = np.cumsum([0] + [seed.alive.sum() for seed in outputs.seeds])
   by_seed = [
-    ratio(above_X[a:b].sum(), below_X[a:b].sum())
+    ratio(above_R[a:b].sum(), below_R[a:b].sum())
     for a, b in zip(ends, ends[1:])
   ]
-  return statistics.ratio(above_N[some_N], below_N[some_N]).to_json() | {
+  return statistics.ratio(above_X[some_X], below_X[some_X]).to_json() | {
     "seed_low": min(by_seed),
     "seed_high": max(by_seed),
   }
@@ -223,8 +224,8 @@ def _by_step(seeds, settings) -> dict[str, Any]:
   """Means over prompts and seeds at each output step, for figures.
 
   `groups` are the first and last layer of each group; `change` [R] and, by
-  kind of sublayer, `contributions` [G, R] are of the KL; `influence` is by
-  metric [G, R + 1, R], by the step whose weights are changed (first the text
+  kind of sublayer, `contributions` [P, R] are of the KL; `influence` is by
+  metric [P, R + 1, R], by the step whose weights are changed (first the text
   before) and the output step, None before a cause.
   """
   groups = propagation.layer_groups(
@@ -262,17 +263,17 @@ def time_map(
     name: a metric of `STEP_METRICS`.
 
   Returns:
-    [G, R + 1, R], None before a cause and where no output counts.
+    [P, R + 1, R], None before a cause and where no output counts.
   """
-  total_GCR = sum(seed.steps[name].sum(2) for seed in seeds)
+  total_PYR = sum(seed.steps[name].sum(2) for seed in seeds)
   count_R = sum(seed.alive.sum(0) for seed in seeds)
-  cause_C1, step_R = (
-    np.arange(total_GCR.shape[1])[:, None] - 1,
-    np.arange(total_GCR.shape[2]),
+  cause_Y1, step_R = (
+    np.arange(total_PYR.shape[1])[:, None] - 1,
+    np.arange(total_PYR.shape[2]),
   )
-  shown_CR = (cause_C1 <= step_R) & (count_R > 0)
-  mean_GCR = total_GCR / np.maximum(count_R, 1)
-  return np.where(shown_CR, mean_GCR.astype(object), None).tolist()
+  shown_YR = (cause_Y1 <= step_R) & (count_R > 0)
+  mean_PYR = total_PYR / np.maximum(count_R, 1)
+  return np.where(shown_YR, mean_PYR.astype(object), None).tolist()
 
 
 def _relative(predicted, truth) -> float:
@@ -283,25 +284,25 @@ def _path(outputs):
   """Errors of predictions along the path, and how far they hold."""
   line: dict[str, Any] = {"t": list(GRID)}
   radius = {}
-  size_nX = _pick(outputs, lambda seed: seed.scan["size"])
+  size_ZR = _pick(outputs, lambda seed: seed.scan["size"])
   for name in ("kl", "one_minus_cos_p"):
-    truth_nX = _pick(outputs, lambda seed: seed.scan["truth"][name])
-    line.setdefault("truth", {})[name] = truth_nX.mean(1).tolist()
+    truth_ZR = _pick(outputs, lambda seed: seed.scan["truth"][name])
+    line.setdefault("truth", {})[name] = truth_ZR.mean(1).tolist()
   for order, label in ((1, "first_order"), (2, "second_order")):
-    error_nX = _pick(outputs, lambda seed: seed.scan[f"error_{order}"])
+    error_ZR = _pick(outputs, lambda seed: seed.scan[f"error_{order}"])
     line[label] = {
-      "logits": [ratio(*pair) for pair in zip(error_nX.sum(1), size_nX.sum(1))]
+      "logits": [ratio(*pair) for pair in zip(error_ZR.sum(1), size_ZR.sum(1))]
     }
     line[f"{label}_mean"] = {}
     for name in ("kl", "one_minus_cos_p"):
-      truth_nX, predicted_nX = (
+      truth_ZR, predicted_ZR = (
         _pick(outputs, lambda seed: seed.scan[each][name])
         for each in ("truth", f"order_{order}")
       )
       line[label][name] = [
-        _relative(*pair) for pair in zip(predicted_nX, truth_nX)
+        _relative(*pair) for pair in zip(predicted_ZR, truth_ZR)
       ]
-      line[f"{label}_mean"][name] = predicted_nX.mean(1).tolist()
+      line[f"{label}_mean"][name] = predicted_ZR.mean(1).tolist()
     radius[label] = {
       name: propagation.radius(np.array(GRID), np.array(errors), BOUND)
       for name, errors in line[label].items()
@@ -311,23 +312,23 @@ def _path(outputs):
 
 def _amplification(outputs):
   """Rates of p, z and h, at each t and over the whole path."""
-  weights_n = np.array(RATE_WEIGHTS)
+  weights_Z = np.array(RATE_WEIGHTS)
   over = lambda name: (
-    lambda seed: np.einsum("n,nNR->NR", weights_n, seed.rates[name])
+    lambda seed: np.einsum("Z,ZXR->XR", weights_Z, seed.rates[name])
   )
   at_t = {
     name: _pick(outputs, lambda seed: seed.rates[name])
     for name in outputs.seeds[0].rates
   }
-  # Entropy of the dense model: half of the outputs are below the median.
-  entropy_X = at_t["entropy"][0]
-  median = float(np.median(entropy_X))
+  # The entropy of the dense model: half of the outputs are below the median.
+  entropy_R = at_t["entropy"][0]
+  median = float(np.median(entropy_R))
   sure = lambda low: lambda seed: (seed.rates["entropy"][0] <= median) == low
   half = lambda get, low: lambda seed: np.where(sure(low)(seed), get(seed), 0)
-  p_X, z_X = (_pick(outputs, over(name)) for name in ("p", "z_centred"))
-  square_nX = at_t["p"] ** 2
-  size_nX = np.maximum(square_nX, np.finfo(np.float32).tiny)
-  rest_nX = np.abs(square_nX - at_t["turn"] ** 2 - at_t["stretch"] ** 2)
+  p_R, z_R = (_pick(outputs, over(name)) for name in ("p", "z_centred"))
+  square_ZR = at_t["p"] ** 2
+  size_ZR = np.maximum(square_ZR, np.finfo(np.float32).tiny)
+  rest_ZR = np.abs(square_ZR - at_t["turn"] ** 2 - at_t["stretch"] ** 2)
   theorem = lambda seed: seed.rates["turn"][0] ** 2 / 2
   return {
     "t": list(RATE_GRID),
@@ -335,9 +336,10 @@ def _amplification(outputs):
     "median": {
       name: np.median(values, axis=1).tolist() for name, values in at_t.items()
     },
-    # Far below the largest speeds float32 has no digits left to compare.
+    # Where p moves far less than at its largest rate, float32 has no digits
+    # left to compare.
     "identity_error": float(
-      np.max(np.where(at_t["p"] > 1e-6 * at_t["p"].max(), rest_nX / size_nX, 0))
+      np.max(np.where(at_t["p"] > 1e-6 * at_t["p"].max(), rest_ZR / size_ZR, 0))
     ),
     "rate_p": _mean(outputs, over("p")),
     "turn": _mean(outputs, over("turn")),
@@ -350,7 +352,7 @@ def _amplification(outputs):
     "p_over_z_centred": _ratio(outputs, over("p"), over("z_centred")),
     "p_over_h": _ratio(outputs, over("p"), over("h")),
     "median_p_over_z_centred": float(
-      np.median(np.divide(p_X, z_X, out=np.zeros_like(p_X), where=z_X > 0))
+      np.median(np.divide(p_R, z_R, out=np.zeros_like(p_R), where=z_R > 0))
     ),
     "damped": _mean(
       outputs, lambda seed: over("p")(seed) < over("z_centred")(seed)
@@ -372,7 +374,7 @@ def _amplification(outputs):
 def _interactions(outputs):
   """The KL of sublayers alone and together, and the strongest pairs."""
   mean = lambda get: _mean(outputs, get)
-  diagonal = lambda seed: np.einsum("PPNR->NR", seed.curvature) / 2
+  diagonal = lambda seed: np.einsum("PPXR->XR", seed.curvature) / 2
   first = outputs.seeds[0]
   names = tuple(first.change)
   return {

@@ -62,8 +62,8 @@ class Texts:
 
   Attributes:
     requests: ids of prompt and answer, see `shipped.generate_requests`.
-    tokens: int [n, T], prompt and the dense model's text, padded on the right.
-    inside: bool [n, T], positions whose next token is of that text.
+    tokens: int [X, T], prompt and the dense model's text, padded on the right.
+    inside: bool [X, T], positions whose next token is of that text.
     logits: float32 [batches, rows, T, V], of the dense model.
   """
 
@@ -245,7 +245,7 @@ def _train(source, pruned, settings, job, folder) -> checkpoints.Source:
   recovery = dataclasses.replace(
     settings.recovery, objective=job.objective, weight=job.weight, seed=job.seed
   )
-  # Text of its own: not what the model was pruned with.
+  # Other text than the model was pruned with.
   count = recovery.steps * recovery.batch
   tokens = shipped.calibration_tokens(count, settings.row_len, 1000 + job.seed)
   train.check(pruned(), source, recovery, tokens.tokens)
@@ -319,14 +319,14 @@ def _score(texts, source, splits):
         pocket_scores.option_log_likelihoods(config, params, reader, choose),
         [item.label for item in choose],
       )
-      queries_QD, passages_PD = (
+      queries_QD, passages_AD = (
         pocket_scores.embed_texts(config, params, reader, lines)
         for lines in (items.retrieve.queries, items.retrieve.passages)
       )
       scores |= {
         ("choose", "acc"): right,
         ("retrieve", "ndcg@10"): tasks.ndcg(
-          queries_QD @ passages_PD.T, items.retrieve.relevant
+          queries_QD @ passages_AD.T, items.retrieve.relevant
         ),
       }
     for (task, metric), values in scores.items():
@@ -355,8 +355,8 @@ def mean_kl(config: ModelConfig, params: Any, texts: Texts) -> np.ndarray:
     np.asarray(_kl(config, params, rows, z_BTV))
     for rows, z_BTV in zip(_batches(texts.tokens), texts.logits, strict=True)
   ]
-  kl_NT = np.concatenate(parts)[: len(texts.tokens)].astype(np.float64)
-  return (kl_NT * texts.inside).sum(1) / texts.inside.sum(1)
+  kl_XT = np.concatenate(parts)[: len(texts.tokens)].astype(np.float64)
+  return (kl_XT * texts.inside).sum(1) / texts.inside.sum(1)
 
 
 def _batches(tokens):

@@ -133,13 +133,13 @@ def _pick(table, name, objective, weight, task, metric, split="test"):
   )
 
 
-def _entry(values_SN) -> dict[str, Any]:
-  seeds, items = values_SN.shape
-  mean = statistics.mean(values_SN.ravel(), np.tile(np.arange(items), seeds))
-  mean_S = values_SN.mean(axis=1)
+def _entry(values_EX) -> dict[str, Any]:
+  seeds, items = values_EX.shape
+  mean = statistics.mean(values_EX.ravel(), np.tile(np.arange(items), seeds))
+  mean_E = values_EX.mean(axis=1)
   return mean.to_json() | {
-    "seed_low": float(mean_S.min()),
-    "seed_high": float(mean_S.max()),
+    "seed_low": float(mean_E.min()),
+    "seed_high": float(mean_E.max()),
     "seeds": seeds,
   }
 

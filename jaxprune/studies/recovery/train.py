@@ -34,11 +34,11 @@ def check(
     pruned: the model.
     dense: the original; None where the objective does not need it.
     recovery: the run.
-    tokens: rows to read, int [N, T].
+    tokens: rows to read, int [X, T].
 
   Raises:
-    ValueError: as `finetune.check`; models of two shapes, ids that the model
-      does not have, or a model of rounded weights.
+    ValueError: a setting that is out of range, models of two shapes, ids that
+      the model does not have, or a model of rounded weights.
   """
   finetune.check(recovery, tokens, dense is not None)
   if dense is not None:
@@ -49,7 +49,7 @@ def check(
       f" {pruned.config.vocab_size}; use this model's own tokenizer"
     )
   method = pruned.hf.get("jaxprune", {}).get("method")
-  # Weights that lie on levels would leave them in training.
+  # Rounded weights would not stay on their levels in training.
   if method in registry.names(rounds=True):
     raise ValueError(
       f"{pruned.folder}: its weights are rounded ({method}), and training"
@@ -86,7 +86,7 @@ def train(
     pruned: the model.
     dense: the original; None where the objective does not need it.
     recovery: the run.
-    tokens: rows to read, int [N, T].
+    tokens: rows to read, int [X, T].
     report: gets a line of progress from time to time.
 
   Returns:
@@ -186,7 +186,7 @@ def recover(
     },
     overwrite=overwrite,
   )
-  # With it, the folder is one that a run may write to.
+  # With run.json in it, a run may write to the folder.
   files.atomic_write_json(folder / "run.json", dict(description))
   return recovered.losses
 

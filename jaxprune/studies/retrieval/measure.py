@@ -93,8 +93,8 @@ class Calibration:
   """Padded calibration sequences.
 
   Attributes:
-    tokens: int32 [n, T].
-    valid: bool [n, T].
+    tokens: int32 [X, T].
+    valid: bool [X, T].
     description: for run.json.
   """
 
@@ -221,18 +221,18 @@ def variants(wanted: Wanted) -> list[Variant]:
   return models
 
 
-def check(found: Sequence[Variant], config: EncoderConfig) -> None:
+def check(wanted: Sequence[Variant], config: EncoderConfig) -> None:
   """Refuse, before any work, a model that cannot be made.
 
   Args:
-    found: from `variants`.
+    wanted: from `variants`.
     config: of the dense encoder.
 
   Raises:
     ValueError: a method or pattern that is not for encoders, or more drops than
       there are layers.
   """
-  for variant in found:
+  for variant in wanted:
     method = variant.settings["method"]
     if variant.pattern is not None:
       if method not in weights.encoder_methods():
@@ -337,23 +337,25 @@ def calibrate(
 
 
 def similarities(
-  source: checkpoints.Source, found: Sequence[Variant], calibration: Calibration
+  source: checkpoints.Source,
+  wanted: Sequence[Variant],
+  calibration: Calibration,
 ) -> dict[str, np.ndarray] | None:
   """What drops are chosen by: [L] by kind; None where nothing is dropped.
 
   Args:
     source: the dense encoder.
-    found: from `variants`.
+    wanted: from `variants`.
     calibration: what is looked at.
   """
-  if not any("drop_count" in variant.settings for variant in found):
+  if not any("drop_count" in variant.settings for variant in wanted):
     return None
   return sublayers.score_sublayers(source, calibration.padded)
 
 
 def measure(
   study: Study,
-  found: Sequence[Variant],
+  wanted: Sequence[Variant],
   run: report.RunFolder,
   *,
   keep_models: bool = False,
@@ -362,7 +364,7 @@ def measure(
 
   Args:
     study: what is pruned and embedded.
-    found: from `variants`.
+    wanted: from `variants`.
     run: where the rows go.
     keep_models: whether the pruned models stay, in `models` of the run folder.
 
@@ -374,7 +376,7 @@ def measure(
   dense = Variant(name=DENSE, settings={"method": "none"}, folder=source.folder)
   dense_vectors = dense_scores = None
   with _home(run.folder / "models", keep_models) as home:
-    for variant in (dense, *found):
+    for variant in (dense, *wanted):
       folder = make_model(study, variant, home / variant.name)
       opened, sparsity, vectors = embed(folder, pooling, texts, source.config)
       scores = score(vectors, texts)
@@ -489,11 +491,12 @@ def score(
     texts: what was embedded.
 
   Returns:
-    See `Measured.scores`.
+    float64 [queries] by name of a metric of `METRICS`; `question`, int, the
+    index of each query; and with pairs `cosine` [pairs] in [-1, 1].
   """
   queries = retrieval.evaluate_ranking(
     np.einsum(
-      "QD,ND->QN", *(_unit(vectors[name]) for name in ("queries", "documents"))
+      "QD,AD->QA", *(_unit(vectors[name]) for name in ("queries", "documents"))
     ),
     texts.collection.qrels,
     cutoffs=(10, 100),
@@ -515,7 +518,7 @@ def rows(
   Args:
     task: name of the collection.
     measured: the model.
-    dense_scores: of the dense model, as `Measured.scores`.
+    dense_scores: of the dense model, by the same names.
   """
   variant, scores = measured.variant, measured.scores
   common = {
@@ -554,7 +557,7 @@ def rows(
 def _home(folder: pathlib.Path, keep: bool) -> Iterator[pathlib.Path]:
   """Where models are written: a folder that stays, or a temporary one."""
   if keep:
-    # What an earlier run with these flags left there is stale.
+    # What an earlier run with these flags left there is out of date.
     shutil.rmtree(folder, ignore_errors=True)
     yield folder
     return

@@ -1,8 +1,8 @@
 """Which tokens stand for the options of a question?
 
 An option may be written in several ways, whose probabilities are added. The
-ids that all options begin with are read as part of the context, so that the
-position that is compared is the one where the options part.
+ids that all options begin with are read as part of the context, so that both
+models are compared at the position where the options begin to differ.
 """
 
 import dataclasses
@@ -41,16 +41,16 @@ class Item:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arrays:
-  """N items at the same shapes; K rows, C options, S spellings, M tokens.
+  """X items at the same shapes: J rows, C options, U spellings, R tokens.
 
   Attributes:
-    tokens: rows to read, int32 [N, K, T], padded at the right.
-    start: index of the last token of the head, int32 [N].
-    row: which row a spelling is read in, int32 [N, C, S].
-    ids: spellings, int32 [N, C, S, M].
-    live: where `ids` holds a token, bool [N, C, S, M].
-    first: distinct first tokens of the spellings, int32 [N, F].
-    first_live: where `first` holds one, bool [N, F].
+    tokens: rows to read, int32 [X, J, T], padded at the right.
+    start: index of the last token of the head, int32 [X].
+    row: which row a spelling is read in, int32 [X, C, U].
+    ids: spellings, int32 [X, C, U, R].
+    live: where `ids` holds a token, bool [X, C, U, R].
+    first: distinct first tokens of the spellings, int32 [X, C].
+    first_live: where `first` holds one, bool [X, C].
   """
 
   tokens: np.ndarray
@@ -67,11 +67,11 @@ def pocket_questions(limit: int | None) -> list[Question]:
   from jaxprune.pocket import documents, shipped, tasks, world
 
   index = documents.make_index(world.make_world(shipped.WORLD_SEED))
-  found = tasks.make_tasks(index, "test").choose
-  order = np.random.default_rng(0).permutation(len(found))  # mixes the kinds
+  items = tasks.make_tasks(index, "test").choose
+  order = np.random.default_rng(0).permutation(len(items))  # mixes the kinds
   return [
     Question(
-      context=found[i].prompt, options=found[i].options, answer=found[i].label
+      context=items[i].prompt, options=items[i].options, answer=items[i].label
     )
     for i in order[:limit]
   ]
@@ -148,7 +148,7 @@ def read_items(
     answer_as: 'text' reads each option after the context; 'letter' lists the
       options below it and reads A, B, ... after the cue.
     cue: what follows the list of 'letter', 'Answer:' or nothing.
-    bos_id: see `calibration.encode`.
+    bos_id: id of BOS, needed where it is added.
     longest: the model's context.
     source: where the questions are from, for the errors.
 
@@ -212,7 +212,7 @@ def make_arrays(items: Sequence[Item]) -> Arrays:
           for k, tail in enumerate(rows[n])
           if tail[: len(way) - 1] == way[:-1]
         )
-    # Unused places repeat the last token; nothing reads what stands there.
+    # Unused places repeat the last token; nothing reads them.
     firsts[n] = first[n][-1]
     firsts[n, : len(first[n])] = first[n]
     first_live[n, : len(first[n])] = True
@@ -251,31 +251,31 @@ def _written(question, answer_as, cue, place):
   context = f"{context}\n{listed}" + (f"\n{cue}" if cue else "")
   return context, [
     # ' a' is left out: it is the article, too.
-    (f" {one}", one, f" ({one})", f"({one})")
-    for one in letters
+    (f" {letter}", letter, f" ({letter})", f"({letter})")
+    for letter in letters
   ]
 
 
 def _spellings(tokenizer, context, head, texts, bos_id, place):
   """Ids of each text after the context, but for those that cannot follow it."""
-  found = []
+  spellings = []
   for text in texts:
-    whole = tuple(calibration.encode(tokenizer, context + text, None, bos_id))
-    # Where the text merges with the end of the context, the model never writes
-    # it there.
-    if whole[: len(head)] == head and len(whole) > len(head):
-      found.append(whole[len(head) :])
-  if not found:
+    ids = tuple(calibration.encode(tokenizer, context + text, None, bos_id))
+    # If the tokenizer merges the text with the end of the context, the model
+    # never writes it at this place.
+    if ids[: len(head)] == head and len(ids) > len(head):
+      spellings.append(ids[len(head) :])
+  if not spellings:
     raise ValueError(
       f"{place}: the tokenizer merges option {texts[0]!r} with the end of the"
       f" context, {context[-20:]!r}; end the context with a colon"
     )
-  # A way that goes on from another is part of that event already.
-  found = sorted(set(found), key=lambda ids: (len(ids), ids))
+  # A spelling that continues another one is already part of that event.
+  spellings = sorted(set(spellings), key=lambda ids: (len(ids), ids))
   return tuple(
     ids
-    for ids in found
-    if not any(len(o) < len(ids) and ids[: len(o)] == o for o in found)
+    for ids in spellings
+    if not any(len(o) < len(ids) and ids[: len(o)] == o for o in spellings)
   )
 
 

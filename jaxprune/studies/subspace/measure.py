@@ -1,4 +1,4 @@
-"""Dense against pruned where the options of a question part: the measurement.
+"""Dense and pruned, compared where the options of a question begin to differ.
 
 At that position the first tokens of the options are compared with the whole
 vocabulary and with random token sets of about the same probability; the
@@ -87,7 +87,7 @@ def compare_items(
       field.name: jnp.asarray(getattr(arrays, field.name)[pick_B])
       for field in dataclasses.fields(arrays)
     }
-    found = jax.device_get(
+    comparisons = jax.device_get(
       _compare(
         dense,
         pruned,
@@ -97,7 +97,7 @@ def compare_items(
       )
     )
     for b, question in enumerate(pick_B[:count]):
-      of_question = jax.tree.map(lambda leaf, b=b: leaf[b], found)
+      of_question = jax.tree.map(lambda leaf, b=b: leaf[b], comparisons)
       run.write_all(
         _rows(int(question), items[question], of_question, settings)
       )
@@ -121,7 +121,7 @@ def _compare(dense, pruned, batch, temperature, *, num_subsets):
   """One batch of questions; leaves [B, ...]."""
   models = (dense, pruned)
   states = [_states(model, batch) for model in models]
-  h_BD, g_BD = (h_BKMD[:, 0, 0] for h_BKMD in states)
+  h_BD, g_BD = (h_BJRD[:, 0, 0] for h_BJRD in states)
   questions = {
     "key": batch["key"],
     "states": (h_BD, g_BD),
@@ -130,8 +130,8 @@ def _compare(dense, pruned, batch, temperature, *, num_subsets):
       for model, x_BD in zip(models, (h_BD, g_BD))
     ),
     "scores": tuple(
-      _scores(model, h_BKMD, batch, temperature)
-      for model, h_BKMD in zip(models, states)
+      _scores(model, h_BJRD, batch, temperature)
+      for model, h_BJRD in zip(models, states)
     ),
     "live": batch["live"],
     "first": batch["first"][..., None],
@@ -144,50 +144,50 @@ def _compare(dense, pruned, batch, temperature, *, num_subsets):
 
 
 def _states(model, batch):
-  """What the LM head reads, from the end of the head on, [B, K, M, D]."""
-  tokens_BKT = batch["tokens"]
-  rows, length = tokens_BKT.shape[1:]
+  """What the LM head reads, from the end of the head on, [B, J, R, D]."""
+  tokens_BJT = batch["tokens"]
+  rows, length = tokens_BJT.shape[1:]
   x, _ = forward(
-    model.config, model.params, rearrange(tokens_BKT, "B K T -> (B K) T")
+    model.config, model.params, rearrange(tokens_BJT, "B J T -> (B J) T")
   )
-  x_BKTD = rearrange(x, "(B K) T D -> B K T D", K=rows)
-  steps_M = jnp.arange(batch["ids"].shape[-1])
-  place_BM = jnp.minimum(batch["start"][:, None] + steps_M[None], length - 1)
-  x_BKMD = jnp.take_along_axis(x_BKTD, place_BM[:, None, :, None], axis=2)
+  x_BJTD = rearrange(x, "(B J) T D -> B J T D", J=rows)
+  steps_R = jnp.arange(batch["ids"].shape[-1])
+  place_BR = jnp.minimum(batch["start"][:, None] + steps_R[None], length - 1)
+  x_BJRD = jnp.take_along_axis(x_BJTD, place_BR[:, None, :, None], axis=2)
   return jax.lax.optimization_barrier(
-    final_norm(model.config, model.params, x_BKMD)
+    final_norm(model.config, model.params, x_BJRD)
   )
 
 
-def _scores(model, h_BKMD, batch, temperature):
-  """Log-probability of each spelling [B, C, S], summed over its tokens."""
+def _scores(model, h_BJRD, batch, temperature):
+  """Log-probability of each spelling [B, C, U], summed over its tokens."""
 
   def step(inputs):
-    h_BKD, ids_BCS = inputs
-    log_p_BKV = jax.nn.log_softmax(
-      unembed(model.config, model.params, h_BKD, "raw") / temperature
+    h_BJD, ids_BCU = inputs
+    log_p_BJV = jax.nn.log_softmax(
+      unembed(model.config, model.params, h_BJD, "raw") / temperature
     )
-    return jax.vmap(lambda log_p_KV, row_CS, ids_CS: log_p_KV[row_CS, ids_CS])(
-      log_p_BKV, batch["row"], ids_BCS
+    return jax.vmap(lambda log_p_JV, row_CU, ids_CU: log_p_JV[row_CU, ids_CU])(
+      log_p_BJV, batch["row"], ids_BCU
     )
 
-  # One token at a time: only [B, K, V] exists.
-  picked_MBCS = jax.lax.map(
+  # One token at a time: only [B, J, V] exists.
+  picked_RBCU = jax.lax.map(
     step,
     (
-      rearrange(h_BKMD, "B K M D -> M B K D"),
-      rearrange(batch["ids"], "B C S M -> M B C S"),
+      rearrange(h_BJRD, "B J R D -> R B J D"),
+      rearrange(batch["ids"], "B C U R -> R B C U"),
     ),
   )
-  live_MBCS = rearrange(batch["live"], "B C S M -> M B C S")
-  return jnp.where(live_MBCS, picked_MBCS, 0).sum(0)
+  live_RBCU = rearrange(batch["live"], "B C U R -> R B C U")
+  return jnp.where(live_RBCU, picked_RBCU, 0).sum(0)
 
 
 def _measure(question, *, temperature, num_subsets):
   """One question: every token set and the options."""
   z_V, y_V = question["logits"]
-  first_F1, live_F1 = question["first"], question["first_live"]
-  mask_CS = question["live"].any(-1)
+  first_C1, live_C1 = question["first"], question["first_live"]
+  mask_CU = question["live"].any(-1)
   pair = log_ratio.from_logits(z_V, y_V, temperature)
   log_p_top, top = jax.lax.top_k(pair.log_p, min(NUM_TOP, z_V.size))
   rank_V = jnp.argsort(jnp.argsort(-y_V, stable=True))
@@ -197,13 +197,13 @@ def _measure(question, *, temperature, num_subsets):
     ),
     "options": options.compare_options(
       *(
-        options.option_scores(scores_CS, mask_CS)
-        for scores_CS in question["scores"]
+        options.option_scores(scores_CU, mask_CU)
+        for scores_CU in question["scores"]
       )
     ),
-    "tokens": subspace.compare_tokens(z_V, y_V, first_F1, temperature, live_F1),
+    "tokens": subspace.compare_tokens(z_V, y_V, first_C1, temperature, live_C1),
     "random": subspace.compare_matched(
-      question["key"], z_V, y_V, first_F1, num_subsets, temperature, live_F1
+      question["key"], z_V, y_V, first_C1, num_subsets, temperature, live_C1
     ),
     "top": {
       "token": top,
@@ -214,7 +214,7 @@ def _measure(question, *, temperature, num_subsets):
   }
 
 
-def _rows(question, item, found, settings) -> Iterator[dict[str, Any]]:
+def _rows(question, item, comparison, settings) -> Iterator[dict[str, Any]]:
   """Flat rows of one question."""
   common = {
     "protocol": "subspace",
@@ -222,9 +222,11 @@ def _rows(question, item, found, settings) -> Iterator[dict[str, Any]]:
     "analysis_temperature": settings.analysis_temperature,
   }
   yield (
-    common | {"token_set": "vocabulary"} | position.fields_of(found["position"])
+    common
+    | {"token_set": "vocabulary"}
+    | position.fields_of(comparison["position"])
   )
-  change = found["options"]
+  change = comparison["options"]
   count = len(item.spellings)
   yield (
     common
@@ -251,20 +253,20 @@ def _rows(question, item, found, settings) -> Iterator[dict[str, Any]]:
   yield (
     common
     | {"token_set": "option_tokens", "count": size}
-    | _set_fields(found["tokens"])
+    | _set_fields(comparison["tokens"])
   )
   for draw in range(settings.num_subsets):
     yield (
       common
       | {"token_set": "random", "draw": draw, "count": size}
-      | _set_fields(jax.tree.map(lambda leaf: leaf[draw], found["random"]))
+      | _set_fields(jax.tree.map(lambda leaf: leaf[draw], comparison["random"]))
     )
-  for rank, token in enumerate(found["top"]["token"]):
+  for rank, token in enumerate(comparison["top"]["token"]):
     yield (
       common
       | {"token_set": "top", "rank": rank, "token": token}
       | {
-        name: found["top"][name][rank]
+        name: comparison["top"][name][rank]
         for name in ("score", "score_pruned", "rank_pruned")
       }
     )
@@ -290,14 +292,15 @@ def _choice_fields(change):
   }
 
 
-def _set_fields(found):
+def _set_fields(subset):
   """A token set: renormalised, and as a part of the whole vocabulary."""
-  chain = found.chain
+  chain = subset.chain
   p, q = (float(m) for m in (chain.mass, chain.mass_pruned))
-  # p log(p / q) - p + q of the set as one event, and what happens within it.
+  # The event term is p log(p / q) - p + q, with the whole set as one event; to
+  # it comes what happens within the set.
   event = q - p + p * np.log(p / q) if p > 0 and q > 0 else q
   share = max(event, 0) + p * float(chain.kl_inside)
-  return _choice_fields(found.options) | {
+  return _choice_fields(subset.options) | {
     "kl_mass": chain.kl_mass,
     "kl_outside": chain.kl_outside,
     "kl_share": share if q > 0 or p == 0 else np.inf,

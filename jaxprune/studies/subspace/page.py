@@ -69,7 +69,7 @@ def write_page(
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
-  """What the numbers say; it may come out either way."""
+  """What the numbers say: options move less, more, or as much."""
   kl, share = summary["kl_difference"], summary["sets"]["options"]
   if not np.isfinite([kl["value"], kl["low"]]).all():
     first = "There are too few questions to compare KL."
@@ -134,7 +134,7 @@ def _set_table(summary) -> page.Table:
 
 
 def _random_table(summary) -> page.Table:
-  found = summary["against_random"]
+  differences = summary["against_random"]
   labels = {
     "kl": "KL renormalised (nats)",
     "kl_share": "share of KL (nats)",
@@ -143,12 +143,14 @@ def _random_table(summary) -> page.Table:
   }
   return page.Table(
     caption="First tokens of the options less the mean of random sets,"
-    f" paired, over the {found['questions']} questions that have a random"
-    f" set of the same probability within a factor {found['mass_factor']:g}."
-    " Below 0: options move less.",
+    f" paired, over the {differences['questions']} questions that have a"
+    " random set of the same probability within a factor of"
+    f" {differences['mass_factor']:g}. Below 0: options move less.",
     columns=("measure", "options − random"),
     rows=[
-      (label, found[name]) for name, label in labels.items() if name in found
+      (label, differences[name])
+      for name, label in labels.items()
+      if name in differences
     ],
   )
 

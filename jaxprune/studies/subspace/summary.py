@@ -1,4 +1,4 @@
-"""What the options of many questions say: every number of the page."""
+"""What changes in the options of many questions: every number of the page."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,27 +21,27 @@ MEASURES = (
   "score_margin",
   "score_change",
 )
-# A random set counts as one of the same mass up to this factor.
+# A random set counts as one of the same probability up to this factor.
 MASS_FACTOR = 2.0
 _BINS = 5
 
 
-def summarise(found: Tables, settings: Settings) -> dict[str, Any]:
+def summarise(tables: Tables, settings: Settings) -> dict[str, Any]:
   """Means over questions, with intervals over questions.
 
   Args:
-    found: from `measure.compare_items`.
+    tables: from `measure.compare_items`.
     settings: how it was measured, and the seed of the intervals.
 
   Returns:
     By token set the means of its measures; accuracy, what was kept, and the
     differences; against_random, by_mass, and which question is typical.
   """
-  options, whole = found["options"], found["vocabulary"]
+  options, whole = tables["options"], tables["vocabulary"]
   seed = settings.seed
   kept, kept_whole = ~options["flip"], ~whole["flip"]
   pairs = options["count"] * (options["count"] - 1) / 2
-  log_change = found["option"]["score_pruned"] - found["option"]["score"]
+  log_change = tables["option"]["score_pruned"] - tables["option"]["score"]
 
   def mean(values, questions=options["question"]):
     return _entry(values, questions, seed)
@@ -56,7 +56,7 @@ def summarise(found: Tables, settings: Settings) -> dict[str, Any]:
         for measure in MEASURES
         if measure in table
       }
-      for name, table in ((name, found[name]) for name in SETS)
+      for name, table in ((name, tables[name]) for name in SETS)
     },
     "accuracy": mean(options["correct"]),
     "accuracy_pruned": mean(options["correct_pruned"]),
@@ -66,9 +66,9 @@ def summarise(found: Tables, settings: Settings) -> dict[str, Any]:
     "kl_difference": mean(options["kl"] - whole["kl"]),
     "discordant_pairs": mean(options["discordant"] / pairs),
     "order_kept": mean(options["discordant"] == 0),
-    "abs_score_change": mean(np.abs(log_change), found["option"]["question"]),
-    "against_random": _against_random(found, seed),
-    "by_mass": _by_mass(found, seed),
+    "abs_score_change": mean(np.abs(log_change), tables["option"]["question"]),
+    "against_random": _against_random(tables, seed),
+    "by_mass": _by_mass(tables, seed),
     "typical_question": _typical(whole),
   }
 
@@ -90,39 +90,41 @@ def _typical(whole) -> int:
   return int(whole["question"][order[len(order) // 2]])
 
 
-def _paired(found):
+def _paired(tables):
   """Means over the random sets of a question, and which are of equal mass."""
-  own, drawn = found["option_tokens"], found["random"]
-  at = np.searchsorted(own["question"], drawn["question"])
+  options, random = tables["option_tokens"], tables["random"]
+  option_of = np.searchsorted(options["question"], random["question"])
   with np.errstate(divide="ignore", invalid="ignore"):
-    ratio = np.abs(np.log(drawn["mass"] / own["mass"][at]))
+    ratio = np.abs(np.log(random["mass"] / options["mass"][option_of]))
   matched = ratio <= np.log(MASS_FACTOR) * (1 + 1e-6)
-  count = np.bincount(at[matched], minlength=len(own["question"]))
+  count = np.bincount(option_of[matched], minlength=len(options["question"]))
 
   def mean_of(measure):
-    values = np.where(matched, drawn[measure], 0)
-    total = np.bincount(at, values, minlength=len(count))
+    values = np.where(matched, random[measure], 0)
+    total = np.bincount(option_of, values, minlength=len(count))
     return total / np.maximum(count, 1)
 
-  # Questions whose options are one token have nothing to compare.
-  return own, mean_of, (count > 0) & (own["count"] > 1)
+  # Questions whose options begin with one token have nothing to compare.
+  return options, mean_of, (count > 0) & (options["count"] > 1)
 
 
-def _against_random(found, seed) -> dict[str, Any]:
+def _against_random(tables, seed) -> dict[str, Any]:
   """First tokens of the options less random sets of the same mass, paired."""
-  own, mean_of, usable = _paired(found)
+  options, mean_of, usable = _paired(tables)
   result = {"mass_factor": MASS_FACTOR, "questions": int(usable.sum())}
   if usable.any():
     for measure in ("kl", "kl_share", "one_minus_cos_p", "flip"):
       result[measure] = _entry(
-        (own[measure] - mean_of(measure))[usable], own["question"][usable], seed
+        (options[measure] - mean_of(measure))[usable],
+        options["question"][usable],
+        seed,
       )
   return result
 
 
-def _by_mass(found, seed) -> list[dict[str, Any]]:
-  """Damage by the probability that the dense model gives the options."""
-  options, whole = found["options"], found["vocabulary"]
+def _by_mass(tables, seed) -> list[dict[str, Any]]:
+  """The change, by the probability that the dense model gives the options."""
+  options, whole = tables["options"], tables["vocabulary"]
   # Probabilities of whole answers span many powers of ten.
   log_mass = np.log10(np.maximum(options["mass"], np.finfo(np.float32).tiny))
   edges = statistics.quantile_edges(log_mass, _BINS)

@@ -123,13 +123,13 @@ def survivals(scores: Scores, survival: float) -> list[dict[str, Any]]:
     for metric in entry["columns"]:
       if metric == "nll":
         continue
-      dense_SI = scores_lib.item_scores(scores[DENSE], task, metric)
-      least = survival * dense_SI.mean()
+      dense_EX = scores_lib.item_scores(scores[DENSE], task, metric)
+      least = survival * dense_EX.mean()
       for method, tried in amounts.items():
         last = None
         for amount, name in sorted(tried):
-          score_SI = scores_lib.item_scores(scores[name], task, metric)
-          if score_SI.mean() < least:
+          score_EX = scores_lib.item_scores(scores[name], task, metric)
+          if score_EX.mean() < least:
             break
           last = amount
         entries.append(
@@ -161,29 +161,30 @@ def format_difference(row: dict[str, Any]) -> str:
   return f"{text}, seeds {row['seed_low']:+.3f} to {row['seed_high']:+.3f}"
 
 
-def _difference(seeds, others, task, metric, seed) -> dict[str, Any]:
+def _difference(runs, baseline_runs, task, metric, seed) -> dict[str, Any]:
   """Numbers of one row of `compare`."""
-  mine_SI, theirs_SI = (
-    scores_lib.item_scores(each, task, metric) for each in (seeds, others)
+  scores_EX, baseline_EX = (
+    scores_lib.item_scores(some_runs, task, metric)
+    for some_runs in (runs, baseline_runs)
   )
-  weights_I = scores_lib.item_weights(seeds[0], task)
-  mine_I, theirs_I = mine_SI.mean(axis=0), theirs_SI.mean(axis=0)
-  total = len(mine_I) if weights_I is None else weights_I.sum()
-  change_I = mine_I - theirs_I
+  weights_X = scores_lib.item_weights(runs[0], task)
+  mean_X, baseline_X = scores_EX.mean(axis=0), baseline_EX.mean(axis=0)
+  total = len(mean_X) if weights_X is None else weights_X.sum()
+  change_X = mean_X - baseline_X
   change = (
-    statistics.mean(change_I, seed=seed)
-    if weights_I is None
-    else statistics.ratio(change_I, weights_I, seed=seed)
+    statistics.mean(change_X, seed=seed)
+    if weights_X is None
+    else statistics.ratio(change_X, weights_X, seed=seed)
   )
   by_seed = [
-    (own_I - other_I).sum() / total
-    for mine, own_I in zip(seeds, mine_SI)
-    for theirs, other_I in zip(others, theirs_SI)
-    if mine["seed"] == theirs["seed"]
+    (run_X - other_X).sum() / total
+    for run, run_X in zip(runs, scores_EX)
+    for other, other_X in zip(baseline_runs, baseline_EX)
+    if run["seed"] == other["seed"]
   ]
   return change.to_json() | {
-    "score": float(mine_I.sum() / total),
-    "score_against": float(theirs_I.sum() / total),
+    "score": float(mean_X.sum() / total),
+    "score_against": float(baseline_X.sum() / total),
     "seed_low": float(min(by_seed)) if by_seed else None,
     "seed_high": float(max(by_seed)) if by_seed else None,
   }

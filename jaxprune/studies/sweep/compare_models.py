@@ -149,12 +149,12 @@ def orders(rows: Sequence[Row]) -> list[Row]:
   pruned = (row for row in rows if row["configuration"] != DENSE)
   entries = []
   for task, metric, chosen in scores_lib.by_metric(pruned):
-    kept_CM = np.array([row["kept_each"] for row in chosen])
-    if len(chosen) < 3 or not np.isfinite(kept_CM).all():
+    kept = np.array([row["kept_each"] for row in chosen])
+    if len(chosen) < 3 or not np.isfinite(kept).all():
       continue
     correlations = [
-      statistics.rank_correlation(kept_CM[:, a], kept_CM[:, b])
-      for a, b in itertools.combinations(range(kept_CM.shape[1]), 2)
+      statistics.rank_correlation(kept[:, a], kept[:, b])
+      for a, b in itertools.combinations(range(kept.shape[1]), 2)
     ]
     entries.append(
       {

@@ -24,7 +24,7 @@ UNITS = registry.names(registry.HIDDEN_UNITS)  # hidden units of the MLP
 ROUNDING = registry.names(rounds=True)
 DROPS = registry.names(registry.SUBLAYERS)
 ALLOCATIONS = tuple(a for a in change_lib.ALLOCATIONS if a != "uniform")
-# Give the same model whatever was drawn.
+# Methods that give the same model whatever was drawn.
 DATA_FREE = tuple(
   name for name, row in registry.METHODS.items() if row.data_free
 )
@@ -83,9 +83,9 @@ def read_configuration(
   from jaxprune.studies.prune import make_pattern
 
   name, _, amount = text.partition(":")
-  method, at, allocation = name.partition("@")
+  method, separator, allocation = name.partition("@")
   try:
-    if at and (
+    if separator and (
       allocation not in ALLOCATIONS
       or ":" in amount
       or method not in (*ENTRIES, *UNITS)
@@ -125,11 +125,13 @@ def read_all(
   Args:
     texts: METHOD:AMOUNT each.
     config: of the dense model.
-    group_size: see `read_configuration`.
-    target: see `read_configuration`.
+    group_size: inputs that share a scale, for rtn and awq.
+    target: what drop_random, drop_reverse, drop_iterative and kl_iterative
+      drop.
 
   Raises:
-    ValueError: as `read_configuration` and `check`.
+    ValueError: a configuration that cannot be read, or an amount that its
+      method does not take.
   """
   configurations = [
     read_configuration(text, group_size=group_size, target=target)

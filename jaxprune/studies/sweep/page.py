@@ -1,4 +1,4 @@
-"""The page of a sweep: a table per task and metric, and per trait of items."""
+"""The page of a sweep: tables by task, metric and property of the items."""
 
 from typing import Any
 

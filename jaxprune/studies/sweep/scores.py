@@ -15,7 +15,8 @@ import numpy as np
 from jaxprune import checkpoints, files
 
 FOLDER = "configurations"
-_EARLIER_FOLDER = "cells"  # of runs before configurations had their name
+# the folder of runs before configurations had their name
+_EARLIER_FOLDER = "cells"
 DENSE = "dense"
 
 # Of one configuration and seed: `configuration`, `seed`, `removed` (fraction of

@@ -113,20 +113,20 @@ def headline(summary: dict[str, Any]) -> str:
 
 def _entry(seeds, dense, task, metric) -> dict[str, Any]:
   """Score over items, range over seeds, paired change from dense."""
-  values_SI = scores_lib.item_scores(seeds, task, metric)
-  base_I = scores_lib.item_scores([dense], task, metric)[0]
-  weights_I = scores_lib.item_weights(dense, task)
-  divisor_I = np.ones_like(base_I) if weights_I is None else weights_I
-  score = task_summary.estimate(metric, values_SI.mean(axis=0), weights_I)
-  change = statistics.ratio(values_SI.mean(axis=0) - base_I, divisor_I)
-  each_S = values_SI.sum(axis=1) / divisor_I.sum()
+  values_EX = scores_lib.item_scores(seeds, task, metric)
+  base_X = scores_lib.item_scores([dense], task, metric)[0]
+  weights_X = scores_lib.item_weights(dense, task)
+  divisor_X = np.ones_like(base_X) if weights_X is None else weights_X
+  score = task_summary.estimate(metric, values_EX.mean(axis=0), weights_X)
+  change = statistics.ratio(values_EX.mean(axis=0) - base_X, divisor_X)
+  each_E = values_EX.sum(axis=1) / divisor_X.sum()
   if metric == "nll":
-    each_S = np.exp(each_S)
+    each_E = np.exp(each_E)
   return {
     "metric": "perplexity" if metric == "nll" else metric,
     **score.to_json(),
-    "seed_low": float(each_S.min()),
-    "seed_high": float(each_S.max()),
+    "seed_low": float(each_E.min()),
+    "seed_high": float(each_E.max()),
     "change": change.to_json(),
   }
 

@@ -1,4 +1,4 @@
-"""Which tasks does the harness run, and what becomes of its results?"""
+"""Which tasks does the harness run, and how are its results stored?"""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 from jaxprune import statistics
 from jaxprune.statistics import Estimate
 
-_DATA = "DATA/"  # stands for the data folder in a local task
+_DATA = "DATA/"  # the word that stands for the data folder in a local task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ def evaluate(
 
   local = len(tasks.paths) == len(tasks.names)
   with filled_in(tasks) as folder:
-    # The harness's own 14,000 files take seconds to read.
+    # Reading the 14,000 files of the harness's own tasks takes seconds.
     manager = TaskManager(
       include_path=str(folder) if tasks.paths else None,
       include_defaults=not local,

@@ -68,7 +68,8 @@ def measure(
     Scores by model and task.
 
   Raises:
-    ValueError: as `scores.score`.
+    ValueError: two files give tasks of the same name, or a prompt does not fit
+      the context.
   """
   tokenizer = load_tokenizer(next(iter(sources.values())).folder)
   by_model: dict[str, dict[str, Scored]] = {}

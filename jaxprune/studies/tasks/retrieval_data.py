@@ -149,24 +149,24 @@ def _beir(folder: pathlib.Path) -> Collection:
   }
   queries = {row["_id"]: row["text"] for row in _rows(folder / "queries.jsonl")}
   place = {name: index for index, name in enumerate(documents)}
-  found: dict[str, dict[int, float]] = {}
+  relevances: dict[str, dict[int, float]] = {}
   path = folder / "qrels" / "test.tsv"
   for number, line in enumerate(_text(path).splitlines()[1:], 2):
     try:
       query, document, relevance = line.split("\t")
       queries[query]
-      found.setdefault(query, {})[place[document]] = float(relevance)
+      relevances.setdefault(query, {})[place[document]] = float(relevance)
     except (ValueError, KeyError):
       raise ValueError(
         f"{path}: line {number}: {line!r} is not a query, a document and a"
         " relevance that exist; get the file again"
       ) from None
-  asked = [name for name in queries if name in found]
+  asked = [name for name in queries if name in relevances]
   return Collection(
     name=folder.name,
     documents=list(documents.values()),
     queries=[queries[name] for name in asked],
-    qrels=[found[name] for name in asked],
+    qrels=[relevances[name] for name in asked],
   )
 
 

@@ -168,7 +168,7 @@ def score(
   Args:
     model: who answers.
     tasks: what is asked.
-    references: see `score_generation`.
+    references: by task, what the model is compared with; None for none.
 
   Raises:
     ValueError: two files give tasks of the same name, or a prompt does not fit
@@ -279,15 +279,15 @@ def score_retrieval(model: Model, folder: str, tasks: Tasks) -> Scored:
     ]
     for texts in (collection.queries[:limit], collection.documents)
   )
-  queries_QE, documents_DE = (
+  queries_QD, documents_AD = (
     embeddings.embed_tokens(
       model.config, model.params, ids, pooling=tasks.pooling
     )
     for ids in (queries, documents_)
   )
-  order_QK, _ = retrieval.search(queries_QE, documents_DE, 100)
+  order_QA, _ = retrieval.search(queries_QD, documents_AD, 100)
   rows = retrieval.evaluate_order(
-    order_QK, collection.qrels[:limit], cutoffs=(10, 100)
+    order_QA, collection.qrels[:limit], cutoffs=(10, 100)
   )
   return Scored(
     task=f"retrieval {collection.name}",

@@ -114,7 +114,8 @@ def _estimates(scored: Scored, seed) -> dict[str, Estimate]:
   elif scored.detail is not None:
     tokens = [written.tokens for written in scored.detail]
     for n in (1, 2, 3):
-      # A property of all texts together: there is nothing to resample.
+      # This is a property of all texts together, so there is nothing to
+      # resample.
       estimates[f"distinct@{n}"] = Estimate(
         generation.distinct(tokens, n), math.nan, math.nan, len(tokens)
       )

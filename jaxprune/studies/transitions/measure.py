@@ -127,7 +127,7 @@ def measure(
   for index, text in enumerate(
     texts.dense_texts(config, params, prompts.tokens, settings)
   ):
-    found, gains = transitions.compare_transitions(
+    records, gains = transitions.compare_transitions(
       config,
       params,
       other,
@@ -136,7 +136,7 @@ def measure(
       measurement,
       num_steps=settings.max_new_tokens,
     )
-    leaves = position.fields_of(found) | {
+    leaves = position.fields_of(records) | {
       "head_gain_h": gains.gain_h,
       "head_gain_dh": gains.gain_dh,
       "attenuation": gains.attenuation,

@@ -70,14 +70,14 @@ def write_page(run: RunFolder, measured: Measured, summary: Summary) -> None:
 def verdict(summary: Mapping[str, Any]) -> str:
   """What the numbers say, in plain words."""
   parts = [headline(summary).replace("\n", "\n\n")]
-  for sublayer, found in summary["orderings"].items():
-    layers = found["layers"]
+  for sublayer, ordering in summary["orderings"].items():
+    layers = ordering["layers"]
     parts.append(
       f"{sublayer.capitalize()}: the logits turn less than the embeddings in"
-      f" {found['cos_z_above_cos_h']} of {layers} layers"
-      f" ({found['cos_z_centred_above_cos_h']} once the mean over the"
+      f" {ordering['cos_z_above_cos_h']} of {layers} layers"
+      f" ({ordering['cos_z_centred_above_cos_h']} once the mean over the"
       " vocabulary is removed), the probabilities more than the logits in"
-      f" {found['cos_p_below_cos_z']}."
+      f" {ordering['cos_p_below_cos_z']}."
     )
   kl, cos = summary["estimates"]["kl"], summary["estimates"]["one_minus_cos_p"]
   if kl["sum_ratio"] is not None and cos["sum_ratio"] is not None:
@@ -190,8 +190,8 @@ def head_sentence(summary: Mapping[str, Any]) -> str:
 
   def layers(name):
     return " and ".join(
-      f"{found[name]} of {found['layers']} layers ({sublayer})"
-      for sublayer, found in summary["orderings"].items()
+      f"{ordering[name]} of {ordering['layers']} layers ({sublayer})"
+      for sublayer, ordering in summary["orderings"].items()
     )
 
   return (
@@ -253,8 +253,8 @@ def _estimate_section(table, summary) -> page.Section:
         "truth",
         columns,
         {
-          report.axis_label(truth): found
-          for truth, found in summary["estimates"].items()
+          report.axis_label(truth): entry
+          for truth, entry in summary["estimates"].items()
         },
       )
     ],

@@ -28,14 +28,14 @@ MEASURES = (
   "flip",
   *HEAD,
 )
-# What is estimated, and by which field.
+# Each truth, and the field that estimates it.
 ESTIMATES = {
   "kl": "kl_estimate",
   "one_minus_cos_p": "one_minus_cos_p_estimate",
   "one_minus_cos_h": "one_minus_cos_h_estimate",
   "one_minus_cos_z": "one_minus_cos_z_estimate",
 }
-# What is drawn by decoding step, of the middle and of the last layer.
+# The fields that are drawn by decoding step, for the middle and the last layer.
 BY_STEP = (
   "rho_h",
   "rho_z",
@@ -125,7 +125,7 @@ def orderings(by_sublayer: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Per kind of sublayer: counts over layers, and the rank correlation of depth
     with mean KL.
   """
-  found = {}
+  result = {}
   for sublayer in SUBLAYERS:
     entries = [entry for entry in by_sublayer if entry["sublayer"] == sublayer]
     mean = {
@@ -136,7 +136,7 @@ def orderings(by_sublayer: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     def layers(low, high, mean=mean):
       return int((mean[low] < mean[high]).sum())
 
-    found[sublayer] = {
+    result[sublayer] = {
       "layers": len(entries),
       "cos_z_above_cos_h": layers("cos_h", "cos_z"),
       "cos_z_centred_above_cos_h": layers("cos_h", "cos_z_centred"),
@@ -149,7 +149,7 @@ def orderings(by_sublayer: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         np.arange(len(entries)), mean["kl"]
       ),
     }
-  return found
+  return result
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -247,5 +247,5 @@ def _rank_correlation(a, b):
   """Spearman's, or None where one side does not vary or is not finite."""
   if len(a) < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()):
     return None
-  found = statistics.rank_correlation(a, b)
-  return None if np.isnan(found) else found
+  correlation = statistics.rank_correlation(a, b)
+  return None if np.isnan(correlation) else correlation

@@ -4,7 +4,7 @@ On the straight path of `path`, all sublayers together: how far a Taylor
 polynomial at the dense model predicts the logits, and how fast h, z and p move
 at each t.
 
-Reference: see `propagation` and `jacobian.rates`.
+Reference: those of `probes.propagation` and `jacobian.rates`.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ class Scan:
 
   Attributes:
     t: [n].
-    truth: read-outs, [n, B, R].
+    truth: read-outs, [Z, B, R].
     predicted: the same of the predicted logits, per order.
-    error: norm of the error of the predicted logits, [n, B, R] per order.
-    size: norm of the true change of the logits, [n, B, R].
+    error: norm of the error of the predicted logits, [Z, B, R] per order.
+    size: norm of the true change of the logits, [Z, B, R].
   """
 
   t: jax.Array
@@ -98,8 +98,8 @@ def scan_path(config: ModelConfig, path: Path, grid: jax.Array) -> Scan:
     order=2,
   )
 
-  def read(h_nBRD):
-    return jax.lax.map(lambda h_BRD: read_out(config, path, h_BRD), h_nBRD)
+  def read(h_ZBRD):
+    return jax.lax.map(lambda h_BRD: read_out(config, path, h_BRD), h_ZBRD)
 
   norms = [
     jax.lax.map(
@@ -120,7 +120,7 @@ def scan_path(config: ModelConfig, path: Path, grid: jax.Array) -> Scan:
 def rates(
   config: ModelConfig, path: Path, grid: jax.Array
 ) -> dict[str, jax.Array]:
-  """How fast h, z and p move at each t, [n, B, R] per field.
+  """How fast h, z and p move at each t, [Z, B, R] per field.
 
   Args:
     config: of the dense model.
@@ -137,10 +137,10 @@ def rates(
       decoder.unembed(config, path.params, each_D, "raw")
       for each_D in (start_D, h_D, dh_D)
     )
-    found = jacobian.rates(start_V, z_V, dz_V, path.temperature)
+    rate = jacobian.rates(start_V, z_V, dz_V, path.temperature)
     values = {
-      field.name: getattr(found, field.name)
-      for field in dataclasses.fields(found)
+      field.name: getattr(rate, field.name)
+      for field in dataclasses.fields(rate)
     }
     values["h"] = spaces.ratio(spaces.norm_of(dh_D), spaces.norm_of(h_D))
     return {name: jnp.where(alive, value, 0) for name, value in values.items()}

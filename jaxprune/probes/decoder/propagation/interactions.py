@@ -53,20 +53,21 @@ def curvature_of_kl(
     z_V = decoder.unembed(config, path.params, start_D, "raw")
     dz_PV = decoder.unembed(config, path.params, slopes_PD, "raw")
     p_V = log_ratio.softmax(z_V, path.temperature)
-    # Changes against that of the likeliest token, which has most of the mass.
+    # The change of the likeliest token, which has most of the mass, is
+    # subtracted from all changes, so that few digits cancel in the covariance.
     x_PV = dz_PV - dz_PV[:, jnp.argmax(z_V)][:, None]
     x_PV = x_PV - jnp.einsum("V,PV->P", p_V, x_PV)[:, None]
     covariance_PP = jnp.einsum("V,PV,QV->PQ", p_V, x_PV, x_PV)
     return jnp.where(alive, covariance_PP / path.temperature**2, 0)
 
-  curvature_BRPQ = scan.measure_rows(
+  curvature_BRPP = scan.measure_rows(
     measure,
     path.start,
     rearrange(slopes_PBRD, "P B R D -> B R P D"),
     path.alive,
     chunk=max(1, ROWS // len(directions)),
   )
-  return rearrange(curvature_BRPQ, "B R P Q -> P Q B R")
+  return rearrange(curvature_BRPP, "B R P Q -> P Q B R")
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -96,13 +97,13 @@ def alone(
 def second_order(
   config: ModelConfig, path: Path, first: jax.Array, second: jax.Array
 ) -> dict[str, jax.Array]:
-  """Mixed second derivatives [N, B, R] of the read-outs, dense model.
+  """Mixed second derivatives [P, B, R] of the read-outs, dense model.
 
   Args:
     config: of the dense model.
     path: from `make_path`.
-    first: one direction of each pair, [N, L, 2, T].
-    second: the other direction of each pair, [N, L, 2, T].
+    first: one direction of each pair, [P, L, 2, T].
+    second: the other direction of each pair, [P, L, 2, T].
   """
 
   def f(coefficients):

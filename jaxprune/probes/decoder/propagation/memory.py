@@ -66,7 +66,7 @@ def estimate_bytes(
     length: T, prompts and steps.
     num_steps: R.
     directions: P of the longer list.
-    nodes: K at most.
+    nodes: at most, Z.
     memory: bytes that tangents may take.
   """
   shapes = jax.tree.leaves(
@@ -75,7 +75,7 @@ def estimate_bytes(
   outputs = batch * num_steps
   parts = {
     "weights": 3 * _FLOAT * sum(math.prod(leaf.shape) for leaf in shapes),
-    # Weights of all read-outs, sums of them, states and slopes.
+    # The node weights of all read-outs, their sums, the states and the slopes.
     "nodes": _FLOAT
     * outputs
     * config.embed_dim

@@ -15,7 +15,7 @@ The network is differentiated at the nodes of a quadrature, the head, which is
 sharper, at many more places (`propagation.node_gradients`). How many nodes it
 takes is found with one direction, the whole change, and then used for all.
 
-Reference: see `propagation`.
+Reference: that of `probes.propagation`.
 """
 
 import dataclasses
@@ -45,12 +45,12 @@ _READS = 16  # places of the head for each node of the network
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quadrature:
-  """Where the network is differentiated, and what its output weighs there.
+  """The places where the network is differentiated, and their weights.
 
   Attributes:
-    places: t of the nodes, [K].
-    weights: by metric, [K, B, R, D]; see `propagation.node_gradients`.
-    slopes: of the whole change by t, what the LM head reads, [K, B, R, D].
+    places: t of the nodes, [Z].
+    weights: by metric, [Z, B, R, D]; see `propagation.node_gradients`.
+    slopes: of the whole change by t, what the LM head reads, [Z, B, R, D].
     change: by metric, [B, R]: pruned less dense.
     begin: gradients of the read-outs at the dense model, [B, R, D].
     completeness_error: by metric, relative, of the whole change as one.
@@ -302,10 +302,10 @@ def find_quadrature(
     moves = [move_at(config, path, t) for t in places]
     states = jnp.stack([path.start, *(h_BRD for h_BRD, _ in moves), path.end])
     weights = _node_gradients(config, path, states, nodes=count)
-    slopes_KBRD = jnp.stack([dh_BRD for _, dh_BRD in moves])
-    latest.update(places=places, weights=weights, slopes=slopes_KBRD)
+    slopes_ZBRD = jnp.stack([dh_BRD for _, dh_BRD in moves])
+    latest.update(places=places, weights=weights, slopes=slopes_ZBRD)
     return jax.tree.map(
-      lambda g_KBRD: jnp.einsum("KBRD,KBRD->BR", g_KBRD, slopes_KBRD)[None],
+      lambda g_ZBRD: jnp.einsum("ZBRD,ZBRD->BR", g_ZBRD, slopes_ZBRD)[None],
       weights,
     )
 
@@ -347,7 +347,8 @@ def attribute(
   size = decoder_memory.directions_at_once(
     config, *path.alive.shape, path.tokens.shape[1], memory
   )
-  # Pieces of one size, whatever the list: one compilation for all lists.
+  # All pieces have one size, so that lists of every length share one
+  # compilation.
   pieces = [
     jnp.pad(piece, ((0, size - len(piece)), *[(0, 0)] * 3))
     for piece in (

@@ -1,8 +1,8 @@
 """What is read out of a position between two models, and how steep is it?
 
-A few numbers for each output of a path (`path`), and their
-gradients by what the LM head reads, in closed form, since they are needed at
-many places of the path.
+A few numbers for each output of a path (`path`), and their gradients with
+respect to what the LM head reads. The gradients have closed forms, because they
+are needed at many places of the path.
 
 Reference: the read-outs are those of He et al., arXiv:2603.24652, section 3.
 """
@@ -163,8 +163,9 @@ def _gradient(config, path, h_D, start_D, end_D, alive):
   first, second = jax.lax.top_k(z_V, 2)[1]
 
   def balance(g_V):
-    # A confident p leaves no digits of the difference at its likeliest token,
-    # and what is lost there counts against the constant part of dz.
+    # Where p is confident, the gradient of the likeliest token has lost its
+    # digits. It follows from the others, since all entries of the gradient sum
+    # to 0.
     others_V = jnp.where(is_token(first), 0, g_V)
     return jnp.where(is_token(first), -jnp.sum(others_V), others_V) / (
       path.temperature
@@ -181,10 +182,10 @@ def _gradient(config, path, h_D, start_D, end_D, alive):
   if path.options.size:
     best = path.options[jax.lax.top_k(z_V[path.options], 2)[1]]
     by_logits[OPTION_METRIC] = 1.0 * is_token(best[0]) - is_token(best[1])
-  gradients_MD = jax.vmap(lambda g_V: pull(g_V)[0])(
+  gradients_PD = jax.vmap(lambda g_V: pull(g_V)[0])(
     jnp.stack(list(by_logits.values()))
   )
-  return dict(zip(by_logits, jnp.where(alive, gradients_MD, 0)))
+  return dict(zip(by_logits, jnp.where(alive, gradients_PD, 0)))
 
 
 def _unit_of(whole_V):
