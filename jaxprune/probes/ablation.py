@@ -116,21 +116,21 @@ def ablate(
 def predict(
   hidden: Callable[[Tree], Array],
   measure: Callable[[Array, Array], Tree],
-  at: Tree,
+  base: Tree,
   directions: Tree,
   *,
   chunk: int = 64,
 ) -> Tree:
   """Measure what the derivative predicts for every direction.
 
-  One forward-mode derivative per direction: no cheaper than `ablate`, which
-  it is there to be compared with.
+  One forward-mode derivative per direction. It is no cheaper than `ablate`, to
+  whose exact numbers the prediction is compared.
 
   Args:
     hidden: from a candidate to what the LM head reads, [B, T, D].
     measure: `(h_D, dh_D) -> scalars` at one position.
-    at: the candidate where the derivative is taken.
-    directions: pytree like `at`, leaves [P, ...].
+    base: the candidate where the derivative is taken.
+    directions: pytree like `base`, leaves [P, ...].
     chunk: positions read out together.
 
   Returns:
@@ -139,7 +139,7 @@ def predict(
   """
 
   def predict_one(direction):
-    return _means(measure, *jax.jvp(hidden, (at,), (direction,)), chunk)
+    return _means(measure, *jax.jvp(hidden, (base,), (direction,)), chunk)
 
   return jax.lax.map(predict_one, directions)
 

@@ -369,13 +369,13 @@ def _ablate_gates(config, mesh, params, tokens_BT, candidates, temperature):
 def _predict_gates(config, mesh, params, tokens_BT, directions, temperature):
 
   def run(params, tokens_BT, directions, temperature):
-    at = jax.tree.map(lambda leaf: jnp.ones_like(leaf[0]), directions)
+    base = jax.tree.map(lambda leaf: jnp.ones_like(leaf[0]), directions)
     return ablation.predict(
       functools.partial(_hidden, config, params, tokens_BT),
       lambda h_D, dh_D: ablation.predicted_divergence(
         *(_read(config, params, each_D) for each_D in (h_D, dh_D)), temperature
       ),
-      at,
+      base,
       directions,
     )
 

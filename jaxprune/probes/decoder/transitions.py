@@ -197,13 +197,13 @@ def compare_transitions(
     )
 
   def measure(h_D, g_D, z_V, y_V):
-    found = measurement.measure(h_D, g_D, z_V, y_V, measurement.temperature)
+    record = measurement.measure(h_D, g_D, z_V, y_V, measurement.temperature)
     if measurement.head is None:
-      return found
+      return record
     if measurement.lens == "final_norm":
       h_D, g_D = (decoder.final_norm(config, params, x_D) for x_D in (h_D, g_D))
     kernel_DV = head_kernel(config, params)
-    return found, lm_head.head_gain(h_D, g_D, kernel_DV, measurement.head)
+    return record, lm_head.head_gain(h_D, g_D, kernel_DV, measurement.head)
 
   _, records = transitions.compare_sublayers(
     sublayers,
