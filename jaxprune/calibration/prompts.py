@@ -126,7 +126,7 @@ def left_pad(
 
   Args:
     rows: B tuples of ids.
-    pad_id: any id of the vocabulary; what stands there is not read.
+    pad_id: any id of the vocabulary; the model does not read it.
 
   Returns:
     Ids int32 [B, T] with the prompts at the right edge, and bool [B, T], True

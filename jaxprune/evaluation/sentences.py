@@ -60,7 +60,7 @@ def pad(
   Args:
     ids: of each sequence, none longer than `length`.
     length: T.
-    pad_id: what stands in the padding.
+    pad_id: the id that padding consists of.
 
   Returns:
     Tokens int32 [X, T] and valid bool [X, T].

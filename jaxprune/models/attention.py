@@ -35,7 +35,7 @@ def allowed(
   """Which keys each query reads.
 
   Slots are the order in which tokens arrived, positions the angles they have;
-  they differ by the padding. Causality goes by slot, the window by position.
+  they differ by the padding. Causality compares slots, the window positions.
 
   Args:
     query_slots_T: int32 [T].

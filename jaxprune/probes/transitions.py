@@ -156,7 +156,7 @@ def compare_sublayers(
 def _measure(read, measure, h, g, chunk):
   """Read out `chunk` positions at once, and measure as many as fit a cache.
 
-  h and g are [P, B, R, D]; the leaves that come back are [P * B * R].
+  h and g are [P, B, R, D]; the leaves of the result are [P * B * R].
   """
   rows = h.size // h.shape[-1]
   # All pieces have one size and the last is filled up, because another size

@@ -79,7 +79,7 @@ def ablate_sublayers(
     kinds: what is dropped: 'attention', 'mlp', 'block'.
     gates: what is dropped already; None is nothing.
     temperature: T of the softmax.
-    memory: sequences in work at a time, and the devices that share them.
+    memory: sequences processed at a time, and the devices that share them.
 
   Returns:
     By kind, by measure of `ablation.logit_divergence`: [L, sequences] float32,
@@ -126,7 +126,7 @@ def ablate_gates(
     tokens: int [sequences, T].
     candidates: leaves [1 + P, L]; what is measured against is at index 0.
     temperature: T of the softmax.
-    memory: sequences in work at a time, and the devices that share them.
+    memory: sequences processed at a time, and the devices that share them.
 
   Returns:
     By measure of `ablation.logit_divergence`: [1 + P, sequences] float32.
@@ -156,7 +156,7 @@ def predict_sublayers(
     tokens: calibration tokens, int [sequences, T].
     kinds: what is dropped: 'attention', 'mlp', 'block'.
     temperature: T of the softmax.
-    memory: sequences in work at a time, and the devices that share them.
+    memory: sequences processed at a time, and the devices that share them.
 
   Returns:
     By kind: kl_first_order [L, sequences] float32, nats.
@@ -187,7 +187,7 @@ def kl_score(
     tokens: calibration tokens, int [sequences, T].
     target: 'attention', 'mlp', 'joint' or 'block': what is scored.
     temperature: T of the softmax.
-    memory: sequences in work at a time, and the devices that share them.
+    memory: sequences processed at a time, and the devices that share them.
     loaded: config and float32 parameters, where they are in memory already.
     on_round: called with the index of each call of the score when it is done.
 
@@ -248,7 +248,7 @@ def prune_layers_alone(
     pattern: what is removed in that layer.
     tokens: calibration tokens, int [sequences, T], for both.
     temperature: T of the softmax.
-    memory: sequences in work at a time, and the devices that share them.
+    memory: sequences processed at a time, and the devices that share them.
     on_layer: called with the index of each layer when it is pruned.
 
   Returns:

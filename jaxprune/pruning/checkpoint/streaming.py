@@ -1,7 +1,7 @@
 """How do calibration tokens pass through a model that is never whole in memory?
 
 The activations of all calibration sequences, in micro-batches, are pushed
-through one layer after the other. Only the layer at hand is on the device.
+through one layer after the other. Only that layer is on the device.
 
 Computed in float32 whatever the dtype of the checkpoint: statistics of half
 precision activations overflow, and two runs on different devices would differ

@@ -1,4 +1,4 @@
-"""Which MLP units hardly move, so that a constant can stand in for them?
+"""Which MLP units hardly vary, so that a constant can replace them?
 
 A unit whose activation x_f is nearly the same for every token can be removed
 if its mean is moved into a bias of the down projection:

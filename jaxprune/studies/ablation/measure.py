@@ -45,7 +45,7 @@ class Settings:
     max_count: sublayers, or blocks, to drop at most.
     draws: random orders, the control.
     analysis_temperature: T of the softmax.
-    micro_batch: sequences in work at once.
+    micro_batch: sequences processed at once.
     seed: of the random orders and of the intervals.
   """
 
@@ -58,7 +58,7 @@ class Settings:
 
   @property
   def options(self) -> dict[str, Any]:
-    """T, and the sequences in work at a time, of every measurement."""
+    """T, and the sequences processed at a time, of every measurement."""
     return {
       "temperature": self.analysis_temperature,
       "memory": Memory(micro_batch=self.micro_batch),
