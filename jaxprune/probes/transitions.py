@@ -145,7 +145,7 @@ def compare_sublayers(
     # give equal bits whatever the compiler would fuse into their comparison.
     pair = jax.lax.optimization_barrier((jnp.stack(dense), jnp.stack(pruned)))
     records = _measure(read, measure, *pair, chunk)
-    sizes = dict(zip("NBR", (len(dense), *dense[0].shape[:2])))
+    sizes = dict(zip("PBR", (len(dense), *dense[0].shape[:2])))
     return x_BTD, jax.tree.map(
       lambda leaf: rearrange(leaf, "(P B R) ... -> P B R ...", **sizes), records
     )
