@@ -363,11 +363,6 @@ DRAWN = {
   "no pair": lambda: figures.scatter_against_truth(
     [0.0, np.nan], [1.0, 1.0], x="kl", y="kl_estimate"
   ),
-  "histogram": lambda: figures.histogram(
-    {"dense": np.arange(99) % 17, "pruned": np.arange(80) % 13}, x="margin"
-  ),
-  "one value": lambda: figures.histogram({"a": [3.0]}, x="margin"),
-  "no value": lambda: figures.histogram({"a": [np.nan]}, x="margin"),
   "dots": lambda: figures.interval_dots(
     [f"row {index}" for index in range(10)],
     {"kl": [INTERVAL] * 9 + [None]},
@@ -443,14 +438,6 @@ def test_a_line_of_estimates():
   np.testing.assert_array_equal(got.y, [7 / 3, 5])
   np.testing.assert_array_equal(got.low, [known.low, np.nan])
   np.testing.assert_array_equal(got.high, [known.high, np.nan])
-
-
-def test_mean_and_range():
-  got = figures.mean_and_range([1, 0, 1, 0, 2], [4.0, 1.0, 6.0, np.nan, np.inf])
-  np.testing.assert_array_equal(got.x, [0, 1])
-  np.testing.assert_array_equal(got.y, [1, 5])
-  np.testing.assert_array_equal(got.low, [1, 4])
-  np.testing.assert_array_equal(got.high, [1, 6])
 
 
 def test_a_space_looks_the_same_in_every_figure():

@@ -56,25 +56,6 @@ def estimated(
   )
 
 
-def mean_and_range(x: np.ndarray, values: np.ndarray) -> Series:
-  """Mean, least and greatest value at each x, as in Fig 4 of the paper.
-
-  Args:
-    x: [rows], a step or a layer.
-    values: [rows]; those not finite are left out.
-  """
-  x, values = np.asarray(x), np.asarray(values, np.float64)
-  x, values = x[np.isfinite(values)], values[np.isfinite(values)]
-  x_values = np.unique(x)
-  parts = [values[x == x_value] for x_value in x_values]
-  return Series(
-    x=x_values,
-    y=np.array([part.mean() for part in parts]),
-    low=np.array([part.min() for part in parts]),
-    high=np.array([part.max() for part in parts]),
-  )
-
-
 def lines(
   series: Mapping[str, Series],
   *,
@@ -241,59 +222,6 @@ def scatter_against_truth(
     axes.set(xlabel=axis_label(x), ylabel=axis_label(y))
     axes.legend(loc="upper left", handlelength=1.4)
     canvas.note_left_out(axes, np.sum(~good), "not shown", positive=True)
-    return canvas.to_png(figure)
-
-
-def histogram(
-  values: Mapping[str, np.ndarray], *, x: str, bins: int = 40
-) -> bytes:
-  """How values are distributed; several sets as outlines over common bins.
-
-  Args:
-    values: [n] by label; those not finite are left out and counted in the
-      figure.
-    x: field name or label of the values.
-    bins: at most this many; fewer for few values.
-
-  Returns:
-    A PNG.
-  """
-  sets = {
-    name: np.asarray(array, np.float64).ravel()
-    for name, array in values.items()
-  }
-  kept = {name: array[np.isfinite(array)] for name, array in sets.items()}
-  left_out = sum(map(len, sets.values())) - sum(map(len, kept.values()))
-  together = np.concatenate([*kept.values(), [] if kept else [0.0]])
-  most = max(map(len, kept.values()), default=0)
-  count = int(np.clip(2 * np.sqrt(most), 5, bins))
-  edges = np.histogram_bin_edges(together, count)
-  with canvas.style():
-    figure, (axes,) = canvas.panels(canvas.WIDE)
-    for index, (name, array) in enumerate(kept.items()):
-      colour, style, _ = canvas.style_of(name, index)
-      axes.hist(
-        array,
-        edges,
-        histtype="stepfilled",
-        color=colour,
-        alpha=0.18,
-        linewidth=0,
-      )
-      axes.hist(
-        array,
-        edges,
-        histtype="step",
-        color=colour,
-        linestyle=style,
-        linewidth=1.5,
-        label=axis_label(name),
-      )
-    axes.set(xlabel=axis_label(x), ylabel="count")
-    axes.yaxis.set_major_locator(canvas.whole_numbers())
-    axes.grid(False, axis="x")
-    canvas.note_left_out(axes, left_out, "not shown", positive=False)
-    canvas.legend(figure, axes, len(kept))
     return canvas.to_png(figure)
 
 
