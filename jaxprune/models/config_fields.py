@@ -142,7 +142,9 @@ def read_object(file: str | os.PathLike) -> dict[str, Any]:
     reason = " ".join(str(error).split())[:200]
     raise ValueError(f"{file}: not JSON: {reason}") from None
   if not isinstance(value, dict):
-    raise ValueError(f"{file}: holds {type(value).__name__}, not an object")
+    raise ValueError(
+      f"{file}: holds {type(value).__name__}, not an object; give a JSON object"
+    )
   return value
 
 
