@@ -1,5 +1,6 @@
 """The probes on models that are not this project's."""
 
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -141,7 +142,10 @@ def test_plain_callables():
 
 def test_the_example_of_the_docstring_runs():
   text = probes.__doc__
-  lines = text[text.index("  import jax") :].split("\n\nReference")[0]
+  after = text[text.index("  import jax") :].splitlines(keepends=True)
+  lines = "".join(
+    itertools.takewhile(lambda line: line.isspace() or line[0] == " ", after)
+  )
   done = subprocess.run(
     [sys.executable, "-c", textwrap.dedent(lines)],
     capture_output=True,
