@@ -8,28 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_config import tiny_llama
 
 from jaxprune.models import decoder, generation
-from jaxprune.models.config import ModelConfig, RopeConfig
 from jaxprune.probes import interventions
 from jaxprune.probes.decoder import interventions as driver
 from jaxprune.probes.decoder import logit_interventions
 
 LAYERS, LENGTH, STEPS = 3, 4, 5
-CONFIG = ModelConfig(
-  family="llama",
-  num_layers=LAYERS,
+CONFIG = tiny_llama(
+  LAYERS,
   embed_dim=8,
   mlp_dim=12,
   num_heads=2,
   num_kv_heads=1,
-  head_dim=4,
   vocab_size=20,
-  norm_eps=1e-5,
-  rope=RopeConfig(kind="default", theta=10000.0),
-  max_positions=64,
-  tie_embeddings=True,
-  sliding_layers=(False,) * LAYERS,
   eos_ids=(3,),
 )
 PROMPTS = jnp.asarray(np.random.default_rng(1).integers(4, 20, (3, LENGTH)))

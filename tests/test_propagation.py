@@ -8,28 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_config import tiny_llama
 
 from jaxprune.models import decoder
-from jaxprune.models.config import ModelConfig, RopeConfig
 from jaxprune.probes import propagation
 from jaxprune.probes.decoder.propagation import memory as decoder_memory
 from jaxprune.probes.decoder.propagation import path as decoder_path
 from jaxprune.probes.decoder.propagation import read_outs
 
-CONFIG = ModelConfig(
-  family="llama",
-  num_layers=2,
-  embed_dim=8,
-  mlp_dim=12,
-  num_heads=2,
-  num_kv_heads=1,
-  head_dim=4,
-  vocab_size=20,
-  norm_eps=1e-5,
-  rope=RopeConfig(kind="default", theta=10000.0),
-  max_positions=64,
-  tie_embeddings=True,
-  sliding_layers=(False,) * 2,
+CONFIG = tiny_llama(
+  embed_dim=8, mlp_dim=12, num_heads=2, num_kv_heads=1, vocab_size=20
 )
 LENGTH, STEPS = 7, 4
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 20, (2, LENGTH)))

@@ -9,30 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_config import tiny_llama
 
 from jaxprune import checkpoints
 from jaxprune.models import generation
-from jaxprune.models.config import ModelConfig, RopeConfig
 from jaxprune.models.decoder import forward, init, make_gates, unembed
 from jaxprune.probes import scan
 from jaxprune.probes.decoder import sequences
 from jaxprune.probes.position import compare_position
 
-CONFIG = ModelConfig(
-  family="llama",
-  num_layers=3,
-  embed_dim=16,
-  mlp_dim=24,
-  num_heads=4,
-  num_kv_heads=2,
-  head_dim=4,
-  vocab_size=40,
-  norm_eps=1e-5,
-  rope=RopeConfig(kind="default", theta=10000.0),
-  max_positions=64,
-  tie_embeddings=True,
-  sliding_layers=(False,) * 3,
-)
+CONFIG = tiny_llama(3)
 TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 40, (2, 13)))
 ROWS = jnp.asarray([[3, 4, 8], [2, 5, 8]])
 VALID = jnp.ones(TOKENS.shape, bool)

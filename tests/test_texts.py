@@ -7,26 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_config import tiny_llama
 
-from jaxprune.models.config import ModelConfig, RopeConfig
 from jaxprune.models.decoder import final_norm, forward, init, unembed
 from jaxprune.studies import texts
 
-CONFIG = ModelConfig(
-  family="llama",
-  num_layers=2,
-  embed_dim=16,
-  mlp_dim=24,
-  num_heads=4,
-  num_kv_heads=2,
-  head_dim=4,
-  vocab_size=40,
-  norm_eps=1e-5,
-  rope=RopeConfig(kind="default", theta=10000.0),
-  max_positions=32,
-  tie_embeddings=True,
-  sliding_layers=(False,) * 2,
-)
+CONFIG = tiny_llama(max_positions=32)
 PROMPTS = ((3, 4, 5), (6,), (7, 8))
 STEPS = 6
 

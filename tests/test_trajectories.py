@@ -7,29 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_config import tiny_llama
 
 from jaxprune import checkpoints
 from jaxprune.models import generation
-from jaxprune.models.config import ModelConfig, RopeConfig
 from jaxprune.models.decoder import final_norm, forward, init, unembed
 from jaxprune.probes import trajectories
 from jaxprune.probes.decoder import sequences
 
-CONFIG = ModelConfig(
-  family="llama",
-  num_layers=2,
-  embed_dim=16,
-  mlp_dim=24,
-  num_heads=4,
-  num_kv_heads=2,
-  head_dim=4,
-  vocab_size=40,
-  norm_eps=1e-5,
-  rope=RopeConfig(kind="default", theta=10000.0),
-  max_positions=64,
-  tie_embeddings=True,
-  sliding_layers=(False,) * 2,
-)
+CONFIG = tiny_llama()
 PROMPT = jnp.asarray(np.random.default_rng(1).integers(0, 40, (3, 5)))
 VALID = jnp.ones(PROMPT.shape, bool).at[0, :2].set(False)
 STEPS = 7
