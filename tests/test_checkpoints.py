@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import types
 
 import chex
 import jax
@@ -23,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxprune import checkpoints, files
-from jaxprune.checkpoints import huggingface, names, orbax, shards
+from jaxprune.checkpoints import huggingface, names, orbax, shards, tables
 from jaxprune.models import decoder
 
 D, F, V, L = 24, 40, 48, 3
@@ -303,8 +304,9 @@ def test_transposed_copy_is_right_beyond_one_tile(tmp_path):
   shards.write_shard(tmp_path / "a", {"w": w_OI}, {})
   tensor = shards.read_header(tmp_path / "a")[0]["w"]
   out = np.empty(shape[::-1], np.float32)
-  row = names.Row("w", "w", (), True)
-  huggingface._fill(out, tensor, row, "w", ())
+  source = types.SimpleNamespace(config=None, tensors={"w": tensor})
+  row = tables.Row("w", "w", (), True)
+  huggingface._fill(out, source, row, "w", ())
   np.testing.assert_array_equal(out, w_OI.T)
 
 

@@ -187,7 +187,7 @@ def test_absent_ids():
   [
     ("gpt2", {}, "model_type='gpt2'"),
     (None, {}, "model_type=None"),
-    ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
+    ("llama", {"hidden_act": "mish"}, "hidden_act='mish'"),
     ("llama", {"logit_softcap": 30.0}, "logit_softcap=30.0"),
     ("llama", {"quantization_config": {"bits": 4}}, "dequantize"),
     (
@@ -315,7 +315,7 @@ def test_every_problem_is_reported_at_once():
   with pytest.raises(ValueError) as caught:
     read(
       vocab_size="61",
-      hidden_act="gelu",
+      hidden_act="mish",
       rope_scaling={"type": "ntk"},
       quantization_config={"bits": 4},
       is_causal=False,
@@ -324,7 +324,7 @@ def test_every_problem_is_reported_at_once():
   text = str(caught.value)
   for field in (
     "vocab_size='61'",
-    "hidden_act='gelu'",
+    "hidden_act='mish'",
     "rope_scaling.rope_type='ntk'",
     "quantization_config=",
     "is_causal=False",

@@ -235,7 +235,7 @@ def test_config_defaults_are_those_of_stock():
   [
     ({"model_type": "roberta"}, "model_type='roberta'"),
     ({"model_type": None}, "model_type=None"),
-    ({"hidden_act": "silu"}, "hidden_act='silu'"),
+    ({"hidden_act": "mish"}, "hidden_act='mish'"),
     ({"hidden_size": 30}, "hidden_size=30: must be a multiple"),
     ({"layer_norm_eps": 0}, "layer_norm_eps=0"),
     ({"num_hidden_layers": "3"}, "num_hidden_layers='3'"),

@@ -383,8 +383,8 @@ def _is_whole(export: Export, index: int, recorded: dict[str, Any]) -> bool:
   wanted = {}
   for row in names.layer_rows(export.config):
     name = row.name.format(index)
-    shape = names.leaf_shape(export.config, row)
-    wanted[name] = (_dtype(export, name), names.in_file(row, shape))
+    shape = names.tensor_shape(export.config, row)
+    wanted[name] = (_dtype(export, name), shape)
   return wanted == {name: (t.dtype, t.shape) for name, t in written.items()}
 
 
@@ -418,13 +418,12 @@ def _write_rows(export, index, rows, tree, zero) -> None:
         f"{row.path} of {name!r}: expected floats {list(shape)}, found"
         f" {leaf.dtype} {list(leaf.shape)}; pass kernels as [I, O]"
       )
+    if name not in tensors:  # otherwise another leaf shares it
+      whole = names.tensor_shape(export.config, row)
+      tensors[name] = np.zeros(whole, dtype)
     if zero and row.path.startswith(zero):
-      tensors[name] = np.zeros(names.in_file(row, shape), dtype)
       continue
-    array = np.asarray(leaf)
-    array = array.T if row.transpose else array
-    tensors[name] = np.empty(array.shape, dtype)
-    shards.copy_into(tensors[name], array)
+    names.put_leaf(export.config, row, tensors[name], np.asarray(leaf))
     if not shards.all_finite(tensors[name]):
       raise ValueError(
         f"{row.path} of {name!r}: NaN or infinite as {dtype}; nothing was"

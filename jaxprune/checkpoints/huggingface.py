@@ -24,6 +24,7 @@ import numpy as np
 
 from jaxprune.checkpoints import folders, names, shards
 from jaxprune.checkpoints.source import WEIGHT_DTYPES, Source, open_checkpoint
+from jaxprune.checkpoints.tables import Row
 
 Tree = dict[str, Any]
 Sharding = jax.sharding.Sharding
@@ -213,18 +214,18 @@ def _check_tied(source: Source) -> None:
     )
 
 
-def _read(source: Source, row: names.Row, index: int) -> np.ndarray:
+def _read(source: Source, row: Row, index: int) -> np.ndarray:
   tensor = source.tensors[row.name.format(index)]
   shape = names.leaf_shape(source.config, row)
   out = np.empty(shape, shards.DTYPES[tensor.dtype])
-  _fill(out, tensor, row, row.name.format(index), ())
+  _fill(out, source, row, row.name.format(index), ())
   return out
 
 
-def _fill(out, tensor, row, name, where) -> None:
+def _fill(out, source, row, name, where) -> None:
   """Copy the part `where` of a leaf from the file into a C-ordered array."""
-  view = shards.view(tensor)
-  view = (view.T if row.transpose else view)[where]
+  tensor = source.tensors[name]
+  view = names.leaf_of(source.config, row, shards.view(tensor))[where]
   shards.copy_into(out, view)
   if shards.all_finite(out):
     return
@@ -253,15 +254,13 @@ def _load(source, path, row, num_layers, dtype, sharding) -> jax.Array:
     sizes = [len(range(*s.indices(n))) for s, n in zip(where, shape)]
     out = np.empty(sizes, dtype)
     if num_layers is None:
-      _fill(out, source.tensors[tensor_names[0]], row, tensor_names[0], where)
+      _fill(out, source, row, tensor_names[0], where)
       return out
     chosen = tensor_names[where[0]]
     # Copies release the interpreter lock: layers fill side by side.
     with concurrent.futures.ThreadPoolExecutor() as pool:
       filled = pool.map(
-        lambda slot, name: _fill(
-          slot, source.tensors[name], row, name, where[1:]
-        ),
+        lambda slot, name: _fill(slot, source, row, name, where[1:]),
         out,
         chosen,
       )

@@ -1,194 +1,21 @@
 """Which Hugging Face tensor is which leaf of the parameter tree?
 
-One literal table per architecture. A new one is a new table: every row gives
-the tensor's name in the file, the path of the leaf, the leaf's shape, whether
-the file holds it transposed, and the config field that decides whether the
-model has it. Shapes are of the tree, kernels `[I, O]`; torch linear layers are
-`[O, I]` in the file.
+Reads the tables of `tables`, one per architecture, for a model at hand.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from jaxprune.checkpoints import shards
+from jaxprune.checkpoints.tables import SIZES, TABLES, Row, Table
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.encoder_config import EncoderConfig
 
 Path = tuple[str, ...]
 Config = ModelConfig | EncoderConfig
-
-# The config field behind each letter of a row's shape.
-_SIZES = {
-  "D": "embed_dim",
-  "F": "mlp_dim",
-  "H": "head_dim",
-  "K": "num_kv_heads",
-  "N": "num_heads",
-  "S": "max_positions",
-  "V": "vocab_size",
-  "Y": "num_token_types",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """One tensor of a model.
-
-  Attributes:
-    name: in the file; `{}` stands for the index of the layer.
-    path: of the leaf in the tree, joined by "/"; within the layer for rows of
-      a layer.
-    shape: sizes of the leaf's axes; letters are those of `_SIZES`, several
-      are multiplied.
-    transpose: whether the file holds the transpose of the leaf.
-    when: (config field, value) under which the model has this tensor.
-  """
-
-  name: str
-  path: str
-  shape: tuple[str, ...]
-  transpose: bool = False
-  when: tuple[str, Any] | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Table:
-  """The tensors of one architecture.
-
-  Attributes:
-    outer: rows outside the layers.
-    layer: rows of each layer.
-    tied: row of the output head, which a tied model may hold a second copy of,
-      and the row it equals.
-    ignored: ends of names of buffers that older files hold and that the model
-      computes itself.
-    sublayer_outputs: for each sublayer, the path of the projection that writes
-      to the residual stream; a zero there, bias included, is the sublayer
-      dropped: it adds nothing. In a post-norm encoder its norm stays.
-    optional: (config field, tensor): a bool field that config.json does not
-      give and that says whether the file has this tensor.
-  """
-
-  outer: tuple[Row, ...]
-  layer: tuple[Row, ...]
-  tied: tuple[str, str] | None
-  ignored: tuple[str, ...]
-  sublayer_outputs: Mapping[str, str]
-  optional: tuple[str, str] | None = None
-
-
-def _projection(
-  name: str, path: str, inputs: str, outputs: str, bias: Any = None
-) -> tuple[Row, Row]:
-  """The rows of a kernel [inputs, outputs] and of its bias."""
-  return (
-    Row(name + ".weight", path + "/kernel", (inputs, outputs), True),
-    Row(name + ".bias", path + "/bias", (outputs,), when=bias),
-  )
-
-
-_LAYER = "model.layers.{}."
-_ATTENTION = _LAYER + "self_attn."
-_MLP = _LAYER + "mlp."
-_QKV_BIAS = ("qkv_bias", True)
-_OUTPUT_BIAS = ("output_bias", True)
-_MLP_BIAS = ("mlp_bias", True)
-_QK_NORM = ("qk_norm", True)
-
-DECODER = Table(
-  outer=(
-    Row("model.embed_tokens.weight", "embed/table", ("V", "D")),
-    Row("model.norm.weight", "final_norm/scale", ("D",)),
-    Row(
-      "lm_head.weight",
-      "head/kernel",
-      ("D", "V"),
-      True,
-      ("tie_embeddings", False),
-    ),
-  ),
-  layer=(
-    Row(_LAYER + "input_layernorm.weight", "attention_norm/scale", ("D",)),
-    *_projection(
-      _ATTENTION + "q_proj", "attention/query", "D", "NH", _QKV_BIAS
-    ),
-    *_projection(_ATTENTION + "k_proj", "attention/key", "D", "KH", _QKV_BIAS),
-    *_projection(
-      _ATTENTION + "v_proj", "attention/value", "D", "KH", _QKV_BIAS
-    ),
-    *_projection(
-      _ATTENTION + "o_proj", "attention/output", "NH", "D", _OUTPUT_BIAS
-    ),
-    Row(
-      _ATTENTION + "q_norm.weight",
-      "attention/query_norm/scale",
-      ("H",),
-      when=_QK_NORM,
-    ),
-    Row(
-      _ATTENTION + "k_norm.weight",
-      "attention/key_norm/scale",
-      ("H",),
-      when=_QK_NORM,
-    ),
-    Row(_LAYER + "post_attention_layernorm.weight", "mlp_norm/scale", ("D",)),
-    *_projection(_MLP + "gate_proj", "mlp/gate", "D", "F", _MLP_BIAS),
-    *_projection(_MLP + "up_proj", "mlp/up", "D", "F", _MLP_BIAS),
-    *_projection(_MLP + "down_proj", "mlp/down", "F", "D", _MLP_BIAS),
-  ),
-  tied=("lm_head.weight", "model.embed_tokens.weight"),
-  ignored=(
-    ".rotary_emb.inv_freq",
-    ".rotary_emb.cos_cached",
-    ".rotary_emb.sin_cached",
-    ".self_attn.bias",
-    ".self_attn.masked_bias",
-  ),
-  sublayer_outputs={"attention": "attention/output", "mlp": "mlp/down"},
-)
-
-_LAYER = "encoder.layer.{}."
-_ATTENTION = _LAYER + "attention."
-_POOLER = ("pooler", True)
-
-ENCODER = Table(
-  outer=(
-    Row("embeddings.word_embeddings.weight", "embed/table", ("V", "D")),
-    Row("embeddings.position_embeddings.weight", "embed/positions", ("S", "D")),
-    Row(
-      "embeddings.token_type_embeddings.weight", "embed/token_types", ("Y", "D")
-    ),
-    Row("embeddings.LayerNorm.weight", "embed/norm/scale", ("D",)),
-    Row("embeddings.LayerNorm.bias", "embed/norm/bias", ("D",)),
-    Row("pooler.dense.weight", "pooler/kernel", ("D", "D"), True, _POOLER),
-    Row("pooler.dense.bias", "pooler/bias", ("D",), when=_POOLER),
-  ),
-  layer=(
-    *_projection(_ATTENTION + "self.query", "attention/query", "D", "D"),
-    *_projection(_ATTENTION + "self.key", "attention/key", "D", "D"),
-    *_projection(_ATTENTION + "self.value", "attention/value", "D", "D"),
-    *_projection(_ATTENTION + "output.dense", "attention/output", "D", "D"),
-    Row(_ATTENTION + "output.LayerNorm.weight", "attention_norm/scale", ("D",)),
-    Row(_ATTENTION + "output.LayerNorm.bias", "attention_norm/bias", ("D",)),
-    *_projection(_LAYER + "intermediate.dense", "mlp/up", "D", "F"),
-    *_projection(_LAYER + "output.dense", "mlp/down", "F", "D"),
-    Row(_LAYER + "output.LayerNorm.weight", "mlp_norm/scale", ("D",)),
-    Row(_LAYER + "output.LayerNorm.bias", "mlp_norm/bias", ("D",)),
-  ),
-  tied=None,
-  ignored=("embeddings.position_ids", "embeddings.token_type_ids"),
-  sublayer_outputs={"attention": "attention/output", "mlp": "mlp/down"},
-  optional=("pooler", "pooler.dense.weight"),
-)
-
-TABLES = {
-  "llama": DECODER,
-  "mistral": DECODER,
-  "qwen2": DECODER,
-  "qwen3": DECODER,
-  "bert": ENCODER,
-}
 
 
 def table(config: Config) -> Table:
@@ -218,20 +45,58 @@ def leaf_shape(config: Config, row: Row) -> tuple[int, ...]:
     config: the model.
     row: of one of its tensors.
   """
-  return tuple(
-    math.prod(getattr(config, _SIZES[letter]) for letter in axis)
-    for axis in row.shape
-  )
+  return tuple(_size(config, axis) for axis in row.shape)
 
 
-def in_file(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """The shape in the file of a leaf.
+def tensor_shape(config: Config, row: Row) -> tuple[int, ...]:
+  """Return the shape in the file of the tensor of a row.
 
   Args:
-    row: of the leaf.
-    shape: of the leaf in the tree.
+    config: the model.
+    row: of one of its tensors; where leaves share one, of any of them.
   """
+  shape = leaf_shape(config, row)
+  if row.part:
+    sizes = sum(_size(config, size) for size in row.part.sizes)
+    shape = (*shape[:-1], _size(config, row.part.groups) * sizes)
   return shape[::-1] if row.transpose else shape
+
+
+def leaf_of(config: Config, row: Row, tensor: np.ndarray) -> np.ndarray:
+  """Return the leaf that a tensor of the file holds, in the leaf's axes.
+
+  Args:
+    config: the model.
+    row: of the leaf.
+    tensor: as in the file, of the shape `tensor_shape`.
+
+  Returns:
+    A view of the tensor, of the shape `leaf_shape`; a copy where the leaf is
+    scattered over several groups.
+  """
+  if row.part is not None:
+    shape = leaf_shape(config, row)
+    tensor = _place(config, row, tensor).reshape(
+      shape[::-1] if row.transpose else shape
+    )
+  return tensor.T if row.transpose else tensor
+
+
+def put_leaf(
+  config: Config, row: Row, tensor: np.ndarray, leaf: np.ndarray | float
+) -> None:
+  """Write a leaf to its place in a tensor of the file.
+
+  Args:
+    config: the model.
+    row: of the leaf.
+    tensor: C-contiguous, of the shape `tensor_shape`, changed in place.
+    leaf: of the shape `leaf_shape`; cast to the dtype of the tensor, where what
+      does not fit becomes infinite.
+  """
+  place = _place(config, row, tensor)
+  leaf = leaf.T if row.transpose else leaf
+  shards.copy_into(place, leaf.reshape(place.shape))
 
 
 def file_shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -242,9 +107,9 @@ def file_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     (layer_rows(config), range(config.num_layers)),
   ):
     for row in rows:
-      shape = leaf_shape(config, row)
+      shape = tensor_shape(config, row)
       for index in indices:
-        shapes[row.name.format(index)] = in_file(row, shape)
+        shapes[row.name.format(index)] = shape
   return shapes
 
 
@@ -290,3 +155,24 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _has(config: Config, row: Row) -> bool:
   return row.when is None or getattr(config, row.when[0]) == row.when[1]
+
+
+def _size(config: Config, letters: str) -> int:
+  """The product of the sizes of some letters."""
+  return math.prod(getattr(config, SIZES[letter]) for letter in letters)
+
+
+def _place(config: Config, row: Row, tensor: np.ndarray) -> np.ndarray:
+  """A view of the part of a tensor that a leaf is, in the axes of the file.
+
+  Where leaves share the tensor, its output axis is cut into groups and what is
+  in a group: [groups, size, I], or [..., groups, size] if not transposed.
+  """
+  if row.part is None:
+    return tensor
+  sizes = [_size(config, size) for size in row.part.sizes]
+  begin = sum(sizes[: row.part.index])
+  mine = slice(begin, begin + sizes[row.part.index])
+  if row.transpose:
+    return tensor.reshape(-1, sum(sizes), *tensor.shape[1:])[:, mine]
+  return tensor.reshape(*tensor.shape[:-1], -1, sum(sizes))[..., mine]

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from jaxprune.models import attention, parts, rope
+from jaxprune.models import activations, attention, parts, rope
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.parts import Intermediates
 
@@ -249,7 +249,7 @@ class Attention(parts.Part):
 
 
 class MLP(parts.Part):
-  """The gated MLP: down(silu(gate(y)) * up(y))."""
+  """The gated MLP: down(activation(gate(y)) * up(y))."""
 
   def setup(self):
     config = self.config
@@ -264,7 +264,8 @@ class MLP(parts.Part):
     Args:
       y_BTD: normed residual [B, T, D].
     """
-    h_BTF = nn.silu(self.gate(y_BTD)) * self.up(y_BTD)
+    activation = activations.FUNCTIONS[self.config.activation]
+    h_BTF = activation(self.gate(y_BTD)) * self.up(y_BTD)
     return self.down(h_BTF), {"down_in": h_BTF}
 
 

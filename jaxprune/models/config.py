@@ -42,6 +42,7 @@ class ModelConfig:
     rope: see RopeConfig.
     max_positions: positions the checkpoint was made for.
     tie_embeddings: the head is the embedding table.
+    activation: of the MLP, a key of `activations.FUNCTIONS`.
     qkv_bias: query, key and value have biases.
     output_bias: the attention output has one.
     mlp_bias: gate, up and down have biases.
@@ -68,6 +69,7 @@ class ModelConfig:
   rope: RopeConfig
   max_positions: int
   tie_embeddings: bool
+  activation: str = "silu"
   qkv_bias: bool = False
   output_bias: bool = False
   mlp_bias: bool = False
@@ -131,9 +133,7 @@ def _parse(raw: Fields, generation: Mapping[str, Any]) -> ModelConfig:
     raw.values.clear()  # what the other keys mean depends on the family
     raw.finish()
   raw.of_family(family)
-  activation = raw.take("hidden_act")
-  if activation not in ("silu", "swish"):
-    raw.problem("hidden_act", activation, "only 'silu' is known")
+  activation = raw.take_activation("hidden_act")
   norm_eps = raw.take_positive("rms_norm_eps")
   num_layers = raw.take_int("num_hidden_layers", most=config_fields.MAX_LAYERS)
   max_positions = raw.take_int("max_position_embeddings")
@@ -152,6 +152,7 @@ def _parse(raw: Fields, generation: Mapping[str, Any]) -> ModelConfig:
     rope=read_rope(raw, family, heads["head_dim"], max_positions),
     max_positions=max_positions,
     tie_embeddings=raw.take_bool("tie_word_embeddings"),
+    activation=activation,
     qkv_bias=bias or family == "qwen2",
     output_bias=bias,
     mlp_bias=raw.declares("mlp_bias") and raw.take_bool("mlp_bias"),

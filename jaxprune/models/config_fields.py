@@ -24,6 +24,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from jaxprune.models.activations import STOCK_NAMES
+
 MAX_BYTES = 1 << 22
 MAX_DEPTH = 64
 MAX_LAYERS = 10_000
@@ -263,6 +265,22 @@ class Fields:
       self.problem(field, value, "must be true or false")
       return False
     return value
+
+  def take_activation(self, field: str) -> str | None:
+    """Return the name here of an activation function of stock.
+
+    Args:
+      field: its name; the value is one of `activations.STOCK_NAMES`.
+
+    Returns:
+      A key of `activations.FUNCTIONS`, or None where the function is not
+      known, which is noted.
+    """
+    value = self.take(field)
+    if isinstance(value, str) and value in STOCK_NAMES:
+      return STOCK_NAMES[value]
+    self.problem(field, value, f"known are {', '.join(STOCK_NAMES)}")
+    return None
 
   def take_id(self, field: str) -> int | None:
     """Return a field that must be a token id or null; None where it is not."""

@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from jaxprune.models import parts
+from jaxprune.models import activations, parts
 from jaxprune.models.encoder_config import EncoderConfig
 from jaxprune.models.parts import Gates, Intermediates, Params
 
@@ -53,12 +53,6 @@ POOLINGS = ("mean", "cls")
 
 # The score of padding; finite, so that a row of padding makes no NaN.
 _UNREAD = -1e30
-_ACTIVATIONS = {
-  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-  "gelu_new": jax.nn.gelu,
-  "gelu_pytorch_tanh": jax.nn.gelu,
-  "relu": jax.nn.relu,
-}
 
 
 class Embedding(parts.Part):
@@ -147,7 +141,7 @@ class MLP(parts.Part):
 
   def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, Intermediates]:
     """What the MLP adds to [B, T, D], and `out`: down_in [B, T, F]."""
-    h_BTF = _ACTIVATIONS[self.config.activation](self.up(x_BTD))
+    h_BTF = activations.FUNCTIONS[self.config.activation](self.up(x_BTD))
     return self.down(h_BTF), {"down_in": h_BTF}
 
 

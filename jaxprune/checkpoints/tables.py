@@ -1,0 +1,205 @@
+"""Which tensors does a file of each architecture hold? Data, and nothing else.
+
+One literal table per architecture. A new one is a new table: every row gives
+the tensor's name in the file, the path of the leaf, the leaf's shape, whether
+the file holds it transposed, which part of the tensor it is where several
+leaves share one, and the config field that decides whether the model has it.
+Shapes are of the tree, kernels `[I, O]`; torch linear layers are `[O, I]` in
+the file. `names` reads the tables.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+# The config field behind each letter of a row's shape.
+SIZES = {
+  "D": "embed_dim",
+  "F": "mlp_dim",
+  "H": "head_dim",
+  "K": "num_kv_heads",
+  "N": "num_heads",
+  "S": "max_positions",
+  "V": "vocab_size",
+  "Y": "num_token_types",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Where a leaf lies in a tensor that it shares with others.
+
+  The output axis of the tensor is `groups` times all of `sizes`, one behind the
+  other; the leaf is the part `index` of every group.
+
+  Attributes:
+    sizes: of the parts; letters of `SIZES`, several are multiplied.
+    index: of the leaf's part.
+    groups: how often the parts come again, letters of `SIZES`; "" is once.
+  """
+
+  sizes: tuple[str, ...]
+  index: int
+  groups: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One tensor of a model.
+
+  Attributes:
+    name: in the file; `{}` stands for the index of the layer.
+    path: of the leaf in the tree, joined by "/"; within the layer for rows of
+      a layer.
+    shape: sizes of the leaf's axes; letters are those of `SIZES`, several
+      are multiplied.
+    transpose: whether the file holds the transpose of the leaf.
+    when: (config field, value) under which the model has this tensor.
+    part: which part of the tensor the leaf is; None is all of it.
+  """
+
+  name: str
+  path: str
+  shape: tuple[str, ...]
+  transpose: bool = False
+  when: tuple[str, Any] | None = None
+  part: Part | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+  """The tensors of one architecture.
+
+  Attributes:
+    outer: rows outside the layers.
+    layer: rows of each layer.
+    tied: row of the output head, which a tied model may hold a second copy of,
+      and the row it equals.
+    ignored: ends of names of buffers that older files hold and that the model
+      computes itself.
+    sublayer_outputs: for each sublayer, the path of the projection that writes
+      to the residual stream; a zero there, bias included, is the sublayer
+      dropped: it adds nothing. In a post-norm encoder its norm stays.
+    optional: (config field, tensor): a bool field that config.json does not
+      give and that says whether the file has this tensor.
+  """
+
+  outer: tuple[Row, ...]
+  layer: tuple[Row, ...]
+  tied: tuple[str, str] | None
+  ignored: tuple[str, ...]
+  sublayer_outputs: Mapping[str, str]
+  optional: tuple[str, str] | None = None
+
+
+def _projection(
+  name: str, path: str, inputs: str, outputs: str, bias: Any = None
+) -> tuple[Row, Row]:
+  """The rows of a kernel [inputs, outputs] and of its bias."""
+  return (
+    Row(name + ".weight", path + "/kernel", (inputs, outputs), True),
+    Row(name + ".bias", path + "/bias", (outputs,), when=bias),
+  )
+
+
+_LAYER = "model.layers.{}."
+_ATTENTION = _LAYER + "self_attn."
+_MLP = _LAYER + "mlp."
+_QKV_BIAS = ("qkv_bias", True)
+_OUTPUT_BIAS = ("output_bias", True)
+_MLP_BIAS = ("mlp_bias", True)
+_QK_NORM = ("qk_norm", True)
+
+DECODER = Table(
+  outer=(
+    Row("model.embed_tokens.weight", "embed/table", ("V", "D")),
+    Row("model.norm.weight", "final_norm/scale", ("D",)),
+    Row(
+      "lm_head.weight",
+      "head/kernel",
+      ("D", "V"),
+      True,
+      ("tie_embeddings", False),
+    ),
+  ),
+  layer=(
+    Row(_LAYER + "input_layernorm.weight", "attention_norm/scale", ("D",)),
+    *_projection(
+      _ATTENTION + "q_proj", "attention/query", "D", "NH", _QKV_BIAS
+    ),
+    *_projection(_ATTENTION + "k_proj", "attention/key", "D", "KH", _QKV_BIAS),
+    *_projection(
+      _ATTENTION + "v_proj", "attention/value", "D", "KH", _QKV_BIAS
+    ),
+    *_projection(
+      _ATTENTION + "o_proj", "attention/output", "NH", "D", _OUTPUT_BIAS
+    ),
+    Row(
+      _ATTENTION + "q_norm.weight",
+      "attention/query_norm/scale",
+      ("H",),
+      when=_QK_NORM,
+    ),
+    Row(
+      _ATTENTION + "k_norm.weight",
+      "attention/key_norm/scale",
+      ("H",),
+      when=_QK_NORM,
+    ),
+    Row(_LAYER + "post_attention_layernorm.weight", "mlp_norm/scale", ("D",)),
+    *_projection(_MLP + "gate_proj", "mlp/gate", "D", "F", _MLP_BIAS),
+    *_projection(_MLP + "up_proj", "mlp/up", "D", "F", _MLP_BIAS),
+    *_projection(_MLP + "down_proj", "mlp/down", "F", "D", _MLP_BIAS),
+  ),
+  tied=("lm_head.weight", "model.embed_tokens.weight"),
+  ignored=(
+    ".rotary_emb.inv_freq",
+    ".rotary_emb.cos_cached",
+    ".rotary_emb.sin_cached",
+    ".self_attn.bias",
+    ".self_attn.masked_bias",
+  ),
+  sublayer_outputs={"attention": "attention/output", "mlp": "mlp/down"},
+)
+
+_LAYER = "encoder.layer.{}."
+_ATTENTION = _LAYER + "attention."
+_POOLER = ("pooler", True)
+
+ENCODER = Table(
+  outer=(
+    Row("embeddings.word_embeddings.weight", "embed/table", ("V", "D")),
+    Row("embeddings.position_embeddings.weight", "embed/positions", ("S", "D")),
+    Row(
+      "embeddings.token_type_embeddings.weight", "embed/token_types", ("Y", "D")
+    ),
+    Row("embeddings.LayerNorm.weight", "embed/norm/scale", ("D",)),
+    Row("embeddings.LayerNorm.bias", "embed/norm/bias", ("D",)),
+    Row("pooler.dense.weight", "pooler/kernel", ("D", "D"), True, _POOLER),
+    Row("pooler.dense.bias", "pooler/bias", ("D",), when=_POOLER),
+  ),
+  layer=(
+    *_projection(_ATTENTION + "self.query", "attention/query", "D", "D"),
+    *_projection(_ATTENTION + "self.key", "attention/key", "D", "D"),
+    *_projection(_ATTENTION + "self.value", "attention/value", "D", "D"),
+    *_projection(_ATTENTION + "output.dense", "attention/output", "D", "D"),
+    Row(_ATTENTION + "output.LayerNorm.weight", "attention_norm/scale", ("D",)),
+    Row(_ATTENTION + "output.LayerNorm.bias", "attention_norm/bias", ("D",)),
+    *_projection(_LAYER + "intermediate.dense", "mlp/up", "D", "F"),
+    *_projection(_LAYER + "output.dense", "mlp/down", "F", "D"),
+    Row(_LAYER + "output.LayerNorm.weight", "mlp_norm/scale", ("D",)),
+    Row(_LAYER + "output.LayerNorm.bias", "mlp_norm/bias", ("D",)),
+  ),
+  tied=None,
+  ignored=("embeddings.position_ids", "embeddings.token_type_ids"),
+  sublayer_outputs={"attention": "attention/output", "mlp": "mlp/down"},
+  optional=("pooler", "pooler.dense.weight"),
+)
+
+TABLES = {
+  "llama": DECODER,
+  "mistral": DECODER,
+  "qwen2": DECODER,
+  "qwen3": DECODER,
+  "bert": ENCODER,
+}
