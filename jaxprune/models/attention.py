@@ -1,10 +1,10 @@
 """Which keys does a query read, and what does it get from them?
 
-`plain` is `jax.nn.dot_product_attention` over all keys. The other two are the
-same function in forms that a CPU runs several times faster: `chunked` cuts the
-queries of a sequence into chunks and gives each only the keys before its end, a
-static prefix, one sequence after the other; `single` reads a cache with one
-query, in one pass over the keys as they lie. All follow the rule of `allowed`.
+`plain` takes all keys. The other two are the same function in forms that a CPU
+runs several times faster: `chunked` cuts the queries of a sequence into chunks
+and gives each only the keys before its end, a static prefix, one sequence after
+the other; `single` reads a cache with one query, in one pass over the keys as
+they lie. All follow the rule of `allowed` and weigh keys by `softmax`.
 
 Reference: Vaswani et al., arXiv:1706.03762; grouped queries, arXiv:2305.13245;
 sliding windows, arXiv:2310.06825.
@@ -14,13 +14,13 @@ the softmax is empty and padding makes no NaN.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 # Queries per chunk. 64 rows of scores stay in the cache of a CPU core.
 CHUNK = 64
 
-# The score of a key that is not read; finite, so that no gradient is a NaN.
-_UNREAD = -1e30
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def allowed(
@@ -62,6 +62,26 @@ def allowed(
   return mask_BTS
 
 
+def softmax(scores: jax.Array, mask: jax.Array, *, axis: int = -1) -> jax.Array:
+  """Weights of the keys: the softmax of their scores over those that are read.
+
+  A key that is not read weighs exactly 0, however low the scores of the others
+  are. Scores beyond float32 count as its largest number, so that they make no
+  NaN. A row that reads no key weighs all of them by their scores.
+
+  Args:
+    scores: float32, keys along `axis`.
+    mask: bool, broadcast against `scores`; True where a key is read.
+    axis: of the keys, in both arrays.
+
+  Returns:
+    float32, in the shape of `scores`.
+  """
+  scores = jnp.clip(scores, -_LARGEST, _LARGEST)
+  empty = jnp.logical_not(jnp.any(mask, axis=axis, keepdims=True))
+  return jax.nn.softmax(jnp.where(mask | empty, scores, -jnp.inf), axis=axis)
+
+
 def plain(
   query_BTNH: jax.Array,
   key_BSKH: jax.Array,
@@ -79,9 +99,19 @@ def plain(
   Returns:
     [B, T, N, H] in the dtype of the queries.
   """
-  return jax.nn.dot_product_attention(
-    query_BTNH, key_BSKH, value_BSKH, mask=mask_BTS[:, None]
+  scores_BKGTS = jnp.einsum(
+    "BTKGH,BSKH->BKGTS",
+    rearrange(query_BTNH, "B T (K G) H -> B T K G H", K=key_BSKH.shape[2]),
+    key_BSKH,
+    preferred_element_type=jnp.float32,
   )
+  weights_BKGTS = softmax(
+    scores_BKGTS * query_BTNH.shape[-1] ** -0.5, mask_BTS[:, None, None]
+  )
+  read_BTKGH = jnp.einsum(
+    "BKGTS,BSKH->BTKGH", weights_BKGTS.astype(value_BSKH.dtype), value_BSKH
+  )
+  return rearrange(read_BTKGH, "B T K G H -> B T (K G) H")
 
 
 def chunked(
@@ -136,10 +166,9 @@ def single(
   scores_BSKG = jnp.sum(
     query_BTKGH * key_BSKH[:, :, :, None].astype(jnp.float32), axis=-1
   )
-  scores_BSKG = jnp.where(
-    mask_BTS[:, 0, :, None, None], scores_BSKG * width**-0.5, _UNREAD
+  weights_BSKG = softmax(
+    scores_BSKG * width**-0.5, mask_BTS[:, 0, :, None, None], axis=1
   )
-  weights_BSKG = jax.nn.softmax(scores_BSKG, axis=1)
   read_BKGH = jnp.sum(
     weights_BSKG[..., None] * value_BSKH[:, :, :, None].astype(jnp.float32),
     axis=1,
@@ -168,12 +197,10 @@ def _chunked_row(query_TNH, key_TKH, value_TKH, mask_TS):
       )
       * width**-0.5
     )
-    scores_KGTS = jnp.where(
-      mask_TS[None, None, start:end, :end],
+    weights_KGTS = softmax(
       rearrange(scores_KRS, "K (G T) S -> K G T S", G=groups),
-      _UNREAD,
-    )
-    weights_KGTS = jax.nn.softmax(scores_KGTS, axis=-1).astype(value_KTH.dtype)
+      mask_TS[None, None, start:end, :end],
+    ).astype(value_KTH.dtype)
     read_KRH = jnp.einsum(
       "KRS,KSH->KRH",
       rearrange(weights_KGTS, "K G T S -> K (G T) S"),

@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from jaxprune.models import activations, parts
+from jaxprune.models import activations, attention, parts
 from jaxprune.models.encoder_config import EncoderConfig
 from jaxprune.models.parts import Gates, Intermediates, Params
 
@@ -50,9 +50,6 @@ KERNEL_INPUTS = {
 }
 KERNELS = tuple(KERNEL_INPUTS)
 POOLINGS = ("mean", "cls")
-
-# The score of padding; finite, so that a row of padding makes no NaN.
-_UNREAD = -1e30
 
 
 class Embedding(parts.Part):
@@ -369,7 +366,9 @@ def _attend(query_BTNH, key_BSNH, value_BSNH, valid_BS):
     )
     * query_BTNH.shape[-1] ** -0.5
   )
-  if valid_BS is not None:
-    scores_BNTS = jnp.where(valid_BS[:, None, None], scores_BNTS, _UNREAD)
-  weights_BNTS = jax.nn.softmax(scores_BNTS, axis=-1).astype(value_BSNH.dtype)
-  return jnp.einsum("BNTS,BSNH->BTNH", weights_BNTS, value_BSNH)
+  if valid_BS is None:
+    valid_BS = jnp.ones((1, key_BSNH.shape[1]), bool)
+  weights_BNTS = attention.softmax(scores_BNTS, valid_BS[:, None, None])
+  return jnp.einsum(
+    "BNTS,BSNH->BTNH", weights_BNTS.astype(value_BSNH.dtype), value_BSNH
+  )

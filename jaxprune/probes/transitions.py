@@ -29,6 +29,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 from jaxprune.probes import scan
@@ -48,8 +49,8 @@ HISTORIES = ("dense", "pruned", "none")
 # measurement then stay in its cache.
 _CACHED = 1 << 18
 
-# The score of a key that is not read; finite, so that no gradient is a NaN.
-_UNREAD = -1e30
+# Scores beyond float32 count as its largest number, and make no NaN.
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def attend_to_history(
@@ -92,12 +93,11 @@ def attend_to_history(
       own_key_RKH,
       preferred_element_type=jnp.float32,
     )
-    scores_KGRS = jnp.where(
-      mask_RS[None, None], scores_KGRS * width**-0.5, _UNREAD
-    )
-    scores_KGRS = jnp.concatenate(
-      [scores_KGRS, own_KGR[..., None] * width**-0.5], axis=-1
-    )
+    scores_KGRS = jnp.concatenate([scores_KGRS, own_KGR[..., None]], axis=-1)
+    scores_KGRS = jnp.clip(scores_KGRS * width**-0.5, -_LARGEST, _LARGEST)
+    # No score is so low that a key which is not read could weigh more.
+    read_RS = jnp.pad(mask_RS, ((0, 0), (0, 1)), constant_values=True)
+    scores_KGRS = jnp.where(read_RS[None, None], scores_KGRS, -jnp.inf)
     weights_KGRS = jax.nn.softmax(scores_KGRS, axis=-1).astype(value_SKH.dtype)
     read_RKGH = jnp.einsum("KGRS,SKH->RKGH", weights_KGRS[..., :-1], value_SKH)
     read_RKGH += jnp.einsum(
