@@ -62,6 +62,23 @@ def pytest_collection_modifyitems(items):
       item.add_marker(pytest.mark.slow)
 
 
+# Linux gives a process 65,530; the rest is room for one file of tests.
+_MANY_MAPPINGS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs():
+  """Forget compiled programs before the process runs out of memory mappings.
+
+  XLA maps a few regions for every program. At the limit of the kernel
+  (vm.max_map_count) the next one ends the process without a message.
+  """
+  yield
+  mappings = pathlib.Path("/proc/self/maps")
+  if mappings.exists() and mappings.read_text().count("\n") > _MANY_MAPPINGS:
+    jax.clear_caches()
+
+
 _LOOPBACK = ("127.", "::1", "localhost")
 
 
