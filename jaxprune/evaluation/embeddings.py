@@ -98,7 +98,7 @@ def pool(x_BTD: jax.Array, lengths_B: jax.Array, pooling: str) -> jax.Array:
     float32 [B, D].
   """
   place_T = jnp.arange(x_BTD.shape[1])
-  valid_BT = place_T[None] < lengths_B[:, None]
+  valid_BT = _valid(lengths_B, x_BTD.shape[1])
   if pooling == "last":
     weight_BT = place_T[None] == lengths_B[:, None] - 1
   elif pooling == "mean":
@@ -110,9 +110,20 @@ def pool(x_BTD: jax.Array, lengths_B: jax.Array, pooling: str) -> jax.Array:
   return jnp.einsum("BTD,BT->BD", x_BTD.astype(jnp.float32), weight_BT)
 
 
+def _valid(lengths_B, length):
+  """Which places hold a token, bool [B, T], T = `length`."""
+  return jnp.arange(length)[None] < lengths_B[:, None]
+
+
 @functools.partial(jax.jit, static_argnames=("config", "pooling", "normalise"))
 def _embed(config, pooling, normalise, params, tokens_BT, lengths_B, gates):
-  x_BTD, _ = forward(config, params, tokens_BT, gates=gates)
+  x_BTD, _ = forward(
+    config,
+    params,
+    tokens_BT,
+    valid_BT=_valid(lengths_B, tokens_BT.shape[1]),
+    gates=gates,
+  )
   x_BD = pool(final_norm(config, params, x_BTD), lengths_B, pooling)
   if not normalise:
     return x_BD

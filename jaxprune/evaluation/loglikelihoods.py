@@ -2,7 +2,8 @@
 
 A request is the ids of a context and of a continuation. Contexts stand at the
 left and padding at the right, where no prediction sees it; only the positions
-that predict the continuation are given logits.
+that predict the continuation are given logits. The model reads all tokens of a
+row but its last, and that is the length on which RoPE may depend.
 
 Reference: lm-evaluation-harness 0.4.13, HFLM._loglikelihood_tokens and
 TemplateLM._encode_pair, whose numbers these are.
@@ -169,6 +170,7 @@ def continuation_scores(
   first_B: jax.Array,
   width: int,
   *,
+  valid_BT: jax.Array | None = None,
   gates: Gates | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Score some consecutive tokens of each row. Not jitted.
@@ -180,13 +182,21 @@ def continuation_scores(
     first_B: int [B], index of the first token to score, at least 1.
     width: how many to score; beyond the end of a row, what is returned has no
       meaning.
+    valid_BT: bool [B, T], False for padding. None: every token is real.
     gates: which sublayers stay; None is all.
 
   Returns:
     Log-probabilities float32 [B, width] and whether each is the likeliest
     token, bool [B, width].
   """
-  x_BTD, _ = forward(config, params, tokens_BT[:, :-1], gates=gates)
+  x_BTD, _ = forward(
+    config,
+    params,
+    tokens_BT[:, :-1],
+    # Of each row, the places that have a next token.
+    valid_BT=None if valid_BT is None else valid_BT[:, 1:],
+    gates=gates,
+  )
   batch, length, _ = x_BTD.shape
   at_once = min(width, max(1, _LOGITS // (batch * config.vocab_size)))
   steps = -(-width // at_once)
@@ -213,9 +223,10 @@ def continuation_scores(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "width"))
-def _continuation_scores(config, params, tokens_BT, first_B, width, gates):
+def _continuation_scores(config, params, batch, first_B, width, gates):
+  tokens_BT, valid_BT = batch
   return continuation_scores(
-    config, params, tokens_BT, first_B, width, gates=gates
+    config, params, tokens_BT, first_B, width, valid_BT=valid_BT, gates=gates
   )
 
 
@@ -223,13 +234,16 @@ def _batch(config, params, rows, answers, shape, gates, sharding):
   """Sums and greediness of one batch, padded to its shape."""
   length, width = shape
   tokens_BT = np.zeros((len(rows), length + 1), np.int32)
+  valid_BT = np.zeros(tokens_BT.shape, bool)
   first_B = np.ones(len(rows), np.int32)
   for index, row in enumerate(rows):
     tokens_BT[index, : len(row)] = row
+    valid_BT[index, : len(row)] = True
     first_B[index] = len(row) - answers[index]
+  batch = tokens_BT, valid_BT
   if sharding is not None:
-    tokens_BT = jax.device_put(tokens_BT, sharding)
-  parts = _continuation_scores(config, params, tokens_BT, first_B, width, gates)
+    batch = jax.device_put(batch, sharding)
+  parts = _continuation_scores(config, params, batch, first_B, width, gates)
   nats_BR, likeliest_BR = (
     np.asarray(
       part

@@ -14,6 +14,9 @@ predicted exactly once. A document longer than T is read in pieces of T tokens
 that overlap by one, so a prediction sees at most T tokens and none of another
 document. The mean is over predictions, not over documents.
 
+The model reads all tokens of a window or piece but its last, and that is the
+length on which RoPE may depend; what fills up a batch counts to no length.
+
 Reference: Wanda (arXiv:2306.11695), lib/eval.py. There the mean loss of a
 window, over T - 1 predictions, is multiplied by T and the total divided by
 n * T: both factors cancel, and the value is the one above.
@@ -200,6 +203,7 @@ def token_nll(
   params: Mapping[str, Any],
   tokens_BT: jax.Array,
   *,
+  valid_BT: jax.Array | None = None,
   gates: Gates | None = None,
 ) -> jax.Array:
   """Negative log-likelihood of each token given those before it.
@@ -210,12 +214,20 @@ def token_nll(
     config: the model.
     params: its parameters.
     tokens_BT: int [B, T], T at least 2.
+    valid_BT: bool [B, T], False for padding. None: every token is real.
     gates: which sublayers stay; None is all.
 
   Returns:
     float32 [B, T - 1], nats: entry t is -log p(token t + 1 | tokens 0..t).
   """
-  x_BTD, _ = forward(config, params, tokens_BT[:, :-1], gates=gates)
+  x_BTD, _ = forward(
+    config,
+    params,
+    tokens_BT[:, :-1],
+    # Of each row, the places that have a next token.
+    valid_BT=None if valid_BT is None else valid_BT[:, 1:],
+    gates=gates,
+  )
   x_BTD = final_norm(config, params, x_BTD)
   batch, length, _ = x_BTD.shape
   at_once = min(length, max(1, _LOGITS // (batch * config.vocab_size)))
@@ -241,8 +253,9 @@ def token_nll(
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _token_nll(config, params, tokens_BT, gates):
-  return token_nll(config, params, tokens_BT, gates=gates)
+def _token_nll(config, params, batch, gates):
+  tokens_BT, valid_BT = batch
+  return token_nll(config, params, tokens_BT, valid_BT=valid_BT, gates=gates)
 
 
 def _score(config, params, rows, length, gates, batch_size, sharding):
@@ -251,18 +264,17 @@ def _score(config, params, rows, length, gates, batch_size, sharding):
     raise ValueError(f"batch_size={batch_size}: must be at least 1")
   if sharding is None:
     batch_size = min(batch_size, len(rows))
+  padded = any(len(row) < length for row in rows)
   sums = []
   for pick, count in batching.batches(len(rows), batch_size):
     batch = [rows[index] for index in pick]
     tokens_BT = np.zeros((batch_size, length), np.int32)
+    valid_BT = np.zeros((batch_size, length), bool)
     for index, row in enumerate(batch):
       tokens_BT[index, : len(row)] = row
-    placed_BT = (
-      jnp.asarray(tokens_BT)
-      if sharding is None
-      else jax.device_put(tokens_BT, sharding)
-    )
-    nll_BT = _token_nll(config, params, placed_BT, gates)
+      valid_BT[index, : len(row)] = True
+    placed = jax.device_put((tokens_BT, valid_BT if padded else None), sharding)
+    nll_BT = _token_nll(config, params, placed, gates)
     if not nll_BT.is_fully_addressable:
       nll_BT = multihost_utils.process_allgather(nll_BT, tiled=True)
     nll_BT = np.asarray(nll_BT, np.float64)

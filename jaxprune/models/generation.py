@@ -4,8 +4,9 @@ The cache keeps for every slot, the order of arrival, which position it has and
 whether a token is there. Neither is read off keys or values, so that a layer
 whose attention is dropped, the first one too, changes nothing for the others.
 
-RoPE kinds that depend on the length (see `rope`) see the length of each step:
-keys keep the rotation they were written with, as in the reference.
+RoPE kinds that depend on the length (see `rope`) see the length that each row
+has at each step: keys keep the rotation they were written with, as in the
+reference on that row alone.
 
 Reference: transformers 5, `generate` with a dynamic cache.
 Differs from the reference in: `top_k` and `top_p` keep all entries that tie
@@ -179,6 +180,17 @@ def prefill(
       valid=jnp.pad(valid_BT, row),
       length=jnp.asarray(length, jnp.int32),
     ),
+  )
+
+
+def step_back(cache: Cache) -> Cache:
+  """The cache before its newest slot, so that a step reads that token again.
+
+  The keys before it keep the rotation of a pass that knew the token.
+  """
+  last = cache.length - 1
+  return dataclasses.replace(
+    cache, valid=cache.valid.at[:, last].set(False), length=last
   )
 
 

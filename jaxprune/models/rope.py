@@ -1,20 +1,23 @@
 """At which angles are queries and keys turned? Rotary position embedding.
 
 Frequencies are computed in float64 by numpy and rounded once to float32.
-Two kinds depend on the length of the pass, taken as the largest position in
-the batch plus one:
+Two kinds depend on the length of the row, its largest position in this pass
+plus one:
   dynamic   beyond `max_positions` the base grows with the length;
   longrope  beyond the original context every position takes the long factors.
-A pass is stateless, so both equal a freshly made reference model on that pass.
-With a cache each step is a pass of its own: keys keep the rotation of the step
-that wrote them, as in the reference.
+Padding counts to no length, on either side, so a row of a batch is what a
+freshly made reference model computes of that row alone. With a cache each step
+is a pass of its own: keys keep the rotation of the step that wrote them, as in
+the reference.
 
 Reference: Su et al., arXiv:2104.09864; YaRN, arXiv:2309.00071; LongRoPE,
 arXiv:2402.13753; the RoPE functions of transformers 5.
-Differs from the reference in: `dynamic` there remembers the longest pass it has
-seen; the angles and the rotation are float32 whatever the dtype of the model.
+Differs from the reference in: there the length is that of the longest row of
+the batch, and `dynamic` remembers the longest pass it has seen; the angles and
+the rotation are float32 whatever the dtype of the model.
 """
 
+import functools
 import math
 
 import jax
@@ -29,7 +32,7 @@ def inv_freq(config: ModelConfig, length: int | jax.Array) -> jax.Array:
 
   Args:
     config: the model.
-    length: largest position of the pass plus one; may be traced.
+    length: largest position of the row plus one; may be traced.
 
   Returns:
     float32 [H/2].
@@ -57,6 +60,11 @@ def inv_freq(config: ModelConfig, length: int | jax.Array) -> jax.Array:
   return jnp.asarray(result_H, jnp.float32)
 
 
+def by_length(rope: RopeConfig) -> bool:
+  """Whether a token's angle depends on how long the text after it is."""
+  return rope.kind in ("dynamic", "longrope")
+
+
 def attention_scale(rope: RopeConfig) -> float:
   """Factor on cos and sin; other than 1 for yarn and longrope only."""
   return dict(rope.scaling).get("attention_factor", 1.0)
@@ -69,15 +77,16 @@ def angles(
 
   Args:
     config: the model.
-    positions_BT: int32 [B, T]; B may be 1 for all rows alike.
+    positions_BT: int32 [B, T]; B may be 1 for all rows alike. Those of padding
+      must not exceed those of the row's tokens.
 
   Returns:
     cos, sin: float32 [B, T, H/2], times the attention scale of the RoPE kind.
   """
-  inv_freq_H = inv_freq(config, jnp.max(positions_BT) + 1)
-  angle_BTH = (
-    positions_BT.astype(jnp.float32)[..., None] * inv_freq_H[None, None]
+  inv_freq_BH = jax.vmap(functools.partial(inv_freq, config))(
+    jnp.max(positions_BT, axis=1) + 1
   )
+  angle_BTH = positions_BT.astype(jnp.float32)[..., None] * inv_freq_BH[:, None]
   scale = attention_scale(config.rope)
   return jnp.cos(angle_BTH) * scale, jnp.sin(angle_BTH) * scale
 

@@ -63,18 +63,13 @@ def write(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _write(config, writing, weights, tokens_BT, valid_BT, policy, key):
-  # One column of padding, so that a prompt of one token has a cache too.
-  tokens_BT = jnp.pad(tokens_BT, ((0, 0), (1, 0)))
-  valid_BT = jnp.pad(valid_BT, ((0, 0), (1, 0)))
   capacity = tokens_BT.shape[1] + writing.num_steps
   caches = {
-    name: generation.prefill(
-      config,
-      tree,
-      tokens_BT[:, :-1],
-      capacity=capacity,
-      valid_BT=valid_BT[:, :-1],
-    )[2]
+    name: generation.step_back(
+      generation.prefill(
+        config, tree, tokens_BT, capacity=capacity, valid_BT=valid_BT
+      )[2]
+    )
     for name, tree in weights.items()
     if name == "pruned" or writing.cache == "own"
   }

@@ -226,21 +226,14 @@ def compare_decodings(
     Records by name of the decoding, leaves [R, B] with R = num_steps; h is what
     the LM head reads.
   """
-  # One column of padding, so that a prompt of one token has a cache too.
-  tokens_BT = jnp.pad(tokens_BT, ((0, 0), (1, 0)))
-  valid_BT = jnp.pad(valid_BT, ((0, 0), (1, 0)))
   config = dense.config
   capacity = tokens_BT.shape[1] + sampling.num_steps
 
   def with_cache(params):
     _, _, cache = generation.prefill(
-      config,
-      params,
-      tokens_BT[:, :-1],
-      capacity=capacity,
-      valid_BT=valid_BT[:, :-1],
+      config, params, tokens_BT, capacity=capacity, valid_BT=valid_BT
     )
-    return params, cache
+    return params, generation.step_back(cache)
 
   def decode(params, token_B, cache):
     x_BTD, _, cache = generation.decode_step(

@@ -45,6 +45,7 @@ class Arrays:
 
   Attributes:
     tokens: rows to read, int32 [X, J, T], padded at the right.
+    lengths: tokens of each row, int32 [X, J]; 0 where there is none.
     start: index of the last token of the head, int32 [X].
     row: which row a spelling is read in, int32 [X, C, U].
     ids: spellings, int32 [X, C, U, R].
@@ -54,6 +55,7 @@ class Arrays:
   """
 
   tokens: np.ndarray
+  lengths: np.ndarray
   start: np.ndarray
   row: np.ndarray
   ids: np.ndarray
@@ -178,9 +180,15 @@ def read_items(
   return items
 
 
-def make_arrays(items: Sequence[Item]) -> Arrays:
-  """Pad items to common shapes."""
-  rows = [_rows(item) for item in items]
+def make_arrays(items: Sequence[Item], *, apart: bool = False) -> Arrays:
+  """Pad items to common shapes.
+
+  Args:
+    items: the questions.
+    apart: no text is read as the beginning of another one, for a model whose
+      RoPE depends on the length of a text.
+  """
+  rows = [_rows(item, apart) for item in items]
   first = [
     tuple(dict.fromkeys(ids[0] for option in item.spellings for ids in option))
     for item in items
@@ -196,6 +204,7 @@ def make_arrays(items: Sequence[Item]) -> Arrays:
     len(item.head) + len(row) for item, each in zip(items, rows) for row in each
   )
   tokens = np.zeros((len(items), max(map(len, rows)), length), np.int32)
+  lengths = np.zeros(tokens.shape[:2], np.int32)
   row = np.zeros(shape[:3], np.int32)
   ids, live = np.zeros(shape, np.int32), np.zeros(shape, bool)
   firsts = np.zeros((len(items), max(map(len, first))), np.int32)
@@ -204,13 +213,14 @@ def make_arrays(items: Sequence[Item]) -> Arrays:
     for k, tail in enumerate(rows[n]):
       whole = item.head + tail
       tokens[n, k, : len(whole)] = whole
+      lengths[n, k] = len(whole)
     for c, option in enumerate(item.spellings):
       for s, way in enumerate(option):
         ids[n, c, s, : len(way)], live[n, c, s, : len(way)] = way, True
         row[n, c, s] = next(
           k
           for k, tail in enumerate(rows[n])
-          if tail[: len(way) - 1] == way[:-1]
+          if (tail if apart else tail[: len(way) - 1]) == way[:-1]
         )
     # Unused places repeat the last token; nothing reads them.
     firsts[n] = first[n][-1]
@@ -218,6 +228,7 @@ def make_arrays(items: Sequence[Item]) -> Arrays:
     first_live[n, : len(first[n])] = True
   return Arrays(
     tokens=tokens,
+    lengths=lengths,
     row=row,
     ids=ids,
     live=live,
@@ -304,12 +315,15 @@ def _checked(head, spellings, answer, place) -> Item:
   )
 
 
-def _rows(item) -> list[Ids]:
-  """The fewest texts after the head in which every spelling can be read."""
-  tails = sorted(
-    {ids[:-1] for option in item.spellings for ids in option},
-    key=lambda ids: (-len(ids), ids),
-  )
+def _rows(item, apart) -> list[Ids]:
+  """The fewest texts after the head in which every spelling can be read.
+
+  With `apart`, every text that is read, the head alone first.
+  """
+  tails = {ids[:-1] for option in item.spellings for ids in option}
+  if apart:
+    return sorted(tails | {()}, key=lambda ids: (len(ids), ids))
+  tails = sorted(tails, key=lambda ids: (-len(ids), ids))
   kept: list[Ids] = []
   for tail in tails:
     if not any(other[: len(tail)] == tail for other in kept):

@@ -17,7 +17,7 @@ from einops import rearrange
 
 from jaxprune import report
 from jaxprune.calibration import batching
-from jaxprune.models import final_norm, forward, unembed
+from jaxprune.models import final_norm, forward, rope, unembed
 from jaxprune.probes import log_ratio, options, position, subspace
 from jaxprune.probes.decoder import sequences
 from jaxprune.studies.subspace.items import Item, make_arrays
@@ -78,7 +78,7 @@ def compare_items(
     ValueError: the models cannot be compared.
   """
   sequences.check_same_shape(dense.config, pruned.config)
-  arrays = make_arrays(items)
+  arrays = make_arrays(items, apart=rope.by_length(dense.config.rope))
   keys = jax.random.split(jax.random.key(settings.seed), len(items))
   for index, (pick_B, count) in enumerate(
     batching.batches(len(items), settings.batch)
@@ -147,8 +147,12 @@ def _states(model, batch):
   """What the LM head reads, from the end of the head on, [B, J, R, D]."""
   tokens_BJT = batch["tokens"]
   rows, length = tokens_BJT.shape[1:]
+  valid_BJT = jnp.arange(length)[None, None] < batch["lengths"][..., None]
   x, _ = forward(
-    model.config, model.params, rearrange(tokens_BJT, "B J T -> (B J) T")
+    model.config,
+    model.params,
+    rearrange(tokens_BJT, "B J T -> (B J) T"),
+    valid_BT=rearrange(valid_BJT, "B J T -> (B J) T"),
   )
   x_BJTD = rearrange(x, "(B J) T D -> B J T D", J=rows)
   steps_R = jnp.arange(batch["ids"].shape[-1])
