@@ -18,7 +18,17 @@ import sys
 
 import transformers
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "bert")
+FAMILIES = (
+  "llama",
+  "mistral",
+  "qwen2",
+  "qwen3",
+  "gpt2",
+  "gpt_neox",
+  "opt",
+  "qwen3_moe",
+  "bert",
+)
 # The code besides that of the family through which the logits go.
 SHARED = (
   "cache_utils",
@@ -38,7 +48,8 @@ def make():
     methods and class attributes that a key of config.json would overwrite,
     'families': {family: {'theta': the default RoPE base, 'fields': {name:
     [type, default]}, 'reads': names that are not declared but that stock code
-    reads off a configuration}}}. The type is '' for the fields of the base
+    reads off a configuration, 'synonyms': {undeclared name: the field it
+    sets}}}}. The type is '' for the fields of the base
     class, which are not checked when a configuration is made.
   """
   base = transformers.PretrainedConfig
@@ -59,13 +70,21 @@ def make():
       ]
       for field in dataclasses.fields(cls)
     }
+    # Where the stored name is the undeclared one, it is the synonym.
+    synonyms = dict(
+      sorted(
+        (pair if pair[1] in fields else pair[::-1])
+        for pair in cls.attribute_map.items()
+      )
+    )
     reads = set()
     for module in (*SHARED, f"models.{family}.modeling_{family}"):
       reads |= names_read(importlib.import_module(f"transformers.{module}"))
     families[family] = {
       "theta": cls.default_theta,
       "fields": fields,
-      "reads": sorted(reads - set(fields) - attributes),
+      "reads": sorted(reads - set(fields) - attributes - set(synonyms)),
+      "synonyms": synonyms,
     }
   generation = transformers.GenerationConfig._get_default_generation_params()
   return {

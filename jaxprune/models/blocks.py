@@ -78,13 +78,23 @@ def make_context(
     Positions count the valid tokens, so left padding does not shift them.
   """
   slots_T = jnp.arange(length, dtype=jnp.int32)
-  if valid_BT is None:
-    positions_BT = slots_T[None]
-  else:
-    positions_BT = jnp.maximum(
-      jnp.cumsum(valid_BT.astype(jnp.int32), axis=1) - 1, 0
-    )
+  positions_BT = positions_of(length, valid_BT)
   return context_at(config, positions_BT, slots_T, positions_BT, valid_BT)
+
+
+def positions_of(length: int, valid_BT: jax.Array | None = None) -> jax.Array:
+  """Positions of tokens, which count the valid ones.
+
+  Args:
+    length: T.
+    valid_BT: bool [B, T], False for padding. None: every token is real.
+
+  Returns:
+    int32 [B, T], or [1, T] where every token is real; 0 before the first.
+  """
+  if valid_BT is None:
+    return jnp.arange(length, dtype=jnp.int32)[None]
+  return jnp.maximum(jnp.cumsum(valid_BT.astype(jnp.int32), axis=1) - 1, 0)
 
 
 def context_at(
@@ -114,30 +124,38 @@ def context_at(
   )
 
 
-class Embedding(nn.Module):
-  """The table of tokens, and the head of a model that has no other.
+class Embedding(parts.Part):
+  """The table of tokens, which is the head of a model that has no other.
 
-  Attributes:
-    vocab_size: V.
-    features: D.
-    dtype: of new parameters.
+  Where positions are learned, a table of them is added to it.
   """
 
-  vocab_size: int
-  features: int
-  dtype: Any = jnp.float32
-
   def setup(self):
-    self.table = self.param(
-      "table",
-      parts.initial_kernel,
-      (self.vocab_size, self.features),
-      self.dtype,
-    )
+    config = self.config
+    self.table = self._table("table", config.vocab_size)
+    if config.num_position_rows:
+      self.positions = self._table("positions", config.num_position_rows)
 
-  def __call__(self, tokens_BT: jax.Array) -> jax.Array:
-    """Look tokens up: int [B, T] to [B, T, D] in the dtype of the table."""
-    return self.table[tokens_BT]
+  def _table(self, name, rows):
+    shape = rows, self.config.embed_dim
+    return self.param(name, parts.initial_kernel, shape, self.dtype)
+
+  def __call__(
+    self, tokens_BT: jax.Array, positions_BT: jax.Array
+  ) -> jax.Array:
+    """Look tokens and positions up.
+
+    Args:
+      tokens_BT: int [B, T].
+      positions_BT: int [B or 1, T], read where positions are learned.
+
+    Returns:
+      [B, T, D] in the dtype of the table.
+    """
+    x_BTD = self.table[tokens_BT]
+    if self.config.num_position_rows:
+      x_BTD += self.positions[positions_BT + self.config.position_offset]
+    return x_BTD
 
   def attend(self, x_BTD: jax.Array) -> jax.Array:
     """Products with every row of the table: [..., D] to float32 [..., V]."""
@@ -249,14 +267,17 @@ class Attention(parts.Part):
 
 
 class MLP(parts.Part):
-  """The gated MLP: down(activation(gate(y)) * up(y))."""
+  """The MLP: down(activation(gate(y)) * up(y)), or down(activation(up(y)))."""
 
   def setup(self):
     config = self.config
-    self.gate, self.up, self.down = (
-      parts.Projection(features, config.mlp_bias, self.dtype)
-      for features in (config.mlp_dim, config.mlp_dim, config.embed_dim)
-    )
+
+    def project(features):
+      return parts.Projection(features, config.mlp_bias, self.dtype)
+
+    if config.gated_mlp:
+      self.gate = project(config.mlp_dim)
+    self.up, self.down = project(config.mlp_dim), project(config.embed_dim)
 
   def __call__(self, y_BTD: jax.Array) -> tuple[jax.Array, Intermediates]:
     """What the MLP adds, [B, T, D], and `out`: down_in [B, T, F].
@@ -265,17 +286,24 @@ class MLP(parts.Part):
       y_BTD: normed residual [B, T, D].
     """
     activation = activations.FUNCTIONS[self.config.activation]
-    h_BTF = activation(self.gate(y_BTD)) * self.up(y_BTD)
+    if self.config.gated_mlp:
+      h_BTF = activation(self.gate(y_BTD)) * self.up(y_BTD)
+    else:
+      h_BTF = activation(self.up(y_BTD))
     return self.down(h_BTF), {"down_in": h_BTF}
 
 
 class Block(parts.Part):
-  """One layer: attention and MLP, each added to the residual."""
+  """One layer: attention and MLP, each added to the residual.
+
+  The MLP reads the residual that attention was added to, or, with
+  `parallel_residual`, the one that attention read.
+  """
 
   def setup(self):
-    self.attention_norm = rms_norm(self.config, self.dtype)
+    self.attention_norm = norm(self.config, self.dtype)
     self.attention = Attention(self.config, self.dtype)
-    self.mlp_norm = rms_norm(self.config, self.dtype)
+    self.mlp_norm = norm(self.config, self.dtype)
     self.mlp = MLP(self.config, self.dtype)
 
   def __call__(
@@ -306,15 +334,21 @@ class Block(parts.Part):
       residual_mid [B, T, D], mlp_in [B, T, D] (input of gate, up), down_in
       [B, T, F], residual_out [B, T, D], key and value [B, T, K, H] as a cache
       holds them. With a cache also `cache`, the pair as it is now.
+      residual_mid less residual_in is what attention adds, and residual_out
+      less residual_mid what the MLP adds, with `parallel_residual` too, where
+      the MLP reads residual_in.
     """
     out = {"residual_in": x_BTD}
+    read_BTD = x_BTD
     out["attention_in"] = self.attention_norm(x_BTD)
     added_BTD, inner = self.attention(
       out["attention_in"], context, sliding=sliding, cache=cache
     )
     x_BTD = out["residual_mid"] = x_BTD + parts.gated(added_BTD, attention_gate)
     out |= inner
-    out["mlp_in"] = self.mlp_norm(x_BTD)
+    if not self.config.parallel_residual:
+      read_BTD = x_BTD
+    out["mlp_in"] = self.mlp_norm(read_BTD)
     added_BTD, inner = self.mlp(out["mlp_in"])
     x_BTD = out["residual_out"] = x_BTD + parts.gated(added_BTD, mlp_gate)
     return x_BTD, out | inner
@@ -329,13 +363,35 @@ class Block(parts.Part):
     """What attention adds, [B, T, D], of what its heads read, [B, T, N, H]."""
     return self.attention.output(rearrange(read_BTNH, "B T N H -> B T (N H)"))
 
-  def mlp_output(self, x_BTD: jax.Array) -> jax.Array:
-    """What the MLP adds to a residual [B, T, D]."""
-    return self.mlp(self.mlp_norm(x_BTD))[0]
+  def mlp_output(self, x_BTD: jax.Array, mid_BTD: jax.Array) -> jax.Array:
+    """What the MLP adds, [B, T, D].
+
+    Args:
+      x_BTD: residual before the layer, [B, T, D].
+      mid_BTD: residual that attention was added to, [B, T, D].
+    """
+    read_BTD = x_BTD if self.config.parallel_residual else mid_BTD
+    return self.mlp(self.mlp_norm(read_BTD))[0]
+
+
+def norm(
+  config: ModelConfig, dtype: Any = jnp.float32
+) -> nn.RMSNorm | nn.LayerNorm:
+  """The norm of the residual, over the last axis, computed in float32.
+
+  Args:
+    config: the model.
+    dtype: of new parameters.
+  """
+  if config.norm == "rms":
+    return rms_norm(config, dtype)
+  return nn.LayerNorm(
+    config.norm_eps, param_dtype=dtype, use_fast_variance=False
+  )
 
 
 def rms_norm(config: ModelConfig, dtype: Any = jnp.float32) -> nn.RMSNorm:
-  """The norm of this model, over the last axis, computed in float32.
+  """The RMSNorm of this model, over the last axis, computed in float32.
 
   Args:
     config: the model.

@@ -1,8 +1,9 @@
 """Which decoder is this? Reads a Hugging Face config.json into a frozen value.
 
-One `ModelConfig` serves llama, mistral, qwen2 and qwen3. The JSON is read as
-transformers 5 reads it. `rope_config` reads the keys about RoPE, and
-`config_fields` decides what happens to the keys that nothing reads.
+One `ModelConfig` serves every family: what they differ in are its fields. The
+JSON is read as transformers 5 reads it. `families` says which names a family
+uses, `rope_config` reads the keys about RoPE, and `config_fields` decides what
+happens to the keys that nothing reads.
 
 Reference: the configuration classes of transformers 5.
 Differs from the reference in: numbers that contradict each other, or that no
@@ -20,32 +21,38 @@ from typing import Any
 
 from jaxprune.models import config_fields
 from jaxprune.models.config_fields import Fields
+from jaxprune.models.families import FAMILIES, Decision, Family
 from jaxprune.models.rope_config import RopeConfig, read_rope
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-  """One llama-like decoder. Hashable: the static argument of every driver.
+  """One decoder. Hashable: the static argument of every driver.
 
   Attributes:
-    family: 'llama', 'mistral', 'qwen2' or 'qwen3'.
+    family: a name in `families.FAMILIES`.
     num_layers: L.
     embed_dim: D.
     mlp_dim: F.
     num_heads: N, query heads.
     num_kv_heads: K, key and value heads; divides N.
-    head_dim: H, even.
+    head_dim: H.
     vocab_size: V.
-    norm_eps: added to the mean square inside every norm.
-    rope: see RopeConfig.
+    norm_eps: added to the mean square, or the variance, inside every norm.
+    rope: see RopeConfig; None where positions are a learned table.
     max_positions: positions the checkpoint was made for.
     tie_embeddings: the head is the embedding table.
     activation: of the MLP, a key of `activations.FUNCTIONS`.
     qkv_bias: query, key and value have biases.
     output_bias: the attention output has one.
     mlp_bias: gate, up and down have biases.
+    norm: 'rms' for RMSNorm, 'layer' for LayerNorm with a bias.
+    gated_mlp: the MLP is down(activation(gate(y)) * up(y)), not
+      down(activation(up(y))).
+    parallel_residual: attention and MLP read the same residual, so that the MLP
+      does not read what attention adds.
+    position_offset: the row of position 0 in the learned table of positions;
+      not read with RoPE.
     qk_norm: queries and keys are normed per head before RoPE.
     sliding_window: keys a query of a sliding layer reads, itself included;
       None when no layer slides.
@@ -66,13 +73,17 @@ class ModelConfig:
   head_dim: int
   vocab_size: int
   norm_eps: float
-  rope: RopeConfig
+  rope: RopeConfig | None
   max_positions: int
   tie_embeddings: bool
   activation: str = "silu"
   qkv_bias: bool = False
   output_bias: bool = False
   mlp_bias: bool = False
+  norm: str = "rms"
+  gated_mlp: bool = True
+  parallel_residual: bool = False
+  position_offset: int = 0
   qk_norm: bool = False
   sliding_window: int | None = None
   sliding_layers: tuple[bool, ...]
@@ -82,6 +93,11 @@ class ModelConfig:
   ignored: tuple[str, ...] = dataclasses.field(
     default=(), compare=False, repr=False
   )
+
+  @property
+  def num_position_rows(self) -> int:
+    """Rows of the learned table of positions; 0 with RoPE."""
+    return 0 if self.rope else self.max_positions + self.position_offset
 
   @classmethod
   def from_hf(
@@ -115,16 +131,6 @@ class ModelConfig:
     )
 
 
-# Keys of some families that ask the others for another arithmetic.
-_NO_BIAS = ((False, None), "this family has no such biases")
-_REFUSED = {
-  "llama": {},
-  "mistral": {"attention_bias": _NO_BIAS, "mlp_bias": _NO_BIAS},
-  "qwen2": {"mlp_bias": _NO_BIAS},
-  "qwen3": {"mlp_bias": _NO_BIAS},
-}
-
-
 def _parse(raw: Fields, generation: Mapping[str, Any]) -> ModelConfig:
   """Turn the fields of one configuration into a ModelConfig."""
   family = raw.take("model_type")
@@ -133,112 +139,144 @@ def _parse(raw: Fields, generation: Mapping[str, Any]) -> ModelConfig:
     raw.values.clear()  # what the other keys mean depends on the family
     raw.finish()
   raw.of_family(family)
-  activation = raw.take_activation("hidden_act")
-  norm_eps = raw.take_positive("rms_norm_eps")
+  row = FAMILIES[family]
+  activation = raw.take_activation(row.activation)
+  norm_eps = row.norm_eps
+  if isinstance(norm_eps, str):
+    norm_eps = raw.take_positive(norm_eps)
   num_layers = raw.take_int("num_hidden_layers", most=config_fields.MAX_LAYERS)
   max_positions = raw.take_int("max_position_embeddings")
   vocab_size = raw.take_int("vocab_size")
-  heads = _heads(raw, family)
-  # Qwen2 has biases on query, key and value whatever its JSON says.
-  bias = family != "qwen2" and _bias(raw)
-  window, sliding = _sliding(raw, family, num_layers, max_positions)
+  heads = _heads(raw, row)
+  window, sliding = _sliding(raw, row, num_layers, max_positions)
+  rope = None
+  if row.position_offset is None:
+    rope = read_rope(raw, row, heads["head_dim"], max_positions)
   fields = dict(
     heads,
+    **_decisions(raw, row),
     family=family,
     num_layers=num_layers,
-    mlp_dim=raw.take_int("intermediate_size"),
+    mlp_dim=_mlp_dim(raw, row, heads["embed_dim"]),
     vocab_size=vocab_size,
     norm_eps=norm_eps,
-    rope=read_rope(raw, family, heads["head_dim"], max_positions),
+    rope=rope,
     max_positions=max_positions,
     tie_embeddings=raw.take_bool("tie_word_embeddings"),
     activation=activation,
-    qkv_bias=bias or family == "qwen2",
-    output_bias=bias,
-    mlp_bias=raw.declares("mlp_bias") and raw.take_bool("mlp_bias"),
-    qk_norm=family == "qwen3",
+    norm=row.norm,
+    gated_mlp=row.gated_mlp,
+    position_offset=row.position_offset or 0,
+    qk_norm=row.qk_norm,
     sliding_window=window,
     sliding_layers=sliding,
     bos_id=raw.take_id("bos_token_id"),
     eos_ids=_eos(raw, generation),
     pad_id=_pad(raw, generation, vocab_size),
   )
-  raw.finish(_REFUSED[family])
+  raw.finish(row.refused)
   return ModelConfig(**fields, ignored=tuple(raw.ignored))
 
 
-def _bias(raw: Fields) -> bool:
-  """Whether the attention has biases, where the JSON decides."""
-  if not raw.declares("attention_bias"):
-    return False
-  # transformers 4 writes null for "no".
-  if raw.peek("attention_bias") is None:
-    raw.take("attention_bias")
-    return False
-  return raw.take_bool("attention_bias")
+def _decisions(raw: Fields, row: Family) -> dict[str, bool]:
+  """What a field of bool decides, or the family."""
+  names = ("qkv_bias", "output_bias", "mlp_bias", "parallel_residual")
+  decided: dict[Decision, bool] = {True: True, False: False}
+  for field in {getattr(row, name) for name in names} - {True, False}:
+    # transformers 4 writes null for "no".
+    if raw.peek(field) is None:
+      raw.take(field)
+      decided[field] = False
+    else:
+      decided[field] = raw.take_bool(field)
+  return {name: decided[getattr(row, name)] for name in names}
 
 
-def _heads(raw: Fields, family: str) -> dict[str, int | None]:
+def _mlp_dim(raw: Fields, row: Family, embed_dim: int | None) -> int | None:
+  """F."""
+  if raw.peek(row.mlp_dim) is None and raw.may_be_null(row.mlp_dim):
+    raw.take(row.mlp_dim)
+    return embed_dim and 4 * embed_dim
+  return raw.take_int(row.mlp_dim)
+
+
+def _heads(raw: Fields, row: Family) -> dict[str, int | None]:
   """Widths that must fit one another; None where one is wrong."""
   embed_dim = raw.take_int("hidden_size")
-  num_heads = raw.take_int("num_attention_heads")
-  if raw.peek("num_key_value_heads") is None:
-    raw.take("num_key_value_heads")
-    num_kv_heads = num_heads
-  else:
-    num_kv_heads = raw.take_int("num_key_value_heads")
+  num_heads = num_kv_heads = raw.take_int("num_attention_heads")
+  if raw.declares("num_key_value_heads"):
+    if raw.peek("num_key_value_heads") is None:
+      raw.take("num_key_value_heads")
+    else:
+      num_kv_heads = raw.take_int("num_key_value_heads")
   if num_heads and num_kv_heads and num_heads % num_kv_heads:
     raw.problem(
       "num_key_value_heads",
       num_kv_heads,
       f"must divide num_attention_heads={num_heads}",
     )
-  if family == "llama" and embed_dim and num_heads and embed_dim % num_heads:
+  if row.whole_heads and embed_dim and num_heads and embed_dim % num_heads:
     raw.problem(
       "hidden_size",
       embed_dim,
       f"must be a multiple of num_attention_heads={num_heads}",
     )
-  head_dim = None
-  # Only Qwen3 has a default head width that is not the quotient.
-  if raw.peek("head_dim") is not None or family == "qwen3":
-    head_dim = raw.take_int("head_dim")
-    field, value = "head_dim", head_dim
-  elif embed_dim and num_heads:
-    raw.take("head_dim")
-    head_dim = embed_dim // num_heads
-    field, value = "hidden_size", embed_dim
-    if not head_dim:
-      raw.problem(field, value, "leaves heads without width")
-  if head_dim and head_dim % 2:
-    raw.problem(
-      field, value, f"RoPE needs an even width of heads, not {head_dim}"
-    )
   return dict(
     embed_dim=embed_dim,
     num_heads=num_heads,
     num_kv_heads=num_kv_heads,
-    head_dim=head_dim,
+    head_dim=_head_dim(raw, row, embed_dim, num_heads),
   )
 
 
+def _head_dim(
+  raw: Fields, row: Family, embed_dim: int | None, num_heads: int | None
+) -> int | None:
+  """H; None where it is wrong."""
+  quotient = embed_dim // num_heads if embed_dim and num_heads else None
+  given = raw.peek("head_dim")
+  if row.head_dim == "quotient":
+    raw.take("head_dim")
+    if given is not None and given != quotient:
+      raw.problem("head_dim", given, f"is always {quotient} in this family")
+    head_dim, field, value = quotient, "hidden_size", embed_dim
+  elif given is not None or row.head_dim == "own":
+    head_dim = raw.take_int("head_dim")
+    field, value = "head_dim", head_dim
+  else:
+    raw.take("head_dim")
+    head_dim, field, value = quotient, "hidden_size", embed_dim
+  if quotient == 0 and field == "hidden_size":
+    raw.problem(field, value, "leaves heads without width")
+  if (
+    head_dim
+    and head_dim % 2
+    and row.position_offset is None
+    and row.rotary_part is None
+  ):
+    raw.problem(
+      field, value, f"RoPE needs an even width of heads, not {head_dim}"
+    )
+  return head_dim
+
+
 def _sliding(
-  raw: Fields, family: str, num_layers: int | None, max_positions: int | None
+  raw: Fields, row: Family, num_layers: int | None, max_positions: int | None
 ) -> tuple[int | None, tuple[bool, ...]]:
   """Window and the layers that use it."""
-  window, first = None, 0
-  active = family != "llama"
-  if family.startswith("qwen"):
+  window, first, active = None, 0, row.sliding
+  if raw.declares("max_window_layers"):
     first = raw.take_int("max_window_layers", least=0)
+  if raw.declares("use_sliding_window"):
     active = raw.take_bool("use_sliding_window")
-  if family != "llama" and raw.peek("sliding_window") is not None:
+  if row.sliding and raw.peek("sliding_window") is not None:
     # A window of 0 is allowed where no layer reads it.
     window = raw.take_int("sliding_window", least=0)
     window = window if active else None
-  elif family != "llama":
+  elif row.sliding:
     raw.take("sliding_window")
   else:
-    _llama_window(raw, max_positions)
+    _no_window(raw, max_positions)
   kinds = raw.take("layer_types")
   if num_layers is None or first is None:
     return None, ()
@@ -247,7 +285,7 @@ def _sliding(
   )
   sliding = default
   if kinds is not None:
-    sliding = _layer_types(raw, family, kinds, default)
+    sliding = _layer_types(raw, kinds, default)
   if any(sliding) and window is None:
     raw.problem(
       "layer_types", kinds, "sliding layers need an active sliding_window"
@@ -257,10 +295,10 @@ def _sliding(
   return (window if any(sliding) else None), sliding
 
 
-def _llama_window(raw: Fields, max_positions: int | None) -> None:
+def _no_window(raw: Fields, max_positions: int | None) -> None:
   """Refuse a window in a family that has none.
 
-  The masks of stock Llama do not know it, but its cache forgets the keys
+  The masks of stock code do not know it, but its cache forgets the keys
   beyond, so that only a window as long as the context changes nothing.
   """
   window = raw.take("sliding_window")
@@ -269,11 +307,13 @@ def _llama_window(raw: Fields, max_positions: int | None) -> None:
   if isinstance(window, int) and max_positions and window >= max_positions:
     raw.ignored.append("sliding_window")
   else:
-    raw.problem("sliding_window", window, "Llama has no sliding layers")
+    raw.problem(
+      "sliding_window", window, "this family has no sliding layers"
+    )
 
 
 def _layer_types(
-  raw: Fields, family: str, kinds: Any, default: tuple[bool, ...]
+  raw: Fields, kinds: Any, default: tuple[bool, ...]
 ) -> tuple[bool, ...]:
   """Which layers slide by `layer_types`."""
   # The last of these keys is the older name of the first.
@@ -290,11 +330,11 @@ def _layer_types(
     )
     return default
   sliding = tuple(kind == known[1] for kind in kinds)
-  if not family.startswith("qwen") and sliding != default:
+  if not raw.declares("layer_types") and sliding != default:
     raw.problem(
       "layer_types",
       kinds,
-      f"{family} has one kind of attention, set by sliding_window",
+      "this family has one kind of attention, set by sliding_window",
     )
     return default
   return sliding

@@ -35,10 +35,14 @@ MAX_INT = (1 << 31) - 1
 # Declared, and without effect on hidden states and logits in inference.
 _INERT = frozenset(
   """
-  architectures attention_dropout attention_probs_dropout_prob
-  chunk_size_feed_forward classifier_dropout dtype hidden_dropout_prob id2label
-  initializer_range label2id output_hidden_states pretraining_tp problem_type
-  return_dict transformers_version use_cache
+  architectures attention_dropout attention_probs_dropout_prob attn_pdrop
+  chunk_size_feed_forward classifier_dropout dropout dtype embd_pdrop
+  hidden_dropout hidden_dropout_prob id2label init_std initializer_range
+  is_decoder label2id layerdrop output_hidden_states output_router_logits
+  pretraining_tp problem_type reorder_and_upcast_attn resid_pdrop return_dict
+  router_aux_loss_coef summary_activation summary_first_dropout
+  summary_proj_to_labels summary_type summary_use_proj transformers_version
+  use_cache
 """.split()
 )
 
@@ -178,6 +182,7 @@ class Fields:
 
   Attributes:
     name: of the file, for messages.
+    family: whose stock class is asked, once it is known.
     values: what nobody has taken yet.
     problems: one text per field that is wrong.
     ignored: names of the keys that have no effect, known after `finish`.
@@ -197,15 +202,33 @@ class Fields:
     }
     self.problems: list[str] = []
     self.ignored: list[str] = []
+    self.family: str | None = None
     self._declared: dict[str, list] = {}
+    self._synonyms: dict[str, str] = {}
 
   def of_family(self, family: str) -> None:
-    """Take types and defaults from the stock class of `family` from now on."""
+    """Take types and defaults from the stock class of `family` from now on.
+
+    A field may have a second name; where both are there, stock sets the
+    declared one first.
+    """
+    self.family = family
     self._declared = _stock()["families"][family]["fields"]
+    self._synonyms = _stock()["families"][family]["synonyms"]
+    for synonym, field in self._synonyms.items():
+      if synonym in self.values:
+        value = self.values.pop(synonym)
+        if self.values.get(field, value) != value:
+          self.ignored.append(field)
+        self.values[field] = value
 
   def declares(self, field: str) -> bool:
     """Return whether the stock class of the family has this field."""
     return field in self._declared
+
+  def may_be_null(self, field: str) -> bool:
+    """Return whether the stock class allows null in this field."""
+    return "None" in self._declared.get(field, ("", None))[0].split(" | ")
 
   def problem(self, field: str, value: Any, why: str) -> None:
     """Note that `field` cannot be read.
@@ -215,17 +238,19 @@ class Fields:
       value: what it holds; the note shows the beginning.
       why: what would be right.
     """
+    field = self._synonyms.get(field, field)
     self.problems.append(f"{label(field)}={_text(value)}: {why}")
 
   def peek(self, field: str) -> Any:
     """Return the value of a field, or stock's default where it is absent."""
+    field = self._synonyms.get(field, field)
     default = self._declared.get(field, (None, None))[1]
     return self.values.get(field, default)
 
   def take(self, field: str) -> Any:
     """Return what `peek` returns, and mark the field as read."""
     value = self.peek(field)
-    self.values.pop(field, None)
+    self.values.pop(self._synonyms.get(field, field), None)
     return value
 
   def take_int(

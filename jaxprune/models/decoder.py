@@ -25,12 +25,15 @@ The functions below the modules (`forward`, `block`, `embed`, ...) are the same
 modules applied to parameters, for code that does not need to know Flax.
 
 Parameters are a nested dict, kernels [I, O]:
-  embed/table [V, D]; final_norm/scale [D]; head/kernel [D, V] unless tied;
+  embed/table [V, D], and /positions [rows, D] where they are learned;
+  final_norm/scale [D]; head/kernel [D, V] unless tied;
   layers/attention_norm/scale [L, D]; layers/mlp_norm/scale [L, D];
   layers/attention/{query [L, D, N*H], key, value [L, D, K*H],
     output [L, N*H, D]}/kernel, and /bias [L, O] where the family has one;
   layers/attention/{query_norm, key_norm}/scale [L, H] with qk_norm;
-  layers/mlp/{gate, up [L, D, F], down [L, F, D]}/kernel, and /bias.
+  layers/mlp/{gate, up [L, D, F], down [L, F, D]}/kernel, and /bias; no gate
+    where the MLP is not gated.
+Beside the scale of a LayerNorm stands its bias.
 A `layer` is the tree under layers/ without the leading L. In place of the stack
 there may be a tuple of L layers, see `over_layers`. Beside a kernel may stand a
 change of it, see `parts.Projection`.
@@ -64,11 +67,9 @@ class Decoder(parts.Part):
 
   def setup(self):
     config = self.config
-    self.embed = blocks.Embedding(
-      config.vocab_size, config.embed_dim, self.dtype
-    )
+    self.embed = blocks.Embedding(config, self.dtype)
     self.layers = Block(config, self.dtype)
-    self.final_norm = blocks.rms_norm(config, self.dtype)
+    self.final_norm = blocks.norm(config, self.dtype)
     if not config.tie_embeddings:
       self.head = nn.Dense(
         config.vocab_size,
@@ -121,7 +122,8 @@ class Decoder(parts.Part):
       )
       return again(block, x_BTD)
 
-    x_BTD, out = self.over_layers(self.embed(tokens_BT), body, gates)
+    x_BTD = self.embed(tokens_BT, context.positions)
+    x_BTD, out = self.over_layers(x_BTD, body, gates)
     if isinstance(self.get_variable("params", "layers"), tuple):
       out = jax.tree.map(lambda *leaves: jnp.stack(leaves), *out)
     if self.is_initializing():
@@ -248,20 +250,27 @@ def forward(
 
 
 def embed(
-  config: ModelConfig, params: Params, tokens_BT: jax.Array
+  config: ModelConfig,
+  params: Params,
+  tokens_BT: jax.Array,
+  positions_BT: jax.Array | None = None,
 ) -> jax.Array:
-  """Look tokens up.
+  """Look tokens up, and positions where they are learned.
 
   Args:
     config: the model.
     params: its parameters, of which `embed` is read.
     tokens_BT: int [B, T].
+    positions_BT: int [B or 1, T], `Context.positions`. None counts from 0.
 
   Returns:
     [B, T, D] in the dtype of the table.
   """
-  table = blocks.Embedding(config.vocab_size, config.embed_dim, parent=None)
-  return table.apply({"params": params["embed"]}, tokens_BT)
+  if positions_BT is None:
+    positions_BT = blocks.positions_of(tokens_BT.shape[1])
+  return blocks.Embedding(config, parent=None).apply(
+    {"params": params["embed"]}, tokens_BT, positions_BT
+  )
 
 
 def final_norm(
@@ -277,7 +286,7 @@ def final_norm(
   Returns:
     [..., D] in the same dtype.
   """
-  norm = blocks.rms_norm(config).clone(parent=None)
+  norm = blocks.norm(config).clone(parent=None)
   return norm.apply({"params": params["final_norm"]}, x_BTD)
 
 
@@ -362,16 +371,17 @@ def attention_output(
 
 
 def mlp_output(
-  config: ModelConfig, layer: Params, x_BTD: jax.Array
+  config: ModelConfig, layer: Params, x_BTD: jax.Array, mid_BTD: jax.Array
 ) -> jax.Array:
-  """What the MLP of one layer adds to a residual, [B, T, D].
+  """What the MLP of one layer adds to the residual, [B, T, D].
 
   Args:
     config: the model.
     layer: parameters of this layer.
-    x_BTD: residual before the MLP's norm, [B, T, D].
+    x_BTD: residual before the layer, [B, T, D]; read with `parallel_residual`.
+    mid_BTD: residual that attention was added to, [B, T, D]; read without.
   """
-  return _apply_block(config, layer, x_BTD, method="mlp_output")
+  return _apply_block(config, layer, x_BTD, mid_BTD, method="mlp_output")
 
 
 def over_layers(

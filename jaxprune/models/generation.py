@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.models import decoder
-from jaxprune.models.blocks import context_at
+from jaxprune.models.blocks import context_at, positions_of
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.parts import Gates, Intermediates, Params
 
@@ -166,9 +166,7 @@ def prefill(
     key, value = tuple(key), tuple(value)
   if valid_BT is None:
     valid_BT = jnp.ones((batch, length), bool)
-  positions_BT = jnp.maximum(
-    jnp.cumsum(valid_BT.astype(jnp.int32), axis=1) - 1, 0
-  )
+  positions_BT = positions_of(length, valid_BT)
   row = ((0, 0), (0, spare))
   return (
     x_BTD,
@@ -244,8 +242,9 @@ def decode_step(
   each = (cache.key, cache.value)
   if isinstance(layers, tuple):
     each = tuple(zip(*each))
+  x_BTD = decoder.embed(config, params, tokens_BT, positions_BT)
   x_BTD, output = decoder.over_layers(
-    config, layers, decoder.embed(config, params, tokens_BT), body, gates, each
+    config, layers, x_BTD, body, gates, each
   )
   if isinstance(layers, tuple):
     pairs, observed = zip(*output)

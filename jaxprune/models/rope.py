@@ -38,15 +38,16 @@ def inv_freq(config: ModelConfig, length: int | jax.Array) -> jax.Array:
     float32 [H/2].
   """
   rope, scaling = config.rope, dict(config.rope.scaling)
-  plain_H = _plain(rope, config.head_dim)
+  width = rope.rotary_dim or config.head_dim
+  plain_H = _plain(rope, width)
   if rope.kind == "default":
     result_H = plain_H
   elif rope.kind == "linear":
     result_H = plain_H / scaling["factor"]
   elif rope.kind == "yarn":
-    result_H = _yarn(rope, config.head_dim)
+    result_H = _yarn(rope, width)
   elif rope.kind == "llama3":
-    result_H = _llama3(rope, config.head_dim)
+    result_H = _llama3(rope, width)
   elif rope.kind == "longrope":
     short_H = plain_H / np.asarray(scaling["short_factor"])
     long_H = plain_H / np.asarray(scaling["long_factor"])
@@ -81,8 +82,12 @@ def angles(
       must not exceed those of the row's tokens.
 
   Returns:
-    cos, sin: float32 [B, T, H/2], times the attention scale of the RoPE kind.
+    cos, sin: float32 [B, T, H/2], times the attention scale of the RoPE kind;
+    half of what RoPE turns where that is not all of H, [B, T, 0] without RoPE.
   """
+  if config.rope is None:
+    none_BT0 = jnp.zeros((*positions_BT.shape, 0), jnp.float32)
+    return none_BT0, none_BT0
   inv_freq_BH = jax.vmap(functools.partial(inv_freq, config))(
     jnp.max(positions_BT, axis=1) + 1
   )
@@ -96,20 +101,30 @@ def rotate(
 ) -> jax.Array:
   """Turn each pair (i, i + H/2) of coordinates by its angle.
 
+  Fewer than H/2 angles turn the pairs of as many first coordinates, and leave
+  the others as they are.
+
   Args:
     x_BTNH: queries or keys [B, T, N, H].
-    cos_BTH: float32 [B, T, H/2].
-    sin_BTH: float32 [B, T, H/2].
+    cos_BTH: float32 [B, T, H/2], or fewer.
+    sin_BTH: float32 [B, T, H/2], or fewer.
 
   Returns:
     [B, T, N, H] in the dtype of `x_BTNH`; computed in float32.
   """
-  low_BTNH, high_BTNH = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+  width = 2 * cos_BTH.shape[-1]
+  if not width:
+    return x_BTNH
+  rest_BTNH = x_BTNH[..., width:].astype(jnp.float32)
+  low_BTNH, high_BTNH = jnp.split(
+    x_BTNH[..., :width].astype(jnp.float32), 2, axis=-1
+  )
   cos_BTNH, sin_BTNH = cos_BTH[:, :, None], sin_BTH[:, :, None]
   turned_BTNH = jnp.concatenate(
     [
       low_BTNH * cos_BTNH - high_BTNH * sin_BTNH,
       high_BTNH * cos_BTNH + low_BTNH * sin_BTNH,
+      rest_BTNH,
     ],
     axis=-1,
   )
@@ -122,7 +137,7 @@ def _plain(rope: RopeConfig, head_dim: int) -> np.ndarray:
 
 def _dynamic(config: ModelConfig, length: int | jax.Array) -> jax.Array:
   """theta * growth ** (H / (H - 2)), as a factor on the plain frequencies."""
-  head_dim = config.head_dim
+  head_dim = config.rope.rotary_dim or config.head_dim
   factor = dict(config.rope.scaling)["factor"]
   # Only the growth of the base is raised to a power here: its logarithm is
   # small, so the float32 power is exact to a few ulp. The power of the whole

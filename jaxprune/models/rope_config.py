@@ -6,9 +6,10 @@ beside them.
 
 Reference: `RotaryEmbeddingConfigMixin` and the RoPE functions of transformers
 5.
-Differs from the reference in: unknown kinds, RoPE over a part of the width or
-per layer type, and numbers that no computation could use raise; `su` is the
-older name of `longrope` in all families.
+Differs from the reference in: unknown kinds, RoPE over a part of the width in
+families that do not compute it, or per layer type, and numbers that no
+computation could use raise; `su` is the older name of `longrope` in all
+families.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from typing import Any
 
 from jaxprune.models import config_fields
 from jaxprune.models.config_fields import Fields, is_positive
+from jaxprune.models.families import Family
 
 _ORIGINAL = "original_max_position_embeddings"
 # What each kind of RoPE reads: what must be there, and what may be.
@@ -53,15 +55,18 @@ class RopeConfig:
     theta: base of the geometric series of wavelengths.
     scaling: (name, value) pairs under their Hugging Face names with every
       default resolved, sorted by name; lists are tuples.
+    rotary_dim: how many features of a head are turned, the first ones; even.
+      None turns all.
   """
 
   kind: str
   theta: float
   scaling: tuple[tuple[str, Any], ...] = ()
+  rotary_dim: int | None = None
 
 
 def read_rope(
-  raw: Fields, family: str, head_dim: int | None, max_positions: int | None
+  raw: Fields, row: Family, head_dim: int | None, max_positions: int | None
 ) -> RopeConfig | None:
   """Take what config.json says of RoPE, in either layout or in both.
 
@@ -71,18 +76,21 @@ def read_rope(
   Args:
     raw: the fields, from which those of RoPE are taken; what is wrong is noted
       there.
-    family: whose default base holds where none is given.
+    row: of the family: its names, and what holds where none is given.
     head_dim: H, or None where it is wrong.
     max_positions: positions the checkpoint was made for, or None.
 
   Returns:
     The RoPE with every default resolved, or None where something is wrong.
   """
-  has_outer_theta = "rope_theta" in raw.values
-  outer_theta = raw.values.pop("rope_theta", config_fields.stock_theta(family))
+  has_outer_theta = row.rope_theta in raw.values
+  outer_theta = raw.values.pop(
+    row.rope_theta, config_fields.stock_theta(raw.family)
+  )
+  part_name, part = row.rotary_part or ("partial_rotary_factor", None)
   outer_given = {
     key: raw.values.pop(key)
-    for key in ("partial_rotary_factor", _ORIGINAL)
+    for key in (part_name, _ORIGINAL)
     if key in raw.values
   }
   old, new = raw.take("rope_scaling"), raw.take("rope_parameters")
@@ -103,16 +111,22 @@ def read_rope(
   given = dict(given)
   kind = _rope_kind(raw, field, given)
   if has_outer_theta and given.get("rope_theta", outer_theta) != outer_theta:
-    raw.ignored.append("rope_theta")
+    raw.ignored.append(row.rope_theta)
   theta = given.pop("rope_theta", outer_theta)
   if not is_positive(theta) or (kind == "yarn" and theta == 1):
     raw.problem(
       "rope_theta", theta, "must be a positive number, for yarn not 1"
     )
-  _check_partial(raw, field, given, outer_given)
+  rotary_dim = None
+  if part is None:
+    _check_whole(raw, field, given, outer_given)
+  else:
+    outer_part = outer_given.pop(part_name, part)
+    rotary_dim = _rotary_dim(raw, field, given, outer_part, head_dim)
   if kind is None or head_dim is None or max_positions is None:
     return None
-  if kind == "dynamic" and head_dim == 2:
+  width = rotary_dim or head_dim
+  if kind == "dynamic" and width == 2:
     raw.problem("head_dim", head_dim, "must be above 2 for rope_type='dynamic'")
   if _ORIGINAL in _ROPE_KEYS[kind][0]:
     # The outer key has precedence, even where it is 0 or null.
@@ -120,13 +134,18 @@ def read_rope(
     given.update(outer_given)
   elif outer_given:
     raw.ignored.append(_ORIGINAL)
-  scaling = _scaling(raw, field, kind, given, head_dim)
+  scaling = _scaling(raw, field, kind, given, width)
   if len(raw.problems) > before:
     return None
   _resolve(raw, field, kind, scaling, max_positions)
   if len(raw.problems) > before:
     return None
-  return RopeConfig(kind, float(theta), tuple(sorted(scaling.items())))
+  return RopeConfig(
+    kind,
+    float(theta),
+    tuple(sorted(scaling.items())),
+    None if width == head_dim else width,
+  )
 
 
 def _says_otherwise(new: Mapping, old: Any, outer_theta: Any) -> bool:
@@ -157,7 +176,7 @@ def _rope_kind(raw: Fields, field: str, given: dict[str, Any]) -> str | None:
   return kind
 
 
-def _check_partial(
+def _check_whole(
   raw: Fields, field: str, given: dict[str, Any], outer_given: dict[str, Any]
 ) -> None:
   """Refuse RoPE over a part of the width, inside or outside `field`."""
@@ -168,8 +187,32 @@ def _check_partial(
       raw.problem(label, value, "only 1 is known: the whole width is turned")
 
 
+def _rotary_dim(
+  raw: Fields,
+  field: str,
+  given: dict[str, Any],
+  outer_part: Any,
+  head_dim: int | None,
+) -> int | None:
+  """Take the part of the width that is turned, in features; None if wrong."""
+  part = given.pop("partial_rotary_factor", outer_part)
+  label = f"{field}.partial_rotary_factor"
+  if not is_positive(part) or part > 1:
+    raw.problem(label, part, "must be above 0 and at most 1")
+    return None
+  if head_dim is None:
+    return None
+  width = int(head_dim * part)
+  if width % 2 or not width:
+    raw.problem(
+      label, part, f"turns {width} of {head_dim} features, not an even number"
+    )
+    return None
+  return width
+
+
 def _scaling(
-  raw: Fields, field: str, kind: str, given: dict[str, Any], head_dim: int
+  raw: Fields, field: str, kind: str, given: dict[str, Any], width: int
 ) -> dict[str, Any]:
   """Check each number that a kind of RoPE reads; what is null is left out."""
   required, optional = _ROPE_KEYS[kind]
@@ -187,7 +230,7 @@ def _scaling(
         raw.problem(label, value, "must be true or false")
       scaling[key] = bool(value)
     elif key in ("short_factor", "long_factor"):
-      scaling[key] = _factors(raw, label, value, head_dim)
+      scaling[key] = _factors(raw, label, value, width)
     elif key == _ORIGINAL:
       # With a length of 0 every position lies beyond the original context.
       least = 1 if kind == "yarn" else 0
@@ -217,18 +260,18 @@ def _is_zero(value: Any) -> bool:
 
 
 def _factors(
-  raw: Fields, label: str, values: Any, head_dim: int
+  raw: Fields, label: str, values: Any, width: int
 ) -> tuple[float, ...]:
   """The factors of longrope, one per turned pair."""
   if (
     not isinstance(values, (list, tuple))
-    or len(values) != head_dim // 2
+    or len(values) != width // 2
     or not all(is_positive(value) for value in values)
   ):
     raw.problem(
       label,
       values,
-      f"must be {head_dim // 2} positive numbers, half of head_dim",
+      f"must be {width // 2} positive numbers, half of the width that is turned",
     )
     return ()
   return tuple(float(value) for value in values)

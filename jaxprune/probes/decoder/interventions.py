@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.models import attention, decoder
+from jaxprune.models.blocks import positions_of
 from jaxprune.models.config import ModelConfig
 from jaxprune.probes import (
   divergences,
@@ -180,7 +181,13 @@ def patched(
     for name, tree in trees.items()
   }
   steps = text.target.shape[1]
-  start_BRD = decoder.embed(config, pair.params, text.tokens[:, -steps:])
+  positions_BT = positions_of(text.tokens.shape[1], text.valid)
+  start_BRD = decoder.embed(
+    config,
+    pair.params,
+    text.tokens[:, -steps:],
+    positions_BT[:, -steps:],
+  )
 
   def run(name, given_BRD, place):
     return _on_history(
@@ -351,10 +358,11 @@ def _on_history(config, tree, past, text, x_BRD, given_BRD, place):
       )
       & before_RT[None]
     )
-    out_BRD = x_BRD + transitions.attention_on_history(
+    mid_BRD = x_BRD + transitions.attention_on_history(
       config, layer, x_BRD, measured, (key_BTKH, value_BTKH), mask_BRT
     )
-    return out_BRD + decoder.mlp_output(config, layer, out_BRD), x_BRD
+    added_BRD = decoder.mlp_output(config, layer, x_BRD, mid_BRD)
+    return mid_BRD + added_BRD, x_BRD
 
   x_BRD, states = decoder.over_layers(
     config, tree, x_BRD, body, each=(jnp.arange(config.num_layers), *past)

@@ -158,7 +158,9 @@ def compare_sequences(
 
     return scan.Stack(
       block=block,
-      x=decoder.embed(model.config, model.params, reading.tokens),
+      x=decoder.embed(
+        model.config, model.params, reading.tokens, context.positions
+      ),
       layers=(
         model.params["layers"],
         jnp.asarray(model.config.sliding_layers),

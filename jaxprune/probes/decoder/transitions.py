@@ -177,7 +177,7 @@ def compare_transitions(
       attend(weights, keys_values, mask_BRS)
     )
     out_BRD = jax.lax.optimization_barrier(
-      mid_BRD + decoder.mlp_output(config, weights, mid_BRD)
+      mid_BRD + decoder.mlp_output(config, weights, x_BRD, mid_BRD)
     )
     dense = mid_BRD, out_BRD
     out_BTD = jnp.concatenate([out_BTD, out_BRD], axis=1)
@@ -191,7 +191,7 @@ def compare_transitions(
       jax.lax.optimization_barrier(
         (
           attend(pruned, keys_values, mask_BRS & (history != "none")),
-          mid_BRD + decoder.mlp_output(config, pruned, mid_BRD),
+          mid_BRD + decoder.mlp_output(config, pruned, x_BRD, mid_BRD),
         )
       ),
     )
@@ -209,7 +209,7 @@ def compare_transitions(
     sublayers,
     lambda h_RD: decoder.unembed(config, params, h_RD, measurement.lens),
     measure,
-    decoder.embed(config, params, tokens_BT),
+    decoder.embed(config, params, tokens_BT, context.positions),
     (
       params["layers"],
       None if pruned_params is None else pruned_params["layers"],
