@@ -185,7 +185,7 @@ def test_absent_ids():
 @pytest.mark.parametrize(
   "family, fields, words",
   [
-    ("gpt2", {}, "model_type='gpt2'"),
+    ("bloom", {}, "model_type='bloom'"),
     (None, {}, "model_type=None"),
     ("llama", {"hidden_act": "mish"}, "hidden_act='mish'"),
     ("llama", {"logit_softcap": 30.0}, "logit_softcap=30.0"),

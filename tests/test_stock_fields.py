@@ -12,12 +12,19 @@ FILE = pathlib.Path(config_fields.__file__).with_name("stock_fields.json")
 WITHOUT_EFFECT = {
   "number_of_conv_states",  # of layers that are no attention
   "embedding_size",  # of a BERT trained with ELECTRA's head
+  "classifier_dropout",  # these three are of heads for classification
+  "hidden_dropout",
+  "summary_last_dropout",
 }
 # Undeclared names that the parsers take themselves.
 TAKEN = {
   "llama": {"layer_types", "sliding_window"},
   "mistral": {"layer_types"},
   "qwen2": {"head_dim"},
+  # Without RoPE nothing asks for its parameters.
+  "gpt2": {"head_dim", "layer_types", "rope_parameters", "sliding_window"},
+  "gpt_neox": {"head_dim", "layer_types", "sliding_window"},
+  "opt": {"head_dim", "layer_types", "rope_parameters", "sliding_window"},
 }
 
 

@@ -307,9 +307,7 @@ def _no_window(raw: Fields, max_positions: int | None) -> None:
   if isinstance(window, int) and max_positions and window >= max_positions:
     raw.ignored.append("sliding_window")
   else:
-    raw.problem(
-      "sliding_window", window, "this family has no sliding layers"
-    )
+    raw.problem("sliding_window", window, "this family has no sliding layers")
 
 
 def _layer_types(

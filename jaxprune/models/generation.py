@@ -243,9 +243,7 @@ def decode_step(
   if isinstance(layers, tuple):
     each = tuple(zip(*each))
   x_BTD = decoder.embed(config, params, tokens_BT, positions_BT)
-  x_BTD, output = decoder.over_layers(
-    config, layers, x_BTD, body, gates, each
-  )
+  x_BTD, output = decoder.over_layers(config, layers, x_BTD, body, gates, each)
   if isinstance(layers, tuple):
     pairs, observed = zip(*output)
     written = tuple(zip(*pairs))

@@ -271,7 +271,7 @@ def _factors(
     raw.problem(
       label,
       values,
-      f"must be {width // 2} positive numbers, half of the width that is turned",
+      f"must be {width // 2} positive numbers, one per turned pair",
     )
     return ()
   return tuple(float(value) for value in values)

@@ -183,10 +183,7 @@ def patched(
   steps = text.target.shape[1]
   positions_BT = positions_of(text.tokens.shape[1], text.valid)
   start_BRD = decoder.embed(
-    config,
-    pair.params,
-    text.tokens[:, -steps:],
-    positions_BT[:, -steps:],
+    config, pair.params, text.tokens[:, -steps:], positions_BT[:, -steps:]
   )
 
   def run(name, given_BRD, place):
