@@ -29,6 +29,10 @@ REFUSED = [row for row in ROWS if "refused" in row]
 BERT = [row for row in ROWS if row["config"]["model_type"] == "bert"]
 # One per way of being unusual; the rest differs from these in size only.
 RUN = (
+  "openai-community/gpt2",
+  "EleutherAI/pythia-70m",
+  "EleutherAI/gpt-neox-20b",
+  "facebook/opt-125m",
   "meta-llama/Llama-2-70b-hf",
   "meta-llama/Llama-3.2-1B-Instruct",
   "lmsys/vicuna-7b-v1.5-16k",
@@ -41,6 +45,7 @@ RUN = (
   "Qwen/Qwen2.5-7B-Instruct-1M",
   "Qwen/Qwen3-Embedding-0.6B",
 )
+EPS = {"gpt2": "layer_norm_epsilon", "gpt_neox": "layer_norm_eps", "opt": ""}
 # What stock takes out of the keys of transformers 4 before it looks on, and
 # what only says where a model came from or how to run it.
 NOT_NAMED = {
@@ -50,6 +55,8 @@ NOT_NAMED = {
   "num_labels",
   "output_attentions",
   "partial_rotary_factor",
+  "rotary_emb_base",
+  "rotary_pct",
   "rope_scaling",
   "rope_theta",
   "torch_dtype",
@@ -68,13 +75,19 @@ def stock_config(fields):
   return transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
+def stock_field(config, *names):
+  """The first of some names that a stock configuration has."""
+  return next(getattr(config, name) for name in names if hasattr(config, name))
+
+
 def stock_rotary(config):
   """The rotary embedding of the family, without the model around it."""
   family = config.model_type
   module = importlib.import_module(
     f"transformers.models.{family}.modeling_{family}"
   )
-  return getattr(module, f"{family.capitalize()}RotaryEmbedding")(config)
+  (name,) = (name for name in vars(module) if name.endswith("RotaryEmbedding"))
+  return getattr(module, name)(config)
 
 
 def test_the_table_is_large_enough():
@@ -109,13 +122,17 @@ def test_read_as_stock_reads_it(row):
     theirs.model_type,
     theirs.num_hidden_layers,
     theirs.hidden_size,
-    theirs.intermediate_size,
+    stock_field(
+      theirs, "moe_intermediate_size", "ffn_dim", "n_inner", "intermediate_size"
+    )
+    or 4 * theirs.hidden_size,
     theirs.num_attention_heads,
-    theirs.num_key_value_heads,
+    stock_field(theirs, "num_key_value_heads", "num_attention_heads"),
     head_dim,
     theirs.vocab_size,
     theirs.max_position_embeddings,
-    theirs.rms_norm_eps,
+    # OPT has the default of LayerNorm of torch.
+    getattr(theirs, EPS.get(ours.family, "rms_norm_eps"), 1e-5),
     theirs.tie_word_embeddings,
     theirs.bos_token_id,
     theirs.pad_token_id,
@@ -131,6 +148,8 @@ def test_read_as_stock_reads_it(row):
   assert ours.sliding_window == (
     theirs.sliding_window if any(sliding) else None
   )
+  if ours.rope is None:
+    return
   rotary = stock_rotary(theirs)
   assert ours.rope.kind == theirs.rope_parameters["rope_type"]
   assert ours.rope.theta == theirs.rope_parameters["rope_theta"]

@@ -174,6 +174,8 @@ def _parse(raw: Fields, generation: Mapping[str, Any]) -> ModelConfig:
     eos_ids=_eos(raw, generation),
     pad_id=_pad(raw, generation, vocab_size),
   )
+  if raw.declares("word_embed_proj_dim"):
+    _check_projection(raw, heads["embed_dim"])
   raw.finish(row.refused)
   return ModelConfig(**fields, ignored=tuple(raw.ignored))
 
@@ -190,6 +192,17 @@ def _decisions(raw: Fields, row: Family) -> dict[str, bool]:
     else:
       decided[field] = raw.take_bool(field)
   return {name: decided[getattr(row, name)] for name in names}
+
+
+def _check_projection(raw: Fields, embed_dim: int | None) -> None:
+  """Refuse embeddings of another width than the residual."""
+  width = raw.take("word_embed_proj_dim")
+  if width is not None and width != embed_dim:
+    raw.problem(
+      "word_embed_proj_dim",
+      width,
+      f"embeddings are not projected here: only hidden_size={embed_dim}",
+    )
 
 
 def _mlp_dim(raw: Fields, row: Family, embed_dim: int | None) -> int | None:
