@@ -184,9 +184,11 @@ def _decisions(raw: Fields, row: Family) -> dict[str, bool]:
   """What a field of bool decides, or the family."""
   names = ("qkv_bias", "output_bias", "mlp_bias", "parallel_residual")
   decided: dict[Decision, bool] = {True: True, False: False}
-  for field in {getattr(row, name) for name in names} - {True, False}:
+  for field in dict.fromkeys(getattr(row, name) for name in names):
+    if isinstance(field, bool):
+      continue
     # transformers 4 writes null for "no".
-    if raw.peek(field) is None:
+    if field == "attention_bias" and raw.peek(field) is None:
       raw.take(field)
       decided[field] = False
     else:
