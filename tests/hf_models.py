@@ -6,6 +6,7 @@ The conversion is written out again instead of taken from
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -13,6 +14,27 @@ import transformers
 
 from jaxprune.models import ModelConfig
 
+# Keys of SMALL that a family has no place for, or under another name.
+RENAMED = {
+  "gpt2": dict(
+    intermediate_size="n_inner",
+    max_position_embeddings="n_positions",
+    rms_norm_eps="layer_norm_epsilon",
+    num_key_value_heads=None,
+    head_dim=None,
+  ),
+  "gpt_neox": dict(
+    rms_norm_eps="layer_norm_eps", num_key_value_heads=None, head_dim=None
+  ),
+  "opt": dict(
+    intermediate_size="ffn_dim",
+    rms_norm_eps=None,
+    num_key_value_heads=None,
+    head_dim=None,
+  ),
+  # The width of Qwen2's heads is always the quotient.
+  "qwen2": dict(head_dim=None),
+}
 SMALL = dict(
   vocab_size=61,
   hidden_size=32,
@@ -29,7 +51,7 @@ SMALL = dict(
   attn_implementation="eager",
 )
 # A head width that hidden_size / num_attention_heads does not give.
-OWN = {"qwen3": dict(head_dim=16)}
+OWN = {"qwen3": dict(head_dim=16), "gpt_neox": dict(rotary_pct=0.5)}
 
 
 def build(family, *, seed=0, **overrides):
@@ -38,17 +60,25 @@ def build(family, *, seed=0, **overrides):
   Every parameter is random, norms and biases too, so that a forgotten one
   shows.
   """
-  fields = {**SMALL, **OWN.get(family, {}), **overrides}
-  if family == "qwen2":
-    # Qwen2 has no such field; its width is always the quotient.
-    del fields["head_dim"]
+  fields = {**SMALL, **OWN.get(family, {})}
+  for name, other in RENAMED.get(family, {}).items():
+    value = fields.pop(name)
+    if other:
+      fields[other] = value
+  fields |= {
+    RENAMED.get(family, {}).get(name, name): value
+    for name, value in overrides.items()
+  }
+  fields.pop(None, None)
   hf_config = transformers.AutoConfig.for_model(family, **fields)
   model = transformers.AutoModelForCausalLM.from_config(hf_config).eval()
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
     for name, parameter in model.named_parameters():
       noise = torch.randn(parameter.shape, generator=generator)
-      if name.endswith("norm.weight"):
+      if name.endswith(
+        ("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")
+      ):
         parameter.copy_(1 + 0.2 * noise)
       elif name.endswith("bias"):
         parameter.copy_(0.2 * noise)
@@ -82,6 +112,8 @@ def save_llama(folder, **fields):
 def convert(model, config):
   """The parameter tree of a stock model."""
   tensors = {k: v.detach().numpy() for k, v in model.state_dict().items()}
+  if config.family in OLDER:
+    return convert_older(tensors, config, **OLDER[config.family])
 
   def leaf(name, transpose):
     tensor = tensors[name]
@@ -125,6 +157,117 @@ def convert(model, config):
   if not config.tie_embeddings:
     params["head"] = {"kernel": jnp.asarray(leaf("lm_head.weight", True))}
   return params
+
+
+# The names of the families before Llama. `qkv` cuts the output axis of a fused
+# tensor, [..., 3 D], into query, key and value.
+OLDER = {
+  "gpt2": dict(
+    outer=dict(
+      embed="transformer.wte",
+      positions="transformer.wpe",
+      norm="transformer.ln_f",
+    ),
+    layer="transformer.h.{}.",
+    parts=dict(
+      attention_norm="ln_1",
+      attention="attn.c_attn",
+      output="attn.c_proj",
+      mlp_norm="ln_2",
+      up="mlp.c_fc",
+      down="mlp.c_proj",
+    ),
+    transpose=False,
+    qkv=lambda x, heads: np.split(x, 3, axis=-1),
+  ),
+  "gpt_neox": dict(
+    outer=dict(embed="gpt_neox.embed_in", norm="gpt_neox.final_layer_norm"),
+    layer="gpt_neox.layers.{}.",
+    parts=dict(
+      attention_norm="input_layernorm",
+      attention="attention.query_key_value",
+      output="attention.dense",
+      mlp_norm="post_attention_layernorm",
+      up="mlp.dense_h_to_4h",
+      down="mlp.dense_4h_to_h",
+    ),
+    transpose=True,
+    qkv=lambda x, heads: [
+      x.reshape(*x.shape[:-1], heads, 3, -1)[..., index, :].reshape(
+        *x.shape[:-1], -1
+      )
+      for index in range(3)
+    ],
+  ),
+  "opt": dict(
+    outer=dict(
+      embed="model.decoder.embed_tokens",
+      positions="model.decoder.embed_positions",
+      norm="model.decoder.final_layer_norm",
+    ),
+    layer="model.decoder.layers.{}.",
+    parts=dict(
+      attention_norm="self_attn_layer_norm",
+      query="self_attn.q_proj",
+      key="self_attn.k_proj",
+      value="self_attn.v_proj",
+      output="self_attn.out_proj",
+      mlp_norm="final_layer_norm",
+      up="fc1",
+      down="fc2",
+    ),
+    transpose=True,
+    qkv=None,
+  ),
+}
+
+
+def convert_older(tensors, config, *, outer, layer, parts, transpose, qkv):
+  """The parameter tree of a model with LayerNorm and without gates."""
+
+  def norm(name):
+    return {"scale": tensors[name + ".weight"], "bias": tensors[name + ".bias"]}
+
+  def dense(name):
+    kernel = tensors[name + ".weight"]
+    found = {"kernel": kernel.T if transpose else kernel}
+    if name + ".bias" in tensors:
+      found["bias"] = tensors[name + ".bias"]
+    return found
+
+  def one_layer(index):
+    names = {k: layer.format(index) + name for k, name in parts.items()}
+    if qkv is None:
+      attention = {k: dense(names[k]) for k in ("query", "key", "value")}
+    else:
+      fused = {
+        k: qkv(leaf, config.num_heads)
+        for k, leaf in dense(names["attention"]).items()
+      }
+      attention = {
+        name: {k: leaves[index] for k, leaves in fused.items()}
+        for index, name in enumerate(("query", "key", "value"))
+      }
+    return {
+      "attention_norm": norm(names["attention_norm"]),
+      "attention": attention | {"output": dense(names["output"])},
+      "mlp_norm": norm(names["mlp_norm"]),
+      "mlp": {k: dense(names[k]) for k in ("up", "down")},
+    }
+
+  params = {
+    "embed": {"table": tensors[outer["embed"] + ".weight"]},
+    "final_norm": norm(outer["norm"]),
+    "layers": jax.tree.map(
+      lambda *leaves: np.stack(leaves),
+      *(one_layer(index) for index in range(config.num_layers)),
+    ),
+  }
+  if "positions" in outer:
+    params["embed"]["positions"] = tensors[outer["positions"] + ".weight"]
+  if not config.tie_embeddings:
+    params["head"] = {"kernel": tensors["lm_head.weight"].T}
+  return jax.tree.map(jnp.asarray, params)
 
 
 def logits(model, tokens, valid=None):

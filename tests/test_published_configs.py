@@ -213,6 +213,11 @@ def test_logits_of_a_small_model_with_the_same_keys(row):
   )
   if "head_dim" in fields:
     tiny["head_dim"] = 24  # not the quotient
+  if "word_embed_proj_dim" in fields:
+    tiny["word_embed_proj_dim"] = 64
+  renamed = hf_models.RENAMED.get(fields["model_type"], {})
+  tiny = {renamed.get(name, name): value for name, value in tiny.items()}
+  tiny.pop(None, None)
   if fields.get("sliding_window") and fields["model_type"] == "mistral":
     tiny["sliding_window"] = 5
   if "layer_types" in fields:
