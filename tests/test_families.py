@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxprune import models
-from jaxprune.models import decoder, generation
+from jaxprune.models import generation
 
 # Each family, and each way in which one differs from itself.
 MODELS = {
