@@ -615,6 +615,15 @@ def out(
   return _define(flags.DEFINE_string, "out", default, about)
 
 
+def shard_size() -> flags.FlagHolder[str]:
+  """Define --shard_size, which `studies.inputs.read_size` reads."""
+  return flags.DEFINE_string(
+    "shard_size",
+    "5GB",
+    "Bytes of tensors in one safetensors file, such as 5GB or 200MB.",
+  )
+
+
 def batch(
   default: int = 8, *, about: str = "Prompts decoded together."
 ) -> flags.FlagHolder[int]:

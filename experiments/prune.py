@@ -4,12 +4,13 @@
     --calibration=TEXT --num_samples=128 --seq_len=512 --out=PRUNED
 
 PRUNED is a Hugging Face checkpoint with zeros in place of what was removed,
-and beside it `masks.safetensors` (packed bits; weight methods), run.json,
-records.jsonl (a row per layer) and summary.json. A run that was killed goes on
-with the same command, after the last finished layer, to the same bits.
-
-Methods that remove hidden units (neuron, neuron_root, flap) take --sparsity as
-the fraction of units and may build slimmer MLPs (--slim). rtn and awq
+in files of --shard_size, and beside it `masks.safetensors` (packed bits and
+their hash; weight methods), run.json, records.jsonl (a row per layer) and
+summary.json. A run that was killed goes on with the same command, after the
+last finished layer, to the same bits. Zeros save neither time nor memory;
+--slim builds what is smaller: MLPs without the removed units (neuron,
+neuron_root, flap, whose --sparsity is the fraction of units), and a model
+without the layers whose attention and MLP are both dropped. rtn and awq
 round to --bits. On a pod every process runs the same command with
 --distributed, --mesh, and --out on a file system that all of them see.
 
@@ -64,7 +65,8 @@ _SPREAD = flags.DEFINE_float(
 _SLIM = flags.DEFINE_bool(
   "slim",
   False,
-  "Build slimmer MLPs instead of zeros, for methods that remove hidden units.",
+  "Build a smaller model instead of zeros: MLPs without the removed units, or"
+  " without the layers of which nothing is left.",
 )
 flags.DEFINE_alias("narrow", "slim")
 _BITS = flags.DEFINE_integer("bits", 4, "Of a weight, for rtn and awq.")
@@ -107,6 +109,7 @@ _MESH = flags.DEFINE_string(
   "Devices, such as data:4,model:2: sequences over data, outputs of kernels"
   " over model.",
 )
+_SHARD_SIZE = flag_groups.shard_size()
 _OVERWRITE = flags.DEFINE_bool(
   "overwrite", False, "Replace an older model folder in --out."
 )
@@ -117,7 +120,7 @@ def main() -> None:
 
   from jaxprune import checkpoints, devices
   from jaxprune.pruning.checkpoint.weights import Output
-  from jaxprune.studies import prune
+  from jaxprune.studies import inputs, prune
 
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()
@@ -142,7 +145,10 @@ def main() -> None:
     ids,
     memory=memory,
     output=Output(
-      slim=_SLIM.value, provenance=provenance, overwrite=_OVERWRITE.value
+      slim=_SLIM.value,
+      provenance=provenance,
+      overwrite=_OVERWRITE.value,
+      shard_size=inputs.read_size(_SHARD_SIZE.value),
     ),
     progress=launch.Progress,
   )
@@ -232,6 +238,11 @@ def _write(result, provenance, began):
       {**result.settings, **summary, "seconds": time.monotonic() - began}
     )
   print(f"wrote {_OUT.value}: {summary['sparsity']:.4f} of the kernels is zero")
+  if summary["sparsity"] and not _SLIM.value:
+    print(
+      "zeros alone save no time and no memory: the folder is as large and as"
+      " slow as the dense model"
+    )
 
 
 if __name__ == "__main__":

@@ -574,7 +574,6 @@ def test_too_large_for_the_dtype_of_the_file_is_not_written(tmp_path):
   layer["mlp_norm"] = {"scale": np.full(D, 1e6, np.float32)}
   with pytest.raises(ValueError, match="mlp_norm/scale.*as float16"):
     checkpoints.write_layer(export, 0, layer)
-  assert os.listdir(export.work) == ["jaxprune_export.json"]
   assert checkpoints.finished_layers(export) == ()
   with pytest.raises(ValueError, match="no layer 2"):
     checkpoints.write_layer(export, 2, layer)

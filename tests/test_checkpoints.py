@@ -435,10 +435,7 @@ def test_round_trip_is_bit_exact_and_loads_in_transformers(
   assert again.hf["jaxprune"] == {"method": "none"}
   assert (out / "chat_template.jinja").read_text() == "{{ x }}"
   assert not list(tmp_path.glob("*.partial")) and not list(out.glob(".*"))
-  index = json.loads((out / "model.safetensors.index.json").read_text())
-  assert index["metadata"]["total_size"] == sum(
-    len(raw) for _, _, raw in raw_tensors(folder).values()
-  )
+  assert sorted(out.glob("model*.safetensors*")) == [out / "model.safetensors"]
   expected_BTV = hf_logits(folder, TOKENS_BT)
   np.testing.assert_array_equal(hf_logits(out, TOKENS_BT), expected_BTV)
   _, params = checkpoints.load_params(out, np.float32)
@@ -448,15 +445,28 @@ def test_round_trip_is_bit_exact_and_loads_in_transformers(
   )
 
 
-def test_shards_carry_the_format_and_a_recorded_hash(hf_folder, tmp_path):
-  source = checkpoints.open_checkpoint(hf_folder("llama_tied"))
-  out = checkpoints.save_params(
-    tmp_path / "out", checkpoints.load_params(source)[1], source
-  )
+def export_all(folder, source, **options):
+  """Export a model as it is."""
+  export = checkpoints.start_export(folder, source, **options)
+  for index in range(source.config.num_layers):
+    layer = checkpoints.read_layer(source, index)
+    checkpoints.write_layer(export, index, layer)
+  return checkpoints.finish_export(export)
+
+
+@pytest.mark.parametrize("case", ["llama_tied", "llama_bias_untied_sharded"])
+@pytest.mark.parametrize("shard_size", [1, 9_000, 20_000, 10**9])
+def test_shards_are_those_of_the_chosen_size(
+  hf_folder, tmp_path, case, shard_size
+):
+  """Full up to the size, all of the model, indexed, hashed, stock-readable."""
+  source = checkpoints.open_checkpoint(hf_folder(case))
+  out = export_all(tmp_path / "out", source, shard_size=shard_size)
+  assert raw_tensors(out) == raw_tensors(source.folder)
   recorded = json.loads((out / "jaxprune_export.json").read_text())["shards"]
   found = sorted(out.glob("*.safetensors"))
   assert sorted(recorded) == [path.name for path in found]
-  assert len(found) == L + 1
+  sizes, listed = [], {}
   for path in found:
     assert recorded[path.name] == {
       "size": path.stat().st_size,
@@ -464,6 +474,66 @@ def test_shards_carry_the_format_and_a_recorded_hash(hf_folder, tmp_path):
     }
     with safetensors.safe_open(path, "numpy") as file:
       assert file.metadata() == {"format": "pt"}
+      listed |= dict.fromkeys(file.keys(), path.name)
+    inside = (
+      raw_tensors(source.folder).keys()
+      & safetensors.numpy.load_file(path).keys()
+    )
+    sizes.append([len(raw_tensors(source.folder)[n][2]) for n in inside])
+  assert all(sum(size) <= shard_size or len(size) == 1 for size in sizes)
+  total = sum(map(sum, sizes))
+  assert len(sizes) <= 2 * total / shard_size + 1  # none is nearly empty
+  if len(found) == 1:
+    assert found[0].name == "model.safetensors"
+    assert not (out / "model.safetensors.index.json").exists()
+  else:
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index == {
+      "metadata": {"total_size": total},
+      "weight_map": dict(sorted(listed.items())),
+    }
+  assert not list(out.glob("*.unfinished"))
+
+
+def test_wrong_shard_sizes_and_full_disks_are_said_at_once(
+  hf_folder, tmp_path, monkeypatch
+):
+  source = checkpoints.open_checkpoint(hf_folder("llama_tied"))
+  with pytest.raises(ValueError, match="shard size is 0 bytes"):
+    checkpoints.start_export(tmp_path / "out", source, shard_size=0)
+
+  def full(descriptor, begin, size):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(os, "posix_fallocate", full)
+  with pytest.raises(OSError, match=r"no room for \d+ bytes.*No space"):
+    checkpoints.start_export(tmp_path / "out", source)
+  assert not list(tmp_path.glob("out.partial/*.unfinished"))
+
+
+def test_what_the_disk_changed_is_found_before_the_folder_has_its_name(
+  hf_folder, tmp_path
+):
+  """One flipped bit: the layer is written again by the next run."""
+  source = checkpoints.open_checkpoint(hf_folder("llama_tied"))
+  export = checkpoints.start_export(tmp_path / "out", source)
+  for index in range(L):
+    checkpoints.write_layer(
+      export, index, checkpoints.read_layer(source, index)
+    )
+  path = export.work / "model.safetensors.unfinished"
+  begin, _, _ = export.shards[0].tensors["model.layers.1.mlp.up_proj.weight"]
+  raw = bytearray(path.read_bytes())
+  raw[begin + 5] ^= 1
+  path.write_bytes(raw)
+  with pytest.raises(ValueError, match="layers.1.mlp.up_proj.*read back"):
+    checkpoints.finish_export(export)
+  assert not (tmp_path / "out").exists()
+  export = checkpoints.start_export(tmp_path / "out", source)
+  assert checkpoints.finished_layers(export) == (0, 2)
+  checkpoints.write_layer(export, 1, checkpoints.read_layer(source, 1))
+  out = checkpoints.finish_export(export)
+  assert raw_tensors(out) == raw_tensors(source.folder)
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (6, 6), (1, 9), (4,), ()])
@@ -503,8 +573,11 @@ def test_a_layer_of_any_memory_layout_is_written_right(
   if fortran:
     layer = jax.tree.map(np.asfortranarray, layer)
   checkpoints.write_layer(export, 1, layer)
-  stored, original = raw_tensors(export.work), raw_tensors(source.folder)
-  assert stored and stored == {name: original[name] for name in stored}
+  [file] = export.work.glob("*.unfinished")
+  file.rename(tmp_path / "written.safetensors")
+  stored, original = raw_tensors(tmp_path), raw_tensors(source.folder)
+  inside = [name for name in original if ".layers.1." in name]
+  assert [stored[name] for name in inside] == [original[n] for n in inside]
 
 
 def test_jax_params_in_float32_go_back_to_the_dtype_of_the_file(
@@ -778,31 +851,48 @@ def test_streamed_export_resumes(hf_folder, tmp_path):
   assert not list(out.glob("*.tmp")) and not export.work.exists()
 
 
-@pytest.mark.parametrize(
-  "damage", ["cut", "other_layer", "other_size", "gone", "unrecorded"]
-)
-def test_a_shard_that_is_not_whole_is_not_finished(hf_folder, tmp_path, damage):
+@pytest.mark.parametrize("damage", ["cut", "header", "gone", "unrecorded"])
+def test_a_layer_that_is_not_whole_is_not_finished(hf_folder, tmp_path, damage):
+  """A file in which something else lies takes the layers in it along."""
   source = checkpoints.open_checkpoint(hf_folder("llama_tied"))
-  export = checkpoints.start_export(tmp_path / "out", source)
+  start = lambda: checkpoints.start_export(
+    tmp_path / "out", source, shard_size=14_000
+  )
+  export = start()
   for index in range(L):
     checkpoints.write_layer(
       export, index, checkpoints.read_layer(source, index)
     )
   assert checkpoints.finished_layers(export) == (0, 1, 2)
-  path = export.work / "model-00002-of-00004.safetensors"
+  name = "model.layers.1.mlp.up_proj.weight"
+  [shard] = [shard for shard in export.shards if name in shard.tensors]
+  lost = {
+    index
+    for index in range(L)
+    if any(f".layers.{index}." in tensor for tensor in shard.tensors)
+  }
+  path = export.work / f"{shard.name}.unfinished"
   if damage == "cut":
     path.write_bytes(path.read_bytes()[:-1])
-  elif damage == "other_layer":  # same size, wrong tensors
-    shutil.copy(export.work / "model-00001-of-00004.safetensors", path)
-  elif damage == "other_size":  # right tensors, not the file recorded
-    safetensors.numpy.save_file(safetensors.numpy.load_file(path), path)
+  elif damage == "header":
+    path.write_bytes(b"\xff" + path.read_bytes()[1:])
   elif damage == "gone":
     path.unlink()
   else:
+    lost = {1}
     progress = json.loads((export.work / "jaxprune_export.json").read_text())
-    del progress["shards"][path.name]
+    del progress["layers"]["1"]
     (export.work / "jaxprune_export.json").write_text(json.dumps(progress))
-  assert checkpoints.finished_layers(export) == (0, 2)
+  kept = tuple(sorted({0, 1, 2} - lost))
+  assert len(kept) > 0 and checkpoints.finished_layers(export) == kept
+  export = start()
+  assert checkpoints.finished_layers(export) == kept
+  for index in lost:
+    checkpoints.write_layer(
+      export, index, checkpoints.read_layer(source, index)
+    )
+  out = checkpoints.finish_export(export)
+  assert raw_tensors(out) == raw_tensors(source.folder)
 
 
 _KILLED = """
@@ -813,9 +903,11 @@ from jaxprune import checkpoints
 from jaxprune import files
 source = checkpoints.open_checkpoint(sys.argv[1])
 export = checkpoints.start_export(sys.argv[2], source, provenance={"a": 1})
-replace, kill_at = os.replace, sys.argv[3]
+replace, left = os.replace, int(sys.argv[3])
 def killed(old, new):
-  if os.path.basename(new) == kill_at:
+  global left
+  left -= os.path.basename(new) == sys.argv[4]
+  if left == 0:
     os.kill(os.getpid(), signal.SIGKILL)
   replace(old, new)
 files.os.replace = killed
@@ -827,20 +919,26 @@ checkpoints.finish_export(export)
 
 
 @pytest.mark.parametrize(
-  "kill_at, finished",
-  [("model-00002-of-00004.safetensors", (0,)), ("config.json", (0, 1, 2))],
+  "count, kill_at, finished",
+  [
+    # The record is written before a layer and after it.
+    (4, "jaxprune_export.json", (0,)),
+    (1, "model.safetensors", (0, 1, 2)),
+    (1, "config.json", (0, 1, 2)),
+  ],
 )
-def test_resumes_after_kill_9(hf_folder, tmp_path, kill_at, finished):
+def test_resumes_after_kill_9(hf_folder, tmp_path, count, kill_at, finished):
   folder, out = hf_folder("llama_tied"), tmp_path / "out"
   root = pathlib.Path(checkpoints.__file__).parents[2]
   done = subprocess.run(
-    [sys.executable, "-c", textwrap.dedent(_KILLED), folder, out, kill_at],
+    [sys.executable, "-c", textwrap.dedent(_KILLED), folder, out]
+    + [str(count), kill_at],
     env={**os.environ, "PYTHONPATH": str(root)},
     capture_output=True,
   )
   assert done.returncode == -signal.SIGKILL, done.stderr
   assert not out.exists()
-  assert list(tmp_path.glob("out.partial/.*.tmp"))  # died while writing
+  assert list(tmp_path.glob("out.partial/*"))  # died while writing
   source = checkpoints.open_checkpoint(folder)
   export = checkpoints.start_export(out, source, provenance={"a": 1})
   assert checkpoints.finished_layers(export) == finished

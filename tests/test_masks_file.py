@@ -1,5 +1,6 @@
 """Packed masks: every bit back, and nothing but the masks of the model."""
 
+import hashlib
 import json
 import pathlib
 
@@ -79,6 +80,8 @@ def test_the_packing_by_hand(tmp_path):
     header = file.metadata()
   assert json.loads(header["shapes"]) == {"mlp.down": [2, 2, 5]}
   assert json.loads(header["metadata"]) == {"a": [1, "é"]}
+  bits = b'["mlp.down", [2, 2, 5]]\n' + bytes([128, 64, 1, 0])
+  assert header["sha256"] == hashlib.sha256(bits).hexdigest()
 
 
 def test_masks_of_the_model_are_accepted(tmp_path):
@@ -166,6 +169,21 @@ DAMAGE = {
     lambda t, h: h.update(shapes=h["shapes"].replace("[2,", "[-2,")),
     "is not GROUP.KERNEL",
   ),
+  "a flipped bit": (
+    lambda t, h: np.bitwise_xor.at(t["mlp.up"], (1, 5), 1),
+    "not those that were written",
+  ),
+  "exchanged names": (
+    lambda t, h: t.update({"mlp.up": t["mlp.down"], "mlp.down": t["mlp.up"]}),
+    "not those that were written",
+  ),
+  "other axes": (
+    lambda t, h: h.update(
+      shapes=h["shapes"].replace("[2, 8, 6]", "[2, 6, 8]", 1)
+    ),
+    "not those that were written",
+  ),
+  "no hash": (lambda t, h: h.pop("sha256"), "not those that were written"),
 }
 
 

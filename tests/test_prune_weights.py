@@ -509,6 +509,32 @@ def test_drops_are_gates(tiny, tmp_path, target, selection):
     assert found[kind] == tuple(sorted(chosen.layers(kind)))
 
 
+def test_slim_drops_leave_out_what_is_dead(tiny, tmp_path):
+  """A block dropped, and half a layer: one layer less, the same function."""
+  order = (("attention", 0), ("mlp", 0), ("mlp", 2))
+  chosen = drops.Drops(num_layers=3, order=order)
+  folders = {}
+  for slim in (False, True):
+    folders[slim] = tmp_path / str(slim)
+    sublayers.prune_drops(
+      tiny, folders[slim], chosen, {}, output=weights.Output(slim=slim)
+    )
+  config = json.loads((folders[True] / "config.json").read_text())
+  assert config["num_hidden_layers"] == 2
+  assert config["drop_mlp_list"] == [1] and "drop_attn_list" not in config
+  assert config["jaxprune"]["left_out"] == [0]
+  whole, slim = (
+    sum(path.stat().st_size for path in folders[key].glob("*.safetensors"))
+    for key in (False, True)
+  )
+  assert slim < 0.8 * whole
+  expected = logits(folders[False], TOKENS)
+  np.testing.assert_allclose(logits(folders[True], TOKENS), expected, atol=1e-5)
+  np.testing.assert_allclose(
+    torch_logits(folders[True], TOKENS), expected, rtol=1e-5, atol=1e-5
+  )
+
+
 @pytest.mark.parametrize(
   "target,selection",
   [("attention", "ranked"), ("joint", "iterative"), ("block", "consecutive")],

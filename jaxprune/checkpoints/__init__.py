@@ -8,7 +8,6 @@ from jaxprune.checkpoints.export import (
   Export,
   finish_export,
   finished_layers,
-  save_params,
   start_export,
   write_layer,
 )
@@ -19,9 +18,11 @@ from jaxprune.checkpoints.huggingface import (
   read_outer,
   resolve_model,
 )
+from jaxprune.checkpoints.layout import SHARD_SIZE
 from jaxprune.checkpoints.masks import read_masks, write_masks
+from jaxprune.checkpoints.save import save_params
 from jaxprune.checkpoints.sentence import Pooling, read_pooling
-from jaxprune.checkpoints.source import Source, open_checkpoint
+from jaxprune.checkpoints.source import Source, open_checkpoint, without_layers
 from jaxprune.files import (
   atomic_write_bytes,
   atomic_write_json,
@@ -30,6 +31,7 @@ from jaxprune.files import (
 )
 
 __all__ = [
+  "SHARD_SIZE",
   "Export",
   "Pooling",
   "Source",
@@ -50,6 +52,7 @@ __all__ = [
   "save_params",
   "sha256_file",
   "start_export",
+  "without_layers",
   "write_layer",
   "write_masks",
 ]

@@ -1,42 +1,51 @@
 """How does a changed model become a folder that stock transformers loads?
 
-One shard per layer, each written when its layer is finished, then the shard
-outside the layers, the index and the configuration. Everything is gathered in
-`FOLDER.partial` beside the final place and renamed at the end: no reader can
-meet half a model, an old model stays until the new one is whole, and a run
-that was killed goes on with the layers it has.
+Layer by layer, each written at its place in shards of a chosen size
+(`layout`) when it is finished, then what lies outside the layers, the index and
+the configuration. Everything is gathered in `FOLDER.partial` beside the final
+place, read back and compared with what was written, and renamed at the end: no
+reader can meet half a model, an old model stays until the new one is whole, and
+a run that was killed goes on with the layers it has. One tensor, in pieces, is
+in memory beside the layer that the caller holds.
 
 The state of an export is on disk (`jaxprune_export.json` in the folder: what
-is exported, and size and sha256 of each shard); `Export` only says where.
-Only one process may write.
+is exported, the sha256 of each tensor, and at the end size and sha256 of each
+shard); `Export` only says where. Only one process may write.
 
 Reference: the sharded layout of transformers 5.
 Differs from the reference in: a dropped sublayer stays in the file with a zero
-output projection and bias, an exact identity without custom code.
+output projection and bias, an exact identity without custom code; shards are
+5 GB by default, as in transformers 4.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import files
-from jaxprune.checkpoints import folders, huggingface, names, sentence, shards
+from jaxprune.checkpoints import (
+  export_job,
+  folders,
+  huggingface,
+  layout,
+  names,
+  sentence,
+  shards,
+)
 from jaxprune.checkpoints.changed_config import patched_config
 from jaxprune.checkpoints.huggingface import Tree
-from jaxprune.checkpoints.masks import FILE, Masks, write_masks
 from jaxprune.checkpoints.source import Source
+from jaxprune.checkpoints.tables import Row
 from jaxprune.models.config import ModelConfig
 
 PROGRESS = "jaxprune_export.json"
-_SAMPLE = 4096  # bytes of each tensor that tell two sources apart
+_OUTER = "outer"  # the name of what lies outside the layers, in the record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +59,8 @@ class Export:
     source: the checkpoint that the model was made from.
     config: of the model that is written.
     job: what is exported, as JSON: `provenance`, `drop_attention`, `drop_mlp`,
-      `changes` and `source`.
+      `changes`, `shard_size` and `source`.
+    shards: the files that are filled.
   """
 
   folder: pathlib.Path
@@ -58,6 +68,7 @@ class Export:
   source: Source
   config: ModelConfig
   job: dict[str, Any]
+  shards: tuple[layout.Shard, ...]
 
 
 def start_export(
@@ -69,6 +80,7 @@ def start_export(
   drop_mlp: Sequence[int] = (),
   changes: Mapping[str, Any] | None = None,
   overwrite: bool = False,
+  shard_size: int = layout.SHARD_SIZE,
 ) -> Export:
   """Begin an export, or take up one that was cut off.
 
@@ -83,6 +95,7 @@ def start_export(
       source, such as a smaller `intermediate_size`; the layers written must
       have the shapes that these say.
     overwrite: replace an older model folder, at the end.
+    shard_size: bytes of tensors in a file; a single tensor may be larger.
 
   Returns:
     The export; `finished_layers` says what an earlier run left.
@@ -90,15 +103,19 @@ def start_export(
   Raises:
     ValueError: the folder is in use, another job's work lies in
       `FOLDER.partial`, or an argument is wrong.
+    OSError: there is no room for the model.
   """
   folder = pathlib.Path(folder).resolve()
-  _check_target(folder, source, overwrite)
+  export_job.check_target(folder, source, overwrite)
   job = {
     "provenance": dict(provenance or {}),
-    "drop_attention": _drops(source, "attention", drop_attention),
-    "drop_mlp": _drops(source, "mlp", drop_mlp),
+    "drop_attention": export_job.check_drops(
+      source, "attention", drop_attention
+    ),
+    "drop_mlp": export_job.check_drops(source, "mlp", drop_mlp),
     "changes": dict(changes or {}),
-    "source": _fingerprint(source),
+    "shard_size": shard_size,
+    "source": export_job.fingerprint(source),
   }
   try:
     job = json.loads(json.dumps(job, allow_nan=False))
@@ -111,14 +128,26 @@ def start_export(
   config = source.config
   if changes:
     config = type(config).from_hf({**source.hf, **changes})
+  planned = layout.plan_shards(
+    {
+      name: (_dtype(source, name), shape)
+      for name, shape in names.file_shapes(config).items()
+    },
+    shard_size,
+  )
   export = Export(
-    folder=folder, work=work, source=source, config=config, job=job
+    folder=folder,
+    work=work,
+    source=source,
+    config=config,
+    job=job,
+    shards=tuple(planned),
   )
   work.mkdir(parents=True, exist_ok=True)
   for stale in work.glob(".*.tmp"):
     stale.unlink()
   if not any(work.iterdir()):
-    files.atomic_write_json(work / PROGRESS, {"job": job, "shards": {}})
+    files.atomic_write_json(work / PROGRESS, {"job": job, "layers": {}})
   elif not (work / PROGRESS).is_file():
     raise ValueError(
       f"{work}: not the work of an export; move it away or choose another"
@@ -128,24 +157,37 @@ def start_export(
     earlier = files.read_json(work / PROGRESS).get("job")
     if earlier != job:
       raise ValueError(
-        f"{work}: unfinished work of another job ({_difference(earlier, job)}"
-        "); finish that job, or remove the folder to start over"
+        f"{work}: unfinished work of another job"
+        f" ({export_job.difference(earlier, job)}); finish that job, or remove"
+        " the folder to start over"
       )
+  _make_files(export)
   return export
 
 
 def finished_layers(export: Export) -> tuple[int, ...]:
-  """Return the layers whose shards are whole: recorded size, right header."""
-  recorded = files.read_json(export.work / PROGRESS)["shards"]
+  """Return the layers that were written whole, to files that are still there.
+
+  Their bytes are compared with the record by `finish_export`.
+  """
+  recorded = files.read_json(export.work / PROGRESS)["layers"]
+  there = {
+    name
+    for shard in export.shards
+    if layout.is_made(export.work, shard)
+    for name in shard.tensors
+  }
+  rows = names.layer_rows(export.config)
   return tuple(
     index
-    for index in range(export.source.config.num_layers)
-    if _is_whole(export, index, recorded)
+    for index in range(export.config.num_layers)
+    if {row.name.format(index) for row in rows}
+    <= recorded.get(str(index), {}).keys() & there
   )
 
 
 def write_layer(export: Export, index: int, layer: Tree) -> None:
-  """Write the shard of one layer, over an earlier one if there is.
+  """Write one layer, over an earlier one if there is.
 
   Args:
     export: where to.
@@ -169,7 +211,15 @@ def write_layer(export: Export, index: int, layer: Tree) -> None:
     for sublayer in outputs
     if index in export.job[f"drop_{sublayer}"]
   )
-  _write_rows(export, index, names.layer_rows(config), layer, zero)
+  rows = names.layer_rows(config)
+  _check_leaves(export, rows, index, names.flatten(layer))
+  leaves = names.flatten(layer)
+  _record(export, str(index), {})
+  written = {}
+  for name, group in _by_tensor(rows, index).items():
+    tensor = _tensor(export, name, group, leaves, zero)
+    written[name] = _write(export, name, group, tensor.__getitem__)
+  _record(export, str(index), written)
 
 
 def finish_export(export: Export, outer: Tree | None = None) -> pathlib.Path:
@@ -192,22 +242,21 @@ def finish_export(export: Export, outer: Tree | None = None) -> pathlib.Path:
     raise ValueError(
       f"{work}: layers {missing} are not finished; write them first"
     )
-  if outer is None:
-    outer = huggingface.read_outer(export.source)
-  _write_rows(export, config.num_layers, names.outer_rows(config), outer, ())
-  weight_map, total = {}, 0
-  for index in range(config.num_layers + 1):
-    shard = _shard_name(export, index)
-    tensors, _ = shards.read_header(work / shard)
-    weight_map |= dict.fromkeys(tensors, shard)
-    total += sum(tensor.end - tensor.begin for tensor in tensors.values())
-  files.atomic_write_json(
-    work / folders.INDEX,
-    {
-      "metadata": {"total_size": total},
-      "weight_map": dict(sorted(weight_map.items())),
-    },
-  )
+  rows, written = names.outer_rows(config), {}
+  if outer is not None:
+    leaves = names.flatten(outer)
+    _check_leaves(export, rows, 0, leaves)
+  else:
+    huggingface.check_tied(export.source)
+  for name, group in _by_tensor(rows, 0).items():
+    if outer is None:
+      tensor = export.source.tensors[name]
+      piece = lambda part: shards.view(tensor, part)
+    else:
+      piece = _tensor(export, name, group, leaves, ()).__getitem__
+    written[name] = _write(export, name, group, piece)
+  _record(export, _OUTER, written)
+  _finish_shards(export)
   for name in ("generation_config.json", *huggingface.TOKENIZER_FILES):
     if os.path.lexists(export.source.folder / name):
       path = folders.inside(export.source.folder, name)
@@ -221,219 +270,115 @@ def finish_export(export: Export, outer: Tree | None = None) -> pathlib.Path:
   return export.folder
 
 
-def save_params(
-  folder: str | os.PathLike,
-  params: Tree,
-  source: Source,
-  *,
-  provenance: Mapping[str, Any] | None = None,
-  drop_attention: Sequence[int] = (),
-  drop_mlp: Sequence[int] = (),
-  masks: Masks | None = None,
-  overwrite: bool = False,
-) -> pathlib.Path:
-  """Write a whole model of the shapes of another as a folder.
+def _make_files(export: Export) -> None:
+  """Make the files that are not there yet; what is in the others is kept."""
+  for shard in export.shards:
+    named = export.work / shard.name
+    if named.is_file():  # cut off after it got its name
+      os.replace(named, named.with_name(named.name + layout.UNFINISHED))
+    if layout.is_made(export.work, shard):
+      continue
+    progress = files.read_json(export.work / PROGRESS)
+    for written in progress["layers"].values():
+      for name in shard.tensors:
+        written.pop(name, None)
+    files.atomic_write_json(export.work / PROGRESS, progress)
+    layout.make_file(export.work, shard)
 
-  The way back from a Flax tree to Hugging Face, for models that were changed in
-  memory: trained ones (`studies.recovery`), or by a program of the user. On
-  failure no folder is left that was not there before.
 
-  Args:
-    folder: the final place; absent or empty unless `overwrite`.
-    params: the tree of `load_params`, layers stacked on `L`, any float dtype.
-    source: gives names, dtypes, configuration and tokenizer.
-    provenance: JSON values, written under `jaxprune` in config.json.
-    drop_attention: layers whose attention is written as zero.
-    drop_mlp: layers whose MLP is written as zero.
-    masks: {group: {kernel: bool [L, I, O]}}, True = keep, written beside the
-      weights; None or {} writes none.
-    overwrite: replace an older model folder, at the end.
+def _record(export: Export, key: str, written: Mapping[str, str]) -> None:
+  """Record the sha256 of the tensors of a layer; {} is a layer in work."""
+  progress = files.read_json(export.work / PROGRESS)
+  progress["layers"][key] = dict(written)
+  files.atomic_write_json(export.work / PROGRESS, progress)
 
-  Returns:
-    The final folder.
 
-  Raises:
-    ValueError: the folder is in use, another job's work lies beside it, or a
-      leaf is missing, extra, misshapen, not finite or too large for the dtype
-      of the source.
-  """
-  leaves = names.flatten(params)
-  stacked = {
-    path.removeprefix("layers/"): leaf
-    for path, leaf in leaves.items()
-    if path.startswith("layers/")
-  }
-  outer = names.nest(
-    {
-      path: leaf
-      for path, leaf in leaves.items()
-      if not path.startswith("layers/")
+def _finish_shards(export: Export) -> None:
+  """Read the shards back, name them and write the index."""
+  progress = files.read_json(export.work / PROGRESS)
+  expected = {}
+  for written in progress["layers"].values():
+    expected |= written
+  try:
+    progress["shards"] = {
+      shard.name: {
+        "size": shard.size,
+        "sha256": layout.read_back(export.work, shard, expected.__getitem__),
+      }
+      for shard in export.shards
     }
-  )
-  for path, leaf in stacked.items():
-    if leaf.shape[:1] != (source.config.num_layers,):
-      raise ValueError(
-        f"layers/{path}: expected {source.config.num_layers} layers on the"
-        f" first axis, found shape {list(leaf.shape)}; pass stacked params"
-      )
-  work = pathlib.Path(folder).resolve()
-  work = work.with_name(work.name + ".partial")
-  fresh = not work.exists()
-  try:
-    export = start_export(
-      folder,
-      source,
-      provenance=provenance,
-      drop_attention=drop_attention,
-      drop_mlp=drop_mlp,
-      overwrite=overwrite,
-    )
-    for index in range(source.config.num_layers):
-      layer = {path: leaf[index] for path, leaf in stacked.items()}
-      write_layer(export, index, names.nest(layer))
-    if masks:
-      write_masks(export.work / FILE, masks, export.job["provenance"])
-    return finish_export(export, outer)
-  except BaseException:
-    if fresh:
-      shutil.rmtree(work, ignore_errors=True)
+  except layout.DamagedError as error:
+    for written in progress["layers"].values():
+      written.pop(error.tensor, None)
+    files.atomic_write_json(export.work / PROGRESS, progress)
     raise
+  files.atomic_write_json(export.work / PROGRESS, progress)
+  layout.name_files(export.work, export.shards)
 
 
-def _drops(source: Source, sublayer: str, indices: Sequence[int]) -> list[int]:
-  """Check the layers to drop from and sort them."""
-  num_layers = source.config.num_layers
-  drops = sorted({int(index) for index in indices})
-  if drops and not 0 <= drops[0] <= drops[-1] < num_layers:
-    raise ValueError(
-      f"drop_{sublayer}={drops}: the model has layers 0..{num_layers - 1};"
-      " drop some of those"
-    )
-  if drops and sublayer not in names.table(source.config).sublayer_outputs:
-    raise ValueError(
-      f"drop_{sublayer}={drops}: a zero projection is no identity in family"
-      f" {source.config.family!r}; it cannot be exported with drops"
-    )
-  return drops
-
-
-def _check_target(
-  folder: pathlib.Path, source: Source, overwrite: bool
-) -> None:
-  """Refuse an output folder before any long work."""
-  home = source.folder.resolve()
-  if folder == home or folder in home.parents:
-    raise ValueError(
-      f"{folder}: holds the source model; choose another output folder"
-    )
-  if folder.exists() and not folder.is_dir():
-    raise ValueError(f"{folder}: is a file; choose another output folder")
-  if not folder.exists() or not any(folder.iterdir()):
-    return
-  if not overwrite:
-    raise ValueError(
-      f"{folder}: is not empty; choose another output folder or overwrite"
-    )
-  if not (folder / "config.json").is_file():
-    raise ValueError(
-      f"{folder}: is not a model folder (no config.json), so it is not"
-      " overwritten; choose another output folder"
-    )
-
-
-def _fingerprint(source: Source) -> str:
-  """Tell sources apart by headers and the first bytes of every tensor."""
-  digest = hashlib.sha256()
-  for name, tensor in sorted(source.tensors.items()):
-    line = json.dumps([name, tensor.dtype, list(tensor.shape)])
-    digest.update(line.encode("utf-8") + b"\n")
-    raw = shards.view(tensor).reshape(-1).view(np.uint8)
-    digest.update(raw[:_SAMPLE].data)
-  return digest.hexdigest()
-
-
-def _difference(earlier: Any, job: dict[str, Any]) -> str:
-  """Name the first thing in which two jobs differ."""
-  earlier = earlier if isinstance(earlier, dict) else {}
-  flat_earlier, flat_job = names.flatten(earlier), names.flatten(job)
-  for key in sorted(flat_earlier.keys() | flat_job.keys()):
-    before, now = flat_earlier.get(key), flat_job.get(key)
-    if before != now:
-      return f"{key} was {before!r:.80}, now {now!r:.80}"
-  return "the layout differs"
-
-
-def _shard_name(export: Export, index: int) -> str:
-  """Return the shard of a layer; index L is what lies outside the layers."""
-  count = export.source.config.num_layers + 1
-  return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
-
-
-def _is_whole(export: Export, index: int, recorded: dict[str, Any]) -> bool:
-  path = export.work / _shard_name(export, index)
-  entry = recorded.get(path.name)
-  if entry is None or not path.is_file():
-    return False
-  if path.stat().st_size != entry["size"]:
-    return False
-  try:
-    written, _ = shards.read_header(path)
-  except ValueError:
-    return False
-  wanted = {}
-  for row in names.layer_rows(export.config):
-    name = row.name.format(index)
-    shape = names.tensor_shape(export.config, row)
-    wanted[name] = (_dtype(export, name), shape)
-  return wanted == {name: (t.dtype, t.shape) for name, t in written.items()}
-
-
-def _dtype(export: Export, name: str) -> str:
+def _dtype(source: Source, name: str) -> str:
   """The dtype in the file; a bias that the source lacks has its kernel's."""
-  tensors = export.source.tensors
+  tensors = source.tensors
   return (
     tensors.get(name) or tensors[name.removesuffix(".bias") + ".weight"]
   ).dtype
 
 
-def _write_rows(export, index, rows, tree, zero) -> None:
-  """Write the tensors of some rows as one shard and record it."""
-  leaves = names.flatten(tree)
+def _check_leaves(export, rows, index, leaves) -> None:
+  """Refuse leaves that are missing, extra or misshapen, before any work."""
   wrong = {row.path for row in rows} ^ leaves.keys()
   if wrong:
     raise ValueError(
       f"leaves {sorted(wrong)} are missing or extra in what is exported to"
       f" {export.folder}; pass the tree that the source has"
     )
-  tensors = {}
   for row in rows:
-    name = row.name.format(index)
-    dtype = shards.DTYPES[_dtype(export, name)]
-    shape = names.leaf_shape(export.config, row)
-    leaf = leaves[row.path]
+    shape, leaf = names.leaf_shape(export.config, row), leaves[row.path]
     if tuple(leaf.shape) != shape or not jnp.issubdtype(
       leaf.dtype, jnp.floating
     ):
       raise ValueError(
-        f"{row.path} of {name!r}: expected floats {list(shape)}, found"
-        f" {leaf.dtype} {list(leaf.shape)}; pass kernels as [I, O]"
+        f"{row.path} of {row.name.format(index)!r}: expected floats"
+        f" {list(shape)}, found {leaf.dtype} {list(leaf.shape)}; pass kernels"
+        " as [I, O]"
       )
-    if name not in tensors:  # otherwise another leaf shares it
-      whole = names.tensor_shape(export.config, row)
-      tensors[name] = np.zeros(whole, dtype)
-    if zero and row.path.startswith(zero):
-      continue
-    names.put_leaf(export.config, row, tensors[name], np.asarray(leaf))
-    if not shards.all_finite(tensors[name]):
-      raise ValueError(
-        f"{row.path} of {name!r}: NaN or infinite as {dtype}; nothing was"
-        " written for it, look at the step that made it"
-      )
-  path = export.work / _shard_name(export, index)
-  sha256 = shards.write_shard(path, tensors, {"format": "pt"})
-  progress = files.read_json(export.work / PROGRESS)
-  progress["shards"][path.name] = {
-    "size": path.stat().st_size,
-    "sha256": sha256,
-  }
-  files.atomic_write_json(export.work / PROGRESS, progress)
+
+
+def _by_tensor(rows: Sequence[Row], index: int) -> dict[str, list[Row]]:
+  """The rows by the tensor of the file that they are in."""
+  groups: dict[str, list[Row]] = {}
+  for row in rows:
+    groups.setdefault(row.name.format(index), []).append(row)
+  return groups
+
+
+def _tensor(export, name, rows, leaves, zero) -> np.ndarray:
+  """A tensor as the file holds it; a view of the leaf where it is one."""
+  [first, *others] = rows
+  shape = names.tensor_shape(export.config, first)
+  dtype = shards.DTYPES[_dtype(export.source, name)]
+  kept = [row for row in rows if not (zero and row.path.startswith(zero))]
+  if kept == rows and not others and first.part is None:
+    array = np.asarray(leaves[first.path])
+    return array.T if first.transpose else array
+  tensor = np.zeros(shape, dtype)
+  for row in kept:
+    names.put_leaf(export.config, row, tensor, np.asarray(leaves[row.path]))
+  return tensor
+
+
+def _write(
+  export: Export,
+  name: str,
+  rows: Sequence[Row],
+  piece: Callable[[slice], np.ndarray],
+) -> str:
+  """Write one tensor to the shard that has a place for it."""
+  [shard] = [shard for shard in export.shards if name in shard.tensors]
+  try:
+    return layout.write_tensor(export.work, shard, name, piece)
+  except ValueError as error:
+    raise ValueError(
+      f"{' and '.join(row.path for row in rows)} of {error}; the layer does"
+      " not count as written, look at the step that made it"
+    ) from error

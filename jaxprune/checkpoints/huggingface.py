@@ -120,7 +120,7 @@ def read_outer(source: Source) -> Tree:
     ValueError: a NaN or an infinity, or a tied model whose copy of the head
       differs from the embedding.
   """
-  _check_tied(source)
+  check_tied(source)
   rows = names.outer_rows(source.config)
   return names.nest({row.path: _read(source, row, 0) for row in rows})
 
@@ -158,7 +158,7 @@ def load_params(
       f"dtype {dtype!r} is not one for weights; use float32, bfloat16 or"
       " float16"
     )
-  _check_tied(source)
+  check_tied(source)
   config = source.config
   outer = {
     row.path: _load(source, row.path, row, None, dtype, sharding)
@@ -185,7 +185,8 @@ def checkpoint_hash(source: Source) -> str:
     tensor = source.tensors[name]
     line = json.dumps([name, tensor.dtype, list(tensor.shape)])
     digest.update(line.encode("utf-8") + b"\n")
-    digest.update(shards.view(tensor).reshape(-1).view(np.uint8).data)
+    for _, piece in shards.pieces(tensor):
+      digest.update(piece.reshape(-1).view(np.uint8).data)
   return digest.hexdigest()
 
 
@@ -193,7 +194,7 @@ def _float_dtypes() -> tuple[np.dtype, ...]:
   return tuple(shards.DTYPES[name] for name in WEIGHT_DTYPES)
 
 
-def _check_tied(source: Source) -> None:
+def check_tied(source: Source) -> None:
   """Refuse a tied model whose file holds a different head."""
   tied = names.table(source.config).tied
   if tied is None or not source.config.tie_embeddings:
@@ -201,10 +202,11 @@ def _check_tied(source: Source) -> None:
   copy, original = (source.tensors.get(name) for name in tied)
   if copy is None:
     return
-  if copy.dtype != original.dtype or not np.array_equal(
-    *(
-      shards.view(t).view(f"u{shards.DTYPES[t.dtype].itemsize}")
-      for t in (copy, original)
+  bits = lambda piece: piece.view(f"u{piece.itemsize}")
+  if copy.dtype != original.dtype or not all(
+    np.array_equal(bits(mine), bits(theirs))
+    for (_, mine), (_, theirs) in zip(
+      shards.pieces(copy), shards.pieces(original)
     )
   ):
     raise ValueError(
@@ -225,10 +227,16 @@ def _read(source: Source, row: Row, index: int) -> np.ndarray:
 def _fill(out, source, row, name, where) -> None:
   """Copy the part `where` of a leaf from the file into a C-ordered array."""
   tensor = source.tensors[name]
-  view = names.leaf_of(source.config, row, shards.view(tensor))[where]
-  shards.copy_into(out, view)
+  if where == () and row.part is None:
+    for rows, piece in shards.pieces(tensor):
+      piece = names.leaf_of(source.config, row, piece)
+      shards.copy_into(out[:, rows] if row.transpose else out[rows], piece)
+  else:
+    view = names.leaf_of(source.config, row, shards.view(tensor))
+    shards.copy_into(out, view[where])
   if shards.all_finite(out):
     return
+  view = names.leaf_of(source.config, row, shards.view(tensor))[where]
   if shards.all_finite(np.ascontiguousarray(view)):
     raise ValueError(
       f"{tensor.path}: tensor {name!r} has values too large for {out.dtype};"

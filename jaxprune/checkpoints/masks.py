@@ -4,9 +4,12 @@ A mask is bool, True = keep, shaped `[L, I, O]` like its stacked kernel. In the
 file each layer's mask is packed eight to a byte (`numpy.packbits`, row-major
 over `[I, O]`, last byte padded with zero bits): a uint8 tensor
 `[L, ceil(I * O / 8)]` named "GROUP.KERNEL". Shapes and the caller's metadata
-are JSON strings in the header.
+are JSON strings in the header, and so is the sha256 of the masks: over the
+names in their order, a JSON line of name and shape and then the packed bytes.
+A file with a flipped bit or an exchanged name is refused.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -21,7 +24,7 @@ from jaxprune.models.config import ModelConfig
 
 Masks = dict[str, dict[str, np.ndarray]]
 FILE = "masks.safetensors"  # beside the weights of a pruned model
-_FORMAT = "jaxprune masks 1"
+_FORMAT = "jaxprune masks 2"
 
 
 def write_masks(
@@ -126,7 +129,12 @@ def _write(path, packed, shapes, metadata) -> None:
       f"{path}: metadata cannot be written as JSON ({error}); use strings,"
       " finite numbers, lists and dicts"
     ) from error
-  header = {"format": _FORMAT, "shapes": json.dumps(shapes), "metadata": text}
+  header = {
+    "format": _FORMAT,
+    "shapes": json.dumps(shapes),
+    "metadata": text,
+    "sha256": _hash(packed, shapes),
+  }
   shards.write_shard(path, packed, header)
 
 
@@ -167,7 +175,23 @@ def _read(path):
         f" {list(shape)}, found {tensor.dtype} {list(tensor.shape)}; write the"
         " masks again"
       )
+  packed = {name: shards.view(tensor) for name, tensor in tensors.items()}
+  if header.get("sha256") != _hash(packed, shapes):
+    raise ValueError(
+      f"{path}: the masks are not those that were written (their sha256 is not"
+      " the one in the header); copy the file again, or prune again"
+    )
   return tensors, shapes, metadata
+
+
+def _hash(packed, shapes) -> str:
+  """The sha256 over names, shapes and bits."""
+  digest = hashlib.sha256()
+  for name in sorted(packed):
+    line = json.dumps([name, list(shapes[name])])
+    digest.update(line.encode("utf-8") + b"\n")
+    digest.update(np.ascontiguousarray(packed[name]).data)
+  return digest.hexdigest()
 
 
 def _unpack(tensor, shape) -> np.ndarray:

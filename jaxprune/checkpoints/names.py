@@ -100,17 +100,19 @@ def put_leaf(
 
 
 def file_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-  """Return the name and shape in the file of every tensor of a model."""
-  shapes = {}
-  for rows, indices in (
-    (outer_rows(config), (0,)),
-    (layer_rows(config), range(config.num_layers)),
-  ):
-    for row in rows:
-      shape = tensor_shape(config, row)
-      for index in indices:
-        shapes[row.name.format(index)] = shape
-  return shapes
+  """Return the name and shape in the file of every tensor of a model.
+
+  What lies outside the layers comes first, then layer after layer.
+  """
+  rows = [(row, 0) for row in outer_rows(config)]
+  rows += [
+    (row, index)
+    for index in range(config.num_layers)
+    for row in layer_rows(config)
+  ]
+  return {
+    row.name.format(index): tensor_shape(config, row) for row, index in rows
+  }
 
 
 def kernel_shapes(config: Config) -> dict[Path, tuple[int, int, int]]:

@@ -13,9 +13,10 @@ Reference: the format page of huggingface/safetensors.
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import ml_dtypes
 import numpy as np
@@ -32,6 +33,7 @@ DTYPES = {
   "U8": np.dtype(np.uint8),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+PIECE = 1 << 24  # bytes of a large tensor that are handled together
 _TILE = 256  # columns copied together
 _SCAN = 1 << 16  # entries looked at together; keeps the scratch in cache
 
@@ -102,8 +104,12 @@ def read_header(
   return tensors, metadata
 
 
-def view(tensor: Tensor) -> np.ndarray:
+def view(tensor: Tensor, rows: slice = slice(None)) -> np.ndarray:
   """Map a tensor of a known dtype, read-only, as it lies in the file.
+
+  Args:
+    tensor: where it lies.
+    rows: the part of its first axis that is mapped, of step 1.
 
   Raises:
     ValueError: the file was changed since its header was read.
@@ -112,14 +118,71 @@ def view(tensor: Tensor) -> np.ndarray:
     raise ValueError(
       f"{tensor.path}: was changed while in use; open the checkpoint again"
     )
+  begin, end, shape = tensor.begin, tensor.end, tensor.shape
+  if shape and rows != slice(None):
+    first, last, _ = rows.indices(shape[0])
+    stride = (end - begin) // shape[0]
+    begin, end = begin + first * stride, begin + last * stride
+    shape = (last - first, *shape[1:])
   raw = np.memmap(
-    tensor.path,
-    np.uint8,
-    "r",
-    offset=tensor.begin,
-    shape=(tensor.end - tensor.begin,),
+    tensor.path, np.uint8, "r", offset=begin, shape=(end - begin,)
   )
-  return raw.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
+  return raw.view(DTYPES[tensor.dtype]).reshape(shape)
+
+
+def row_slices(
+  shape: tuple[int, ...], dtype: np.dtype, size: int
+) -> Iterator[slice]:
+  """Cut the first axis of an array into parts of so many bytes.
+
+  Args:
+    shape: of the array; without axes it is one part.
+    dtype: of the array.
+    size: bytes of a part; one row may have more.
+  """
+  if not shape:
+    yield slice(None)
+    return
+  stride = math.prod(shape[1:]) * np.dtype(dtype).itemsize
+  step = max(1, size // max(1, stride))
+  for first in range(0, shape[0], step):
+    yield slice(first, min(first + step, shape[0]))
+
+
+def pieces(tensor: Tensor) -> Iterator[tuple[slice, np.ndarray]]:
+  """Map a tensor part by part, so that few of its pages are in memory.
+
+  Args:
+    tensor: of a known dtype.
+
+  Yields:
+    (rows of the first axis, what `view` gives of them), 16 MiB each.
+  """
+  for rows in row_slices(tensor.shape, DTYPES[tensor.dtype], PIECE):
+    yield rows, view(tensor, rows)
+
+
+def encode_header(
+  tensors: Mapping[str, tuple[str, tuple[int, ...], int, int]],
+  metadata: Mapping[str, str],
+) -> bytes:
+  """Write what lies before the tensors of a file.
+
+  Args:
+    tensors: by name: name of the dtype, shape, and the offsets behind the
+      header where the tensor begins and ends.
+    metadata: the `__metadata__` strings.
+
+  Returns:
+    The length of the header and the header, a multiple of 8 bytes.
+  """
+  header = {"__metadata__": dict(metadata)} | {
+    name: {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    for name, (dtype, shape, begin, end) in tensors.items()
+  }
+  text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+  text += b" " * (-len(text) % 8)
+  return len(text).to_bytes(8, "little") + text
 
 
 def write_shard(
@@ -149,22 +212,16 @@ def write_shard(
   # The widest items come first, which keeps every tensor aligned to its item
   # size.
   names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
-  header, offset = {"__metadata__": dict(metadata)}, 0
+  header, offset = {}, 0
   for name in names:
     array = tensors[name]
-    header[name] = {
-      "dtype": _NAMES[array.dtype],
-      "shape": list(array.shape),
-      "data_offsets": [offset, offset + array.nbytes],
-    }
-    offset += array.nbytes
-  text = json.dumps(header, separators=(",", ":")).encode("utf-8")
-  text += b" " * (-len(text) % 8)
-  digest = hashlib.sha256()
+    end = offset + array.nbytes
+    header[name] = (_NAMES[array.dtype], array.shape, offset, end)
+    offset = end
+  text = encode_header(header, metadata)
+  digest = hashlib.sha256(text)
   with files.atomic_file(path) as file:
-    for part in (len(text).to_bytes(8, "little"), text):
-      file.write(part)
-      digest.update(part)
+    file.write(text)
     for name in names:
       raw = np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8)
       file.write(raw.data)

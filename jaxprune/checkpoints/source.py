@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import os
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 from jaxprune.checkpoints import folders, names, shards
@@ -105,6 +106,70 @@ def open_checkpoint(
       " do not fit, download or export the folder again"
     )
   return Source(folder=folder, config=config, hf=hf, tensors=tensors)
+
+
+def without_layers(source: Source, gone: Collection[int]) -> Source:
+  """A checkpoint as if it had been made without some of its layers.
+
+  The layers that stay keep their order, their kind of attention and their
+  place in the lists of dropped sublayers, and are numbered anew.
+
+  Args:
+    source: an opened checkpoint.
+    gone: indices of the layers that are left out.
+
+  Raises:
+    ValueError: no layer would stay, there is no such layer, or the model is an
+      encoder, whose norms after a sublayer work on what passes by it too.
+  """
+  config, hf = source.config, dict(source.hf)
+  layers = range(config.num_layers)
+  kept = [index for index in layers if index not in gone]
+  if not set(gone) <= set(layers) or not kept:
+    raise ValueError(
+      f"layers {sorted(gone)} cannot be left out of {len(layers)}; leave out"
+      f" some of 0..{len(layers) - 1}, but not all"
+    )
+  if not gone:
+    return source
+  if isinstance(config, EncoderConfig):
+    raise ValueError(
+      f"{source.folder}: a layer of an encoder cannot be left out, its norms"
+      " stay; drop sublayers instead"
+    )
+  sliding = [config.sliding_layers[index] for index in kept]
+  if len(set(config.sliding_layers)) > 1 and not hf.get("layer_types"):
+    kinds = {True: "sliding_attention", False: "full_attention"}
+    hf["layer_types"] = [kinds[slides] for slides in sliding]
+  elif hf.get("layer_types"):
+    hf["layer_types"] = [hf["layer_types"][index] for index in kept]
+  for key in ("drop_attn_list", "drop_mlp_list"):
+    listed = hf.get(key) or []
+    if listed and all(type(entry) is bool for entry in listed):
+      hf[key] = [listed[index] for index in kept]
+    elif listed:
+      hf[key] = [kept.index(index) for index in listed if index in kept]
+  hf["n_layer" if "n_layer" in hf else "num_hidden_layers"] = len(kept)
+  # What config.json does not say is as it was.
+  plain, new = type(config).from_hf(source.hf), type(config).from_hf(hf)
+  other = {
+    field.name: getattr(config, field.name)
+    for field in dataclasses.fields(config)
+    if getattr(config, field.name) != getattr(plain, field.name)
+  }
+  tensors = {
+    row.name: source.tensors[row.name] for row in names.outer_rows(config)
+  }
+  for row in names.layer_rows(config):
+    for index, before in enumerate(kept):
+      tensor = source.tensors[row.name.format(before)]
+      tensors[row.name.format(index)] = tensor
+  return Source(
+    folder=source.folder,
+    config=dataclasses.replace(new, **other),
+    hf=hf,
+    tensors=tensors,
+  )
 
 
 def _compare(expected, optional, tensors) -> list[str]:

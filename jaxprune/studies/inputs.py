@@ -6,6 +6,7 @@ text and for its held-out texts.
 """
 
 import dataclasses
+import re
 from typing import Any
 
 from jaxprune import checkpoints, devices
@@ -210,6 +211,23 @@ def read_mesh(text: str | None):
       )
     sizes[axis] = int(size)
   return devices.make_mesh(sizes)
+
+
+def read_size(text: str) -> int:
+  """Read a number of bytes such as 5GB, 200MB or 1GiB.
+
+  Raises:
+    ValueError: another text, or less than a byte.
+  """
+  found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text, re.I)
+  size = 0
+  if found:
+    number, prefix, binary = found.groups()
+    power = " KMGT".index(prefix.upper() or " ")
+    size = int(float(number) * (1024 if binary else 1000) ** power)
+  if size < 1:
+    raise ValueError(f"{text!r} is no size: use bytes such as 5GB or 200MB")
+  return size
 
 
 def describe_pattern(

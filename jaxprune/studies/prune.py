@@ -124,7 +124,8 @@ def check(
     config: the model.
     change: what is to be done to it.
     tokens: whether there are calibration tokens.
-    slim: whether the MLPs are to be built without the units that go.
+    slim: whether the model is to be built without what goes: hidden units, or
+      layers of which nothing is left.
 
   Raises:
     ValueError: an unknown method, a pattern that it does not take or that does
@@ -145,6 +146,12 @@ def check(
     if change.allocation == "kl" and not tokens:
       raise ValueError("allocation kl looks at calibration tokens: give some")
     return
+  if slim and change.drop_target in ("attention", "mlp"):
+    raise ValueError(
+      f"method {change.method} leaves the other half of every layer, so no"
+      " layer can be left out: drop blocks (drop_block, drop_consecutive,"
+      " drop_joint), or do not slim"
+    )
   drops.check_count(config.num_layers, change.drop_count, change.drop_target)
   if change.row.selection != "random" and not tokens:
     raise ValueError(
@@ -314,8 +321,9 @@ def _drop(source, out, change, tokens, memory, output, progress) -> Result:
     chosen,
     scores,
     score_name=change.row.score,
-    provenance={**output.provenance, **drop},
-    overwrite=output.overwrite,
+    output=dataclasses.replace(
+      output, provenance={**output.provenance, **drop}
+    ),
   )
   return Result(
     log=log,

@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxprune import checkpoints, devices, files
 from jaxprune.pruning.checkpoint import resume, streaming
+from jaxprune.pruning.checkpoint.output import Output
 from jaxprune.pruning.checkpoint.streaming import Memory, Tokens
 from jaxprune.pruning.layerwise import similarities
 from jaxprune.pruning.layerwise.drops import Drops
@@ -104,8 +105,7 @@ def prune_drops(
   scores: Mapping[str, Sequence[float]],
   *,
   score_name: str = "similarity",
-  provenance: Mapping[str, Any] | None = None,
-  overwrite: bool = False,
+  output: Output | None = None,
 ) -> list[dict[str, Any]]:
   """Write a checkpoint with the chosen sublayers dropped.
 
@@ -115,18 +115,19 @@ def prune_drops(
     chosen: from `drops.choose_drops`.
     scores: of the dense model, from there too; kept in the log.
     score_name: what they are, the beginning of their names in the log.
-    provenance: JSON values that identify the run.
-    overwrite: replace an older model folder.
+    output: how the folder is written; slim leaves out the layers whose
+      attention and MLP are both dropped, now or before.
 
   Returns:
-    The log, a row per layer: layer, attention_kept, mlp_kept and, where they
-    were scored, {score_name}_attention, _mlp and _block.
+    The log, a row per layer of the source: layer, attention_kept, mlp_kept
+    and, where they were scored, {score_name}_attention, _mlp and _block.
 
   Raises:
     ValueError: the folder is in use, or bad weights.
   """
+  output = output or Output()
   dropped = {k: sorted(chosen.layers(k)) for k in ("attention", "mlp")}
-  job = dict(provenance or {}) | {
+  job = dict(output.provenance) | {
     "drop_order": [list(pair) for pair in chosen.order]
   }
   log = []
@@ -139,14 +140,17 @@ def prune_drops(
       if k in scores
     }
     log.append(row)
+  if output.slim:
+    source, dropped, job["left_out"] = _leave_out(source, dropped)
   if devices.is_writer():
     export = checkpoints.start_export(
       out,
       source,
       provenance=job,
-      overwrite=overwrite,
+      overwrite=output.overwrite,
       drop_attention=dropped["attention"],
       drop_mlp=dropped["mlp"],
+      shard_size=output.shard_size,
     )
     done = set(checkpoints.finished_layers(export))
     for index in set(range(source.config.num_layers)) - done:
@@ -157,6 +161,18 @@ def prune_drops(
     checkpoints.finish_export(export)
   devices.wait_for_all("finished")
   return log
+
+
+def _leave_out(source, dropped):
+  """The source without its dead layers, what is dropped of it, and those."""
+  earlier = checkpoints.read_drops(source)
+  both = {k: {*dropped[k], *earlier[k]} for k in dropped}
+  gone = sorted(both["attention"] & both["mlp"])
+  kept = [i for i in range(source.config.num_layers) if i not in gone]
+  numbered = {
+    k: [kept.index(i) for i in dropped[k] if i in kept] for k in dropped
+  }
+  return checkpoints.without_layers(source, gone), numbered, gone
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -20,7 +20,7 @@ SparseGPT, arXiv 2301.00774, whose official code walks the layers this way.
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,25 +35,9 @@ from jaxprune.pruning.checkpoint import (
   resume,
   streaming,
 )
+from jaxprune.pruning.checkpoint.output import Output
 from jaxprune.pruning.checkpoint.streaming import Config, Memory, Tokens
 from jaxprune.pruning.patterns import AnyPattern, Levels, NofM, removed_count
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Output:
-  """How a pruned model is written.
-
-  Attributes:
-    slim: build the MLPs without the units that are removed, instead of zeros in
-      place. For methods that remove units.
-    provenance: JSON values that identify the run. A resumed run must have the
-      same.
-    overwrite: replace an older model folder.
-  """
-
-  slim: bool = False
-  provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  overwrite: bool = False
 
 
 def prune_weights(
@@ -109,7 +93,7 @@ def prune_weights(
     "pattern": _described(patterns),
   }
   changes = _changes(config, chosen, patterns, slim)
-  export = _start(out, source, job, changes, output.overwrite)
+  export = _start(out, source, job, changes, output)
   log = resume.read_log(export)
   start = len(log)
   threshold = None
@@ -304,12 +288,17 @@ def _changes(config, method, patterns, slim) -> dict[str, Any]:
   return changes
 
 
-def _start(out, source, job, changes, overwrite):
+def _start(out, source, job, changes, output):
   """Begin the export; where there are more processes, the writer first."""
 
   def start():
     return checkpoints.start_export(
-      out, source, provenance=job, changes=changes, overwrite=overwrite
+      out,
+      source,
+      provenance=job,
+      changes=changes,
+      overwrite=output.overwrite,
+      shard_size=output.shard_size,
     )
 
   export = start() if devices.is_writer() else None

@@ -442,7 +442,9 @@ def make_model(
     return folder
   kind = variant.settings["method"].removeprefix("drop_")
   chosen = drops.select(scores, variant.settings["drop_count"], kind)
-  sublayers.prune_drops(source, folder, chosen, scores, provenance=provenance)
+  sublayers.prune_drops(
+    source, folder, chosen, scores, output=weights.Output(provenance=provenance)
+  )
   return folder
 
 
