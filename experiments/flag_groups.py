@@ -615,6 +615,18 @@ def out(
   return _define(flags.DEFINE_string, "out", default, about)
 
 
+def mesh(about: str) -> flags.FlagHolder[str | None]:
+  """Define --mesh, which `studies.inputs.read_mesh` reads."""
+  return flags.DEFINE_string("mesh", None, about)
+
+
+def overwrite() -> flags.FlagHolder[bool]:
+  """Define --overwrite."""
+  return flags.DEFINE_bool(
+    "overwrite", False, "Replace an older model folder in --out."
+  )
+
+
 def shard_size() -> flags.FlagHolder[str]:
   """Define --shard_size, which `studies.inputs.read_size` reads."""
   return flags.DEFINE_string(

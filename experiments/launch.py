@@ -65,6 +65,8 @@ def run(main: Callable[[], None]) -> None:
     # Without this absl shows what JAX logs about every accelerator that is
     # absent.
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)
+    if logging.get_verbosity() == logging.INFO:  # and each step of orbax
+      logging.set_verbosity(logging.WARNING)
     _clock.restart()
     try:
       with _telling("jaxprune"):

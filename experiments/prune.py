@@ -103,16 +103,12 @@ _MICRO_BATCH = flags.DEFINE_integer(
 _OFFLOAD = flags.DEFINE_bool(
   "offload", False, "Keep activations on the host between layers."
 )
-_MESH = flags.DEFINE_string(
-  "mesh",
-  None,
+_MESH = flag_groups.mesh(
   "Devices, such as data:4,model:2: sequences over data, outputs of kernels"
-  " over model.",
+  " over model."
 )
 _SHARD_SIZE = flag_groups.shard_size()
-_OVERWRITE = flags.DEFINE_bool(
-  "overwrite", False, "Replace an older model folder in --out."
-)
+_OVERWRITE = flag_groups.overwrite()
 
 
 def main() -> None:

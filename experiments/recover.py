@@ -46,9 +46,7 @@ _CALIBRATION = flag_groups.calibration(
   about_seq_len="Tokens of a row.",
 )
 _SEED = flag_groups.seed("Of the text and of the order in which it is read.")
-_OVERWRITE = flags.DEFINE_bool(
-  "overwrite", False, "Replace an older model folder in --out."
-)
+_OVERWRITE = flag_groups.overwrite()
 _OUT = flag_groups.out()
 
 

@@ -13,7 +13,7 @@ How much memory there is, and how much a process has used, is asked here too.
 import os
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -102,6 +102,48 @@ def place_leaf(leaf: Any, mesh: Mesh | None) -> jax.Array:
     return jnp.asarray(leaf)
   divides = leaf.ndim == 2 and leaf.shape[1] % mesh.shape["model"] == 0
   return place(leaf, mesh, P(None, "model") if divides else None)
+
+
+def params_sharding(
+  mesh: Mesh | None,
+) -> Callable[[str, tuple[int, ...]], jax.sharding.Sharding]:
+  """Where the parameters of a model lie, each split as often as it can be.
+
+  Kernels [L, I, O] have their inputs split over `data` and their outputs over
+  `model`, biases [L, O] their outputs, and tables [V, D] their rows over
+  `model` and their columns over `data`; an axis that does not divide, and
+  everything else, is on every device.
+
+  Args:
+    mesh: the devices; None is the default device.
+
+  Returns:
+    A function of the path of a leaf, such as "layers/mlp/up/kernel", and its
+    shape.
+  """
+  if mesh is None:
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return lambda path, shape: device
+  wanted = {
+    "kernel": ("data", "model"),
+    "table": ("model", "data"),
+    "bias": ("model",),
+  }
+
+  def sharding(path: str, shape: tuple[int, ...]) -> NamedSharding:
+    axes = wanted.get(path.rpartition("/")[2], ())[-len(shape) :]
+    axes = (None,) * (len(shape) - len(axes)) + axes
+    return NamedSharding(
+      mesh,
+      P(
+        *(
+          axis if axis and size % mesh.shape[axis] == 0 else None
+          for axis, size in zip(axes, shape)
+        )
+      ),
+    )
+
+  return sharding
 
 
 def on_every_device(tree: Any, mesh: Mesh | None) -> Any:

@@ -106,7 +106,7 @@ def start_export(
     OSError: there is no room for the model.
   """
   folder = pathlib.Path(folder).resolve()
-  export_job.check_target(folder, source, overwrite)
+  export_job.check_target(folder, source.folder, overwrite)
   job = {
     "provenance": dict(provenance or {}),
     "drop_attention": export_job.check_drops(
@@ -353,18 +353,15 @@ def _by_tensor(rows: Sequence[Row], index: int) -> dict[str, list[Row]]:
 
 
 def _tensor(export, name, rows, leaves, zero) -> np.ndarray:
-  """A tensor as the file holds it; a view of the leaf where it is one."""
-  [first, *others] = rows
-  shape = names.tensor_shape(export.config, first)
+  """A tensor as the file holds it; dropped leaves are zero."""
   dtype = shards.DTYPES[_dtype(export.source, name)]
-  kept = [row for row in rows if not (zero and row.path.startswith(zero))]
-  if kept == rows and not others and first.part is None:
-    array = np.asarray(leaves[first.path])
-    return array.T if first.transpose else array
-  tensor = np.zeros(shape, dtype)
-  for row in kept:
-    names.put_leaf(export.config, row, tensor, np.asarray(leaves[row.path]))
-  return tensor
+  values = {}
+  for row in rows:
+    leaf = np.asarray(leaves[row.path])
+    if zero and row.path.startswith(zero):
+      leaf = np.broadcast_to(np.zeros((), dtype), leaf.shape)
+    values[row.path] = leaf
+  return names.join_leaves(export.config, rows, values, dtype)
 
 
 def _write(

@@ -45,18 +45,20 @@ def check_drops(
   return drops
 
 
-def check_target(folder: pathlib.Path, source: Source, overwrite: bool) -> None:
+def check_target(
+  folder: pathlib.Path, home: pathlib.Path, overwrite: bool
+) -> None:
   """Refuse an output folder before any long work.
 
   Args:
     folder: the final place.
-    source: that is to be kept.
+    home: the folder of the source, which is kept.
     overwrite: whether an older model folder may be replaced.
 
   Raises:
     ValueError: it holds the source, or something that is not to be replaced.
   """
-  home = source.folder.resolve()
+  home = home.resolve()
   if folder == home or folder in home.parents:
     raise ValueError(
       f"{folder}: holds the source model; choose another output folder"

@@ -255,12 +255,17 @@ def _load(source, path, row, num_layers, dtype, sharding) -> jax.Array:
   if dtype is None:
     dtypes = {source.tensors[name].dtype for name in tensor_names}
     dtype = shards.DTYPES[dtypes.pop() if len(dtypes) == 1 else "F32"]
+  inner = shape
   if num_layers is not None:
     shape = (num_layers, *shape)
 
   def piece(where: tuple[slice, ...]) -> np.ndarray:
     sizes = [len(range(*s.indices(n))) for s, n in zip(where, shape)]
-    out = np.empty(sizes, dtype)
+    out = shards.empty_aligned(sizes, dtype)
+    if all(
+      size == n for size, n in zip(sizes[len(sizes) - len(inner) :], inner)
+    ):
+      where = where[: len(where) - len(inner)]
     if num_layers is None:
       _fill(out, source, row, tensor_names[0], where)
       return out
@@ -277,7 +282,7 @@ def _load(source, path, row, num_layers, dtype, sharding) -> jax.Array:
 
   placement = sharding(path, shape) if sharding is not None else None
   if placement is None:
-    return jnp.asarray(piece((slice(None),) * len(shape)))
+    return jax.device_put(piece((slice(None),) * len(shape)), may_alias=True)
   # Devices that hold the same slice share one read.
   pieces: dict[str, np.ndarray] = {}
 

@@ -4,7 +4,7 @@ Reads the tables of `tables`, one per architecture, for a model at hand.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,34 @@ def put_leaf(
   place = _place(config, row, tensor)
   leaf = leaf.T if row.transpose else leaf
   shards.copy_into(place, leaf.reshape(place.shape))
+
+
+def join_leaves(
+  config: Config,
+  rows: Sequence[Row],
+  leaves: Mapping[str, np.ndarray],
+  dtype: np.dtype | None = None,
+) -> np.ndarray:
+  """Return the tensor of the file that leaves make up.
+
+  Args:
+    config: the model.
+    rows: all that share the tensor.
+    leaves: by the paths of the rows.
+    dtype: of the tensor where it is put together; None is that of the first
+      leaf.
+
+  Returns:
+    A view of the leaf where it is the whole tensor, else a new array.
+  """
+  first = rows[0]
+  leaf = leaves[first.path]
+  if len(rows) == 1 and first.part is None:
+    return leaf.T if first.transpose else leaf
+  tensor = np.zeros(tensor_shape(config, first), dtype or leaf.dtype)
+  for row in rows:
+    put_leaf(config, row, tensor, leaves[row.path])
+  return tensor
 
 
 def file_shapes(config: Config) -> dict[str, tuple[int, ...]]:

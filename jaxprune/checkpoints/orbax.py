@@ -14,6 +14,9 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+_IN_WORK = 1 << 27  # bytes that are read or written together
+_CHUNK = 1 << 25  # bytes of a leaf that can be read without the others
+
 
 def save_tree(
   folder: str | os.PathLike, tree: Any, metadata: Mapping[str, Any]
@@ -31,19 +34,21 @@ def save_tree(
   folder = os.path.abspath(folder)
   if os.path.lexists(folder):
     raise ValueError(f"{folder}: exists; choose another folder or remove it")
-  ocp.save(folder, tree, custom_metadata=dict(metadata))
+  with _small_steps():
+    ocp.save(folder, tree, custom_metadata=dict(metadata))
 
 
 def load_tree(
-  folder: str | os.PathLike, like: Any = None
+  folder: str | os.PathLike, like: Any = None, *, partial: bool = False
 ) -> tuple[Any, dict[str, Any]]:
-  """Read a tree.
+  """Read a tree, or some of its leaves.
 
   Args:
     folder: written by `save_tree`.
     like: a tree of arrays or `jax.ShapeDtypeStruct` whose structure, shapes,
       dtypes and shardings the result takes; leaves without a sharding go to
       the first device. None gives dicts and lists as they were saved.
+    partial: `like`, of dicts, has only the leaves that are to be read.
 
   Returns:
     (tree, metadata).
@@ -62,9 +67,67 @@ def load_tree(
       f"{folder}: not a saved tree, or one that was cut off; save it again"
     ) from error
   if like is not None:
-    _check(folder, saved.metadata, like)
+    _check(folder, saved.metadata, like, partial)
   target = jax.tree.map(_target, saved.metadata if like is None else like)
-  return ocp.load(folder, target), dict(saved.custom_metadata or {})
+  if partial:
+    target = _with_gaps(saved.metadata, target)
+  with _small_steps():
+    tree = ocp.load(folder, target)
+  if partial:
+    tree = _without_gaps(tree)
+  return tree, dict(saved.custom_metadata or {})
+
+
+def saved_shapes(folder: str | os.PathLike) -> Any:
+  """What `save_tree` wrote, as a tree of `jax.ShapeDtypeStruct`.
+
+  Raises:
+    ValueError: no such folder, or not a tree of `save_tree`.
+  """
+  folder = os.path.abspath(folder)
+  try:
+    saved = ocp.metadata(folder).metadata
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f"{folder}: not a saved tree, or one that was cut off; save it again"
+    ) from error
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved
+  )
+
+
+def _small_steps() -> ocp.Context:
+  """Little memory beside the tree, and leaves that can be read in parts."""
+  context = ocp.Context()
+  context.memory.write_concurrent_bytes = _IN_WORK
+  context.memory.read_concurrent_bytes = _IN_WORK
+  context.array.saving.storage_options.chunk_byte_size = _CHUNK
+  return context
+
+
+def _with_gaps(saved: Any, part: Any) -> Any:
+  """A tree of the saved structure that asks for the leaves of `part` only."""
+  if not isinstance(saved, Mapping):
+    return ocp.PLACEHOLDER if part is None else part
+  part = part or {}
+  return {key: _with_gaps(saved[key], part.get(key)) for key in saved}
+
+
+def _without_gaps(tree: Any) -> Any:
+  """The leaves of a tree of dicts that were asked for."""
+  if not isinstance(tree, Mapping):
+    return tree
+  found = {
+    key: _without_gaps(value)
+    for key, value in tree.items()
+    if value is not ocp.PLACEHOLDER
+  }
+  # Nothing was asked for below an empty dict.
+  return {
+    key: value
+    for key, value in found.items()
+    if not isinstance(value, Mapping) or value
+  }
 
 
 def _target(leaf: Any) -> Any:
@@ -82,7 +145,7 @@ def _target(leaf: Any) -> Any:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _check(folder: str, saved: Any, like: Any) -> None:
+def _check(folder: str, saved: Any, like: Any, partial: bool) -> None:
   """Refuse a target of other leaves; orbax would pad or cut shapes."""
   saved, like = (
     {
@@ -93,6 +156,8 @@ def _check(folder: str, saved: Any, like: Any) -> None:
     }
     for tree in (saved, like)
   )
+  if partial and like.keys() <= saved.keys():
+    saved = {name: saved[name] for name in like}
   if saved.keys() != like.keys():
     raise ValueError(
       f"{folder}: leaves {sorted(saved.keys() ^ like.keys())} are not both"

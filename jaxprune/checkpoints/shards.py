@@ -34,6 +34,7 @@ DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PIECE = 1 << 24  # bytes of a large tensor that are handled together
+_ALIGNMENT = 64  # bytes, of the buffers of XLA on a CPU
 _TILE = 256  # columns copied together
 _SCAN = 1 << 16  # entries looked at together; keeps the scratch in cache
 
@@ -227,6 +228,19 @@ def write_shard(
       file.write(raw.data)
       digest.update(raw.data)
   return digest.hexdigest()
+
+
+def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+  """Return memory that JAX can use on a CPU as it lies, without a copy.
+
+  Args:
+    shape: of the array.
+    dtype: of the array.
+  """
+  size = math.prod(shape) * np.dtype(dtype).itemsize
+  raw = np.empty(size + _ALIGNMENT, np.uint8)
+  begin = -raw.ctypes.data % _ALIGNMENT
+  return raw[begin : begin + size].view(dtype).reshape(shape)
 
 
 def copy_into(out: np.ndarray, array: np.ndarray) -> None:

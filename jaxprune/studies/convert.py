@@ -1,0 +1,77 @@
+"""Which way is a model converted? The input decides."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+from jaxprune import checkpoints
+from jaxprune.checkpoints import orbax_folder
+from jaxprune.studies import inputs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """How a model is converted.
+
+  Attributes:
+    dtype: float32, bfloat16 or float16; None keeps what there is.
+    mesh: devices that an Orbax checkpoint is spread over; None for the default
+      device, and for the other ways.
+    shard_size: bytes of tensors in a file of a Hugging Face folder.
+    overwrite: replace an older model folder.
+  """
+
+  dtype: str | None = None
+  mesh: jax.sharding.Mesh | None = None
+  shard_size: int = checkpoints.SHARD_SIZE
+  overwrite: bool = False
+
+
+def convert(
+  name: str, out: str | os.PathLike, settings: Settings
+) -> tuple[str, dict[str, Any]]:
+  """Convert a model.
+
+  Args:
+    name: an Orbax folder of `experiments.convert`, or what `inputs.open_model`
+      takes: a Hugging Face folder, a hub id or `pocket`.
+    out: folder to write.
+    settings: how.
+
+  Returns:
+    What was written, in words, and what is known of it: the hash of the weights
+    and the provenance.
+
+  Raises:
+    ValueError: not a model, a mesh where none has a meaning, the folder is in
+      use, or bad weights.
+  """
+  out = pathlib.Path(out)
+  if orbax_folder.is_orbax_folder(name):
+    if settings.mesh is not None:
+      raise ValueError(
+        f"--mesh: {name} is an Orbax checkpoint, and a Hugging Face folder is"
+        " not spread over devices; leave it out"
+      )
+    opened = orbax_folder.open_orbax(name)
+    orbax_folder.write_huggingface(
+      opened,
+      out,
+      dtype=settings.dtype,
+      shard_size=settings.shard_size,
+      overwrite=settings.overwrite,
+    )
+    return f"{out}: a Hugging Face folder", opened.record
+  source = inputs.open_model(name)
+  orbax_folder.write_orbax(
+    source,
+    out,
+    dtype=settings.dtype,
+    mesh=settings.mesh,
+    overwrite=settings.overwrite,
+  )
+  record = orbax_folder.open_orbax(out).record
+  return f"{out}: an Orbax checkpoint of Flax parameters", record
