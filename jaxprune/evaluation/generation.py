@@ -43,13 +43,15 @@ class Continuation:
 
   Attributes:
     tokens: ids, without the one that ended the text.
-    text: of these, before the first stop string.
+    text: of these, before the first stop string, without special tokens.
     ended: 'eos', 'stop' or 'length'.
+    written: all ids that came from the model, what ended the text included.
   """
 
   tokens: tuple[int, ...]
   text: str
   ended: str
+  written: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,10 @@ class Writing:
 
   Attributes:
     max_new_tokens: most tokens to add.
-    stop: texts that end a continuation and are not part of it.
+    stop: texts that end a continuation and are not part of it; special tokens
+      may be among them.
+    eos_ids: tokens that end a text beside those of the sampling, such as the
+      tokenizer's own (`calibration.special_tokens`).
     sampling: how the next token is chosen; greedily where it is not given.
     seed: of sampling. Two models draw alike with the same seed, prompts and
       `batch_size`; a greedy result depends on neither.
@@ -67,6 +72,7 @@ class Writing:
 
   max_new_tokens: int
   stop: tuple[str, ...] = ()
+  eos_ids: tuple[int, ...] = ()
   sampling: Sampling = Sampling()
   seed: int = 0
   batch_size: int = 16
@@ -106,6 +112,12 @@ def continue_prompts(
       f"batch_size={batch_size}, stop={stop}: must be at least 1, and no empty"
       " text"
     )
+  own = writing.sampling.eos_ids
+  ends = (config.eos_ids if own is None else own) + writing.eos_ids
+  sampling = dataclasses.replace(
+    writing.sampling,
+    eos_ids=tuple(dict.fromkeys(ends + _token_stops(tokenizer, stop))),
+  )
   lengths = np.array([len(prompt) for prompt in prompts])
   longest = config.max_positions - writing.max_new_tokens
   buckets = np.maximum(
@@ -128,14 +140,18 @@ def continue_prompts(
         np.pad(tokens_BT, spare),
         max_new_tokens=writing.max_new_tokens,
         valid_BT=np.pad(valid_BT, spare),
-        sampling=writing.sampling,
+        sampling=sampling,
         key=key,
         gates=gates,
       )
       tokens_BR, lengths_B = map(np.asarray, (written.tokens, written.lengths))
       for row, index in enumerate(part[:count]):
         continuations[index] = _finish(
-          config, tokenizer, tokens_BR[row, : lengths_B[row]].tolist(), stop
+          config,
+          tokenizer,
+          tokens_BR[row, : lengths_B[row]].tolist(),
+          stop,
+          ends,
         )
   return continuations
 
@@ -309,23 +325,55 @@ def cut_at(text: str, stop: Sequence[str]) -> str:
   return text[: min((place for place in places if place >= 0), default=None)]
 
 
-def _finish(config, tokenizer, tokens, stop) -> Continuation:
-  ended = "length"
-  if tokens and tokens[-1] in config.eos_ids:
+def _token_stops(tokenizer, stop) -> tuple[int, ...]:
+  """Ids of the stop strings that are one added token each."""
+  added = tokenizer.get_added_tokens_decoder()
+  return tuple(id_ for id_, token in added.items() if token.content in stop)
+
+
+def _finish(config, tokenizer, tokens, stop, ends=None) -> Continuation:
+  ends = config.eos_ids if ends is None else ends
+  written, ended = tuple(tokens), "length"
+  if tokens and tokens[-1] in ends:
     tokens, ended = tokens[:-1], "eos"
-  whole = tokenizer.decode(tokens, skip_special_tokens=True)
-  text = cut_at(whole, stop)
-  if len(text) < len(whole):
-    tokens, ended = _tokens_of(tokenizer, tokens, text), "stop"
-  return Continuation(tokens=tuple(tokens), text=text, ended=ended)
+  text = tokenizer.decode(tokens, skip_special_tokens=True)
+  kept = _before_stop(tokenizer, tokens, text, stop)
+  if kept is not None:
+    (tokens, text), ended = kept, "stop"
+  return Continuation(
+    tokens=tuple(tokens), text=text, ended=ended, written=written
+  )
 
 
-def _tokens_of(tokenizer, tokens, text):
+def _before_stop(tokenizer, tokens, text, stop):
+  """Tokens and text before the first stop string; None where there is none.
+
+  A stop string may be, begin or end with a special token, which `text` lacks:
+  it is looked for in the text with special tokens too.
+  """
+  kept = None
+  short = cut_at(text, stop)
+  if len(short) < len(text):
+    kept = _tokens_of(tokenizer, tokens, short), short
+  full = tokenizer.decode(tokens, skip_special_tokens=False)
+  before = cut_at(full, stop)
+  if len(before) < len(full):
+    head = _tokens_of(tokenizer, tokens, before, special=True)
+    # The stop string may begin inside the last token.
+    over = tokenizer.decode(head, skip_special_tokens=False)
+    seen = tokenizer.decode(head, skip_special_tokens=True)
+    seen = seen[: max(0, len(seen) - (len(over) - len(before)))]
+    if kept is None or len(seen) < len(short):
+      kept = head, seen
+  return kept
+
+
+def _tokens_of(tokenizer, tokens, text, special=False):
   """The fewest tokens from the beginning whose text has all of `text`."""
   low, high = 0, len(tokens)
   while low < high:
     middle = (low + high) // 2
-    short = tokenizer.decode(tokens[:middle], skip_special_tokens=True)
+    short = tokenizer.decode(tokens[:middle], skip_special_tokens=not special)
     low, high = (low, middle) if short.startswith(text) else (middle + 1, high)
   return tokens[:low]
 

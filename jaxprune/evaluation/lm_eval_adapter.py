@@ -9,19 +9,28 @@ continuation. Importing this file registers it as `jaxprune`, so
 
 is the harness's own command line. It needs the extra `eval`, and not torch.
 
-Reference: lm-evaluation-harness 0.4.13, HFLM (backend `hf`), for special
-tokens. Where the tokenizer itself puts a special token in front, a whole text
-begins with two, the prefix token and that one, so that perplexities compare
-with those of HFLM.
+Texts become ids through the AutoTokenizer of the installed transformers, with
+the options that the harness's own backend gives it: a folder whose config.json
+and tokenizer disagree about special tokens is read as that backend reads it.
+
+Reference: lm-evaluation-harness 0.4.13, HFLM (backend `hf`, batch size 1).
+Where the tokenizer itself puts a special token in front, a whole text begins
+with two, the prefix token and that one, as it does there.
 Differs from the reference in: parallelism is inside the forward pass, so the
-harness sees one process (`world_size` 1); no thinking tokens are removed.
+harness sees one process (`world_size` 1); a stop string that is a special token
+ends its own row, not the whole batch; empty stop strings are left out;
+`max_new_tokens` of generation_config.json is not preferred to the task's
+`max_gen_toks`; sampling without a temperature takes 1; no thinking tokens are
+removed.
 """
 
 import functools
 import os
+import sys
 from typing import Any
 
 import jax.numpy as jnp
+import jinja2
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import (
@@ -32,12 +41,19 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from jaxprune import checkpoints
-from jaxprune.calibration import encode, load_tokenizer
-from jaxprune.evaluation import generation
+from jaxprune.evaluation import generation, stock_generation
 from jaxprune.evaluation.loglikelihoods import loglikelihoods
-from jaxprune.models import ModelConfig, Sampling
+from jaxprune.models import ModelConfig
 
-_KNOWN = {"do_sample", "temperature", "top_k", "top_p", "until", "max_gen_toks"}
+_KNOWN = {
+  "do_sample",
+  "temperature",
+  "top_k",
+  "top_p",
+  "repetition_penalty",
+  "until",
+  "max_gen_toks",
+}
 
 
 @register_model("jaxprune")
@@ -51,6 +67,7 @@ class JaxpruneLM(TemplateLM):
     batch_size: int | str = 16,
     dtype: str = "float32",
     add_bos_token: bool | None = None,
+    prefix_token_id: int | None = None,
     max_length: int | None = None,
     max_gen_toks: int = 256,
     seed: int = 0,
@@ -63,8 +80,11 @@ class JaxpruneLM(TemplateLM):
       pretrained: a folder, a hub id.
       batch_size: requests at a time.
       dtype: float32, bfloat16 or float16.
-      add_bos_token: None: the tokenizer's own special tokens; True: one
-        beginning-of-text token; False: none.
+      add_bos_token: None: the tokenizer's own special tokens; True: the
+        tokenizer is told to put its beginning-of-text token in front; False:
+        no special tokens.
+      prefix_token_id: what a text without a context is conditioned on; None is
+        the tokenizer's beginning of text, or else its end.
       max_length: most tokens that are read; None is the model's context.
       max_gen_toks: tokens to write where a task does not say.
       seed: of sampling.
@@ -91,7 +111,9 @@ class JaxpruneLM(TemplateLM):
     self.config, self._params = checkpoints.load_params(
       source, jnp.dtype(dtype)
     )
-    self._folder, self._tokens = folder, load_tokenizer(folder)
+    self._folder, self._prefix_id = folder, prefix_token_id
+    self.tokenizer = stock_generation.load_tokenizer(folder, add_bos_token)
+    self._defaults = stock_generation.load_defaults(folder)
     self._batch_size, self._seed = int(batch_size), seed
     self._add_bos, self.max_gen_toks = add_bos_token, max_gen_toks
     self.max_length = max_length or self.config.max_positions
@@ -102,29 +124,29 @@ class JaxpruneLM(TemplateLM):
       )
 
   @property
-  def eot_token_id(self) -> int:
-    """The token that ends a text, or else the one that begins it."""
-    return next(iter(self.config.eos_ids), self.config.bos_id or 0)
+  def eot_token_id(self) -> int | None:
+    """The tokenizer's end of text; None where it has none."""
+    return self.tokenizer.eos_token_id
 
   @property
   def prefix_token_id(self) -> int:
     """What a text is conditioned on that has nothing before it."""
-    bos = self.config.bos_id
-    return self.eot_token_id if bos is None else bos
+    for id_ in (
+      self._prefix_id,
+      self.tokenizer.bos_token_id,
+      self.tokenizer.eos_token_id,
+    ):
+      if id_ is not None:
+        return id_
+    raise ValueError(
+      f"{self._folder}: the tokenizer names no beginning and no end of text to"
+      " condition on; give prefix_token_id"
+    )
 
   @property
   def tokenizer_name(self) -> str:
     """Names the cache of chat-templated requests."""
     return str(self._folder).replace("/", "__")
-
-  @functools.cached_property
-  def tokenizer(self):
-    """Transformers' tokenizer, for its chat template only."""
-    import transformers
-
-    return transformers.AutoTokenizer.from_pretrained(
-      str(self._folder), local_files_only=True, trust_remote_code=False
-    )
 
   def apply_chat_template(
     self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -135,29 +157,42 @@ class JaxpruneLM(TemplateLM):
         f"{self._folder}: has no chat template; run without"
         " --apply_chat_template"
       )
-    return self.tokenizer.apply_chat_template(
-      chat_history,
+    options = dict(
       tokenize=False,
       add_generation_prompt=add_generation_prompt,
       continue_final_message=not add_generation_prompt,
     )
+    try:
+      return self.tokenizer.apply_chat_template(chat_history, **options)
+    except jinja2.exceptions.TemplateError:
+      # Some templates refuse a system message; HFLM leaves it out then.
+      print(
+        f"{self._folder}: its chat template refuses the conversation; system"
+        " messages are left out",
+        file=sys.stderr,
+      )
+      history = [turn for turn in chat_history if turn["role"] != "system"]
+      return self.tokenizer.apply_chat_template(history, **options)
 
   def tok_encode(
     self, string: str, add_special_tokens: bool | None = None, **_: Any
   ) -> list[int]:
     """Ids of a text; a beginning-of-text token in it is not doubled."""
-    add_bos = self._add_bos
-    if add_special_tokens is not None:
-      add_bos = add_bos if add_special_tokens else False
-    elif has_bos_prefix(string, self._prefix):
-      add_bos = False
-    return encode(self._tokens, string, add_bos, self.config.bos_id)
+    return self._encode(string, self._prefix, add_special_tokens)
+
+  def _encode(self, text, begins, special=None) -> list[int]:
+    """Ids; none is added before a text that has `begins` in front already."""
+    if special is None:
+      special = False if has_bos_prefix(text, begins) else self._add_bos
+    options = {} if special is None else {"add_special_tokens": special}
+    return self.tokenizer.encode(text, **options)
 
   @functools.cached_property
-  def _prefix(self) -> str:
-    return self._tokens.decode(
-      [self.prefix_token_id], skip_special_tokens=False
-    )
+  def _prefix(self) -> str | None:
+    try:
+      return self.tokenizer.decode([self.prefix_token_id])
+    except ValueError:  # there is none: no text begins with it
+      return None
 
   def _loglikelihood_tokens(self, requests, **_):
     """(nats, greedy) of each request ((context, continuation), ids, ids)."""
@@ -231,32 +266,32 @@ class JaxpruneLM(TemplateLM):
         f"max_gen_toks={count}: must be below the model's context,"
         f" {self.max_length}"
       )
-    stop = handle_stop_sequences(options["until"], eos=self._end)
-    sampling = Sampling()
-    if options["do_sample"]:
-      sampling = Sampling(
-        temperature=options.get("temperature", 1.0),
-        top_k=options.get("top_k", 0),
-        top_p=options.get("top_p", 1.0),
-      )
+    end = self.eot_token_id
+    stop = handle_stop_sequences(
+      options["until"],
+      eos=None if end is None else self.tokenizer.decode([end]),
+    )
+    stop = tuple(word for word in stop if word)
+    # HFLM asks for the beginning of text here, not for the prefix token.
+    begins = self.tokenizer.bos_token
     written = generation.continue_prompts(
       self.config,
       self._params,
-      self._tokens,
-      [self.tok_encode(context)[-room:] for context in contexts],
+      self.tokenizer.backend_tokenizer,
+      [self._encode(context, begins)[-room:] for context in contexts],
       generation.Writing(
         max_new_tokens=count,
-        stop=tuple(word for word in stop if word),
-        sampling=sampling,
+        stop=stop,
+        eos_ids=() if end is None else (end,),
+        sampling=self._defaults.sampling(options),
         seed=self._seed,
         batch_size=self._batch_size,
       ),
     )
-    return [continuation.text for continuation in written]
-
-  @functools.cached_property
-  def _end(self) -> str:
-    return self._tokens.decode([self.eot_token_id], skip_special_tokens=False)
+    return [
+      stock_generation.cut_text(self.tokenizer, row.written, stop)
+      for row in written
+    ]
 
 
 if __name__ == "__main__":

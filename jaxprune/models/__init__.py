@@ -18,13 +18,13 @@ from jaxprune.models.encoder import Encoder as Encoder
 from jaxprune.models.encoder import init_encoder as init_encoder
 from jaxprune.models.encoder import pool as pool
 from jaxprune.models.encoder_config import EncoderConfig as EncoderConfig
-from jaxprune.models.generation import GREEDY as GREEDY
 from jaxprune.models.generation import Cache as Cache
 from jaxprune.models.generation import Generation as Generation
-from jaxprune.models.generation import Sampling as Sampling
-from jaxprune.models.generation import choose as choose
 from jaxprune.models.generation import decode_step as decode_step
 from jaxprune.models.generation import generate as generate
 from jaxprune.models.generation import prefill as prefill
 from jaxprune.models.generation import unstack as unstack
 from jaxprune.models.parts import Gates as Gates
+from jaxprune.models.sampling import GREEDY as GREEDY
+from jaxprune.models.sampling import Sampling as Sampling
+from jaxprune.models.sampling import choose as choose

@@ -9,9 +9,8 @@ has at each step: keys keep the rotation they were written with, as in the
 reference on that row alone.
 
 Reference: transformers 5, `generate` with a dynamic cache.
-Differs from the reference in: `top_k` and `top_p` keep all entries that tie
-with the last one kept; a row that has ended is filled with the pad id, or with
-the first of `eos_ids` where there is none.
+Differs from the reference in: a row that has ended is filled with the pad id,
+or with the first of `eos_ids` where there is none.
 """
 
 import dataclasses
@@ -27,6 +26,7 @@ from jaxprune.models import decoder
 from jaxprune.models.blocks import context_at, positions_of
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.parts import Gates, Intermediates, Params
+from jaxprune.models.sampling import GREEDY, Sampling, choose, penalise
 
 
 @jax.tree_util.register_dataclass
@@ -62,36 +62,6 @@ class Generation:
 
   tokens: jax.Array
   lengths: jax.Array
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling:
-  """How the next token is chosen, and what ends a text.
-
-  Attributes:
-    temperature: 0 takes the likeliest token, above 0 samples.
-    top_k: sample among the k largest; 0 is all.
-    top_p: sample among the fewest whose probability reaches this.
-    eos_ids: tokens that end a row; None is the config's, () never ends.
-  """
-
-  temperature: float = 0.0
-  top_k: int = 0
-  top_p: float = 1.0
-  eos_ids: tuple[int, ...] | None = None
-
-  def __post_init__(self):
-    if self.temperature < 0:
-      raise ValueError(
-        f"temperature={self.temperature}: must be 0 (greedy) or above"
-      )
-    if self.top_k < 0:
-      raise ValueError(f"top_k={self.top_k}: must be 0 (all) or above")
-    if not 0 < self.top_p <= 1:
-      raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1")
-
-
-GREEDY = Sampling()
 
 
 def unstack(params: Params) -> Params:
@@ -263,63 +233,6 @@ def decode_step(
   )
 
 
-def choose(
-  z_BV: jax.Array,
-  key: jax.Array | None = None,
-  *,
-  temperature: float | jax.Array = 0.0,
-  top_k: int | jax.Array = 0,
-  top_p: float | jax.Array = 1.0,
-) -> jax.Array:
-  """Pick a token from each row of logits.
-
-  Args:
-    z_BV: float32 [B, V].
-    key: for sampling; None takes the largest, the first of equals.
-    temperature: of the softmax to sample from, above 0.
-    top_k: sample among the k largest; 0 is all.
-    top_p: sample among the fewest whose probability reaches this, after top_k.
-
-  Returns:
-    int32 [B].
-  """
-  if key is None:
-    return jnp.argmax(z_BV, axis=-1).astype(jnp.int32)
-  z_BV = z_BV / temperature
-  if (
-    isinstance(top_k, int)
-    and top_k == 0
-    and (isinstance(top_p, float) and top_p == 1.0)
-  ):
-    return jax.random.categorical(key, z_BV).astype(jnp.int32)
-  z_BV = truncate(z_BV, top_k=top_k, top_p=top_p)
-  return jax.random.categorical(key, z_BV).astype(jnp.int32)
-
-
-def truncate(
-  z_BV: jax.Array, *, top_k: int | jax.Array = 0, top_p: float | jax.Array = 1.0
-) -> jax.Array:
-  """Mask with -inf the logits [B, V] that `choose` would not sample among.
-
-  Args:
-    z_BV: float32 [B, V], already divided by the temperature.
-    top_k: keep the k largest; 0 is all.
-    top_p: keep the fewest whose probability reaches this, after top_k.
-  """
-  vocab = z_BV.shape[-1]
-  sorted_BV = -jnp.sort(-z_BV, axis=-1)
-  rank_V = jnp.arange(vocab)
-  limit = jnp.where(top_k > 0, top_k, vocab)
-  sorted_BV = jnp.where(rank_V[None] < limit, sorted_BV, -jnp.inf)
-  before_BV = jnp.cumsum(jax.nn.softmax(sorted_BV, axis=-1), axis=-1)
-  before_BV = jnp.pad(before_BV[:, :-1], ((0, 0), (1, 0)))
-  kept_BV = (before_BV < top_p) & jnp.isfinite(sorted_BV)
-  least_B1 = jnp.min(
-    jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True
-  )
-  return jnp.where(z_BV >= least_B1, z_BV, -jnp.inf)
-
-
 def generate(
   config: ModelConfig,
   params: Params,
@@ -364,6 +277,7 @@ def generate(
     draw = dict(key=key, temperature=sampling.temperature)
     if sampling.top_k > 0 or sampling.top_p < 1.0:
       draw |= dict(top_k=sampling.top_k, top_p=sampling.top_p)
+  penalty = sampling.repetition_penalty
   ends = config.eos_ids if sampling.eos_ids is None else sampling.eos_ids
   fill = config.pad_id if config.pad_id is not None else (*ends, 0)[0]
   # A CPU decodes from separate layers and prefills from the stack, which are
@@ -375,7 +289,7 @@ def generate(
     params,
     steps,
     prompts,
-    draw,
+    (draw, None if penalty == 1 else penalty),
     gates,
     (jnp.asarray(ends, jnp.int32), jnp.int32(fill)),
   )
@@ -383,26 +297,32 @@ def generate(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _generate(
-  config, max_new_tokens, params, steps, prompts, draw, gates, ends
+  config, max_new_tokens, params, steps, prompts, choice, gates, ends
 ):
-  """The loop: (step, residual of the newest token, cache, rows so far)."""
+  """The loop: (step, (newest token, done, rows, seen), cache)."""
   tokens_BT, valid_BT = prompts
+  draw, penalty = choice
   stop_ids, fill = ends
   batch, length = tokens_BT.shape
 
-  def next_token(step, x_BD):
+  def next_token(step, x_BD, seen_BV):
     z_BV = decoder.unembed(config, params, x_BD)
+    if penalty is not None:
+      z_BV = penalise(z_BV, seen_BV, penalty)
     if draw is None:
       return choose(z_BV)
     limits = dict(draw)
     return choose(z_BV, jax.random.fold_in(limits.pop("key"), step), **limits)
 
-  def put(step, x_BD, done_B, rows):
-    token_B = jnp.where(done_B, fill, next_token(step, x_BD))
+  def put(step, x_BD, done_B, rows, seen_BV):
+    token_B = jnp.where(done_B, fill, next_token(step, x_BD, seen_BV))
     tokens_BR = rows.tokens.at[:, step].set(token_B)
     lengths_B = rows.lengths + jnp.logical_not(done_B)
     done_B = done_B | jnp.any(token_B[:, None] == stop_ids[None], axis=1)
-    return token_B, done_B, Generation(tokens=tokens_BR, lengths=lengths_B)
+    if penalty is not None:
+      seen_BV = seen_BV.at[jnp.arange(batch), token_B].set(True)
+    rows = Generation(tokens=tokens_BR, lengths=lengths_B)
+    return token_B, done_B, rows, seen_BV
 
   x_BTD, _, cache = prefill(
     config,
@@ -420,18 +340,23 @@ def _generate(
     tokens=jnp.full((batch, max_new_tokens), fill, jnp.int32),
     lengths=jnp.zeros(batch, jnp.int32),
   )
-  state = put(0, x_BTD[:, -1], jnp.zeros(batch, bool), rows)
+  seen_BV = None
+  if penalty is not None:
+    real_BT = True if valid_BT is None else valid_BT
+    seen_BV = jnp.zeros((batch, config.vocab_size), bool)
+    seen_BV = seen_BV.at[jnp.arange(batch)[:, None], tokens_BT].max(real_BT)
+  state = put(0, x_BTD[:, -1], jnp.zeros(batch, bool), rows, seen_BV)
 
   def more(carry):
-    step, (_, done_B, _), _ = carry
+    step, (_, done_B, _, _), _ = carry
     return (step < max_new_tokens) & jnp.logical_not(jnp.all(done_B))
 
   def advance(carry):
-    step, (token_B, done_B, rows), cache = carry
+    step, (token_B, done_B, rows, seen_BV), cache = carry
     x_BTD, _, cache = decode_step(
       config, steps, cache, token_B[:, None], gates=gates
     )
-    return step + 1, put(step, x_BTD[:, 0], done_B, rows), cache
+    return step + 1, put(step, x_BTD[:, 0], done_B, rows, seen_BV), cache
 
   return jax.lax.while_loop(more, advance, (jnp.int32(1), state, cache))[1][2]
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from jaxprune.models import decoder, generation
+from jaxprune.models import decoder, generation, sampling
 from jaxprune.models.config import ModelConfig
 from jaxprune.probes import divergences, interventions, scan
 from jaxprune.probes.decoder.interventions import (
@@ -139,7 +139,7 @@ def _change(z_V, y_V, key, changes):
     for cut in getattr(changes, name):
       logits[f"{name}_{cut:g}"] = (
         temperature
-        * generation.truncate((y_V / temperature)[None], **{name: cut})[0]
+        * sampling.truncate((y_V / temperature)[None], **{name: cut})[0]
       )
   return logits
 
