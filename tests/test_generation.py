@@ -109,6 +109,36 @@ def test_ends_are_those_of_stock(small):
   assert ours.lengths.min() <= 4 < ours.lengths.max()
 
 
+def test_repetition_penalty_is_that_of_stock(small):
+  """Every token of the row counts, padding does not."""
+  torch = pytest.importorskip("torch")
+  model, config, params = small
+  prompts = np.array([[5, 9, 9, 30, 7], [11, 4, 8, 2, 6]])
+  valid = np.array([[False, False, True, True, True], [True] * 5])
+  for penalty in (1.0, 1.7, 0.6):
+    expected = [
+      model.generate(
+        torch.tensor(row[real][None]),
+        max_new_tokens=8,
+        do_sample=False,
+        repetition_penalty=penalty,
+        eos_token_id=None,
+        pad_token_id=0,
+      )[0, real.sum() :].tolist()
+      for row, real in zip(prompts, valid)
+    ]
+    sampling = generation.Sampling(repetition_penalty=penalty, eos_ids=())
+    got = generation.generate(
+      config,
+      params,
+      prompts,
+      max_new_tokens=8,
+      valid_BT=valid,
+      sampling=sampling,
+    )
+    assert got.tokens.tolist() == expected
+
+
 def test_the_configs_end_is_the_default(small):
   _, config, params = small
   tokens = random_tokens(1, 6)

@@ -1,5 +1,7 @@
 """Written text: where it stops, what is right, and how it repeats itself."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,6 +98,53 @@ def test_stop_strings_end_the_text(model, reader, alone):
   place = whole.index(stop)
   assert 0 < place and got.text == whole[:place] and got.ended == "stop"
   assert list(got.tokens) == alone[1][:place]
+
+
+@pytest.mark.parametrize(
+  "stop, text, tokens",
+  [
+    (("</s>",), "abc", 3),
+    (("c</s>",), "ab", 2),
+    (("</s>d",), "abc", 3),
+    (("cd",), "ab", 2),  # neighbours in the text without special tokens
+    (("e", "</s>"), "abc", 3),
+    (("b", "</s>"), "a", 1),
+    (("<pad>",), "abcde", 7),
+    (("<s>",), "abcde", 7),
+  ],
+)
+def test_stop_strings_may_be_special_tokens(model, reader, stop, text, tokens):
+  written = [3, 4, 5, 2, 6, 7, 0]  # a b c </s> d e <pad>
+  tokens -= stop == ("<pad>",)
+  got = generation._finish(model[0], reader, written, stop, ends=())
+  assert (got.text, got.tokens) == (text, tuple(written[:tokens]))
+  assert got.ended == ("length" if stop == ("<s>",) else "stop")
+  assert got.written == tuple(written)
+
+
+def test_a_special_stop_and_the_tokenizers_end_end_the_row(
+  model, reader, alone
+):
+  """Token 2 ends nothing by the config; as stop or as own end it does."""
+  config, params = model
+  endless = dataclasses.replace(config, eos_ids=())
+  # Rows that write a token twice go on after the first one.
+  row = next(r for r in alone if len(set(r)) < len(r))
+  place = next(i for i, token in enumerate(row) if token in row[:i])
+  id_, prompt = row[place], PROMPTS[alone.index(row)]
+  marked = tokenizers.Tokenizer.from_str(reader.to_str())
+  marked.add_special_tokens([reader.id_to_token(id_)])
+  first = row.index(id_)
+  for options, ended in (
+    ({"stop": (reader.id_to_token(id_),)}, "stop"),
+    ({"eos_ids": (id_,)}, "eos"),
+  ):
+    writing = generation.Writing(max_new_tokens=12, **options)
+    got = generation.continue_prompts(
+      endless, params, marked, [prompt], writing
+    )[0]
+    assert got.ended == ended and got.tokens == tuple(row[:first])
+    assert got.written == tuple(row[: first + 1])
 
 
 def test_sampling_follows_the_seed(model, reader):

@@ -328,7 +328,13 @@ def cut_at(text: str, stop: Sequence[str]) -> str:
 def _token_stops(tokenizer, stop) -> tuple[int, ...]:
   """Ids of the stop strings that are one added token each."""
   added = tokenizer.get_added_tokens_decoder()
-  return tuple(id_ for id_, token in added.items() if token.content in stop)
+  ids = [id_ for id_, token in added.items() if token.content in stop]
+  # A decoder may write a token in another way than it is spelled.
+  return tuple(
+    id_
+    for id_ in ids
+    if tokenizer.decode([id_], skip_special_tokens=False) in stop
+  )
 
 
 def _finish(config, tokenizer, tokens, stop, ends=None) -> Continuation:
