@@ -165,7 +165,9 @@ def test_chat_template(folder, tmp_path):
   for path in folder.iterdir():
     (tmp_path / path.name).write_bytes(path.read_bytes())
   (tmp_path / "chat_template.jinja").write_text(
-    "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] "
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{{ raise_exception('no system') }}{% endif %}"
+    "{% for message in messages %}[{{ message['role'] }}] "
     "{{ message['content'] }} {% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
   )
@@ -177,7 +179,12 @@ def test_chat_template(folder, tmp_path):
     {"role": "user", "content": "One day"},
     {"role": "assistant", "content": "a dog"},
   ]
-  for history, prompted in ((talk[:1], True), (talk, False)):
+  system = [{"role": "system", "content": "Be kind"}]
+  for history, prompted in (
+    (talk[:1], True),
+    (talk, False),
+    (system + talk, False),  # the template refuses it; it is left out
+  ):
     got, expected = (
       model.apply_chat_template(history, add_generation_prompt=prompted)
       for model in models

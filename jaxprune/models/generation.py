@@ -28,6 +28,8 @@ from jaxprune.models.config import ModelConfig
 from jaxprune.models.parts import Gates, Intermediates, Params
 from jaxprune.models.sampling import GREEDY, Sampling, choose, penalise
 
+_ENDS = 8  # ids that end a row are padded to a multiple
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -280,6 +282,8 @@ def generate(
   penalty = sampling.repetition_penalty
   ends = config.eos_ids if sampling.eos_ids is None else sampling.eos_ids
   fill = config.pad_id if config.pad_id is not None else (*ends, 0)[0]
+  # Few lengths, so that few programs are compiled; -1 is no token.
+  ends = (*ends, *[-1] * (-len(ends) % _ENDS))
   # A CPU decodes from separate layers and prefills from the stack, which are
   # the same memory there.
   steps = unstack(params) if jax.default_backend() == "cpu" else params
