@@ -177,6 +177,38 @@ def test_pairs_are_encoded_together_and_divided(letters):
     pair("a", "")
 
 
+def test_a_written_beginning_of_text_is_not_doubled(letters):
+  token = letters.token_to_id
+  reader = tokenizers.Tokenizer.from_str(letters.to_str())
+  reader.add_special_tokens(["<s>", "</s>"])
+  pair = functools.partial(scoring.encode_pair, reader)
+  written = ([1, token("a")], [token("b")])
+  assert pair("<s>a", "b", empty_context=1) == written
+  assert pair("<s>a", "b", add_bos=True, bos_id=1, empty_context=1) == written
+  # Another token stands for an empty context: this one is text.
+  assert pair("<s>a", "b", empty_context=2)[0] == [1, 1, token("a")]
+
+
+def test_the_tokenizers_prefix_stands_for_an_empty_context(model, letters):
+  question = [Question(context="", options=("ab", "c"), answer=0)]
+  scores = [
+    multiple_choice.score_questions(
+      *model,
+      letters,
+      question,
+      joining=multiple_choice.Joining(delimiter="", prefix_id=id_),
+    ).nats
+    for id_ in (2, None)
+  ]
+  ids = [letters.token_to_id(letter) for letter in "abc"]
+  expected = [
+    direct(model, [begin], tail)[0]
+    for begin in (2, model[0].bos_id)
+    for tail in (ids[:2], ids[2:])
+  ]
+  np.testing.assert_allclose(np.ravel(scores), expected, rtol=2e-5)
+
+
 def test_questions_of_different_sizes(model, letters):
   questions = [
     Question(context="ab", options=("c", "de", "fgh"), answer=1),

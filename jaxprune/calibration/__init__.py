@@ -15,7 +15,13 @@ from jaxprune.calibration.statistics import (
   observe_gram,
   observe_squares,
 )
-from jaxprune.calibration.tokenizer import adds_bos, encode, load_tokenizer
+from jaxprune.calibration.tokenizer import (
+  SpecialTokens,
+  adds_bos,
+  encode,
+  load_tokenizer,
+  special_tokens,
+)
 from jaxprune.calibration.tokens import (
   Calibration,
   Draw,
@@ -30,6 +36,7 @@ __all__ = [
   "Draw",
   "Gram",
   "Prompts",
+  "SpecialTokens",
   "SquaredNorm",
   "Vocabulary",
   "adds_bos",
@@ -43,5 +50,6 @@ __all__ = [
   "read_calibration",
   "read_documents",
   "read_prompts",
+  "special_tokens",
   "token_hash",
 ]

@@ -8,14 +8,86 @@ Differs from the reference in: padding and truncation that tokenizer.json asks
 for are switched off, because a calibration window is cut here.
 """
 
+import dataclasses
+import json
 import os
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   # At run time only where it is used: the pruning methods import this package
   # for its statistics and need no tokenizer.
   import tokenizers
+
+
+# Beginning and end of text of the tokenizer classes that have them where the
+# folder's files are silent.
+_CLASS_TOKENS = {
+  "CodeLlamaTokenizer": ("<s>", "</s>"),
+  "GPT2Tokenizer": ("<|endoftext|>", "<|endoftext|>"),
+  "GPTNeoXTokenizer": ("<|endoftext|>", "<|endoftext|>"),
+  "GemmaTokenizer": ("<bos>", "<eos>"),
+  "LlamaTokenizer": ("<s>", "</s>"),
+  "Qwen2Tokenizer": (None, "<|endoftext|>"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpecialTokens:
+  """Which tokens begin and end a text, by the tokenizer's own files.
+
+  config.json says it too, and may say something else.
+
+  Attributes:
+    bos_id: beginning of text, or None.
+    eos_id: end of text, or None.
+  """
+
+  bos_id: int | None = None
+  eos_id: int | None = None
+
+  @property
+  def prefix_id(self) -> int | None:
+    """What a text without a context is conditioned on: BOS, or else EOS."""
+    return self.eos_id if self.bos_id is None else self.bos_id
+
+  @property
+  def end_ids(self) -> tuple[int, ...]:
+    """EOS, if there is one."""
+    return () if self.eos_id is None else (self.eos_id,)
+
+
+def special_tokens(
+  folder: str | os.PathLike, tokenizer: "tokenizers.Tokenizer"
+) -> SpecialTokens:
+  """Read bos_token and eos_token as AutoTokenizer does.
+
+  Args:
+    folder: a checkpoint; tokenizer_config.json and special_tokens_map.json of
+      it are read where they are there.
+    tokenizer: from `load_tokenizer` of the same folder.
+
+  Raises:
+    ValueError: one of the files is broken.
+  """
+  folder = pathlib.Path(folder)
+  fields = _read_object(folder / "tokenizer_config.json")
+  if "added_tokens_decoder" not in fields:
+    fields = fields | _read_object(folder / "special_tokens_map.json")
+  name = str(fields.get("tokenizer_class")).removesuffix("Fast")
+  defaults = _CLASS_TOKENS.get(name, (None, None))
+  if name == "LlamaTokenizer" and "ByteLevel" in repr(tokenizer.pre_tokenizer):
+    defaults = (None, None)  # not that class in truth, and not loaded as it
+
+  def id_of(key, default):
+    token = fields.get(key, default)
+    text = token.get("content") if isinstance(token, dict) else token
+    return tokenizer.token_to_id(text) if isinstance(text, str) else None
+
+  return SpecialTokens(
+    bos_id=id_of("bos_token", defaults[0]),
+    eos_id=id_of("eos_token", defaults[1]),
+  )
 
 
 def load_tokenizer(folder: str | os.PathLike) -> "tokenizers.Tokenizer":
@@ -78,3 +150,16 @@ def adds_bos(tokenizer: "tokenizers.Tokenizer") -> bool:
   """Whether `encode` puts a token before a text by itself."""
   plain = tokenizer.encode("a", add_special_tokens=False).ids
   return tokenizer.encode("a").ids[: len(plain)] != plain
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+  """The object in a JSON file; {} where there is no such file."""
+  if not path.is_file():
+    return {}
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{path}: not JSON ({error}); mend it") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{path}: not a JSON object; mend it")
+  return content

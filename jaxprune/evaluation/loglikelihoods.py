@@ -64,7 +64,8 @@ def encode_pair(
   """Ids of a context and of what follows it.
 
   Both are encoded together and divided after the tokens that the context alone
-  has. Spaces at the end of the context go to the continuation.
+  has. Spaces at the end of the context go to the continuation. A context that
+  is written with the beginning of text in front gets no second one.
 
   Args:
     tokenizer: from `calibration.load_tokenizer`.
@@ -72,7 +73,8 @@ def encode_pair(
     continuation: text, not empty.
     add_bos: whether BOS stands first; None asks the tokenizer.
     bos_id: id of BOS, needed where it is added.
-    empty_context: id to condition on when the context is empty.
+    empty_context: id to condition on when the context is empty; its text in
+      front of a context stands for the special tokens.
 
   Raises:
     ValueError: the continuation has no token, or the context is empty and
@@ -89,6 +91,10 @@ def encode_pair(
       tail = tail[1:]
   else:
     kept = context.rstrip()
+    if empty_context is not None:
+      begin = tokenizer.decode([empty_context], skip_special_tokens=False)
+      if begin and kept.startswith(begin):
+        add_bos = False
     continuation = context[len(kept) :] + continuation
     head = encode(tokenizer, kept, add_bos, bos_id)
     tail = encode(tokenizer, kept + continuation, add_bos, bos_id)[len(head) :]

@@ -49,10 +49,14 @@ class Joining:
   Attributes:
     delimiter: text between them; not part of the option's length.
     add_bos: whether BOS stands first; None asks the tokenizer.
+    prefix_id: what an empty context is; None is the config's beginning of text,
+      or else its end. The tokenizer's files may say another one
+      (`calibration.special_tokens`).
   """
 
   delimiter: str = " "
   add_bos: bool | None = None
+  prefix_id: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,11 +149,8 @@ def score_questions(
   """
   for index, question in enumerate(questions):
     _check(question, f"question {index}")
-  empty = (
-    config.bos_id
-    if config.bos_id is not None
-    else next(iter(config.eos_ids), None)
-  )
+  candidates = (joining.prefix_id, config.bos_id, *config.eos_ids)
+  empty = next((id_ for id_ in candidates if id_ is not None), None)
   requests = [
     encode_pair(
       tokenizer,

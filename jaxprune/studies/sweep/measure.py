@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune import checkpoints, files, report
-from jaxprune.calibration import load_tokenizer
+from jaxprune.calibration import load_tokenizer, special_tokens
 from jaxprune.calibration import prompts as prompts_lib
 from jaxprune.calibration.tokens import Calibration
 from jaxprune.evaluation import generation
@@ -49,7 +49,11 @@ class Dense:
   @functools.cached_property
   def model(self) -> task_scores.Model:
     """Loaded once, and only if a configuration has to be made."""
-    return task_scores.load(self.source, load_tokenizer(self.source.folder))
+    folder = self.source.folder
+    tokenizer = load_tokenizer(folder)
+    return task_scores.load(
+      self.source, tokenizer, special_tokens(folder, tokenizer)
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,7 +165,9 @@ def _make(dense, job, calibration, folder, references) -> Score:
       dense.source, job.configuration, calibration.tokens, job.seed, work
     )
     model = task_scores.load(
-      checkpoints.open_checkpoint(work), dense.model.tokenizer
+      checkpoints.open_checkpoint(work),
+      dense.model.tokenizer,
+      dense.model.specials,
     )
     score["measurements"] = (
       {}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import checkpoints, report, statistics
-from jaxprune.calibration import encode, load_tokenizer
+from jaxprune.calibration import encode, load_tokenizer, special_tokens
 from jaxprune.evaluation import code_execution, generation
 from jaxprune.models import Sampling
 from jaxprune.statistics import Estimate
@@ -53,12 +53,14 @@ class Tasks:
     entries: the tasks as they stand in the file.
     tokenizer: of the model.
     prompts: ids of what the model continues, one for each task.
+    end_ids: tokens that end a text by the tokenizer's own files.
   """
 
   benchmark: code_execution.Benchmark
   entries: list[dict[str, Any]]
   tokenizer: Any
   prompts: list[list[int]]
+  end_ids: tuple[int, ...] = ()
 
 
 def read(path: str, source: checkpoints.Source, settings: Settings) -> Tasks:
@@ -89,7 +91,11 @@ def read(path: str, source: checkpoints.Source, settings: Settings) -> Tasks:
       f" {source.config.max_positions}: lower --max_new_tokens"
     )
   return Tasks(
-    benchmark=benchmark, entries=entries, tokenizer=tokenizer, prompts=prompts
+    benchmark=benchmark,
+    entries=entries,
+    tokenizer=tokenizer,
+    prompts=prompts,
+    end_ids=special_tokens(source.folder, tokenizer).end_ids,
   )
 
 
@@ -125,6 +131,7 @@ def measure(
       tasks.prompts,
       generation.Writing(
         stop=tasks.benchmark.stop,
+        eos_ids=tasks.end_ids,
         max_new_tokens=settings.max_new_tokens,
         seed=settings.seed + sample,
         sampling=sampling,

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxprune import checkpoints, report
-from jaxprune.calibration import load_tokenizer
+from jaxprune.calibration import load_tokenizer, special_tokens
 from jaxprune.models import ModelConfig
 from jaxprune.studies import inputs
 from jaxprune.studies.tasks import scores
@@ -71,7 +71,9 @@ def measure(
     ValueError: two files give tasks of the same name, or a prompt does not fit
       the context.
   """
-  tokenizer = load_tokenizer(next(iter(sources.values())).folder)
+  folder = next(iter(sources.values())).folder
+  tokenizer = load_tokenizer(folder)
+  specials = special_tokens(folder, tokenizer)
   by_model: dict[str, dict[str, Scored]] = {}
   for index, (name, source) in enumerate(sources.items()):
     references = None
@@ -79,7 +81,8 @@ def measure(
       references = {
         task: scored.detail for task, scored in by_model["dense"].items()
       }
-    scored = scores.score(scores.load(source, tokenizer), tasks, references)
+    model = scores.load(source, tokenizer, specials)
+    scored = scores.score(model, tasks, references)
     by_model[name] = {entry.task: entry for entry in scored}
     for entry in scored:
       run.write_all(item_rows(entry, name))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import checkpoints
-from jaxprune.calibration import documents, encode
+from jaxprune.calibration import SpecialTokens, documents, encode
 from jaxprune.evaluation import (
   embeddings,
   generation,
@@ -32,6 +32,9 @@ EXTRACTIONS = {
 # The fields that hold a prompt and an answer, in files of different origin.
 _PROMPT = ("prompt", "question", "instruction", "text")
 _ANSWER = ("answer", "reference", "output")
+
+
+NO_SPECIALS = SpecialTokens()  # the config alone says what ends a text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,11 +79,13 @@ class Model:
     params: its parameters, float32.
     tokenizer: what encodes the texts; two models that are compared share that
       of the dense one.
+    specials: what begins and ends a text by that tokenizer's files.
   """
 
   config: ModelConfig
   params: Any
   tokenizer: Any
+  specials: SpecialTokens = NO_SPECIALS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,15 +152,22 @@ def check(tasks: Tasks, sources: Sequence[checkpoints.Source]) -> None:
       )
 
 
-def load(source: checkpoints.Source, tokenizer: Any) -> Model:
+def load(
+  source: checkpoints.Source,
+  tokenizer: Any,
+  specials: SpecialTokens = NO_SPECIALS,
+) -> Model:
   """Load a model for scoring, in float32.
 
   Args:
     source: its checkpoint.
     tokenizer: what encodes the texts.
+    specials: what begins and ends a text by that tokenizer's files.
   """
   config, params = checkpoints.load_params(source, jnp.float32)
-  return Model(config=config, params=params, tokenizer=tokenizer)
+  return Model(
+    config=config, params=params, tokenizer=tokenizer, specials=specials
+  )
 
 
 def score(
@@ -252,7 +264,11 @@ def score_choice(model: Model, path: str, limit: int | None) -> Scored:
   """
   questions = multiple_choice.read_questions(path, limit)
   choices = multiple_choice.score_questions(
-    model.config, model.params, model.tokenizer, questions
+    model.config,
+    model.params,
+    model.tokenizer,
+    questions,
+    joining=multiple_choice.Joining(prefix_id=model.specials.prefix_id),
   )
   return Scored(
     task=f"choice {_stem(path)}",
@@ -329,7 +345,9 @@ def score_generation(
     model.params,
     model.tokenizer,
     prompts,
-    generation.Writing(max_new_tokens=max_new_tokens),
+    generation.Writing(
+      max_new_tokens=max_new_tokens, eos_ids=model.specials.end_ids
+    ),
   )
   right = None
   if tasks.extract != "none":
