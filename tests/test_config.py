@@ -175,6 +175,9 @@ def test_generation_config_names_the_ends(tmp_path):
   )
   config = ModelConfig.from_hf(tmp_path)
   assert config.eos_ids == (4, 2) and config.pad_id == 9
+  # Stock generation does not look into config.json where there is that file.
+  (tmp_path / "generation_config.json").write_text("{}")
+  assert ModelConfig.from_hf(tmp_path).eos_ids == ()
 
 
 def test_absent_ids():

@@ -110,14 +110,15 @@ class ModelConfig:
 
     Returns:
       The configuration. `eos_ids` and `pad_id` come from the folder's
-      generation_config.json where that names them.
+      generation_config.json: the ends whenever there is that file, as in stock
+      generation, the padding where it names it.
 
     Raises:
       ValueError: one line that names the file and every field that is wrong,
         with its value.
     """
     if isinstance(source, Mapping):
-      return _parse(Fields("config", source), {})
+      return _parse(Fields("config", source), None)
     folder = pathlib.Path(source)
     file = folder / "config.json"
     if not file.is_file():
@@ -127,11 +128,11 @@ class ModelConfig:
     generation = folder / "generation_config.json"
     return _parse(
       Fields(str(file), config_fields.read_object(file)),
-      config_fields.read_object(generation) if generation.is_file() else {},
+      config_fields.read_object(generation) if generation.is_file() else None,
     )
 
 
-def _parse(raw: Fields, generation: Mapping[str, Any]) -> ModelConfig:
+def _parse(raw: Fields, generation: Mapping[str, Any] | None) -> ModelConfig:
   """Turn the fields of one configuration into a ModelConfig."""
   family = raw.take("model_type")
   if not isinstance(family, str) or family not in FAMILIES:
@@ -353,12 +354,15 @@ def _layer_types(
   return sliding
 
 
-def _eos(raw: Fields, generation: Mapping[str, Any]) -> tuple[int, ...]:
-  """Ids that end a text; those of generation_config.json go first."""
+def _eos(raw: Fields, generation: Mapping[str, Any] | None) -> tuple[int, ...]:
+  """Ids that end a text; those of generation_config.json alone if it is there.
+
+  Stock generation then does not look into config.json.
+  """
   field, value = "eos_token_id", raw.take("eos_token_id")
-  if generation.get("eos_token_id") is not None:
+  if generation is not None:
     field = "generation_config.json: eos_token_id"
-    value = generation["eos_token_id"]
+    value = generation.get("eos_token_id")
   several = isinstance(value, (list, tuple))
   values = value if several else [value]
   if several and None in values:
@@ -371,7 +375,7 @@ def _eos(raw: Fields, generation: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _pad(
-  raw: Fields, generation: Mapping[str, Any], vocab_size: int | None
+  raw: Fields, generation: Mapping[str, Any] | None, vocab_size: int | None
 ) -> int | None:
   """The padding id; that of generation_config.json goes first."""
   pad_id = raw.take("pad_token_id")
@@ -383,7 +387,7 @@ def _pad(
     raw.problem(
       "pad_token_id", pad_id, f"must be null or below vocab_size={vocab_size}"
     )
-  other = generation.get("pad_token_id")
+  other = (generation or {}).get("pad_token_id")
   if other is None:
     return config_fields.as_id(pad_id)
   if not raw.check_id("generation_config.json: pad_token_id", other):
