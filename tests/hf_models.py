@@ -50,6 +50,24 @@ SMALL = dict(
   eos_token_id=None,
   attn_implementation="eager",
 )
+# The norms of a layer: the name here and the one of stock.
+NORMS = {
+  "llama": {
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+  },
+  "olmo2": {
+    "attention_post_norm": "post_attention_layernorm",
+    "mlp_post_norm": "post_feedforward_layernorm",
+  },
+  "gemma2": {
+    "attention_norm": "input_layernorm",
+    "attention_post_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_post_norm": "post_feedforward_layernorm",
+  },
+}
+NORMS["gemma3_text"] = NORMS["gemma2"]
 # A head width that hidden_size / num_attention_heads does not give.
 OWN = {"qwen3": dict(head_dim=16), "gpt_neox": dict(rotary_pct=0.5)}
 
@@ -79,7 +97,8 @@ def build(family, *, seed=0, **overrides):
       if name.endswith(
         ("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")
       ):
-        parameter.copy_(1 + 0.2 * noise)
+        # Gemma stores the scales of its norms less 1.
+        parameter.copy_((not family.startswith("gemma")) + 0.2 * noise)
       elif name.endswith("bias"):
         parameter.copy_(0.2 * noise)
       else:
@@ -135,10 +154,32 @@ def convert(model, config):
       found["bias"] = stacked(f"{name}.bias")
     return found
 
-  attention = {
-    ours: dense(f"self_attn.{theirs}_proj")
-    for ours, theirs in zip(("query", "key", "value", "output"), "qkvo")
-  }
+  def split(name, *sizes):
+    kernel = stacked(f"{name}.weight", True)
+    ends = np.cumsum(sizes)
+    assert kernel.shape[-1] == ends[-1]
+    return [
+      {"kernel": kernel[..., end - size : end]}
+      for end, size in zip(ends, sizes)
+    ]
+
+  attention, mlp = {}, {}
+  if config.family == "phi3":
+    width = model.config.hidden_size // model.config.num_attention_heads
+    heads = model.config.num_attention_heads, model.config.num_key_value_heads
+    attention["query"], attention["key"], attention["value"] = split(
+      "self_attn.qkv_proj", *(width * n for n in (heads[0], *heads[1:] * 2))
+    )
+    attention["output"] = dense("self_attn.o_proj")
+    mlp["gate"], mlp["up"] = split(
+      "mlp.gate_up_proj", *(model.config.intermediate_size,) * 2
+    )
+    mlp["down"] = dense("mlp.down_proj")
+  else:
+    for ours, theirs in zip(("query", "key", "value", "output"), "qkvo"):
+      attention[ours] = dense(f"self_attn.{theirs}_proj")
+    for name in ("gate", "up", "down"):
+      mlp[name] = dense(f"mlp.{name}_proj")
   if config.qk_norm:
     attention["query_norm"] = {"scale": stacked("self_attn.q_norm.weight")}
     attention["key_norm"] = {"scale": stacked("self_attn.k_norm.weight")}
@@ -146,11 +187,11 @@ def convert(model, config):
     "embed": {"table": jnp.asarray(leaf("model.embed_tokens.weight", False))},
     "final_norm": {"scale": jnp.asarray(leaf("model.norm.weight", False))},
     "layers": {
-      "attention_norm": {"scale": stacked("input_layernorm.weight")},
       "attention": attention,
-      "mlp_norm": {"scale": stacked("post_attention_layernorm.weight")},
-      "mlp": {
-        name: dense(f"mlp.{name}_proj") for name in ("gate", "up", "down")
+      "mlp": mlp,
+      **{
+        ours: {"scale": stacked(f"{theirs}.weight")}
+        for ours, theirs in NORMS.get(config.family, NORMS["llama"]).items()
       },
     },
   }

@@ -23,6 +23,10 @@ FAMILIES = (
   "mistral",
   "qwen2",
   "qwen3",
+  "gemma2",
+  "gemma3_text",
+  "olmo2",
+  "phi3",
   "gpt2",
   "gpt_neox",
   "opt",
@@ -77,8 +81,10 @@ def make():
       )
     )
     reads = set()
-    for module in (*SHARED, f"models.{family}.modeling_{family}"):
-      reads |= names_read(importlib.import_module(f"transformers.{module}"))
+    # gemma3_text is a class in the files of gemma3.
+    modelling = cls.__module__.replace("configuration", "modeling")
+    for module in (*(f"transformers.{name}" for name in SHARED), modelling):
+      reads |= names_read(importlib.import_module(module))
     families[family] = {
       "theta": cls.default_theta,
       "fields": fields,

@@ -17,6 +17,29 @@ from jaxprune.models import generation
 
 # Each family, and each way in which one differs from itself.
 MODELS = {
+  # Small bounds, so that a forgotten cap shows; windows shorter than a text.
+  "gemma2": (
+    "gemma2",
+    dict(
+      sliding_window=5,
+      query_pre_attn_scalar=24,
+      attn_logit_softcapping=1.5,
+      final_logit_softcapping=2.0,
+    ),
+  ),
+  "gemma3_text": (
+    "gemma3_text",
+    dict(
+      head_dim=16,
+      sliding_window=5,
+      layer_types=["sliding_attention", "full_attention"],
+      rope_theta=1e6,
+      rope_scaling={"rope_type": "linear", "factor": 8.0},
+      query_pre_attn_scalar=24,
+    ),
+  ),
+  "olmo2": ("olmo2", dict(rope_theta=5e5)),
+  "phi3": ("phi3", dict(partial_rotary_factor=0.75, sliding_window=6)),
   "gpt2": ("gpt2", {}),
   "gpt_neox": ("gpt_neox", {}),
   "gpt_neox, sequential": (

@@ -21,6 +21,13 @@ TAKEN = {
   "llama": {"layer_types", "sliding_window"},
   "mistral": {"layer_types"},
   "qwen2": {"head_dim"},
+  # Of the model that reads images too, which is in the same files.
+  "gemma3_text": {
+    *("image_size", "image_token_id", "layer_norm_eps", "mm_tokens_per_image"),
+    *("patch_size", "vision_config"),
+  },
+  "olmo2": {"head_dim", "layer_types", "sliding_window"},
+  "phi3": {"head_dim", "layer_types"},
   # Without RoPE nothing asks for its parameters.
   "gpt2": {"head_dim", "layer_types", "rope_parameters", "sliding_window"},
   "gpt_neox": {"head_dim", "layer_types", "sliding_window"},

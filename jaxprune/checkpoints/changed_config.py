@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxprune.checkpoints.source import Source
-from jaxprune.models.config import ModelConfig, RopeConfig
+from jaxprune.models.config import ModelConfig
 
 _DROP_KEYS = {"attention": "drop_attn_list", "mlp": "drop_mlp_list"}
+_PART = "partial_rotary_factor"
+_NESTED = {"full_attention", "sliding_attention"}
 
 
 def read_drops(source: Source) -> dict[str, tuple[int, ...]]:
@@ -55,7 +57,7 @@ def patched_config(
   hf = dict(source.hf)
   hf.pop("auto_map", None)
   if isinstance(source.config, ModelConfig):
-    _write_rope(hf, source.config.rope)
+    _write_rope(hf, source.config)
   earlier = read_drops(source)
   for sublayer, key in _DROP_KEYS.items():
     dropped = {*earlier[sublayer], *drops.get(sublayer, ())}
@@ -65,14 +67,19 @@ def patched_config(
   return hf
 
 
-def _write_rope(hf: dict[str, Any], rope: RopeConfig) -> None:
+def _write_rope(hf: dict[str, Any], config: ModelConfig) -> None:
   """Write the RoPE that was used so that transformers 4 and 5 both read it.
 
   A config.json that holds one layout only, the older, stays as it is. Without
   `rope_theta` and `rope_scaling` transformers 4 takes theta 10000 and no
   scaling without a word, and stale values there it believes.
   """
-  original = "original_max_position_embeddings"
+  rope, original = config.rope, "original_max_position_embeddings"
+  if rope is None:
+    return
+  if _NESTED & set(hf.get("rope_parameters") or ()):
+    _write_nested_rope(hf, config)
+    return
   length = dict(rope.scaling).get(original)
   new = hf.get("rope_parameters")
   # If both keys are there, transformers 5 reads the older one.
@@ -92,9 +99,32 @@ def _write_rope(hf: dict[str, Any], rope: RopeConfig) -> None:
   hf["rope_theta"] = rope.theta
   hf["rope_scaling"] = None
   if rope.kind != "default":
-    hf["rope_scaling"] = {k: v for k, v in used.items() if k != "rope_theta"}
+    outside = {"rope_theta", _PART}
+    if config.family == "phi3":
+      # Its class in transformers 4 wants these three keys and no other.
+      used["type"] = used["rope_type"]
+      outside |= {"rope_type", original}
+    hf["rope_scaling"] = {k: v for k, v in used.items() if k not in outside}
+  if _PART in used:
+    hf[_PART] = used[_PART]
   if new is not None:
+    used.pop("type", None)
     hf["rope_parameters"] = used
+
+
+def _write_nested_rope(hf: dict[str, Any], config: ModelConfig) -> None:
+  """The RoPE of full and of sliding layers, in both layouts."""
+  new, rope = dict(hf["rope_parameters"]), config.rope
+  full = dict(new.get("full_attention") or {}) | (hf.get("rope_scaling") or {})
+  full.pop("type", None)
+  full.update(rope_type=rope.kind, rope_theta=rope.theta)
+  hf["rope_theta"] = rope.theta
+  if config.local_rope is not None:
+    hf["rope_local_base_freq"] = config.local_rope.theta
+  hf["rope_scaling"] = None
+  if rope.kind != "default":
+    hf["rope_scaling"] = {k: v for k, v in full.items() if k != "rope_theta"}
+  hf["rope_parameters"] = {**new, "full_attention": full}
 
 
 def _drop_list(source: Source, key: str) -> tuple[int, ...]:

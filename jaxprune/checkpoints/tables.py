@@ -110,56 +110,121 @@ _OUTPUT_BIAS = ("output_bias", True)
 _MLP_BIAS = ("mlp_bias", True)
 _QK_NORM = ("qk_norm", True)
 
-DECODER = Table(
-  outer=(
-    Row("model.embed_tokens.weight", "embed/table", ("V", "D")),
-    Row("model.norm.weight", "final_norm/scale", ("D",)),
+
+def _norm(name: str, path: str, shape: str = "D", when: Any = None) -> Row:
+  """The row of the scale of a norm."""
+  return Row(name + ".weight", path + "/scale", (shape,), when=when)
+
+
+def _fused(name: str, inputs: str, paths: Mapping[str, str]) -> tuple[Row, ...]:
+  """The rows of kernels {path: outputs} that lie in one tensor."""
+  sizes = tuple(paths.values())
+  return tuple(
     Row(
-      "lm_head.weight",
-      "head/kernel",
-      ("D", "V"),
+      name + ".weight",
+      path + "/kernel",
+      (inputs, outputs),
       True,
-      ("tie_embeddings", False),
+      part=Part(sizes, index),
+    )
+    for index, (path, outputs) in enumerate(paths.items())
+  )
+
+
+_QUERY_KEY_VALUE = (
+  *_projection(_ATTENTION + "q_proj", "attention/query", "D", "NH", _QKV_BIAS),
+  *_projection(_ATTENTION + "k_proj", "attention/key", "D", "KH", _QKV_BIAS),
+  *_projection(_ATTENTION + "v_proj", "attention/value", "D", "KH", _QKV_BIAS),
+)
+_OUTPUT = _projection(
+  _ATTENTION + "o_proj", "attention/output", "NH", "D", _OUTPUT_BIAS
+)
+_QK_NORMS = tuple(
+  _norm(_ATTENTION + name, f"attention/{path}_norm", "H", _QK_NORM)
+  for name, path in (("q_norm", "query"), ("k_norm", "key"))
+)
+_GATED_MLP = (
+  *_projection(_MLP + "gate_proj", "mlp/gate", "D", "F", _MLP_BIAS),
+  *_projection(_MLP + "up_proj", "mlp/up", "D", "F", _MLP_BIAS),
+  *_projection(_MLP + "down_proj", "mlp/down", "F", "D", _MLP_BIAS),
+)
+_PRE_NORMS = (
+  _norm(_LAYER + "input_layernorm", "attention_norm"),
+  _norm(_LAYER + "post_attention_layernorm", "mlp_norm"),
+)
+
+
+def _decoder(*layer: Row) -> Table:
+  """A decoder whose layers have these rows; all else is as in Llama."""
+  return Table(
+    outer=(
+      Row("model.embed_tokens.weight", "embed/table", ("V", "D")),
+      _norm("model.norm", "final_norm"),
+      Row(
+        "lm_head.weight",
+        "head/kernel",
+        ("D", "V"),
+        True,
+        ("tie_embeddings", False),
+      ),
     ),
+    layer=layer,
+    tied=("lm_head.weight", "model.embed_tokens.weight"),
+    ignored=(
+      ".rotary_emb.inv_freq",
+      ".rotary_emb.cos_cached",
+      ".rotary_emb.sin_cached",
+      ".self_attn.bias",
+      ".self_attn.masked_bias",
+    ),
+    sublayer_outputs={"attention": "attention/output", "mlp": "mlp/down"},
+  )
+
+
+DECODER = _decoder(
+  _PRE_NORMS[0],
+  *_QUERY_KEY_VALUE,
+  *_OUTPUT,
+  *_QK_NORMS,
+  _PRE_NORMS[1],
+  *_GATED_MLP,
+)
+
+# A norm before and one after each sublayer.
+SANDWICH = _decoder(
+  _PRE_NORMS[0],
+  *_QUERY_KEY_VALUE,
+  *_OUTPUT,
+  *_QK_NORMS,
+  _norm(_LAYER + "post_attention_layernorm", "attention_post_norm"),
+  _norm(_LAYER + "pre_feedforward_layernorm", "mlp_norm"),
+  *_GATED_MLP,
+  _norm(_LAYER + "post_feedforward_layernorm", "mlp_post_norm"),
+)
+
+# Norms after the sublayers only, and over all queries and all keys.
+OLMO2 = _decoder(
+  *_QUERY_KEY_VALUE,
+  *_OUTPUT,
+  _norm(_ATTENTION + "q_norm", "attention/query_norm", "NH"),
+  _norm(_ATTENTION + "k_norm", "attention/key_norm", "KH"),
+  _norm(_LAYER + "post_attention_layernorm", "attention_post_norm"),
+  *_GATED_MLP,
+  _norm(_LAYER + "post_feedforward_layernorm", "mlp_post_norm"),
+)
+
+# Query, key and value in one tensor, gate and up in another.
+PHI3 = _decoder(
+  _PRE_NORMS[0],
+  *_fused(
+    _ATTENTION + "qkv_proj",
+    "D",
+    {"attention/query": "NH", "attention/key": "KH", "attention/value": "KH"},
   ),
-  layer=(
-    Row(_LAYER + "input_layernorm.weight", "attention_norm/scale", ("D",)),
-    *_projection(
-      _ATTENTION + "q_proj", "attention/query", "D", "NH", _QKV_BIAS
-    ),
-    *_projection(_ATTENTION + "k_proj", "attention/key", "D", "KH", _QKV_BIAS),
-    *_projection(
-      _ATTENTION + "v_proj", "attention/value", "D", "KH", _QKV_BIAS
-    ),
-    *_projection(
-      _ATTENTION + "o_proj", "attention/output", "NH", "D", _OUTPUT_BIAS
-    ),
-    Row(
-      _ATTENTION + "q_norm.weight",
-      "attention/query_norm/scale",
-      ("H",),
-      when=_QK_NORM,
-    ),
-    Row(
-      _ATTENTION + "k_norm.weight",
-      "attention/key_norm/scale",
-      ("H",),
-      when=_QK_NORM,
-    ),
-    Row(_LAYER + "post_attention_layernorm.weight", "mlp_norm/scale", ("D",)),
-    *_projection(_MLP + "gate_proj", "mlp/gate", "D", "F", _MLP_BIAS),
-    *_projection(_MLP + "up_proj", "mlp/up", "D", "F", _MLP_BIAS),
-    *_projection(_MLP + "down_proj", "mlp/down", "F", "D", _MLP_BIAS),
-  ),
-  tied=("lm_head.weight", "model.embed_tokens.weight"),
-  ignored=(
-    ".rotary_emb.inv_freq",
-    ".rotary_emb.cos_cached",
-    ".rotary_emb.sin_cached",
-    ".self_attn.bias",
-    ".self_attn.masked_bias",
-  ),
-  sublayer_outputs={"attention": "attention/output", "mlp": "mlp/down"},
+  *_OUTPUT,
+  _PRE_NORMS[1],
+  *_fused(_MLP + "gate_up_proj", "D", {"mlp/gate": "F", "mlp/up": "F"}),
+  *_projection(_MLP + "down_proj", "mlp/down", "F", "D", _MLP_BIAS),
 )
 
 _LAYER = "encoder.layer.{}."
@@ -201,5 +266,9 @@ TABLES = {
   "mistral": DECODER,
   "qwen2": DECODER,
   "qwen3": DECODER,
+  "gemma2": SANDWICH,
+  "gemma3_text": SANDWICH,
+  "olmo2": OLMO2,
+  "phi3": PHI3,
   "bert": ENCODER,
 }

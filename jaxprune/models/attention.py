@@ -62,6 +62,24 @@ def allowed(
   return mask_BTS
 
 
+def scaled(
+  scores: jax.Array, width: int, scale: float | None, cap: float | None
+) -> jax.Array:
+  """Attention scores of products of queries and keys.
+
+  Args:
+    scores: products, float32.
+    width: H.
+    scale: factor on them; None is 1 / sqrt(H).
+    cap: bound c of the scores, s becomes c tanh(s / c); None leaves them.
+
+  Returns:
+    float32, in the shape of `scores`.
+  """
+  scores = scores * (width**-0.5 if scale is None else scale)
+  return scores if cap is None else cap * jnp.tanh(scores / cap)
+
+
 def softmax(scores: jax.Array, mask: jax.Array, *, axis: int = -1) -> jax.Array:
   """Weights of the keys: the softmax of their scores over those that are read.
 
@@ -87,6 +105,9 @@ def plain(
   key_BSKH: jax.Array,
   value_BSKH: jax.Array,
   mask_BTS: jax.Array,
+  *,
+  scale: float | None = None,
+  cap: float | None = None,
 ) -> jax.Array:
   """Softmax attention over all keys.
 
@@ -95,6 +116,8 @@ def plain(
     key_BSKH: [B, S, K, H]; query head n reads key head n // G.
     value_BSKH: [B, S, K, H].
     mask_BTS: bool [B or 1, T, S], no row empty.
+    scale: see `scaled`.
+    cap: see `scaled`.
 
   Returns:
     [B, T, N, H] in the dtype of the queries.
@@ -106,7 +129,8 @@ def plain(
     preferred_element_type=jnp.float32,
   )
   weights_BKGTS = softmax(
-    scores_BKGTS * query_BTNH.shape[-1] ** -0.5, mask_BTS[:, None, None]
+    scaled(scores_BKGTS, query_BTNH.shape[-1], scale, cap),
+    mask_BTS[:, None, None],
   )
   read_BTKGH = jnp.einsum(
     "BKGTS,BSKH->BTKGH", weights_BKGTS.astype(value_BSKH.dtype), value_BSKH
@@ -119,6 +143,9 @@ def chunked(
   key_BTKH: jax.Array,
   value_BTKH: jax.Array,
   mask_BTS: jax.Array,
+  *,
+  scale: float | None = None,
+  cap: float | None = None,
 ) -> jax.Array:
   """What `plain` gives, for a sequence that reads itself causally.
 
@@ -127,6 +154,8 @@ def chunked(
     key_BTKH: [B, T, K, H]; query head n reads key head n // G.
     value_BTKH: [B, T, K, H].
     mask_BTS: bool [B or 1, T, T], causal, no row empty.
+    scale: see `scaled`.
+    cap: see `scaled`.
 
   Returns:
     [B, T, N, H] in the dtype of the queries.
@@ -135,7 +164,8 @@ def chunked(
     mask_BTS, (query_BTNH.shape[0], *mask_BTS.shape[1:])
   )
   return jax.lax.map(
-    lambda row: _chunked_row(*row), (query_BTNH, key_BTKH, value_BTKH, mask_BTS)
+    lambda row: _chunked_row(*row, scale, cap),
+    (query_BTNH, key_BTKH, value_BTKH, mask_BTS),
   )
 
 
@@ -144,6 +174,9 @@ def single(
   key_BSKH: jax.Array,
   value_BSKH: jax.Array,
   mask_BTS: jax.Array,
+  *,
+  scale: float | None = None,
+  cap: float | None = None,
 ) -> jax.Array:
   """What `plain` gives, for T = 1.
 
@@ -155,6 +188,8 @@ def single(
     key_BSKH: [B, S, K, H]; query head n reads key head n // G.
     value_BSKH: [B, S, K, H].
     mask_BTS: bool [B or 1, 1, S], no row empty.
+    scale: see `scaled`.
+    cap: see `scaled`.
 
   Returns:
     [B, 1, N, H] in the dtype of the queries.
@@ -167,7 +202,9 @@ def single(
     query_BTKGH * key_BSKH[:, :, :, None].astype(jnp.float32), axis=-1
   )
   weights_BSKG = softmax(
-    scores_BSKG * width**-0.5, mask_BTS[:, 0, :, None, None], axis=1
+    scaled(scores_BSKG, width, scale, cap),
+    mask_BTS[:, 0, :, None, None],
+    axis=1,
   )
   read_BKGH = jnp.sum(
     weights_BSKG[..., None] * value_BSKH[:, :, :, None].astype(jnp.float32),
@@ -176,7 +213,7 @@ def single(
   return rearrange(read_BKGH, "B K G H -> B 1 (K G) H").astype(query_BTNH.dtype)
 
 
-def _chunked_row(query_TNH, key_TKH, value_TKH, mask_TS):
+def _chunked_row(query_TNH, key_TKH, value_TKH, mask_TS, scale, cap):
   """Attention of one sequence; the G queries of a key head are one matrix."""
   length, _, width = query_TNH.shape
   key_KTH, value_KTH = (
@@ -188,15 +225,13 @@ def _chunked_row(query_TNH, key_TKH, value_TKH, mask_TS):
     end = min(start + CHUNK, length)
     chunk_KGTH = query_KGTH[:, :, start:end]
     groups = chunk_KGTH.shape[1]
-    scores_KRS = (
-      jnp.einsum(
-        "KRH,KSH->KRS",
-        rearrange(chunk_KGTH, "K G T H -> K (G T) H"),
-        key_KTH[:, :end],
-        preferred_element_type=jnp.float32,
-      )
-      * width**-0.5
+    scores_KRS = jnp.einsum(
+      "KRH,KSH->KRS",
+      rearrange(chunk_KGTH, "K G T H -> K (G T) H"),
+      key_KTH[:, :end],
+      preferred_element_type=jnp.float32,
     )
+    scores_KRS = scaled(scores_KRS, width, scale, cap)
     weights_KGTS = softmax(
       rearrange(scores_KRS, "K (G T) S -> K G T S", G=groups),
       mask_TS[None, None, start:end, :end],

@@ -12,14 +12,13 @@ dtype of the parameters.
 
 import dataclasses
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from jaxprune.models import activations, attention, parts, rope
+from jaxprune.models import activations, attention, norms, parts, rope
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.parts import Intermediates
 
@@ -54,6 +53,8 @@ class Context:
     key_positions: int32 [B or 1, S]; of the cache when there is one.
     key_valid: bool [B, S], False for padding and for slots not yet written;
       None when every key is a token.
+    local: cos and sin of the layers that slide, where they have a RoPE of their
+      own; None otherwise.
   """
 
   positions: jax.Array
@@ -62,6 +63,7 @@ class Context:
   slots: jax.Array
   key_positions: jax.Array
   key_valid: jax.Array | None
+  local: tuple[jax.Array, jax.Array] | None = None
 
 
 def make_context(
@@ -114,10 +116,14 @@ def context_at(
     key_valid_BS: bool [B, S], False for keys that hold no token; None: all do.
   """
   cos_BTH, sin_BTH = rope.angles(config, positions_BT)
+  local = None
+  if config.local_rope is not None:
+    local = rope.angles(config, positions_BT, config.local_rope)
   return Context(
     positions=positions_BT,
     cos=cos_BTH,
     sin=sin_BTH,
+    local=local,
     slots=slots_T,
     key_positions=key_positions_BS,
     key_valid=key_valid_BS,
@@ -153,6 +159,8 @@ class Embedding(parts.Part):
       [B, T, D] in the dtype of the table.
     """
     x_BTD = self.table[tokens_BT]
+    if self.config.scale_embedding:
+      x_BTD *= jnp.asarray(self.config.embedding_scale, x_BTD.dtype)
     if self.config.num_position_rows:
       x_BTD += self.positions[positions_BT + self.config.position_offset]
     return x_BTD
@@ -194,8 +202,8 @@ class Attention(parts.Part):
       config.embed_dim, config.output_bias, self.dtype
     )
     if config.qk_norm:
-      self.query_norm = rms_norm(config, self.dtype)
-      self.key_norm = rms_norm(config, self.dtype)
+      self.query_norm = norms.rms_norm(config, self.dtype)
+      self.key_norm = norms.rms_norm(config, self.dtype)
 
   def __call__(
     self,
@@ -219,7 +227,9 @@ class Attention(parts.Part):
       a cache holds them, output_in [B, T, N*H]; with a cache also `cache`, the
       pair as it is now.
     """
-    query_BTNH, key_BTKH, value_BTKH = self.heads(y_BTD, context)
+    query_BTNH, key_BTKH, value_BTKH = self.heads(
+      y_BTD, context, sliding=sliding
+    )
     out = {"key": key_BTKH, "value": value_BTKH}
     if cache is None:
       key_slots_S = context.slots
@@ -241,29 +251,49 @@ class Attention(parts.Part):
       sliding,
     )
     attend = _attention_form(y_BTD.shape[1], cache is not None)
-    read_BTNH = attend(query_BTNH, key_BTKH, value_BTKH, mask_BTS)
+    read_BTNH = attend(
+      query_BTNH,
+      key_BTKH,
+      value_BTKH,
+      mask_BTS,
+      scale=self.config.score_scale,
+      cap=self.config.score_cap,
+    )
     out["output_in"] = rearrange(read_BTNH, "B T N H -> B T (N H)")
     return self.output(out["output_in"]), out
 
   def heads(
-    self, y_BTD: jax.Array, context: Context
+    self, y_BTD: jax.Array, context: Context, *, sliding: bool | jax.Array
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries [B, T, N, H], keys and values [B, T, K, H], normed and turned.
 
     Args:
-      y_BTD: normed residual [B, T, D].
+      y_BTD: what attention reads, [B, T, D].
       context: of which the angles are read.
+      sliding: whether this layer slides; may be traced.
     """
+    config = self.config
+    projected = [project(y_BTD) for project in (self.query, self.key)]
+    if config.qk_norm and config.qk_norm_whole:
+      projected = [self.query_norm(projected[0]), self.key_norm(projected[1])]
     query_BTNH, key_BTKH, value_BTKH = (
-      rearrange(project(y_BTD), "B T (N H) -> B T N H", H=self.config.head_dim)
-      for project in (self.query, self.key, self.value)
+      rearrange(x, "B T (N H) -> B T N H", H=config.head_dim)
+      for x in (*projected, self.value(y_BTD))
     )
-    if self.config.qk_norm:
+    if config.qk_norm and not config.qk_norm_whole:
       query_BTNH = self.query_norm(query_BTNH)
       key_BTKH = self.key_norm(key_BTKH)
-    query_BTNH = rope.rotate(query_BTNH, context.cos, context.sin)
-    key_BTKH = rope.rotate(key_BTKH, context.cos, context.sin)
-    return query_BTNH, key_BTKH, value_BTKH
+    angles = context.cos, context.sin
+    if context.local is not None:
+      angles = tuple(
+        jnp.where(sliding, local, whole)
+        for local, whole in zip(context.local, angles)
+      )
+    return (
+      rope.rotate(query_BTNH, *angles),
+      rope.rotate(key_BTKH, *angles),
+      value_BTKH,
+    )
 
 
 class MLP(parts.Part):
@@ -297,14 +327,23 @@ class Block(parts.Part):
   """One layer: attention and MLP, each added to the residual.
 
   The MLP reads the residual that attention was added to, or, with
-  `parallel_residual`, the one that attention read.
+  `parallel_residual`, the one that attention read. With `pre_norm` a sublayer
+  reads the normed residual, with `post_norm` what it adds is normed; a sublayer
+  whose output is 0 adds 0 either way.
   """
 
   def setup(self):
-    self.attention_norm = norm(self.config, self.dtype)
-    self.attention = Attention(self.config, self.dtype)
-    self.mlp_norm = norm(self.config, self.dtype)
-    self.mlp = MLP(self.config, self.dtype)
+    config = self.config
+    if config.pre_norm:
+      self.attention_norm = norms.norm(config, self.dtype)
+    self.attention = Attention(config, self.dtype)
+    if config.post_norm:
+      self.attention_post_norm = norms.norm(config, self.dtype)
+    if config.pre_norm:
+      self.mlp_norm = norms.norm(config, self.dtype)
+    self.mlp = MLP(config, self.dtype)
+    if config.post_norm:
+      self.mlp_post_norm = norms.norm(config, self.dtype)
 
   def __call__(
     self,
@@ -340,28 +379,44 @@ class Block(parts.Part):
     """
     out = {"residual_in": x_BTD}
     read_BTD = x_BTD
-    out["attention_in"] = self.attention_norm(x_BTD)
+    out["attention_in"] = self._read_by("attention", x_BTD)
     added_BTD, inner = self.attention(
       out["attention_in"], context, sliding=sliding, cache=cache
     )
+    added_BTD = self._added_by("attention", added_BTD)
     x_BTD = out["residual_mid"] = x_BTD + parts.gated(added_BTD, attention_gate)
     out |= inner
     if not self.config.parallel_residual:
       read_BTD = x_BTD
-    out["mlp_in"] = self.mlp_norm(read_BTD)
+    out["mlp_in"] = self._read_by("mlp", read_BTD)
     added_BTD, inner = self.mlp(out["mlp_in"])
+    added_BTD = self._added_by("mlp", added_BTD)
     x_BTD = out["residual_out"] = x_BTD + parts.gated(added_BTD, mlp_gate)
     return x_BTD, out | inner
 
+  def _read_by(self, sublayer, x_BTD):
+    """What a sublayer reads of the residual."""
+    if not self.config.pre_norm:
+      return x_BTD
+    return getattr(self, f"{sublayer}_norm")(x_BTD)
+
+  def _added_by(self, sublayer, y_BTD):
+    """What is added to the residual of what a sublayer puts out."""
+    if not self.config.post_norm:
+      return y_BTD
+    return getattr(self, f"{sublayer}_post_norm")(y_BTD)
+
   def heads(
-    self, x_BTD: jax.Array, context: Context
+    self, x_BTD: jax.Array, context: Context, *, sliding: bool | jax.Array
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`Attention.heads` of a residual [B, T, D]."""
-    return self.attention.heads(self.attention_norm(x_BTD), context)
+    y_BTD = self._read_by("attention", x_BTD)
+    return self.attention.heads(y_BTD, context, sliding=sliding)
 
   def attention_output(self, read_BTNH: jax.Array) -> jax.Array:
     """What attention adds, [B, T, D], of what its heads read, [B, T, N, H]."""
-    return self.attention.output(rearrange(read_BTNH, "B T N H -> B T (N H)"))
+    y_BTD = self.attention.output(rearrange(read_BTNH, "B T N H -> B T (N H)"))
+    return self._added_by("attention", y_BTD)
 
   def mlp_output(self, x_BTD: jax.Array, mid_BTD: jax.Array) -> jax.Array:
     """What the MLP adds, [B, T, D].
@@ -371,33 +426,8 @@ class Block(parts.Part):
       mid_BTD: residual that attention was added to, [B, T, D].
     """
     read_BTD = x_BTD if self.config.parallel_residual else mid_BTD
-    return self.mlp(self.mlp_norm(read_BTD))[0]
-
-
-def norm(
-  config: ModelConfig, dtype: Any = jnp.float32
-) -> nn.RMSNorm | nn.LayerNorm:
-  """The norm of the residual, over the last axis, computed in float32.
-
-  Args:
-    config: the model.
-    dtype: of new parameters.
-  """
-  if config.norm == "rms":
-    return rms_norm(config, dtype)
-  return nn.LayerNorm(
-    config.norm_eps, param_dtype=dtype, use_fast_variance=False
-  )
-
-
-def rms_norm(config: ModelConfig, dtype: Any = jnp.float32) -> nn.RMSNorm:
-  """The RMSNorm of this model, over the last axis, computed in float32.
-
-  Args:
-    config: the model.
-    dtype: of a new scale.
-  """
-  return nn.RMSNorm(config.norm_eps, param_dtype=dtype)
+    y_BTD, _ = self.mlp(self._read_by("mlp", read_BTD))
+    return self._added_by("mlp", y_BTD)
 
 
 def by_rows(block: nn.Module, x_BTD: jax.Array, context: Context, **options):
@@ -436,7 +466,9 @@ def by_rows(block: nn.Module, x_BTD: jax.Array, context: Context, **options):
     if context.key_valid is None
     else {
       name: getattr(context, name)
-      for name in ("positions", "cos", "sin", "key_positions", "key_valid")
+      for name in (
+        *("positions", "cos", "sin", "local", "key_positions", "key_valid"),
+      )
     }
   )
   pieces = jax.tree.map(

@@ -40,6 +40,7 @@ class ModelConfig:
     vocab_size: V.
     norm_eps: added to the mean square, or the variance, inside every norm.
     rope: see RopeConfig; None where positions are a learned table.
+    local_rope: of the layers that slide; None is `rope`.
     max_positions: positions the checkpoint was made for.
     tie_embeddings: the head is the embedding table.
     activation: of the MLP, a key of `activations.FUNCTIONS`.
@@ -51,9 +52,17 @@ class ModelConfig:
       down(activation(up(y))).
     parallel_residual: attention and MLP read the same residual, so that the MLP
       does not read what attention adds.
+    pre_norm: what a sublayer reads is the normed residual.
+    post_norm: what a sublayer adds to the residual is normed before.
+    unit_offset: the scales of RMSNorm are stored less 1.
+    scale_embedding: embeddings are multiplied by sqrt(D).
     position_offset: the row of position 0 in the learned table of positions;
       not read with RoPE.
-    qk_norm: queries and keys are normed per head before RoPE.
+    qk_norm: queries and keys are normed before RoPE.
+    qk_norm_whole: over all heads at once, not each head alone.
+    score_scale: factor on the attention scores; None is 1 / sqrt(H).
+    score_cap: attention scores s become c tanh(s / c); None leaves them.
+    logit_cap: logits z become c tanh(z / c); None leaves them.
     sliding_window: keys a query of a sliding layer reads, itself included;
       None when no layer slides.
     sliding_layers: which layers slide, length L.
@@ -83,8 +92,17 @@ class ModelConfig:
   norm: str = "rms"
   gated_mlp: bool = True
   parallel_residual: bool = False
+  pre_norm: bool = True
+  post_norm: bool = False
+  unit_offset: bool = False
+  scale_embedding: bool = False
   position_offset: int = 0
   qk_norm: bool = False
+  qk_norm_whole: bool = False
+  score_scale: float | None = None
+  score_cap: float | None = None
+  logit_cap: float | None = None
+  local_rope: RopeConfig | None = None
   sliding_window: int | None = None
   sliding_layers: tuple[bool, ...]
   bos_id: int | None = None
@@ -98,6 +116,11 @@ class ModelConfig:
   def num_position_rows(self) -> int:
     """Rows of the learned table of positions; 0 with RoPE."""
     return 0 if self.rope else self.max_positions + self.position_offset
+
+  @property
+  def embedding_scale(self) -> float:
+    """Factor on what is looked up, to be rounded to the dtype of the table."""
+    return self.embed_dim**0.5 if self.scale_embedding else 1.0
 
   @classmethod
   def from_hf(
@@ -150,9 +173,12 @@ def _parse(raw: Fields, generation: Mapping[str, Any] | None) -> ModelConfig:
   vocab_size = raw.take_int("vocab_size")
   heads = _heads(raw, row)
   window, sliding = _sliding(raw, row, num_layers, max_positions)
-  rope = None
+  rope = local_rope = None
   if row.position_offset is None:
-    rope = read_rope(raw, row, heads["head_dim"], max_positions)
+    rope, local_rope = read_rope(raw, row, heads["head_dim"], max_positions)
+  for field in row.unread:
+    if raw.take(field) is not None:
+      raw.ignored.append(field)
   fields = dict(
     heads,
     **_decisions(raw, row),
@@ -162,13 +188,22 @@ def _parse(raw: Fields, generation: Mapping[str, Any] | None) -> ModelConfig:
     vocab_size=vocab_size,
     norm_eps=norm_eps,
     rope=rope,
+    local_rope=local_rope if any(sliding) else None,
     max_positions=max_positions,
     tie_embeddings=raw.take_bool("tie_word_embeddings"),
     activation=activation,
     norm=row.norm,
     gated_mlp=row.gated_mlp,
     position_offset=row.position_offset or 0,
+    pre_norm=row.pre_norm,
+    post_norm=row.post_norm,
+    unit_offset=row.unit_offset,
+    scale_embedding=row.scale_embedding,
     qk_norm=row.qk_norm,
+    qk_norm_whole=row.qk_norm_whole,
+    score_scale=_score_scale(raw, heads["head_dim"]),
+    score_cap=_cap(raw, "attn_logit_softcapping"),
+    logit_cap=_cap(raw, "final_logit_softcapping"),
     sliding_window=window,
     sliding_layers=sliding,
     bos_id=raw.take_id("bos_token_id"),
@@ -206,6 +241,24 @@ def _check_projection(raw: Fields, embed_dim: int | None) -> None:
       width,
       f"embeddings are not projected here: only hidden_size={embed_dim}",
     )
+
+
+def _score_scale(raw: Fields, head_dim: int | None) -> float | None:
+  """The factor on attention scores where it is not 1 / sqrt(H)."""
+  if not raw.declares("query_pre_attn_scalar"):
+    return None
+  scalar = raw.take_int("query_pre_attn_scalar")
+  return None if scalar in (None, head_dim) else scalar**-0.5
+
+
+def _cap(raw: Fields, field: str) -> float | None:
+  """The bound of a soft cap, where the stock class has that field."""
+  if not raw.declares(field) or field in FAMILIES[raw.family].unread:
+    return None
+  if raw.peek(field) is None:
+    raw.take(field)
+    return None
+  return raw.take_positive(field)
 
 
 def _mlp_dim(raw: Fields, row: Family, embed_dim: int | None) -> int | None:
@@ -296,9 +349,14 @@ def _sliding(
   kinds = raw.take("layer_types")
   if num_layers is None or first is None:
     return None, ()
-  default = tuple(
-    window is not None and index >= first for index in range(num_layers)
-  )
+  pattern = row.sliding_pattern
+  if pattern is None:
+    default = tuple(
+      window is not None and index >= first for index in range(num_layers)
+    )
+  else:
+    every = _sliding_pattern(raw, *pattern)
+    default = tuple((index + 1) % every != 0 for index in range(num_layers))
   sliding = default
   if kinds is not None:
     sliding = _layer_types(raw, kinds, default)
@@ -309,6 +367,13 @@ def _sliding(
   elif any(sliding) and window == 0:
     raw.problem("sliding_window", window, "leaves nothing to attend to")
   return (window if any(sliding) else None), sliding
+
+
+def _sliding_pattern(raw: Fields, field: str | None, default: int) -> int:
+  """Every so manyth layer does not slide."""
+  if field is None or raw.peek(field) is None:
+    return default
+  return raw.take_int(field) or default
 
 
 def _no_window(raw: Fields, max_positions: int | None) -> None:

@@ -27,10 +27,12 @@ modules applied to parameters, for code that does not need to know Flax.
 Parameters are a nested dict, kernels [I, O]:
   embed/table [V, D], and /positions [rows, D] where they are learned;
   final_norm/scale [D]; head/kernel [D, V] unless tied;
-  layers/attention_norm/scale [L, D]; layers/mlp_norm/scale [L, D];
+  layers/{attention_norm, mlp_norm}/scale [L, D] with pre_norm;
+  layers/{attention_post_norm, mlp_post_norm}/scale [L, D] with post_norm;
   layers/attention/{query [L, D, N*H], key, value [L, D, K*H],
     output [L, N*H, D]}/kernel, and /bias [L, O] where the family has one;
-  layers/attention/{query_norm, key_norm}/scale [L, H] with qk_norm;
+  layers/attention/{query_norm, key_norm}/scale [L, H] with qk_norm, or
+    [L, N*H] and [L, K*H] with qk_norm_whole;
   layers/mlp/{gate, up [L, D, F], down [L, F, D]}/kernel, and /bias; no gate
     where the MLP is not gated.
 Beside the scale of a LayerNorm stands its bias.
@@ -52,7 +54,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxprune.models import blocks, parts
+from jaxprune.models import blocks, norms, parts
 from jaxprune.models.blocks import KERNEL_INPUTS as KERNEL_INPUTS
 from jaxprune.models.blocks import Block, Context
 from jaxprune.models.blocks import make_context as make_context
@@ -69,7 +71,7 @@ class Decoder(parts.Part):
     config = self.config
     self.embed = blocks.Embedding(config, self.dtype)
     self.layers = Block(config, self.dtype)
-    self.final_norm = blocks.norm(config, self.dtype)
+    self.final_norm = norms.norm(config, self.dtype)
     if not config.tie_embeddings:
       self.head = nn.Dense(
         config.vocab_size,
@@ -147,9 +149,9 @@ class Decoder(parts.Part):
       x_BTD = self.final_norm(x_BTD)
     elif lens != "raw":
       raise ValueError(f"lens={lens!r}: must be 'final_norm' or 'raw'")
-    if self.config.tie_embeddings:
-      return self.embed.attend(x_BTD)
-    return self.head(x_BTD)
+    read = self.embed.attend if self.config.tie_embeddings else self.head
+    z_BTV, cap = read(x_BTD), self.config.logit_cap
+    return z_BTV if cap is None else cap * jnp.tanh(z_BTV / cap)
 
   def over_layers(
     self,
@@ -286,7 +288,7 @@ def final_norm(
   Returns:
     [..., D] in the same dtype.
   """
-  norm = blocks.norm(config).clone(parent=None)
+  norm = norms.norm(config).clone(parent=None)
   return norm.apply({"params": params["final_norm"]}, x_BTD)
 
 
@@ -297,6 +299,9 @@ def unembed(
   lens: str = "final_norm",
 ) -> jax.Array:
   """Logits of a residual: `Decoder.unembed` on the model's parameters.
+
+  Linear in `x_BTD` under the lens 'raw' unless the model caps its logits;
+  `unembed_change` has the derivative.
 
   Args:
     config: the model.
@@ -312,6 +317,26 @@ def unembed(
   """
   return Decoder(config, parent=None).apply(
     {"params": params}, x_BTD, lens, method="unembed"
+  )
+
+
+def unembed_change(
+  config: ModelConfig, params: Params, h_BTD: jax.Array, dh_BTD: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Logits of what the head reads, and their derivative along a change of it.
+
+  Args:
+    config: the model.
+    params: the model's parameters; `layers` is not read.
+    h_BTD: what the head reads, after the final norm, [..., D].
+    dh_BTD: its change, [..., D].
+
+  Returns:
+    float32 [..., V] each; the second is the head applied to `dh_BTD` where
+    logits are not capped.
+  """
+  return jax.jvp(
+    lambda h_BTD: unembed(config, params, h_BTD, "raw"), (h_BTD,), (dh_BTD,)
   )
 
 
@@ -338,7 +363,12 @@ def block(
 
 
 def heads(
-  config: ModelConfig, layer: Params, x_BTD: jax.Array, context: Context
+  config: ModelConfig,
+  layer: Params,
+  x_BTD: jax.Array,
+  context: Context,
+  *,
+  sliding: bool | jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """What one layer's attention compares and reads, for attention written anew.
 
@@ -347,11 +377,14 @@ def heads(
     layer: parameters of this layer.
     x_BTD: residual [B, T, D].
     context: whose angles are those of these T positions.
+    sliding: whether this layer slides; may be traced.
 
   Returns:
     Queries [B, T, N, H], keys and values [B, T, K, H] as a cache holds them.
   """
-  return _apply_block(config, layer, x_BTD, context, method="heads")
+  return _apply_block(
+    config, layer, x_BTD, context, sliding=sliding, method="heads"
+  )
 
 
 def attention_output(

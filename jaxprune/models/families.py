@@ -27,18 +27,29 @@ class Family:
     output_bias: whether the attention output has one.
     mlp_bias: whether the kernels of the MLP have biases.
     gated_mlp: whether the MLP is gated.
-    qk_norm: whether queries and keys are normed per head.
+    qk_norm: whether queries and keys are normed.
+    qk_norm_whole: whether that is over all heads at once, not per head.
+    pre_norm: whether what a sublayer reads is normed.
+    post_norm: whether what a sublayer adds is normed.
+    unit_offset: whether the scales of norms are stored less 1.
+    scale_embedding: whether embeddings are multiplied by sqrt(D).
     parallel_residual: whether attention and MLP read the same residual.
     position_offset: the row of position 0 in a learned table of positions; None
       for RoPE.
     rope_theta: the outer field of the base of RoPE.
     rotary_part: (outer field, default) of the fraction of a head that RoPE
       turns; None where it turns all.
+    local_rope: whether sliding layers have a RoPE of their own.
+    rope_kinds: the kinds of RoPE that the family has; () is all.
+    rope_synonyms: other names of kinds of RoPE.
     whole_heads: whether D must be a multiple of N.
     head_dim: 'own' where the stock class has a default that is not D / N,
       'free' where the field is read all the same, 'quotient' where it is not.
     sliding: whether layers may slide.
+    sliding_pattern: (undeclared field or None, its default): every so manyth
+      layer does not slide, where `layer_types` does not say; None is all alike.
     experts: whether the MLP is a mixture of experts.
+    unread: declared fields that stock code does not read.
     refused: further keys that ask for another arithmetic, with the values that
       do not, and why they are refused.
   """
@@ -52,20 +63,39 @@ class Family:
   mlp_bias: Decision = False
   gated_mlp: bool = True
   qk_norm: bool = False
+  qk_norm_whole: bool = False
+  pre_norm: bool = True
+  post_norm: bool = False
+  unit_offset: bool = False
+  scale_embedding: bool = False
   parallel_residual: Decision = False
   position_offset: int | None = None
   rope_theta: str = "rope_theta"
   rotary_part: tuple[str, float] | None = None
+  local_rope: bool = False
+  rope_kinds: tuple[str, ...] = ()
+  rope_synonyms: Mapping[str, str] = dataclasses.field(
+    default_factory=lambda: {"su": "longrope"}
+  )
   whole_heads: bool = False
   head_dim: str = "free"
   sliding: bool = False
+  sliding_pattern: tuple[str | None, int] | None = None
   experts: bool = False
+  unread: tuple[str, ...] = ()
   refused: Mapping[str, tuple[tuple[Any, ...], str]] = dataclasses.field(
     default_factory=dict
   )
 
 
 _NO_BIAS = ((False, None), "this family has no such biases")
+_GEMMA = dict(
+  post_norm=True,
+  unit_offset=True,
+  scale_embedding=True,
+  whole_heads=True,
+  sliding=True,
+)
 
 FAMILIES: dict[str, Family] = {
   "llama": Family(
@@ -85,6 +115,42 @@ FAMILIES: dict[str, Family] = {
     head_dim="own",
     sliding=True,
     refused={"mlp_bias": _NO_BIAS},
+  ),
+  "gemma2": Family(
+    activation="hidden_activation",
+    qkv_bias="attention_bias",
+    output_bias="attention_bias",
+    **_GEMMA,
+    sliding_pattern=(None, 2),
+    refused={"mlp_bias": _NO_BIAS},
+  ),
+  "gemma3_text": Family(
+    activation="hidden_activation",
+    qkv_bias="attention_bias",
+    output_bias="attention_bias",
+    **_GEMMA,
+    qk_norm=True,
+    local_rope=True,
+    sliding_pattern=("sliding_window_pattern", 6),
+    # Its attention is never told of this cap.
+    unread=("attn_logit_softcapping",),
+    refused={"mlp_bias": _NO_BIAS},
+  ),
+  "olmo2": Family(
+    qkv_bias="attention_bias",
+    output_bias="attention_bias",
+    pre_norm=False,
+    post_norm=True,
+    qk_norm=True,
+    qk_norm_whole=True,
+    refused={"mlp_bias": _NO_BIAS},
+  ),
+  "phi3": Family(
+    rotary_part=("partial_rotary_factor", 1.0),
+    rope_kinds=("default", "longrope"),
+    rope_synonyms={"su": "longrope", "yarn": "longrope"},
+    sliding=True,
+    refused={"attention_bias": _NO_BIAS, "mlp_bias": _NO_BIAS},
   ),
   "gpt2": Family(
     activation="activation_function",

@@ -75,7 +75,7 @@ def unstack(params: Params) -> Params:
   layers = params["layers"]
   if isinstance(layers, tuple):
     return params
-  count = len(layers["attention_norm"]["scale"])
+  count = len(jax.tree.leaves(layers)[0])
   views = jax.tree.map(_pieces, layers)
   return {
     **params,

@@ -27,17 +27,21 @@ import numpy as np
 from jaxprune.models.config import ModelConfig, RopeConfig
 
 
-def inv_freq(config: ModelConfig, length: int | jax.Array) -> jax.Array:
+def inv_freq(
+  config: ModelConfig, length: int | jax.Array, rope: RopeConfig | None = None
+) -> jax.Array:
   """Radians per position of each pair of coordinates.
 
   Args:
     config: the model.
     length: largest position of the row plus one; may be traced.
+    rope: None is `config.rope`.
 
   Returns:
     float32 [H/2].
   """
-  rope, scaling = config.rope, dict(config.rope.scaling)
+  rope = rope or config.rope
+  scaling = dict(rope.scaling)
   width = rope.rotary_dim or config.head_dim
   plain_H = _plain(rope, width)
   if rope.kind == "default":
@@ -57,7 +61,7 @@ def inv_freq(config: ModelConfig, length: int | jax.Array) -> jax.Array:
       short_H.astype(np.float32),
     )
   else:
-    return _dynamic(config, length)
+    return _dynamic(config, rope, length)
   return jnp.asarray(result_H, jnp.float32)
 
 
@@ -72,7 +76,7 @@ def attention_scale(rope: RopeConfig) -> float:
 
 
 def angles(
-  config: ModelConfig, positions_BT: jax.Array
+  config: ModelConfig, positions_BT: jax.Array, rope: RopeConfig | None = None
 ) -> tuple[jax.Array, jax.Array]:
   """Cosine and sine for one pass.
 
@@ -80,19 +84,21 @@ def angles(
     config: the model.
     positions_BT: int32 [B, T]; B may be 1 for all rows alike. Those of padding
       must not exceed those of the row's tokens.
+    rope: None is `config.rope`.
 
   Returns:
     cos, sin: float32 [B, T, H/2], times the attention scale of the RoPE kind;
     half of what RoPE turns where that is not all of H, [B, T, 0] without RoPE.
   """
-  if config.rope is None:
+  rope = rope or config.rope
+  if rope is None:
     none_BT0 = jnp.zeros((*positions_BT.shape, 0), jnp.float32)
     return none_BT0, none_BT0
-  inv_freq_BH = jax.vmap(functools.partial(inv_freq, config))(
+  inv_freq_BH = jax.vmap(lambda length: inv_freq(config, length, rope))(
     jnp.max(positions_BT, axis=1) + 1
   )
   angle_BTH = positions_BT.astype(jnp.float32)[..., None] * inv_freq_BH[:, None]
-  scale = attention_scale(config.rope)
+  scale = attention_scale(rope)
   return jnp.cos(angle_BTH) * scale, jnp.sin(angle_BTH) * scale
 
 
@@ -135,17 +141,19 @@ def _plain(rope: RopeConfig, head_dim: int) -> np.ndarray:
   return rope.theta ** -(np.arange(0, head_dim, 2) / head_dim)
 
 
-def _dynamic(config: ModelConfig, length: int | jax.Array) -> jax.Array:
+def _dynamic(
+  config: ModelConfig, rope: RopeConfig, length: int | jax.Array
+) -> jax.Array:
   """theta * growth ** (H / (H - 2)), as a factor on the plain frequencies."""
-  head_dim = config.rope.rotary_dim or config.head_dim
-  factor = dict(config.rope.scaling)["factor"]
+  head_dim = rope.rotary_dim or config.head_dim
+  factor = dict(rope.scaling)["factor"]
   # Only the growth of the base is raised to a power here: its logarithm is
   # small, so the float32 power is exact to a few ulp. The power of the whole
   # base would not be.
   excess = jnp.maximum(length - config.max_positions, 0) / config.max_positions
   growth = 1.0 + factor * excess.astype(jnp.float32)
   power_H = np.arange(0, head_dim, 2) / max(head_dim - 2, 1)
-  plain_H = _plain(config.rope, head_dim)
+  plain_H = _plain(rope, head_dim)
   return jnp.asarray(plain_H, jnp.float32) * growth ** jnp.asarray(
     -power_H, jnp.float32
   )

@@ -67,11 +67,8 @@ class RopeConfig:
 
 def read_rope(
   raw: Fields, row: Family, head_dim: int | None, max_positions: int | None
-) -> RopeConfig | None:
-  """Take what config.json says of RoPE, in either layout or in both.
-
-  Where both are there, stock 5 takes `rope_scaling` for `rope_parameters`, and
-  a `rope_theta` within either goes before the outer one.
+) -> tuple[RopeConfig | None, RopeConfig | None]:
+  """Take what config.json says of RoPE, for all layers or for two kinds.
 
   Args:
     raw: the fields, from which those of RoPE are taken; what is wrong is noted
@@ -81,7 +78,55 @@ def read_rope(
     max_positions: positions the checkpoint was made for, or None.
 
   Returns:
-    The RoPE with every default resolved, or None where something is wrong.
+    The RoPE with every default resolved, and that of sliding layers where they
+    have their own; None where something is wrong.
+  """
+  if not row.local_rope:
+    return _read_one(raw, row, head_dim, max_positions), None
+  theta = config_fields.stock_theta(raw.family)
+  new, old = raw.take("rope_parameters"), raw.take("rope_scaling")
+  new = {} if new is None else new
+  for field, value in (("rope_parameters", new), ("rope_scaling", old)):
+    if value is not None and not isinstance(value, Mapping):
+      raw.problem(field, value, "must be an object or null")
+      return None, None
+  ropes = []
+  for kind, outer, default, more in (
+    ("full_attention", "rope_theta", theta["global"], old),
+    ("sliding_attention", "rope_local_base_freq", theta["local"], None),
+  ):
+    field = f"rope_parameters.{kind}"
+    given = new.get(kind)
+    given = {"rope_type": "default"} if given is None else given
+    if not isinstance(given, Mapping):
+      raw.problem(field, given, "must be an object or null")
+      return None, None
+    given = {**given, **(more or {})}
+    has_outer = outer in raw.values
+    outer_theta = raw.values.pop(outer, default)
+    if has_outer and given.setdefault("rope_theta", outer_theta) != outer_theta:
+      raw.ignored.append(outer)
+    given.setdefault("rope_theta", outer_theta)
+    chosen = _rope_kind(raw, row, field, given)
+    _check_whole(raw, field, given, raw.values)
+    ropes.append(
+      _rope(raw, field, chosen, given, (head_dim, head_dim), max_positions)
+    )
+  raw.ignored += [
+    config_fields.label(f"rope_parameters.{key}")
+    for key in new
+    if key not in ("full_attention", "sliding_attention")
+  ]
+  return tuple(ropes)
+
+
+def _read_one(
+  raw: Fields, row: Family, head_dim: int | None, max_positions: int | None
+) -> RopeConfig | None:
+  """Take what config.json says of RoPE, in either layout or in both.
+
+  Where both are there, stock 5 takes `rope_scaling` for `rope_parameters`, and
+  a `rope_theta` within either goes before the outer one.
   """
   has_outer_theta = row.rope_theta in raw.values
   outer_theta = raw.values.pop(
@@ -93,6 +138,8 @@ def read_rope(
     for key in (part_name, _ORIGINAL)
     if key in raw.values
   }
+  if raw.declares(_ORIGINAL):
+    outer_given.setdefault(_ORIGINAL, raw.take(_ORIGINAL))
   old, new = raw.take("rope_scaling"), raw.take("rope_parameters")
   field, given = ("rope_scaling", old) if old else ("rope_parameters", new)
   if old and new is not None:
@@ -107,33 +154,61 @@ def read_rope(
   if any(isinstance(value, Mapping) for value in given.values()):
     raw.problem(field, given, "one RoPE per layer type is not supported")
     return None
-  before = len(raw.problems)
   given = dict(given)
-  kind = _rope_kind(raw, field, given)
+  kind = _rope_kind(raw, row, field, given)
   if has_outer_theta and given.get("rope_theta", outer_theta) != outer_theta:
     raw.ignored.append(row.rope_theta)
-  theta = given.pop("rope_theta", outer_theta)
-  if not is_positive(theta) or (kind == "yarn" and theta == 1):
-    raw.problem(
-      "rope_theta", theta, "must be a positive number, for yarn not 1"
-    )
-  rotary_dim = None
+  given.setdefault("rope_theta", outer_theta)
+  width = head_dim
   if part is None:
     _check_whole(raw, field, given, outer_given)
   else:
     outer_part = outer_given.pop(part_name, part)
-    rotary_dim = _rotary_dim(raw, field, given, outer_part, head_dim)
+    width = _rotary_dim(raw, field, given, outer_part, head_dim)
+  if kind and _ORIGINAL in _ROPE_KEYS[kind][0]:
+    # The outer key has precedence, even where it is 0 or null.
+    given.update(outer_given)
+  elif outer_given and not raw.declares(_ORIGINAL):
+    raw.ignored.append(_ORIGINAL)
+  return _rope(raw, field, kind, given, (head_dim, width), max_positions)
+
+
+def _rope(
+  raw: Fields,
+  field: str,
+  kind: str | None,
+  given: dict[str, Any],
+  widths: tuple[int | None, int | None],
+  max_positions: int | None,
+) -> RopeConfig | None:
+  """Check the parameters of one RoPE and fill in what they leave out.
+
+  Args:
+    raw: where what is wrong is noted.
+    field: under which the parameters are.
+    kind: of RoPE, or None where it is unknown.
+    given: the parameters, `rope_theta` among them.
+    widths: of a head, and of the part of it that is turned.
+    max_positions: positions the checkpoint was made for, or None.
+
+  Returns:
+    The RoPE, or None where something is wrong.
+  """
+  theta = given.pop("rope_theta")
+  before = len(raw.problems)
+  if not is_positive(theta) or (kind == "yarn" and theta == 1):
+    raw.problem(
+      "rope_theta", theta, "must be a positive number, for yarn not 1"
+    )
+  head_dim, width = widths
   if kind is None or head_dim is None or max_positions is None:
     return None
-  width = rotary_dim or head_dim
+  if width is None:
+    return None
   if kind == "dynamic" and width == 2:
     raw.problem("head_dim", head_dim, "must be above 2 for rope_type='dynamic'")
   if _ORIGINAL in _ROPE_KEYS[kind][0]:
-    # The outer key has precedence, even where it is 0 or null.
     given.setdefault(_ORIGINAL, max_positions)
-    given.update(outer_given)
-  elif outer_given:
-    raw.ignored.append(_ORIGINAL)
   scaling = _scaling(raw, field, kind, given, width)
   if len(raw.problems) > before:
     return None
@@ -161,17 +236,19 @@ def _says_otherwise(new: Mapping, old: Any, outer_theta: Any) -> bool:
   return parameters(new) != parameters(old)
 
 
-def _rope_kind(raw: Fields, field: str, given: dict[str, Any]) -> str | None:
+def _rope_kind(
+  raw: Fields, row: Family, field: str, given: dict[str, Any]
+) -> str | None:
   """Take the kind of RoPE out of its parameters; None where unknown."""
   older = given.pop("type", "default")
   kind = given.pop("rope_type", older)
   if kind != older and older != "default":
     raw.ignored.append(f"{field}.type")
-  kind = "longrope" if kind == "su" else kind
-  if not isinstance(kind, str) or kind not in _ROPE_KEYS:
-    raw.problem(
-      f"{field}.rope_type", kind, f"known are {', '.join(_ROPE_KEYS)}"
-    )
+  kinds = row.rope_kinds or tuple(_ROPE_KEYS)
+  if isinstance(kind, str):
+    kind = row.rope_synonyms.get(kind, kind)
+  if not isinstance(kind, str) or kind not in kinds:
+    raw.problem(f"{field}.rope_type", kind, f"known are {', '.join(kinds)}")
     return None
   return kind
 

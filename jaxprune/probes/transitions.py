@@ -60,6 +60,9 @@ def attend_to_history(
   own_key_BRKH: Array,
   own_value_BRKH: Array,
   mask_BRS: Array,
+  *,
+  scale: float | None = None,
+  cap: float | None = None,
 ) -> Array:
   """Softmax attention over foreign keys and, last, one key of each query.
 
@@ -72,6 +75,8 @@ def attend_to_history(
     own_value_BRKH: its value, [B, R, K, H].
     mask_BRS: which part of the history a query reads, bool [B or 1, R, S];
       all False leaves its own key.
+    scale: factor on the products of queries and keys; None is 1 / sqrt(H).
+    cap: bound c of the scores, s becomes c tanh(s / c); None leaves them.
 
   Returns:
     [B, R, N, H] in the dtype of the queries. One sequence is in work at a
@@ -79,6 +84,7 @@ def attend_to_history(
   """
   batch, width = query_BRNH.shape[0], query_BRNH.shape[-1]
   kv_heads = key_BSKH.shape[2]
+  scale = width**-0.5 if scale is None else scale
   mask_BRS = jnp.broadcast_to(mask_BRS, (batch, *mask_BRS.shape[1:]))
 
   def sequence(inputs):
@@ -94,7 +100,10 @@ def attend_to_history(
       preferred_element_type=jnp.float32,
     )
     scores_KGRS = jnp.concatenate([scores_KGRS, own_KGR[..., None]], axis=-1)
-    scores_KGRS = jnp.clip(scores_KGRS * width**-0.5, -_LARGEST, _LARGEST)
+    scores_KGRS = scores_KGRS * scale
+    if cap is not None:
+      scores_KGRS = cap * jnp.tanh(scores_KGRS / cap)
+    scores_KGRS = jnp.clip(scores_KGRS, -_LARGEST, _LARGEST)
     # No score is so low that a key which is not read could weigh more.
     read_RS = jnp.pad(mask_RS, ((0, 0), (0, 1)), constant_values=True)
     scores_KGRS = jnp.where(read_RS[None, None], scores_KGRS, -jnp.inf)

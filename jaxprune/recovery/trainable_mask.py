@@ -56,7 +56,7 @@ def make_trainable_mask(
   """
   drops = drops or {}
   layers = params["layers"]
-  count = len(layers["attention_norm"]["scale"])
+  count = len(jax.tree.leaves(layers)[0])
   kept_L = {
     group: np.isin(np.arange(count), drops.get(group, ()), invert=True)
     for group in ("attention", "mlp")
@@ -66,7 +66,7 @@ def make_trainable_mask(
     names = [entry.key for entry in path]
     if names[0] != "layers":
       return jnp.ones((1,) * leaf.ndim, bool)
-    group = names[1].removesuffix("_norm")
+    group = names[1].removesuffix("_norm").removesuffix("_post")
     kept = kept_L[group].reshape(-1, *(1,) * (leaf.ndim - 1))
     keep = masks.get(group, {}).get(names[2]) if names[-1] == "kernel" else None
     if keep is None:

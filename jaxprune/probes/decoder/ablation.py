@@ -373,7 +373,7 @@ def _predict_gates(config, mesh, params, tokens_BT, directions, temperature):
     return ablation.predict(
       functools.partial(_hidden, config, params, tokens_BT),
       lambda h_D, dh_D: ablation.predicted_divergence(
-        *(_read(config, params, each_D) for each_D in (h_D, dh_D)), temperature
+        *decoder.unembed_change(config, params, h_D, dh_D), temperature
       ),
       base,
       directions,

@@ -356,7 +356,13 @@ def _on_history(config, tree, past, text, x_BRD, given_BRD, place):
       & before_RT[None]
     )
     mid_BRD = x_BRD + transitions.attention_on_history(
-      config, layer, x_BRD, measured, (key_BTKH, value_BTKH), mask_BRT
+      config,
+      layer,
+      x_BRD,
+      measured,
+      (key_BTKH, value_BTKH),
+      mask_BRT,
+      sliding=options["sliding"],
     )
     added_BRD = decoder.mlp_output(config, layer, x_BRD, mid_BRD)
     return mid_BRD + added_BRD, x_BRD

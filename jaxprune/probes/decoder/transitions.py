@@ -28,7 +28,10 @@ Params = Any
 # Fields in which two models agree where a sublayer of one fits into the other.
 _REPLACEABLE = (
   *("num_layers", "embed_dim", "vocab_size", "head_dim", "num_heads"),
-  *("num_kv_heads", "norm_eps", "qk_norm", "rope", "sliding_window"),
+  *("num_kv_heads", "norm_eps", "norm", "pre_norm", "post_norm"),
+  *("unit_offset", "parallel_residual", "gated_mlp", "activation"),
+  *("qk_norm", "qk_norm_whole", "score_scale", "score_cap", "logit_cap"),
+  *("rope", "local_rope", "sliding_window", "sliding_layers"),
 )
 
 
@@ -151,7 +154,8 @@ def compare_transitions(
     weights, pruned, sliding = inputs
     options = decoder.layer_options(config, sliding, None)
     x_BRD, out_BTD = x_BTD[:, begin:], x_BTD[:, :begin]
-    keys_values = decoder.heads(config, weights, x_BRD, measured)[1:]
+    slides = dict(sliding=options["sliding"])
+    keys_values = decoder.heads(config, weights, x_BRD, measured, **slides)[1:]
     if begin:
       out_BTD, tape = decoder.block(config, weights, out_BTD, before, **options)
       keys_values = tuple(
@@ -170,7 +174,7 @@ def compare_transitions(
 
     def attend(layer, keys_values, mask_BRS):
       return x_BRD + attention_on_history(
-        config, layer, x_BRD, measured, keys_values, mask_BRS
+        config, layer, x_BRD, measured, keys_values, mask_BRS, **slides
       )
 
     mid_BRD = jax.lax.optimization_barrier(
@@ -184,7 +188,7 @@ def compare_transitions(
     if pruned is None:
       return out_BTD, dense, (x_BRD, mid_BRD)
     if history == "pruned":
-      keys_values = decoder.heads(config, pruned, x_BTD, context)[1:]
+      keys_values = decoder.heads(config, pruned, x_BTD, context, **slides)[1:]
     return (
       out_BTD,
       dense,
@@ -238,6 +242,7 @@ def split_context(context: Context, begin: int) -> tuple[Context, Context]:
       positions=context.positions[:, rows],
       cos=context.cos[:, rows],
       sin=context.sin[:, rows],
+      local=jax.tree.map(lambda leaf: leaf[:, rows], context.local),
       slots=context.slots[rows],
       key_positions=context.key_positions[:, keys],
       key_valid=(
@@ -256,6 +261,8 @@ def attention_on_history(
   context: Context,
   keys_values: tuple[jax.Array, jax.Array],
   mask_BRS: jax.Array,
+  *,
+  sliding: bool | jax.Array,
 ) -> jax.Array:
   """What attention adds at R positions, given the keys of earlier ones.
 
@@ -268,12 +275,20 @@ def attention_on_history(
     context: whose angles are those of the R positions.
     keys_values: [B, S, K, H] each, as a cache holds them.
     mask_BRS: bool [B or 1, R, S], False at each position's own key.
+    sliding: whether this layer slides; may be traced.
 
   Returns:
     [B, R, D].
   """
-  query_BRNH, *own_pair = decoder.heads(config, layer, x_BRD, context)
+  query_BRNH, *own_pair = decoder.heads(
+    config, layer, x_BRD, context, sliding=sliding
+  )
   read_BRNH = transitions.attend_to_history(
-    query_BRNH, *keys_values, *own_pair, mask_BRS
+    query_BRNH,
+    *keys_values,
+    *own_pair,
+    mask_BRS,
+    scale=config.score_scale,
+    cap=config.score_cap,
   )
   return decoder.attention_output(config, layer, read_BRNH)

@@ -178,7 +178,7 @@ def embedded(
   check_tokens(source.config, tokens)
   outer = checkpoints.read_outer(source)
   if _decodes(source.config):
-    embed = functools.partial(_look_up, outer["embed"]["table"])
+    embed = functools.partial(_look_up, source.config, outer["embed"])
   else:
     outer = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), outer)
     embed = functools.partial(_embed, source.config, outer)
@@ -201,8 +201,10 @@ def _cut(config, tokens, memory):
   return batches, [valid[i : i + size] for i in starts]
 
 
-def _look_up(table_VD, tokens_BT):
-  return table_VD[tokens_BT].astype(np.float32)
+def _look_up(config, embed, tokens_BT):
+  """What `decoder.embed` gives, of a table that stays on the host."""
+  x_BTD = embed["table"][tokens_BT].astype(np.float32)
+  return x_BTD * np.float32(config.embedding_scale)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -133,10 +133,8 @@ def rates(
   """
 
   def measure(start_D, h_D, dh_D, alive):
-    start_V, z_V, dz_V = (
-      decoder.unembed(config, path.params, each_D, "raw")
-      for each_D in (start_D, h_D, dh_D)
-    )
+    start_V = decoder.unembed(config, path.params, start_D, "raw")
+    z_V, dz_V = decoder.unembed_change(config, path.params, h_D, dh_D)
     rate = jacobian.rates(start_V, z_V, dz_V, path.temperature)
     values = {
       field.name: getattr(rate, field.name)

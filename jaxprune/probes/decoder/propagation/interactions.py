@@ -50,8 +50,10 @@ def curvature_of_kl(
   )
 
   def measure(start_D, slopes_PD, alive):
-    z_V = decoder.unembed(config, path.params, start_D, "raw")
-    dz_PV = decoder.unembed(config, path.params, slopes_PD, "raw")
+    z_V, change = jax.linearize(
+      lambda h_D: decoder.unembed(config, path.params, h_D, "raw"), start_D
+    )
+    dz_PV = jax.vmap(change)(slopes_PD)
     p_V = log_ratio.softmax(z_V, path.temperature)
     # The change of the likeliest token, which has most of the mass, is
     # subtracted from all changes, so that few digits cancel in the covariance.

@@ -89,8 +89,8 @@ def add_delta(
   """
   check_outside_layers(config, params, pruned_config, pruned_params)
   old, new = params["layers"], pruned_params["layers"]
-  for name in ("attention_norm", "mlp_norm"):
-    _check_equal(f"layers/{name}", old[name], new[name])
+  for name in (old.keys() | new.keys()) - set(SUBLAYERS):
+    _check_equal(f"layers/{name}", old.get(name), new.get(name))
   for name in ("query_norm", "key_norm"):
     _check_equal(
       f"layers/attention/{name}",
@@ -260,9 +260,6 @@ def move_at(
   config: ModelConfig, path: Path, t: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """What the LM head reads at t, and its derivative by t, [B, R, D] each.
-
-  The head is linear, so the integral of the derivative gives that of all
-  logits.
 
   Args:
     config: of the dense model.
