@@ -44,8 +44,15 @@ RUN = (
   "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
   "Qwen/Qwen2.5-7B-Instruct-1M",
   "Qwen/Qwen3-Embedding-0.6B",
+  "google/gemma-2-27b",
+  "google/gemma-3-1b-it",
+  "Gemma 3 1B in the layout of transformers 5",
+  "allenai/OLMo-2-1124-7B",
+  "microsoft/Phi-4-mini-instruct",
+  "microsoft/Phi-3-mini-128k-instruct, as the language model of OmniGen",
 )
 EPS = {"gpt2": "layer_norm_epsilon", "gpt_neox": "layer_norm_eps", "opt": ""}
+GEMMA = ("gemma2", "gemma3_text")
 # What stock takes out of the keys of transformers 4 before it looks on, and
 # what only says where a model came from or how to run it.
 NOT_NAMED = {
@@ -57,8 +64,10 @@ NOT_NAMED = {
   "partial_rotary_factor",
   "rotary_emb_base",
   "rotary_pct",
+  "rope_local_base_freq",
   "rope_scaling",
   "rope_theta",
+  "sliding_window_pattern",
   "torch_dtype",
   *transformers.GenerationConfig._get_default_generation_params(),
 }
@@ -70,8 +79,20 @@ def by_name(rows):
   )
 
 
-def stock_config(fields):
+def as_stock_knows_it(fields):
+  """The fields with LongRoPE under its newer name.
+
+  transformers 5.23 fails on `su`, which is the name in the first Phi-3: it asks
+  for the original context before it knows which kind this is.
+  """
   fields = json.loads(json.dumps(fields))
+  if (fields.get("rope_scaling") or {}).get("type") == "su":
+    fields["rope_scaling"]["type"] = "longrope"
+  return fields
+
+
+def stock_config(fields):
+  fields = as_stock_knows_it(fields)
   return transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
@@ -82,9 +103,8 @@ def stock_field(config, *names):
 
 def stock_rotary(config):
   """The rotary embedding of the family, without the model around it."""
-  family = config.model_type
   module = importlib.import_module(
-    f"transformers.models.{family}.modeling_{family}"
+    type(config).__module__.replace("configuration", "modeling")
   )
   (name,) = (name for name in vars(module) if name.endswith("RotaryEmbedding"))
   return getattr(module, name)(config)
@@ -139,7 +159,7 @@ def test_read_as_stock_reads_it(row):
   )
   eos = theirs.eos_token_id
   assert ours.eos_ids == tuple(eos if isinstance(eos, list) else [eos])
-  if ours.family == "mistral":
+  if ours.family in ("mistral", "phi3"):
     sliding = (theirs.sliding_window is not None,) * ours.num_layers
   else:
     kinds = getattr(theirs, "layer_types", [""] * ours.num_layers)
@@ -150,15 +170,37 @@ def test_read_as_stock_reads_it(row):
   )
   if ours.rope is None:
     return
-  rotary = stock_rotary(theirs)
-  assert ours.rope.kind == theirs.rope_parameters["rope_type"]
-  assert ours.rope.theta == theirs.rope_parameters["rope_theta"]
-  np.testing.assert_allclose(
-    rope.inv_freq(ours, 8), rotary.inv_freq.numpy(), rtol=1e-6
-  )
-  np.testing.assert_allclose(
-    rope.attention_scale(ours.rope), rotary.attention_scaling, rtol=1e-6
-  )
+  rotary, parameters = stock_rotary(theirs), theirs.rope_parameters
+  ropes = [(ours.rope, parameters, "")]
+  if ours.local_rope:
+    kinds = ("full_attention", "sliding_attention")
+    ropes = [
+      (one, parameters[kind], f"{kind}_")
+      for one, kind in zip((ours.rope, ours.local_rope), kinds)
+    ]
+  for one, given, prefix in ropes:
+    assert one.kind == given["rope_type"] and one.theta == given["rope_theta"]
+    np.testing.assert_allclose(
+      rope.inv_freq(ours, 8, one),
+      getattr(rotary, f"{prefix}inv_freq").numpy(),
+      rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+      rope.attention_scale(one),
+      getattr(rotary, f"{prefix}attention_scaling"),
+      rtol=1e-6,
+    )
+
+
+@by_name([row for row in READ if row["config"]["model_type"] in GEMMA])
+def test_scales_and_caps_of_gemma(row):
+  theirs, ours = stock_config(row["config"]), ModelConfig.from_hf(row["config"])
+  scale = ours.score_scale or ours.head_dim**-0.5
+  assert scale == theirs.query_pre_attn_scalar**-0.5
+  assert ours.score_cap == theirs.attn_logit_softcapping
+  assert ours.logit_cap == theirs.final_logit_softcapping
+  assert ours.embedding_scale == theirs.hidden_size**0.5
+  assert ours.activation == "gelu_tanh"
 
 
 @by_name(READ)
@@ -218,15 +260,27 @@ def test_logits_of_a_small_model_with_the_same_keys(row):
   renamed = hf_models.RENAMED.get(fields["model_type"], {})
   tiny = {renamed.get(name, name): value for name, value in tiny.items()}
   tiny.pop(None, None)
-  if fields.get("sliding_window") and fields["model_type"] == "mistral":
+  if fields.get("sliding_window") and (
+    fields["model_type"] in ("mistral", *GEMMA)
+  ):
     tiny["sliding_window"] = 5
+  if "sliding_window_pattern" in fields:
+    tiny["sliding_window_pattern"] = 2
+  if "long_factor" in (fields.get("rope_scaling") or {}):
+    turned = int(16 * fields.get("partial_rotary_factor", 1))
+    tiny["rope_scaling"] = {
+      name: value[: turned // 2] if isinstance(value, list) else value
+      for name, value in fields["rope_scaling"].items()
+    }
   if "layer_types" in fields:
     tiny["layer_types"] = fields["layer_types"][:2]
   fields.update(tiny)
   config = ModelConfig.from_hf(fields)
+  fields = as_stock_knows_it(fields)
   family = fields.pop("model_type")
   fields.update(attn_implementation="eager", torch_dtype="float32")
-  fields.pop("_attn_implementation", None)
+  for name in ("_attn_implementation", "dtype"):
+    fields.pop(name, None)
   fields.setdefault("head_dim", config.head_dim)
   model, _, params = hf_models.build(family, **fields)
   tokens = np.random.default_rng(0).integers(0, 128, (2, 12))

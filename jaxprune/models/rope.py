@@ -17,7 +17,6 @@ the batch, and `dynamic` remembers the longest pass it has seen; the angles and
 the rotation are float32 whatever the dtype of the model.
 """
 
-import functools
 import math
 
 import jax
