@@ -263,6 +263,20 @@ OLDER = {
 }
 
 
+def modules(model, family, index):
+  """The stock modules of one layer that hold its kernels, by (group, name)."""
+  row = OLDER[family]
+  found = {}
+  for name, path in row["parts"].items():
+    if name.endswith("norm"):
+      continue
+    module = model.get_submodule(row["layer"].format(index) + path)
+    group = "mlp" if name in ("up", "down") else "attention"
+    several = ("query", "key", "value") if name == "attention" else (name,)
+    found |= {(group, each): module for each in several}
+  return found
+
+
 def convert_older(tensors, config, *, outer, layer, parts, transpose, qkv):
   """The parameter tree of a model with LayerNorm and without gates."""
 

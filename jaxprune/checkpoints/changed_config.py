@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxprune.checkpoints.source import Source
 from jaxprune.models.config import ModelConfig
+from jaxprune.models.families import FAMILIES
 
 _DROP_KEYS = {"attention": "drop_attn_list", "mlp": "drop_mlp_list"}
 _PART = "partial_rotary_factor"
@@ -74,7 +75,8 @@ def _write_rope(hf: dict[str, Any], config: ModelConfig) -> None:
   `rope_theta` and `rope_scaling` transformers 4 takes theta 10000 and no
   scaling without a word, and stale values there it believes.
   """
-  rope, original = config.rope, "original_max_position_embeddings"
+  rope, row = config.rope, FAMILIES[config.family]
+  original = "original_max_position_embeddings"
   if rope is None:
     return
   if _NESTED & set(hf.get("rope_parameters") or ()):
@@ -96,7 +98,10 @@ def _write_rope(hf: dict[str, Any], config: ModelConfig) -> None:
     used[original] = length
     if original in hf or rope.kind == "longrope":
       hf[original] = length
-  hf["rope_theta"] = rope.theta
+  hf[row.rope_theta] = rope.theta
+  part, default = row.rotary_part or (_PART, None)
+  if part in hf or part != _PART:
+    used.setdefault(_PART, hf.get(part, default))
   hf["rope_scaling"] = None
   if rope.kind != "default":
     outside = {"rope_theta", _PART}
@@ -106,7 +111,7 @@ def _write_rope(hf: dict[str, Any], config: ModelConfig) -> None:
       outside |= {"rope_type", original}
     hf["rope_scaling"] = {k: v for k, v in used.items() if k not in outside}
   if _PART in used:
-    hf[_PART] = used[_PART]
+    hf[part] = used[_PART]
   if new is not None:
     used.pop("type", None)
     hf["rope_parameters"] = used

@@ -128,6 +128,8 @@ def start_export(
   config = source.config
   if changes:
     config = type(config).from_hf({**source.hf, **changes})
+    if isinstance(config, ModelConfig):
+      config = dataclasses.replace(config, bare_names=source.config.bare_names)
   planned = layout.plan_shards(
     {
       name: (_dtype(source, name), shape)

@@ -3,6 +3,8 @@
 Reads the tables of `tables`, one per architecture, for a model at hand.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,13 +21,35 @@ Config = ModelConfig | EncoderConfig
 
 
 def table(config: Config) -> Table:
-  """Return the table of a model's family."""
+  """Return the table of a model's family, with the names of its file."""
   if config.family not in TABLES:
     raise ValueError(
       f"family {config.family!r} has no table of tensor names; use a model"
       f" of one of {', '.join(TABLES)}"
     )
-  return TABLES[config.family]
+  return _named(config.family, getattr(config, "bare_names", False))
+
+
+@functools.cache
+def _named(family: str, bare: bool) -> Table:
+  """The table of a family; `bare` takes the prefix off its names."""
+  found = TABLES[family]
+  if not bare:
+    return found
+
+  def renamed(rows):
+    return tuple(
+      dataclasses.replace(row, name=row.name.removeprefix(found.prefix))
+      for row in rows
+    )
+
+  return dataclasses.replace(
+    found,
+    outer=renamed(found.outer),
+    layer=renamed(found.layer),
+    tied=found.tied
+    and tuple(name.removeprefix(found.prefix) for name in found.tied),
+  )
 
 
 def outer_rows(config: Config) -> tuple[Row, ...]:

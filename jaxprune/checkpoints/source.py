@@ -87,6 +87,12 @@ def open_checkpoint(
     )
   in_files = folders.read_tensors(folder)
   table = names.table(config)
+  embedding = table.outer[0].name
+  if embedding not in in_files and (
+    embedding.removeprefix(table.prefix) in in_files
+  ):
+    config = dataclasses.replace(config, bare_names=True)
+    table = names.table(config)
   if table.optional:
     field, tensor = table.optional
     config = dataclasses.replace(config, **{field: tensor in in_files})

@@ -19,6 +19,7 @@ SIZES = {
   "H": "head_dim",
   "K": "num_kv_heads",
   "N": "num_heads",
+  "P": "num_position_rows",
   "S": "max_positions",
   "V": "vocab_size",
   "Y": "num_token_types",
@@ -80,6 +81,8 @@ class Table:
     sublayer_outputs: for each sublayer, the path of the projection that writes
       to the residual stream; a zero there, bias included, is the sublayer
       dropped: it adds nothing. In a post-norm encoder its norm stays.
+    prefix: what names begin with, those of a head excepted; a file may hold the
+      names without it.
     optional: (config field, tensor): a bool field that config.json does not
       give and that says whether the file has this tensor.
   """
@@ -89,17 +92,44 @@ class Table:
   tied: tuple[str, str] | None
   ignored: tuple[str, ...]
   sublayer_outputs: Mapping[str, str]
+  prefix: str = ""
   optional: tuple[str, str] | None = None
 
 
 def _projection(
-  name: str, path: str, inputs: str, outputs: str, bias: Any = None
+  name: str,
+  path: str,
+  inputs: str,
+  outputs: str,
+  bias: Any = None,
+  *,
+  transpose: bool = True,
+  part: Part | None = None,
 ) -> tuple[Row, Row]:
   """The rows of a kernel [inputs, outputs] and of its bias."""
   return (
-    Row(name + ".weight", path + "/kernel", (inputs, outputs), True),
-    Row(name + ".bias", path + "/bias", (outputs,), when=bias),
+    Row(
+      name + ".weight",
+      path + "/kernel",
+      (inputs, outputs),
+      transpose,
+      part=part,
+    ),
+    Row(name + ".bias", path + "/bias", (outputs,), when=bias, part=part),
   )
+
+
+def _layer_norm(name: str, path: str) -> tuple[Row, Row]:
+  """The rows of a LayerNorm."""
+  return (
+    Row(name + ".weight", path + "/scale", ("D",)),
+    Row(name + ".bias", path + "/bias", ("D",)),
+  )
+
+
+def _head(name: str) -> Row:
+  """The row of the output head of a model that is not tied."""
+  return Row(name, "head/kernel", ("D", "V"), True, ("tie_embeddings", False))
 
 
 _LAYER = "model.layers.{}."
@@ -109,6 +139,7 @@ _QKV_BIAS = ("qkv_bias", True)
 _OUTPUT_BIAS = ("output_bias", True)
 _MLP_BIAS = ("mlp_bias", True)
 _QK_NORM = ("qk_norm", True)
+_OUTPUTS = {"attention": "attention/output", "mlp": "mlp/down"}
 
 
 def _norm(name: str, path: str, shape: str = "D", when: Any = None) -> Row:
@@ -160,13 +191,7 @@ def _decoder(*layer: Row) -> Table:
     outer=(
       Row("model.embed_tokens.weight", "embed/table", ("V", "D")),
       _norm("model.norm", "final_norm"),
-      Row(
-        "lm_head.weight",
-        "head/kernel",
-        ("D", "V"),
-        True,
-        ("tie_embeddings", False),
-      ),
+      _head("lm_head.weight"),
     ),
     layer=layer,
     tied=("lm_head.weight", "model.embed_tokens.weight"),
@@ -177,7 +202,8 @@ def _decoder(*layer: Row) -> Table:
       ".self_attn.bias",
       ".self_attn.masked_bias",
     ),
-    sublayer_outputs={"attention": "attention/output", "mlp": "mlp/down"},
+    sublayer_outputs=_OUTPUTS,
+    prefix="model.",
   )
 
 
@@ -227,6 +253,114 @@ PHI3 = _decoder(
   *_projection(_MLP + "down_proj", "mlp/down", "F", "D", _MLP_BIAS),
 )
 
+_LAYER = "transformer.h.{}."
+_ATTENTION = _LAYER + "attn."
+_MLP = _LAYER + "mlp."
+
+# Conv1D holds kernels as they are here, [I, O].
+GPT2 = Table(
+  outer=(
+    Row("transformer.wte.weight", "embed/table", ("V", "D")),
+    Row("transformer.wpe.weight", "embed/positions", ("P", "D")),
+    *_layer_norm("transformer.ln_f", "final_norm"),
+    _head("lm_head.weight"),
+  ),
+  layer=(
+    *_layer_norm(_LAYER + "ln_1", "attention_norm"),
+    *(
+      row
+      for index, name in enumerate(("query", "key", "value"))
+      for row in _projection(
+        _ATTENTION + "c_attn",
+        "attention/" + name,
+        "D",
+        "NH",
+        transpose=False,
+        part=Part(("NH", "NH", "NH"), index),
+      )
+    ),
+    *_projection(
+      _ATTENTION + "c_proj", "attention/output", "NH", "D", transpose=False
+    ),
+    *_layer_norm(_LAYER + "ln_2", "mlp_norm"),
+    *_projection(_MLP + "c_fc", "mlp/up", "D", "F", transpose=False),
+    *_projection(_MLP + "c_proj", "mlp/down", "F", "D", transpose=False),
+  ),
+  tied=("lm_head.weight", "transformer.wte.weight"),
+  ignored=(".attn.bias", ".attn.masked_bias"),
+  sublayer_outputs=_OUTPUTS,
+  prefix="transformer.",
+)
+
+_LAYER = "gpt_neox.layers.{}."
+_ATTENTION = _LAYER + "attention."
+_MLP = _LAYER + "mlp."
+
+GPT_NEOX = Table(
+  outer=(
+    Row("gpt_neox.embed_in.weight", "embed/table", ("V", "D")),
+    *_layer_norm("gpt_neox.final_layer_norm", "final_norm"),
+    _head("embed_out.weight"),
+  ),
+  layer=(
+    *_layer_norm(_LAYER + "input_layernorm", "attention_norm"),
+    *(
+      row
+      for index, name in enumerate(("query", "key", "value"))
+      for row in _projection(
+        _ATTENTION + "query_key_value",
+        "attention/" + name,
+        "D",
+        "NH",
+        _QKV_BIAS,
+        part=Part(("H", "H", "H"), index, groups="N"),
+      )
+    ),
+    *_projection(
+      _ATTENTION + "dense", "attention/output", "NH", "D", _OUTPUT_BIAS
+    ),
+    *_layer_norm(_LAYER + "post_attention_layernorm", "mlp_norm"),
+    *_projection(_MLP + "dense_h_to_4h", "mlp/up", "D", "F"),
+    *_projection(_MLP + "dense_4h_to_h", "mlp/down", "F", "D"),
+  ),
+  tied=("embed_out.weight", "gpt_neox.embed_in.weight"),
+  ignored=(".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"),
+  sublayer_outputs=_OUTPUTS,
+  prefix="gpt_neox.",
+)
+
+_LAYER = "model.decoder.layers.{}."
+_ATTENTION = _LAYER + "self_attn."
+
+OPT = Table(
+  outer=(
+    Row("model.decoder.embed_tokens.weight", "embed/table", ("V", "D")),
+    Row("model.decoder.embed_positions.weight", "embed/positions", ("P", "D")),
+    *_layer_norm("model.decoder.final_layer_norm", "final_norm"),
+    _head("lm_head.weight"),
+  ),
+  layer=(
+    *_layer_norm(_LAYER + "self_attn_layer_norm", "attention_norm"),
+    *_projection(
+      _ATTENTION + "q_proj", "attention/query", "D", "NH", _QKV_BIAS
+    ),
+    *_projection(_ATTENTION + "k_proj", "attention/key", "D", "NH", _QKV_BIAS),
+    *_projection(
+      _ATTENTION + "v_proj", "attention/value", "D", "NH", _QKV_BIAS
+    ),
+    *_projection(
+      _ATTENTION + "out_proj", "attention/output", "NH", "D", _OUTPUT_BIAS
+    ),
+    *_layer_norm(_LAYER + "final_layer_norm", "mlp_norm"),
+    *_projection(_LAYER + "fc1", "mlp/up", "D", "F", _MLP_BIAS),
+    *_projection(_LAYER + "fc2", "mlp/down", "F", "D", _MLP_BIAS),
+  ),
+  tied=("lm_head.weight", "model.decoder.embed_tokens.weight"),
+  ignored=(".decoder.version",),
+  sublayer_outputs=_OUTPUTS,
+  prefix="model.",
+)
+
 _LAYER = "encoder.layer.{}."
 _ATTENTION = _LAYER + "attention."
 _POOLER = ("pooler", True)
@@ -257,7 +391,7 @@ ENCODER = Table(
   ),
   tied=None,
   ignored=("embeddings.position_ids", "embeddings.token_type_ids"),
-  sublayer_outputs={"attention": "attention/output", "mlp": "mlp/down"},
+  sublayer_outputs=_OUTPUTS,
   optional=("pooler", "pooler.dense.weight"),
 )
 
@@ -270,5 +404,8 @@ TABLES = {
   "gemma3_text": SANDWICH,
   "olmo2": OLMO2,
   "phi3": PHI3,
+  "gpt2": GPT2,
+  "gpt_neox": GPT_NEOX,
+  "opt": OPT,
   "bert": ENCODER,
 }

@@ -11,6 +11,7 @@ from jaxprune.models.decoder import embed as embed
 from jaxprune.models.decoder import final_norm as final_norm
 from jaxprune.models.decoder import forward as forward
 from jaxprune.models.decoder import init as init
+from jaxprune.models.decoder import kernels_of as kernels_of
 from jaxprune.models.decoder import make_context as make_context
 from jaxprune.models.decoder import make_gates as make_gates
 from jaxprune.models.decoder import unembed as unembed

@@ -33,6 +33,17 @@ KERNEL_INPUTS = {
   ("mlp", "down"): "down_in",
 }
 
+
+def kernels_of(layer: parts.Params) -> tuple[tuple[str, str], ...]:
+  """The kernels that a layer, or a stack of layers, has, as (group, name).
+
+  An encoder and an MLP without gates have fewer than `KERNEL_INPUTS` lists.
+  """
+  return tuple(
+    (group, name) for group, name in KERNEL_INPUTS if name in layer[group]
+  )
+
+
 # Rows of a kernel's input that a CPU multiplies at a time.
 ROWS = 512
 

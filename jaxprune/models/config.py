@@ -69,6 +69,9 @@ class ModelConfig:
     bos_id: beginning of text, or None.
     eos_ids: ids that end a text; may be empty.
     pad_id: padding, or None.
+    bare_names: the names in the file lack the prefix of the family, as those of
+      a model that was saved without its head. config.json does not say: opening
+      the checkpoint does.
     ignored: keys of config.json that have no effect, here and in stock
       transformers. Configurations that differ in these only are equal.
   """
@@ -108,6 +111,7 @@ class ModelConfig:
   bos_id: int | None = None
   eos_ids: tuple[int, ...] = ()
   pad_id: int | None = None
+  bare_names: bool = dataclasses.field(default=False, compare=False, repr=False)
   ignored: tuple[str, ...] = dataclasses.field(
     default=(), compare=False, repr=False
   )

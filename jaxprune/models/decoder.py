@@ -57,6 +57,7 @@ import jax.numpy as jnp
 from jaxprune.models import blocks, norms, parts
 from jaxprune.models.blocks import KERNEL_INPUTS as KERNEL_INPUTS
 from jaxprune.models.blocks import Block, Context
+from jaxprune.models.blocks import kernels_of as kernels_of
 from jaxprune.models.blocks import make_context as make_context
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.parts import Gates, Intermediates, Params

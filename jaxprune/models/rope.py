@@ -64,9 +64,9 @@ def inv_freq(
   return jnp.asarray(result_H, jnp.float32)
 
 
-def by_length(rope: RopeConfig) -> bool:
+def by_length(rope: RopeConfig | None) -> bool:
   """Whether a token's angle depends on how long the text after it is."""
-  return rope.kind in ("dynamic", "longrope")
+  return rope is not None and rope.kind in ("dynamic", "longrope")
 
 
 def attention_scale(rope: RopeConfig) -> float:

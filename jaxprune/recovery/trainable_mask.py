@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.models import KERNELS
+from jaxprune.models import kernels_of
 
 Params = Mapping[str, Any]
 Masks = Mapping[str, Mapping[str, Any]]
@@ -29,7 +29,7 @@ def masks_from_zeros(params: Params) -> dict[str, dict[str, np.ndarray]]:
     kernels without a zero are left out.
   """
   masks: dict[str, dict[str, np.ndarray]] = {}
-  for group, kernel in KERNELS:
+  for group, kernel in kernels_of(params["layers"]):
     keep_LIO = np.asarray(params["layers"][group][kernel]["kernel"]) != 0
     if not keep_LIO.all():
       masks.setdefault(group, {})[kernel] = keep_LIO
@@ -86,7 +86,7 @@ def make_trainable_mask(
 
   for group, kernels in masks.items():
     for kernel in kernels:
-      if (group, kernel) not in KERNELS:
+      if (group, kernel) not in kernels_of(layers):
         raise ValueError(
           f"mask {group}/{kernel}: the decoder has no such kernel; remove it"
         )

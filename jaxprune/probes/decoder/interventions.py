@@ -118,7 +118,7 @@ def make_pair(
     {name: dict(leaf) for name, leaf in tree["layers"].items()}
     for tree in (params, pruned_params)
   )
-  for sublayer, name in decoder.KERNELS:
+  for sublayer, name in decoder.kernels_of(dense):
     for layers, other in ((dense, pruned), (pruned, dense)):
       leaf, beside = layers[sublayer][name], other[sublayer][name]
       if "bias" in beside and "bias" not in leaf:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxprune import checkpoints
 from jaxprune.checkpoints import names
-from jaxprune.models import KERNEL_INPUTS
+from jaxprune.models import KERNEL_INPUTS, kernels_of
 from jaxprune.pruning.checkpoint import layer, streaming
 from jaxprune.pruning.checkpoint.streaming import Memory
 from jaxprune.pruning.layerwise import allocation, owl
@@ -112,6 +112,6 @@ def _fraction(kernels, squares):
       wanda.wanda_scores(
         kernels[group][kernel]["kernel"], squares[KERNEL_INPUTS[group, kernel]]
       )
-      for group, kernel in layer.kernels_of(kernels)
+      for group, kernel in kernels_of(kernels)
     ]
   )

@@ -3,7 +3,7 @@
 The k-th smallest magnitude of all kernels is found exactly in two passes over
 the checkpoint: a histogram of the upper half of the bits of |W|, whose order
 is that of the numbers, then one of the lower half inside the bucket of the
-k-th. Ties leave in the order of layers, kernels (`KERNELS`) and rows.
+k-th. Ties leave in the order of layers, kernels (`kernels_of`) and rows.
 
 At no time are all kernels in memory.
 """
@@ -13,7 +13,7 @@ import dataclasses
 import numpy as np
 
 from jaxprune import checkpoints
-from jaxprune.models import KERNELS
+from jaxprune.models import kernels_of
 from jaxprune.pruning.patterns import removed_count
 
 _HALF = 16
@@ -85,7 +85,7 @@ def _keys(source, layers=None):
   layers = range(source.config.num_layers) if layers is None else layers
   for index in layers:
     layer = checkpoints.read_layer(source, index)
-    for group, kernel in KERNELS:
+    for group, kernel in kernels_of(layer):
       yield _key(layer[group][kernel]["kernel"])
 
 

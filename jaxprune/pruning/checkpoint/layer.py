@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxprune import devices
 from jaxprune.calibration.observers import OBSERVERS
-from jaxprune.models import KERNEL_INPUTS, KERNELS, ModelConfig
+from jaxprune.models import KERNEL_INPUTS, ModelConfig, kernels_of
 from jaxprune.pruning import registry
 from jaxprune.pruning.checkpoint import streaming
 from jaxprune.pruning.checkpoint.global_magnitude import Threshold
@@ -27,11 +27,6 @@ Tree = dict[str, Any]
 ERROR_TOKENS = 256
 _INPUTS = tuple(dict.fromkeys(KERNEL_INPUTS.values()))
 _UNIT_INPUTS = (KERNEL_INPUTS["mlp", "down"],)
-
-
-def kernels_of(layer: Tree) -> list[tuple[str, str]]:
-  """The kernels of a layer as (group, name); an encoder has no gate."""
-  return [(group, name) for group, name in KERNELS if name in layer[group]]
 
 
 def prune_layer(

@@ -202,9 +202,13 @@ def _cut(config, tokens, memory):
 
 
 def _look_up(config, embed, tokens_BT):
-  """What `decoder.embed` gives, of a table that stays on the host."""
+  """What `decoder.embed` gives, of tables that stay on the host."""
   x_BTD = embed["table"][tokens_BT].astype(np.float32)
-  return x_BTD * np.float32(config.embedding_scale)
+  x_BTD *= np.float32(config.embedding_scale)
+  if config.num_position_rows:
+    begin, length = config.position_offset, tokens_BT.shape[1]
+    x_BTD += embed["positions"][begin : begin + length].astype(np.float32)
+  return x_BTD
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -181,7 +181,12 @@ def _score(config, residual, mesh, layer, batch, sliding, gates):
   y_BTD, tape = streaming.run_layer(
     config, layer, x_BTD, sliding, valid_BT=valid_BT, gates=gates, mesh=mesh
   )
-  scores = similarities.observe_sublayers(tape, valid_BT, residual=residual)
+  scores = similarities.observe_sublayers(
+    tape,
+    valid_BT,
+    residual=residual,
+    parallel=getattr(config, "parallel_residual", False),
+  )
   return y_BTD, devices.on_every_device(scores, mesh)
 
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from jaxprune import checkpoints, files
 from jaxprune.checkpoints import export, names
+from jaxprune.models import kernels_of
 from jaxprune.pruning import masks as masks_lib
 from jaxprune.pruning import registry
-from jaxprune.pruning.checkpoint import layer as layer_lib
 from jaxprune.pruning.checkpoint import resume
 from jaxprune.pruning.patterns import NofM, Unstructured, removed_count
 
@@ -184,7 +184,7 @@ def _kernels(source, index) -> dict[str, np.ndarray]:
   layer = checkpoints.read_layer(source, index)
   return {
     f"{group}/{name}": layer[group][name]["kernel"]
-    for group, name in layer_lib.kernels_of(layer)
+    for group, name in kernels_of(layer)
   }
 
 

@@ -27,7 +27,8 @@ import numpy as np
 
 from jaxprune import checkpoints, devices
 from jaxprune.checkpoints import names
-from jaxprune.models import EncoderConfig
+from jaxprune.models import EncoderConfig, ModelConfig
+from jaxprune.models.families import FAMILIES
 from jaxprune.pruning import registry
 from jaxprune.pruning.checkpoint import (
   global_magnitude,
@@ -279,7 +280,10 @@ def _changes(config, method, patterns, slim) -> dict[str, Any]:
   """The entries of config.json that differ in the written model."""
   changes = {}
   if slim:
-    changes["intermediate_size"] = config.mlp_dim - removed_count(
+    field = "intermediate_size"
+    if isinstance(config, ModelConfig):
+      field = FAMILIES[config.family].mlp_dim
+    changes[field] = config.mlp_dim - removed_count(
       config.mlp_dim, patterns[0].sparsity
     )
   if getattr(method, "compensates", False) and not config.mlp_bias:

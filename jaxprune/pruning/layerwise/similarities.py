@@ -85,6 +85,7 @@ def observe_sublayers(
   valid_BT: jax.Array | None = None,
   *,
   residual: bool = True,
+  parallel: bool = False,
 ) -> dict[str, Similarity]:
   """Score attention, MLP and block of one layer in one pass.
 
@@ -96,6 +97,8 @@ def observe_sublayers(
       False compares the output of the norm with that of the sublayer, the
       variant that LLM-Drop found to rank badly. The sublayer output is the
       difference of two residual states: use float32 there.
+    parallel: whether attention and MLP read the same residual, so that the MLP
+      is scored by what it adds to that one.
 
   Returns:
     {'attention', 'mlp', 'block'}; the block always by the residual stream.
@@ -105,6 +108,8 @@ def observe_sublayers(
     for place in ("in", "mid", "out")
   )
   pairs = {"attention": (start, mid), "mlp": (mid, end)}
+  if parallel:
+    pairs["mlp"] = (start, start + (end - mid))
   if not residual:
     pairs = {
       "attention": (tape["attention_in"], mid - start),

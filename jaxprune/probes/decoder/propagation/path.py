@@ -98,7 +98,7 @@ def add_delta(
       new["attention"].get(name),
     )
   changed = {name: dict(old[name]) for name in SUBLAYERS}
-  for sublayer, name in decoder.KERNELS:
+  for sublayer, name in decoder.kernels_of(old):
     before, after = old[sublayer][name], new[sublayer][name]
     leaf = before | {"delta": after["kernel"] - before["kernel"]}
     if "bias" in before or "bias" in after:
