@@ -131,7 +131,7 @@ def test_broken_config(tmp_path, text):
 
 
 def test_config_of_a_model_that_is_not_known(tmp_path):
-  refused(single(tmp_path / "m", model_type="opt"), "config.json", "'opt'")
+  refused(single(tmp_path / "m", model_type="bloom"), "config.json", "'bloom'")
 
 
 def test_no_safetensors(tmp_path):
