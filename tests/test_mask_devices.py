@@ -65,12 +65,14 @@ def test_all_ways_agree_with_the_oracle(name, pattern):
   )
   first = jax.tree.map(lambda leaf: leaf[0], stats)
   ways = {
-    "eager": [m[None] for m in method(w_LIO[0], first)],
     "jit": [m[None] for m in jax.jit(method)(w_LIO[0], first)],
-    "vmap": jax.vmap(method)(w_LIO, stats),
     "jit vmap": jax.jit(jax.vmap(method))(w_LIO, stats),
     "pmap": jax.pmap(method)(w_LIO, stats),
   }
+  # Without jit every operation is a program of its own: one pattern a kind.
+  if name == "wanda" and pattern in (PATTERNS[1], PATTERNS[2]):
+    ways["eager"] = [m[None] for m in method(w_LIO[0], first)]
+    ways["vmap"] = jax.vmap(method)(w_LIO, stats)
   assert jax.device_count() == 8
   for way, (pruned, mask) in ways.items():
     count = len(mask)
