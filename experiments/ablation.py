@@ -51,6 +51,7 @@ _OUT = flag_groups.out()
 def main() -> None:
   from jaxprune import devices
   from jaxprune.calibration import tokens
+  from jaxprune.pruning.checkpoint import sublayers
   from jaxprune.studies.ablation import measure, page
   from jaxprune.studies.ablation import summary as summary_lib
 
@@ -63,7 +64,7 @@ def main() -> None:
     micro_batch=_MICRO_BATCH.value,
     seed=_SEED.value,
   )
-  measure.check(source.config, settings)
+  measure.check(source.config, settings, sublayers.dropped_before(source))
   seen, held_out = _read_tokens(source)
   with launch.study(
     _OUT.value,

@@ -50,6 +50,7 @@ _OUT = flag_groups.out()
 
 
 def main() -> None:
+  from jaxprune.pruning.checkpoint import sublayers
   from jaxprune.studies.sweep import (
     configurations,
     measure,
@@ -64,6 +65,7 @@ def main() -> None:
     source.config,
     group_size=_GROUP_SIZE.value or None,
     target=_DROP_TARGET.value,
+    earlier=sublayers.dropped_before(source),
   )
   dense = _read_dense(source)
   drawn, calibration = _CALIBRATION.read_seeds(source, seeds)

@@ -298,6 +298,7 @@ class PrunedModels:
     """
     import pathlib
 
+    from jaxprune.pruning.checkpoint import sublayers
     from jaxprune.studies import pruned_models
     from jaxprune.studies.sweep import configurations as configurations_lib
 
@@ -311,6 +312,7 @@ class PrunedModels:
       dense.config,
       group_size=group_size,
       target=target,
+      earlier=sublayers.dropped_before(dense),
     )
     drawn, description = self.calibration.read_seeds(dense, seeds)
     models = pruned_models.of_configurations(

@@ -114,7 +114,8 @@ _OVERWRITE = flag_groups.overwrite()
 def main() -> None:
   import jax
 
-  from jaxprune import checkpoints, devices
+  from jaxprune import devices
+  from jaxprune.pruning.checkpoint import sublayers
   from jaxprune.pruning.checkpoint.weights import Output
   from jaxprune.studies import inputs, prune
 
@@ -123,17 +124,13 @@ def main() -> None:
   source = _MODEL.open()
   memory, change = _memory(), _change()
   given = _CALIBRATION.calibration.value is not None
-  prune.check(source.config, change, tokens=given, slim=_SLIM.value)
+  earlier = sublayers.dropped_before(source)
+  prune.check(
+    source.config, change, tokens=given, slim=_SLIM.value, earlier=earlier
+  )
   ids, described = _read_calibration(source) if given else (None, None)
   _check_memory(source.config, change, ids, memory)
-  provenance = {
-    "method": change.method,
-    "seed": change.seed,
-    "checkpoint_hash": checkpoints.checkpoint_hash(source),
-    "calibration": described,
-    "micro_batch": memory.micro_batch,
-    "mesh": _MESH.value,
-  }
+  provenance = _provenance(source, change, described, memory)
   result = prune.prune(
     source,
     _OUT.value,
@@ -150,6 +147,20 @@ def main() -> None:
   )
   if devices.is_writer():
     _write(result, provenance, began)
+
+
+def _provenance(source, change, calibration, memory):
+  """What identifies the run."""
+  from jaxprune import checkpoints
+
+  return {
+    "method": change.method,
+    "seed": change.seed,
+    "checkpoint_hash": checkpoints.checkpoint_hash(source),
+    "calibration": calibration,
+    "micro_batch": memory.micro_batch,
+    "mesh": _MESH.value,
+  }
 
 
 def _change():

@@ -67,11 +67,12 @@ _OUT = flag_groups.out()
 
 
 def main() -> None:
+  from jaxprune.pruning.checkpoint import sublayers
   from jaxprune.studies.retrieval import measure, page, summary
 
   source = measure.open_encoder(_MODEL.model.value, _MAX_TOKENS.value)
   variants = measure.variants(_wanted())
-  measure.check(variants, source.config)
+  measure.check(variants, source.config, sublayers.dropped_before(source))
   texts = measure.read_texts(
     source, _COLLECTION.value, _STS.value, _MAX_TOKENS.value
   )

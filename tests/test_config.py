@@ -193,16 +193,6 @@ def test_absent_ids():
     ("llama", {"hidden_act": "mish"}, "hidden_act='mish'"),
     ("llama", {"logit_softcap": 30.0}, "logit_softcap=30.0"),
     ("llama", {"quantization_config": {"bits": 4}}, "dequantize"),
-    (
-      "llama",
-      {"auto_map": {"AutoModel": "x.Y"}, "drop_attn_list": [0]},
-      "would leave out the sublayers",
-    ),
-    (
-      "llama",
-      {"auto_map": {"AutoModel": "x.Y"}, "drop_mlp_list": [False, True, False]},
-      "would leave out the sublayers",
-    ),
     ("llama", {"is_causal": False}, "is_causal=False"),
     ("llama", {"is_causal": None}, "is_causal=None"),
     ("llama", {"is_causal": 0}, "is_causal=0"),

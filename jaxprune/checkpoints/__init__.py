@@ -3,7 +3,6 @@
 The only package that touches model files and their formats.
 """
 
-from jaxprune.checkpoints.changed_config import read_drops
 from jaxprune.checkpoints.export import (
   Export,
   finish_export,
@@ -22,7 +21,12 @@ from jaxprune.checkpoints.layout import SHARD_SIZE
 from jaxprune.checkpoints.masks import read_masks, write_masks
 from jaxprune.checkpoints.save import save_params
 from jaxprune.checkpoints.sentence import Pooling, read_pooling
-from jaxprune.checkpoints.source import Source, open_checkpoint, without_layers
+from jaxprune.checkpoints.source import (
+  Source,
+  open_checkpoint,
+  read_drops,
+  without_layers,
+)
 from jaxprune.files import (
   atomic_write_bytes,
   atomic_write_json,

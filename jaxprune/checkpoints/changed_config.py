@@ -3,39 +3,20 @@
 The raw JSON of the source is patched, never rebuilt: fields that nothing here
 knows stay as they are.
 
-Reference: the inert lists `drop_attn_list` and `drop_mlp_list` are those of
-LLM-Drop (He et al., arXiv 2406.15786), whose own files hold indices or one
-bool per layer.
+Reference: the lists `drop_attn_list` and `drop_mlp_list` are those of LLM-Drop
+(He et al., arXiv 2406.15786), see `drop_lists`.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxprune.checkpoints import drop_lists
 from jaxprune.checkpoints.source import Source
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.families import FAMILIES
 
-_DROP_KEYS = {"attention": "drop_attn_list", "mlp": "drop_mlp_list"}
 _PART = "partial_rotary_factor"
 _NESTED = {"full_attention", "sliding_attention"}
-
-
-def read_drops(source: Source) -> dict[str, tuple[int, ...]]:
-  """Return the dropped layers that a config.json lists.
-
-  Args:
-    source: whose `drop_attn_list` and `drop_mlp_list` hold layer indices or
-      one bool per layer, True = dropped.
-
-  Returns:
-    {'attention': indices, 'mlp': indices}, ascending.
-
-  Raises:
-    ValueError: a list is neither.
-  """
-  return {
-    sublayer: _drop_list(source, key) for sublayer, key in _DROP_KEYS.items()
-  }
 
 
 def patched_config(
@@ -59,9 +40,8 @@ def patched_config(
   hf.pop("auto_map", None)
   if isinstance(source.config, ModelConfig):
     _write_rope(hf, source.config)
-  earlier = read_drops(source)
-  for sublayer, key in _DROP_KEYS.items():
-    dropped = {*earlier[sublayer], *drops.get(sublayer, ())}
+  for sublayer, key in drop_lists.KEYS.items():
+    dropped = {*source.drops[sublayer], *drops.get(sublayer, ())}
     if dropped:
       hf[key] = sorted(dropped)
   hf["jaxprune"] = dict(provenance)
@@ -130,17 +110,3 @@ def _write_nested_rope(hf: dict[str, Any], config: ModelConfig) -> None:
   if rope.kind != "default":
     hf["rope_scaling"] = {k: v for k, v in full.items() if k != "rope_theta"}
   hf["rope_parameters"] = {**new, "full_attention": full}
-
-
-def _drop_list(source: Source, key: str) -> tuple[int, ...]:
-  value, num_layers = source.hf.get(key) or [], source.config.num_layers
-  if isinstance(value, list):
-    if len(value) == num_layers and all(type(v) is bool for v in value):
-      return tuple(i for i, dropped in enumerate(value) if dropped)
-    if all(type(v) is int and 0 <= v < num_layers for v in value):
-      return tuple(sorted(set(value)))
-  raise ValueError(
-    f"{source.folder / 'config.json'}: {key}={value!r:.80} is neither layer"
-    f" indices below {num_layers} nor {num_layers} bools; correct or remove"
-    " it"
-  )

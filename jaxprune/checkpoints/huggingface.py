@@ -177,8 +177,8 @@ def checkpoint_hash(source: Source) -> str:
   """Return the sha256 of the weights, however they are spread over files.
 
   Over the model's tensors in the order of their names: a JSON line of name,
-  dtype and shape, then the raw bytes. Buffers that are ignored on reading and
-  the second copy of a tied head do not count.
+  dtype and shape, then the raw bytes, zeros for `source.zeroed`. Buffers that
+  are ignored on reading and the second copy of a tied head do not count.
   """
   digest = hashlib.sha256()
   for name in sorted(names.file_shapes(source.config)):
@@ -186,7 +186,8 @@ def checkpoint_hash(source: Source) -> str:
     line = json.dumps([name, tensor.dtype, list(tensor.shape)])
     digest.update(line.encode("utf-8") + b"\n")
     for _, piece in shards.pieces(tensor):
-      digest.update(piece.reshape(-1).view(np.uint8).data)
+      raw = piece.reshape(-1).view(np.uint8)
+      digest.update((np.zeros_like(raw) if name in source.zeroed else raw).data)
   return digest.hexdigest()
 
 
@@ -226,6 +227,9 @@ def _read(source: Source, row: Row, index: int) -> np.ndarray:
 
 def _fill(out, source, row, name, where) -> None:
   """Copy the part `where` of a leaf from the file into a C-ordered array."""
+  if name in source.zeroed:
+    out[...] = 0
+    return
   tensor = source.tensors[name]
   if where == () and row.part is None:
     for rows, piece in shards.pieces(tensor):

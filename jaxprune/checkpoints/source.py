@@ -13,10 +13,10 @@ import dataclasses
 import logging
 import os
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from jaxprune.checkpoints import folders, names, shards
+from jaxprune.checkpoints import drop_lists, folders, names, shards
 from jaxprune.models import config_fields
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.encoder_config import EncoderConfig
@@ -39,12 +39,20 @@ class Source:
     hf: config.json as it stands.
     tensors: where each tensor lies, by its Hugging Face name: those of the
       model and, in a tied model that holds one, the copy of the head.
+    drops: {'attention': layers, 'mlp': layers} that config.json says to leave
+      out, ascending.
+    zeroed: names of the tensors that are read as zeros for it, whatever the
+      file holds.
   """
 
   folder: pathlib.Path
   config: ModelConfig | EncoderConfig
   hf: dict[str, Any]
   tensors: dict[str, shards.Tensor]
+  drops: Mapping[str, tuple[int, ...]] = dataclasses.field(
+    default_factory=lambda: {"attention": (), "mlp": ()}
+  )
+  zeroed: frozenset[str] = frozenset()
 
 
 def open_checkpoint(
@@ -60,7 +68,7 @@ def open_checkpoint(
 
   Returns:
     The checked source; no weight has been read. Keys of config.json without
-    effect are logged, at level INFO.
+    effect, and sublayers that it says to leave out, are logged at level INFO.
 
   Raises:
     ValueError: one line that names file, tensor, what was expected and found,
@@ -85,6 +93,9 @@ def open_checkpoint(
       ", ".join(config.ignored[:_SHOWN])
       + (" and others" if len(config.ignored) > _SHOWN else ""),
     )
+  drops = drop_lists.parse(hf, config.num_layers, folder / "config.json")
+  if any(drops.values()):
+    _LOG.info("%s: runs without %s", folder, drop_lists.describe(drops))
   in_files = folders.read_tensors(folder)
   table = names.table(config)
   embedding = table.outer[0].name
@@ -111,7 +122,26 @@ def open_checkpoint(
       f"{folder}: {folders.summarise(problems)}; config.json and the weights"
       " do not fit, download or export the folder again"
     )
-  return Source(folder=folder, config=config, hf=hf, tensors=tensors)
+  return Source(
+    folder=folder,
+    config=config,
+    hf=hf,
+    tensors=tensors,
+    drops=drops,
+    zeroed=drop_lists.zeroed(config, drops),
+  )
+
+
+def read_drops(source: Source) -> dict[str, tuple[int, ...]]:
+  """Return the dropped layers that a config.json lists.
+
+  Args:
+    source: an opened checkpoint.
+
+  Returns:
+    {'attention': indices, 'mlp': indices}, ascending.
+  """
+  return dict(source.drops)
 
 
 def without_layers(source: Source, gone: Collection[int]) -> Source:
@@ -149,12 +179,10 @@ def without_layers(source: Source, gone: Collection[int]) -> Source:
     hf["layer_types"] = [kinds[slides] for slides in sliding]
   elif hf.get("layer_types"):
     hf["layer_types"] = [hf["layer_types"][index] for index in kept]
-  for key in ("drop_attn_list", "drop_mlp_list"):
-    listed = hf.get(key) or []
-    if listed and all(type(entry) is bool for entry in listed):
-      hf[key] = [listed[index] for index in kept]
-    elif listed:
-      hf[key] = [kept.index(index) for index in listed if index in kept]
+  for sublayer, key in drop_lists.KEYS.items():
+    if source.drops[sublayer]:
+      dropped = [index in source.drops[sublayer] for index in kept]
+      hf[key] = [index for index, gone in enumerate(dropped) if gone]
   hf["n_layer" if "n_layer" in hf else "num_hidden_layers"] = len(kept)
   # What config.json does not say is as it was.
   plain, new = type(config).from_hf(source.hf), type(config).from_hf(hf)
@@ -170,11 +198,15 @@ def without_layers(source: Source, gone: Collection[int]) -> Source:
     for index, before in enumerate(kept):
       tensor = source.tensors[row.name.format(before)]
       tensors[row.name.format(index)] = tensor
+  config = dataclasses.replace(new, **other)
+  drops = drop_lists.parse(hf, len(kept), source.folder / "config.json")
   return Source(
     folder=source.folder,
-    config=dataclasses.replace(new, **other),
+    config=config,
     hf=hf,
     tensors=tensors,
+    drops=drops,
+    zeroed=drop_lists.zeroed(config, drops),
   )
 
 

@@ -47,9 +47,8 @@ _INERT = frozenset(
 )
 
 # Undeclared, yet known: stock code takes these out before it looks for keys
-# that it does not know, or jaxprune wrote them. The LLM-Drop lists are here
-# because the weights of a listed sublayer are zero in the file, or absent,
-# which the reader of the weights refuses.
+# that it does not know, or jaxprune wrote them. The LLM-Drop lists are read
+# with the weights (`checkpoints.drop_lists`).
 KNOWN = frozenset(
   """
   _attn_implementation _commit_hash _name_or_path attn_implementation
@@ -336,19 +335,6 @@ class Fields:
       ValueError: one line with all problems.
     """
     refused = REFUSED | dict(refused or {})
-    # LLM-Drop: the weights are whole, and the code in the folder leaves out
-    # the sublayers that the lists name.
-    if self.values.get("auto_map") and (
-      _lists_layers(self.values.get("drop_attn_list"))
-      or _lists_layers(self.values.get("drop_mlp_list"))
-    ):
-      self.problem(
-        "auto_map",
-        self.values.pop("auto_map"),
-        "its code would leave out the sublayers that drop_attn_list and"
-        " drop_mlp_list name: set their output weights to zero and remove the"
-        " key",
-      )
     known = KNOWN.union(_stock()["generation"])
     methods = frozenset(_stock()["attributes"])
     for field, value in self.values.items():
@@ -381,11 +367,6 @@ class Fields:
 def as_id(value: int | None) -> int | None:
   """Return a token id; old checkpoints write -1 for "there is none"."""
   return None if value is None or value < 0 else value
-
-
-def _lists_layers(value: Any) -> bool:
-  """Return whether an LLM-Drop list of indices or bools names a layer."""
-  return isinstance(value, list) and any(entry is not False for entry in value)
 
 
 def _is_a(value: Any, kind: str) -> bool:

@@ -116,7 +116,12 @@ def make_pattern(
 
 
 def check(
-  config: ModelConfig, change: Change, *, tokens: bool, slim: bool = False
+  config: ModelConfig,
+  change: Change,
+  *,
+  tokens: bool,
+  slim: bool = False,
+  earlier: Drops | None = None,
 ) -> None:
   """Refuse, before any work, what cannot be done.
 
@@ -126,11 +131,12 @@ def check(
     tokens: whether there are calibration tokens.
     slim: whether the model is to be built without what goes: hidden units, or
       layers of which nothing is left.
+    earlier: what was dropped before, `sublayers.dropped_before`.
 
   Raises:
     ValueError: an unknown method, a pattern that it does not take or that does
-      not divide a kernel, an allocation that this pattern cannot have, a drop
-      count out of range, or no tokens where they are needed.
+      not divide a kernel, an allocation that this pattern cannot have, more
+      drops than sublayers are left, or no tokens where they are needed.
   """
   if not change.drops:
     weights.check_job(
@@ -152,7 +158,13 @@ def check(
       " layer can be left out: drop blocks (drop_block, drop_consecutive,"
       " drop_joint), or do not slim"
     )
-  drops.check_count(config.num_layers, change.drop_count, change.drop_target)
+  drops.check_count(
+    config.num_layers,
+    change.drop_count,
+    change.drop_target,
+    selection=change.row.selection,
+    earlier=earlier,
+  )
   if change.row.selection != "random" and not tokens:
     raise ValueError(
       f"method {change.method} looks at calibration tokens: give some"
@@ -215,8 +227,8 @@ def choose_drops(
     The drops, and the scores of the dense model, {} for a random selection.
 
   Raises:
-    ValueError: an unknown target or selection, a count out of range, or
-      scores that are nan.
+    ValueError: an unknown target or selection, more drops than sublayers are
+      left, or scores that are nan.
   """
   row, layers = change.row, source.config.num_layers
   score = None
@@ -253,6 +265,7 @@ def choose_drops(
     selection=row.selection,
     lowest_first=row.score == "kl",
     seed=change.seed,
+    earlier=sublayers.dropped_before(source),
   )
 
 

@@ -28,6 +28,22 @@ from jaxprune.pruning.layerwise import similarities
 from jaxprune.pruning.layerwise.drops import Drops
 
 
+def dropped_before(source: checkpoints.Source) -> Drops:
+  """What a checkpoint has lost already, as its config.json lists it.
+
+  Args:
+    source: an opened checkpoint.
+  """
+  return Drops(
+    num_layers=source.config.num_layers,
+    order=tuple(
+      (sublayer, index)
+      for sublayer, layers in checkpoints.read_drops(source).items()
+      for index in layers
+    ),
+  )
+
+
 def score_sublayers(
   source: checkpoints.Source,
   tokens: Tokens,
@@ -113,7 +129,7 @@ def prune_drops(
     source: an opened checkpoint.
     out: folder to write.
     chosen: from `drops.choose_drops`.
-    scores: of the dense model, from there too; kept in the log.
+    scores: of the whole model, from there too; kept in the log.
     score_name: what they are, the beginning of their names in the log.
     output: how the folder is written; slim leaves out the layers whose
       attention and MLP are both dropped, now or before.
@@ -127,13 +143,16 @@ def prune_drops(
   """
   output = output or Output()
   dropped = {k: sorted(chosen.layers(k)) for k in ("attention", "mlp")}
+  earlier = checkpoints.read_drops(source)
   job = dict(output.provenance) | {
     "drop_order": [list(pair) for pair in chosen.order]
   }
   log = []
   for index in range(source.config.num_layers):
     row = {"layer": index}
-    row |= {f"{k}_kept": index not in dropped[k] for k in dropped}
+    row |= {
+      f"{k}_kept": index not in (*dropped[k], *earlier[k]) for k in dropped
+    }
     row |= {
       f"{score_name}_{k}": float(scores[k][index])
       for k in ("attention", "mlp", "block")

@@ -3,6 +3,10 @@
 A sublayer that returns its input almost unchanged (`similarities.py`) goes
 first. A selection turns scores into an ordered list, and the list into gates.
 
+A model that has lost sublayers before is given with the `earlier` ones. They
+return their input and would go first again, so a selection takes only what is
+still there: of blocks those with both sublayers.
+
 Reference: He et al., "What Matters in Transformers? Not All Attention is
 Needed" (LLM-Drop, arXiv 2406.15786), for attention, MLP, joint and block
 drops; Men et al., ShortGPT (arXiv 2403.03853), whose block influence is one
@@ -70,26 +74,76 @@ def _units(target: str, num_layers: int) -> list[tuple[tuple[str, int], ...]]:
   return [((kind, i),) for kind in kinds for i in range(num_layers)]
 
 
-def _checked(count: int, most: int, target: str) -> int:
-  if not 0 <= count <= most:
+def _left(
+  count: int, target: str, num_layers: int, earlier: Drops | None
+) -> list[int]:
+  """Indices of the units that are whole, at least `count` of them."""
+  gone = set(earlier.order) if earlier else set()
+  units = _units(target, num_layers)
+  left = [i for i, unit in enumerate(units) if gone.isdisjoint(unit)]
+  if not 0 <= count <= len(left):
+    before = "" if len(left) == len(units) else f" left of {len(units)}"
     raise ValueError(
-      f"drop count is {count}, but {target} has {most} to drop; use 0 to {most}"
+      f"drop count is {count}, but {target} has {len(left)} to drop{before};"
+      f" use 0 to {len(left)}"
     )
-  return count
+  return left
 
 
-def check_count(num_layers: int, count: int, target: str) -> None:
+def layers_left(
+  kind: str, num_layers: int, earlier: Drops | None
+) -> tuple[int, ...]:
+  """The layers that still have it.
+
+  Args:
+    kind: 'attention', 'mlp' or 'block', which is both.
+    num_layers: L.
+    earlier: what was dropped before.
+  """
+  return tuple(_left(0, kind, num_layers, earlier))
+
+
+def _windows(count: int, num_layers: int, earlier: Drops | None) -> list[int]:
+  """First layers of the windows of whole blocks, at least one of them."""
+  left = set(_left(count, "block", num_layers, earlier))
+  starts = [i for i in left if left.issuperset(range(i, i + count))]
+  if not starts and count:
+    raise ValueError(
+      f"drop count is {count}, but no {count} neighbouring blocks are left;"
+      " drop fewer, or use another selection"
+    )
+  return sorted(starts)
+
+
+def check_count(
+  num_layers: int,
+  count: int,
+  target: str,
+  *,
+  selection: str = "ranked",
+  earlier: Drops | None = None,
+) -> None:
   """Refuse what cannot be dropped.
 
   Args:
     num_layers: L.
     count: number of sublayers, or of blocks for 'block'.
     target: a name in `TARGETS`.
+    selection: a name in `SELECTIONS`.
+    earlier: what was dropped before.
 
   Raises:
-    ValueError: unknown target or count out of range.
+    ValueError: unknown target or selection, or more than is left.
   """
-  _checked(count, len(_units(target, num_layers)), target)
+  if selection not in SELECTIONS:
+    raise ValueError(
+      f"selection {selection!r}: use one of {', '.join(SELECTIONS)}"
+    )
+  _left(count, target, num_layers, earlier)
+  if selection == "consecutive":
+    if target != "block":
+      raise ValueError(f"consecutive drops are of blocks, not {target}")
+    _windows(count, num_layers, earlier)
 
 
 def _numbers(name: str, scores: jax.Array, size: int) -> np.ndarray:
@@ -125,6 +179,7 @@ def select(
   target: str,
   *,
   reverse: bool = False,
+  earlier: Drops | None = None,
 ) -> Drops:
   """Drop the `count` sublayers or blocks of highest similarity at once.
 
@@ -135,22 +190,29 @@ def select(
     target: 'attention', 'mlp', 'joint' (attention 0..L-1 then MLP 0..L-1 in
       one ranking) or 'block'.
     reverse: lowest similarity first, a control.
+    earlier: what was dropped before.
 
   Returns:
     Drops, most similar first.
 
   Raises:
-    ValueError: unknown target, count out of range, nan or uneven scores.
+    ValueError: unknown target, more than is left, nan or uneven scores.
   """
   num_layers = len(scores[_kinds(target)[0]])
+  left = _left(count, target, num_layers, earlier)
+  ranked = _ranked(_values(scores, target, num_layers)[left], reverse)
   units = _units(target, num_layers)
-  _checked(count, len(units), target)
-  ranked = _ranked(_values(scores, target, num_layers), reverse)
-  order = tuple(pair for i in ranked[:count] for pair in units[i])
+  order = tuple(pair for i in ranked[:count] for pair in units[left[i]])
   return Drops(num_layers=num_layers, order=order)
 
 
-def select_window(scores: jax.Array, num_layers: int, count: int) -> Drops:
+def select_window(
+  scores: jax.Array,
+  num_layers: int,
+  count: int,
+  *,
+  earlier: Drops | None = None,
+) -> Drops:
   """Drop the `count` neighbouring blocks that change the stream least.
 
   Args:
@@ -158,17 +220,19 @@ def select_window(scores: jax.Array, num_layers: int, count: int) -> Drops:
       [L - count + 1]; not looked at when count is 0.
     num_layers: L.
     count: length of the window, 0..L.
+    earlier: what was dropped before; a window holds none of it.
 
   Returns:
     Drops of blocks, in order of depth.
 
   Raises:
-    ValueError: count out of range, nan or another number of windows.
+    ValueError: no such window is left, nan or another number of windows.
   """
-  if _checked(count, num_layers, "block") == 0:
+  starts = _windows(count, num_layers, earlier)
+  if count == 0:
     return Drops(num_layers=num_layers)
   scores = _numbers("windows", scores, num_layers - count + 1)
-  start = int(_ranked(scores, reverse=False)[0])
+  start = starts[int(_ranked(scores[starts], reverse=False)[0])]
   units = _units("block", num_layers)[start : start + count]
   return Drops(num_layers=num_layers, order=sum(units, ()))
 
@@ -182,6 +246,7 @@ def choose_drops(
   selection: str = "ranked",
   lowest_first: bool = False,
   seed: int = 0,
+  earlier: Drops | None = None,
 ) -> tuple[Drops, dict[str, jax.Array]]:
   """Score the sublayers of a model and choose which of them leave.
 
@@ -201,25 +266,21 @@ def choose_drops(
     lowest_first: the lowest score leaves first, as for a KL; else the
       highest, as for a similarity.
     seed: of the random selection.
+    earlier: what was dropped before; its scores are not used.
 
   Returns:
-    The drops, and the scores of the dense model, {} for 'random'.
+    The drops of this choice, and the scores of the whole model, {} for
+    'random'.
 
   Raises:
-    ValueError: an unknown target or selection, a count out of range, no score,
+    ValueError: an unknown target or selection, more than is left, no score,
       scores that are nan or of another size.
   """
-  if selection not in SELECTIONS:
-    raise ValueError(
-      f"selection {selection!r}: use one of {', '.join(SELECTIONS)}"
-    )
   # Checked before the scores are computed, which may take long.
-  check_count(num_layers, count, target)
+  check_count(num_layers, count, target, selection=selection, earlier=earlier)
   if selection == "random":
     key = jax.random.key(seed)
-    return select_random(key, num_layers, count, target), {}
-  if selection == "consecutive" and target != "block":
-    raise ValueError(f"consecutive drops are of blocks, not {target}")
+    return select_random(key, num_layers, count, target, earlier=earlier), {}
   if score is None:
     raise ValueError(f"selection {selection} needs scores: give calibration")
   if selection == "iterative" and count:
@@ -230,20 +291,31 @@ def choose_drops(
       return rounds[-1]
 
     chosen = select_iterative(
-      score_again, num_layers, count, target, reverse=lowest_first
+      score_again,
+      num_layers,
+      count,
+      target,
+      reverse=lowest_first,
+      earlier=earlier,
     )
     return chosen, dict(rounds[0])
   scores = dict(score(None))
   if selection == "consecutive":
     # there are no windows of length 0
     windows = scores.pop("window", np.zeros(0))
-    return select_window(windows, num_layers, count), scores
+    return select_window(windows, num_layers, count, earlier=earlier), scores
   reverse = lowest_first != (selection == "reverse")
-  return select(scores, count, target, reverse=reverse), scores
+  chosen = select(scores, count, target, reverse=reverse, earlier=earlier)
+  return chosen, scores
 
 
 def select_random(
-  key: jax.Array, num_layers: int, count: int, target: str
+  key: jax.Array,
+  num_layers: int,
+  count: int,
+  target: str,
+  *,
+  earlier: Drops | None = None,
 ) -> Drops:
   """Drop `count` sublayers or blocks drawn without replacement, a control.
 
@@ -252,16 +324,18 @@ def select_random(
     num_layers: L.
     count: number of sublayers, or of blocks for 'block'.
     target: a name in `TARGETS`.
+    earlier: what was dropped before.
 
   Returns:
     Drops in the order drawn.
 
   Raises:
-    ValueError: unknown target or count out of range.
+    ValueError: unknown target or more than is left.
   """
+  left = set(_left(count, target, num_layers, earlier))
   units = _units(target, num_layers)
-  _checked(count, len(units), target)
-  drawn = np.asarray(jax.random.permutation(key, len(units)))[:count]
+  drawn = np.asarray(jax.random.permutation(key, len(units))).tolist()
+  drawn = [i for i in drawn if i in left][:count]
   order = tuple(pair for i in drawn for pair in units[i])
   return Drops(num_layers=num_layers, order=order)
 
@@ -274,6 +348,7 @@ def select_iterative(
   *,
   per_round: int = 1,
   reverse: bool = False,
+  earlier: Drops | None = None,
 ) -> Drops:
   """Drop a few, score what remains again, until `count` are gone.
 
@@ -288,29 +363,29 @@ def select_iterative(
     target: a name in `TARGETS`.
     per_round: how many leave between two scorings; at least 1.
     reverse: lowest similarity first, a control.
+    earlier: what was dropped before; its gates are 0 too.
 
   Returns:
-    Drops in the order of removal.
+    Drops of this choice, in the order of removal.
 
   Raises:
-    ValueError: an unknown target, a count out of range, nan or uneven scores,
-      or per_round below 1.
+    ValueError: an unknown target, more than is left, nan or uneven scores, or
+      per_round below 1.
   """
   if per_round < 1:
     raise ValueError(f"per_round is {per_round}; use at least 1")
   units = _units(target, num_layers)
-  _checked(count, len(units), target)
-  gone: list[int] = []
-  drops = Drops(num_layers=num_layers)
-  while len(gone) < count:
-    values = _values(score(drops.gates), target, num_layers)
-    # A dropped sublayer returns its input unchanged: its cosine is 1, but it
+  left = _left(count, target, num_layers, earlier)
+  before = earlier.order if earlier else ()
+  chosen = Drops(num_layers=num_layers)
+  for begin in range(0, count, per_round):
+    gone = dataclasses.replace(chosen, order=before + chosen.order)
+    values = _values(score(gone.gates), target, num_layers)[left]
+    ranked = _ranked(values, reverse)[: min(per_round, count - begin)]
+    now = [left[i] for i in ranked]
+    # What is dropped returns its input unchanged: its cosine is 1, but it
     # cannot be chosen again.
-    values[gone] = np.inf if reverse else -np.inf
-    left = min(per_round, count - len(gone))
-    gone += _ranked(values, reverse)[:left].tolist()
-    drops = Drops(
-      num_layers=num_layers,
-      order=tuple(pair for i in gone for pair in units[i]),
-    )
-  return drops
+    left = [i for i in left if i not in now]
+    order = tuple(pair for i in now for pair in units[i])
+    chosen = dataclasses.replace(chosen, order=chosen.order + order)
+  return chosen

@@ -7,6 +7,7 @@ sublayer (protocol `single`) or a set (protocol `selection`).
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,10 +74,13 @@ class Single:
     divergences: by kind (attention, mlp, block) and measure: [L, sequences]
       nats.
     similarities: by kind, [L].
+    layers: by kind, those that still have it, ascending. What was dropped
+      before costs nothing, and says nothing of a score.
   """
 
   divergences: Mapping[str, Mapping[str, np.ndarray]]
   similarities: Mapping[str, np.ndarray]
+  layers: Mapping[str, Sequence[int]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,19 +113,24 @@ class Measured:
   curves: Sequence[Curve]
 
 
-def check(config: ModelConfig, settings: Settings) -> None:
+def check(
+  config: ModelConfig, settings: Settings, earlier: Drops | None = None
+) -> None:
   """Refuse targets and counts that the model does not have.
 
   Args:
     config: of the model.
     settings: of the run.
+    earlier: what was dropped before, `sublayers.dropped_before`.
 
   Raises:
     ValueError: names the flag.
   """
   for target in settings.targets:
     try:
-      drops.check_count(config.num_layers, settings.max_count, target)
+      drops.check_count(
+        config.num_layers, settings.max_count, target, earlier=earlier
+      )
     except ValueError as error:
       raise ValueError(f"--targets or --max_count: {error}") from error
 
@@ -169,6 +178,12 @@ def _measure_single(source, model, tokens, settings) -> Single:
     similarities=sublayers.score_sublayers(
       source, tokens, memory=settings.options["memory"]
     ),
+    layers={
+      kind: drops.layers_left(
+        kind, source.config.num_layers, sublayers.dropped_before(source)
+      )
+      for kind in exact
+    },
   )
 
 
@@ -194,8 +209,8 @@ def _measure_sets(model, tokens, orders, target, settings):
 
 def _single_rows(single, settings):
   for kind, measures in single.divergences.items():
-    layers, sequences = measures["kl"].shape
-    for layer, document in np.ndindex(layers, sequences):
+    sequences = range(measures["kl"].shape[1])
+    for layer, document in itertools.product(single.layers[kind], sequences):
       yield {
         "protocol": "single",
         "sublayer": kind,
@@ -223,6 +238,7 @@ def _curve_rows(curve, settings):
 def _orders(source, model, tokens, single, target, settings):
   """By selection, as many orders as it has."""
   layers, count = source.config.num_layers, settings.max_count
+  earlier = sublayers.dropped_before(source)
   # The highest score leaves first.
   negated = {
     kind: -measures["kl"].mean(axis=1, dtype=np.float64)
@@ -235,14 +251,21 @@ def _orders(source, model, tokens, single, target, settings):
     target=target,
     selection="iterative",
     lowest_first=True,
+    earlier=earlier,
   )
   return {
-    "similarity": [drops.select(single.similarities, count, target)],
-    "kl": [drops.select(negated, count, target)],
+    "similarity": [
+      drops.select(single.similarities, count, target, earlier=earlier)
+    ],
+    "kl": [drops.select(negated, count, target, earlier=earlier)],
     "kl_iterative": [greedy],
     "random": [
       drops.select_random(
-        jax.random.key(settings.seed + draw), layers, count, target
+        jax.random.key(settings.seed + draw),
+        layers,
+        count,
+        target,
+        earlier=earlier,
       )
       for draw in range(settings.draws)
     ],

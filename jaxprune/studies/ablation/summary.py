@@ -62,10 +62,12 @@ def summarise(measured: Measured, settings: Settings) -> dict[str, Any]:
       }
       | {name: mean(leaf[layer]) for name, leaf in measures.items()}
       for kind, measures in single.divergences.items()
-      for layer in range(len(measures["kl"]))
+      for layer in single.layers[kind]
     ],
     "rank_correlation": {
-      name: _agreement(single, kinds, seed) for name, kinds in _RANKED.items()
+      name: _agreement(single, kinds, seed)
+      for name, kinds in _RANKED.items()
+      if any(single.layers[kind] for kind in kinds)
     },
     "orders": {
       target: {
@@ -108,9 +110,15 @@ def _agreement(single, kinds, seed):
 
   Sequences are resampled; the similarities, of which only means are kept, stay.
   """
-  kl_XL = np.concatenate([single.divergences[k]["kl"] for k in kinds]).T
+
+  def of_all(values):
+    return np.concatenate([values[k][list(single.layers[k])] for k in kinds])
+
+  def measures(name):
+    return of_all({k: single.divergences[k][name] for k in kinds}).T
+
+  kl_XL, cosine_L = measures("kl"), of_all(single.similarities)
   size = kl_XL.shape[1]
-  cosine_L = np.concatenate([single.similarities[k] for k in kinds])
   by_score = {
     "similarity": statistics.statistic(
       lambda rows: statistics.rank_correlation(rows.mean(axis=0), -cosine_L),
@@ -119,7 +127,7 @@ def _agreement(single, kinds, seed):
     )
   }
   for name in ESTIMATES:
-    other_XL = np.concatenate([single.divergences[k][name] for k in kinds]).T
+    other_XL = measures(name)
     by_score[name] = statistics.statistic(
       lambda rows: statistics.rank_correlation(
         *rows.mean(axis=0).reshape(2, size)

@@ -25,6 +25,7 @@ from jaxprune.pruning import registry
 from jaxprune.pruning.checkpoint import layer, sublayers, weights
 from jaxprune.pruning.checkpoint.streaming import PaddedTokens
 from jaxprune.pruning.layerwise import drops
+from jaxprune.pruning.layerwise.drops import Drops
 from jaxprune.pruning.patterns import NofM, Unstructured
 from jaxprune.studies.tasks import retrieval_data
 
@@ -221,16 +222,19 @@ def variants(wanted: Wanted) -> list[Variant]:
   return models
 
 
-def check(wanted: Sequence[Variant], config: EncoderConfig) -> None:
+def check(
+  wanted: Sequence[Variant], config: EncoderConfig, earlier: Drops | None = None
+) -> None:
   """Refuse, before any work, a model that cannot be made.
 
   Args:
     wanted: from `variants`.
     config: of the dense encoder.
+    earlier: what was dropped before, `sublayers.dropped_before`.
 
   Raises:
     ValueError: a method or pattern that is not for encoders, or more drops than
-      there are layers.
+      sublayers are left.
   """
   for variant in wanted:
     method = variant.settings["method"]
@@ -241,11 +245,16 @@ def check(wanted: Sequence[Variant], config: EncoderConfig) -> None:
           f" {', '.join(weights.encoder_methods())}"
         )
       weights.check_job(config, method, variant.pattern, tokens=True)
-    if variant.settings.get("drop_count", 0) > config.num_layers:
-      raise ValueError(
-        f"--{method}: {variant.settings['drop_count']} sublayers of"
-        f" {config.num_layers} layers; use fewer"
-      )
+    if "drop_count" in variant.settings:
+      try:
+        drops.check_count(
+          config.num_layers,
+          variant.settings["drop_count"],
+          method.removeprefix("drop_"),
+          earlier=earlier,
+        )
+      except ValueError as error:
+        raise ValueError(f"--{method}: {error}") from error
 
 
 def read_texts(
@@ -441,7 +450,12 @@ def make_model(
     )
     return folder
   kind = variant.settings["method"].removeprefix("drop_")
-  chosen = drops.select(scores, variant.settings["drop_count"], kind)
+  chosen = drops.select(
+    scores,
+    variant.settings["drop_count"],
+    kind,
+    earlier=sublayers.dropped_before(source),
+  )
   sublayers.prune_drops(
     source, folder, chosen, scores, output=weights.Output(provenance=provenance)
   )

@@ -10,6 +10,7 @@ by what dropping them does to the output.
 import dataclasses
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from jaxprune.models import ModelConfig
 from jaxprune.pruning import change as change_lib
 from jaxprune.pruning import registry
 from jaxprune.pruning.change import Change
+
+if TYPE_CHECKING:
+  from jaxprune.pruning.layerwise.drops import Drops
 
 ENTRIES = registry.names(registry.ENTRIES, rounds=False)  # single weights
 UNITS = registry.names(registry.HIDDEN_UNITS)  # hidden units of the MLP
@@ -119,6 +123,7 @@ def read_all(
   *,
   group_size: int | None,
   target: str,
+  earlier: "Drops | None" = None,
 ) -> list[Configuration]:
   """Read configurations, and refuse what the model cannot have.
 
@@ -128,6 +133,7 @@ def read_all(
     group_size: inputs that share a scale, for rtn and awq.
     target: what drop_random, drop_reverse, drop_iterative and kl_iterative
       drop.
+    earlier: what was dropped before, `sublayers.dropped_before`.
 
   Raises:
     ValueError: a configuration that cannot be read, or an amount that its
@@ -138,16 +144,21 @@ def read_all(
     for text in texts
   ]
   for configuration in configurations:
-    check(config, configuration)
+    check(config, configuration, earlier)
   return configurations
 
 
-def check(config: ModelConfig, configuration: Configuration) -> None:
+def check(
+  config: ModelConfig,
+  configuration: Configuration,
+  earlier: "Drops | None" = None,
+) -> None:
   """Refuse, before any work, a configuration that the model cannot have.
 
   Args:
     config: of the dense model.
     configuration: what would be done to it.
+    earlier: what was dropped before.
 
   Raises:
     ValueError: names the configuration and the way out.
@@ -155,7 +166,7 @@ def check(config: ModelConfig, configuration: Configuration) -> None:
   from jaxprune.studies import prune as prune_lib
 
   try:
-    prune_lib.check(config, configuration.change, tokens=True)
+    prune_lib.check(config, configuration.change, tokens=True, earlier=earlier)
   except ValueError as error:
     raise ValueError(
       f"--configurations={configuration.name}: {error}"
