@@ -220,16 +220,22 @@ def check_tied(source: Source) -> None:
 def _read(source: Source, row: Row, index: int) -> np.ndarray:
   tensor = source.tensors[row.name.format(index)]
   shape = names.leaf_shape(source.config, row)
+  name = row.name.format(index)
   out = np.empty(shape, shards.DTYPES[tensor.dtype])
-  _fill(out, source, row, row.name.format(index), ())
+  _read_into(out, source, row, name, ())
   return out
+
+
+def _read_into(out, source, row, name, where) -> None:
+  """Zeros for a sublayer that is left out, else what the file holds."""
+  if name in source.zeroed:
+    out[...] = 0
+  else:
+    _fill(out, source, row, name, where)
 
 
 def _fill(out, source, row, name, where) -> None:
   """Copy the part `where` of a leaf from the file into a C-ordered array."""
-  if name in source.zeroed:
-    out[...] = 0
-    return
   tensor = source.tensors[name]
   if where == () and row.part is None:
     for rows, piece in shards.pieces(tensor):
@@ -277,7 +283,7 @@ def _load(source, path, row, num_layers, dtype, sharding) -> jax.Array:
     # Copies release the interpreter lock: layers fill side by side.
     with concurrent.futures.ThreadPoolExecutor() as pool:
       filled = pool.map(
-        lambda slot, name: _fill(slot, source, row, name, where[1:]),
+        lambda slot, name: _read_into(slot, source, row, name, where[1:]),
         out,
         chosen,
       )
