@@ -39,11 +39,15 @@ class Model:
 
   model: flags.FlagHolder[str]
 
-  def open(self) -> "checkpoints.Source":
-    """Open the model, checked from its headers."""
+  def open(self, *, logits: bool = True) -> "checkpoints.Source":
+    """Open the model, checked from its headers.
+
+    Args:
+      logits: whether they will be needed, and so an output head.
+    """
     from jaxprune.studies import inputs
 
-    return inputs.open_model(self.model.value)
+    return inputs.open_model(self.model.value, logits=logits)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -121,7 +121,7 @@ def main() -> None:
 
   jax.config.update("jax_default_matmul_precision", "highest")
   began = time.monotonic()
-  source = _MODEL.open()
+  source = _MODEL.open(logits=False)
   memory, change = _memory(), _change()
   given = _CALIBRATION.calibration.value is not None
   earlier = sublayers.dropped_before(source)

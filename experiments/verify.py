@@ -48,8 +48,10 @@ def main() -> None:
   from jaxprune.pruning.checkpoint import verify
   from jaxprune.studies import inputs
 
-  source = _MODEL.open()
-  other = inputs.open_model(_AGAINST.value) if _AGAINST.value else None
+  source = _MODEL.open(logits=False)
+  other = (
+    inputs.open_model(_AGAINST.value, logits=False) if _AGAINST.value else None
+  )
   pattern = inputs.read_nofm(_PATTERN.value) if _PATTERN.value else None
   verified = verify.verify(source, other, pattern=pattern)
   with launch.study(
@@ -75,7 +77,10 @@ def main() -> None:
 
 
 def _stock_difference(source):
-  """Largest difference of logits; None without transformers and torch."""
+  """Largest difference of logits, or of h without a head.
+
+  None without transformers and torch.
+  """
   try:
     import torch
     import transformers
@@ -85,19 +90,22 @@ def _stock_difference(source):
   import numpy as np
 
   from jaxprune import checkpoints
-  from jaxprune.models import forward, unembed
+  from jaxprune.models import final_norm, forward, unembed
 
   config, params = checkpoints.load_params(source, jnp.float32)
   ids = np.random.default_rng(_SEED.value).integers(
     config.vocab_size, size=(2, min(64, config.max_positions))
   )
-  logits = unembed(config, params, forward(config, params, jnp.asarray(ids))[0])
-  stock = transformers.AutoModelForCausalLM.from_pretrained(
+  loader, output, read = "AutoModelForCausalLM", "logits", unembed
+  if not config.has_head:
+    loader, output, read = "AutoModel", "last_hidden_state", final_norm
+  ours = read(config, params, forward(config, params, jnp.asarray(ids))[0])
+  stock = getattr(transformers, loader).from_pretrained(
     source.folder, dtype=torch.float32
   )
   with torch.no_grad():
-    stock_logits = stock(torch.tensor(ids)).logits.numpy()
-  return float(abs(np.asarray(logits) - stock_logits).max())
+    theirs = stock(torch.tensor(ids))[output].numpy()
+  return float(abs(np.asarray(ours) - theirs).max())
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from jaxprune.checkpoints.save import save_params
 from jaxprune.checkpoints.sentence import Pooling, read_pooling
 from jaxprune.checkpoints.source import (
   Source,
+  check_head,
   open_checkpoint,
   read_drops,
   without_layers,
@@ -42,6 +43,7 @@ __all__ = [
   "atomic_write_bytes",
   "atomic_write_json",
   "atomic_write_text",
+  "check_head",
   "checkpoint_hash",
   "finish_export",
   "finished_layers",

@@ -129,7 +129,11 @@ def start_export(
   if changes:
     config = type(config).from_hf({**source.hf, **changes})
     if isinstance(config, ModelConfig):
-      config = dataclasses.replace(config, bare_names=source.config.bare_names)
+      config = dataclasses.replace(
+        config,
+        bare_names=source.config.bare_names,
+        has_head=source.config.has_head,
+      )
   planned = layout.plan_shards(
     {
       name: (_dtype(source, name), shape)

@@ -276,7 +276,7 @@ def _record(source: Source, dtype: Any) -> dict[str, Any]:
   fields = {
     field.name: getattr(source.config, field.name)
     for field in dataclasses.fields(plain)
-    if field.compare
+    if field.name != "ignored"
     and getattr(plain, field.name) != getattr(source.config, field.name)
   }
   return {

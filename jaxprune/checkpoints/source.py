@@ -98,11 +98,8 @@ def open_checkpoint(
     _LOG.info("%s: runs without %s", folder, drop_lists.describe(drops))
   in_files = folders.read_tensors(folder)
   table = names.table(config)
-  embedding = table.outer[0].name
-  if embedding not in in_files and (
-    embedding.removeprefix(table.prefix) in in_files
-  ):
-    config = dataclasses.replace(config, bare_names=True)
+  if isinstance(config, ModelConfig):
+    config = _as_named(folder, config, hf, in_files)
     table = names.table(config)
   if table.optional:
     field, tensor = table.optional
@@ -208,6 +205,48 @@ def without_layers(source: Source, gone: Collection[int]) -> Source:
     drops=drops,
     zeroed=drop_lists.zeroed(config, drops),
   )
+
+
+def check_head(source: Source) -> None:
+  """Refuse a checkpoint without logits.
+
+  Raises:
+    ValueError: it has no output head.
+  """
+  if not getattr(source.config, "has_head", True):
+    raise ValueError(
+      f"{source.folder}: has no output head, only what embeds texts, and this"
+      " needs logits; give the causal language model it was made from"
+    )
+
+
+def _as_named(folder, config, hf, in_files) -> ModelConfig:
+  """The configuration with what only the names of the tensors say."""
+  table = names.table(config)
+  prefix, embedding = table.prefix, table.outer[0].name
+  bare = (
+    embedding not in in_files and embedding.removeprefix(prefix) in in_files
+  )
+  if prefix:
+    body = {row.name for row in table.outer if row.name.startswith(prefix)}
+    body = {*body, *(row.name.partition("{")[0] for row in table.layer)}
+    body = tuple(name for name in body if name.startswith(prefix))
+    other = body if bare else tuple(n.removeprefix(prefix) for n in body)
+    odd = sorted(name for name in in_files if name.startswith(other))
+    if odd:
+      mixed = ", ".join(repr(name) for name in odd[:3])
+      raise ValueError(
+        f"{folder}: names of tensors with and without {prefix!r} in front"
+        f" ({mixed}{' and others' if len(odd) > 3 else ''} beside"
+        f" {embedding.removeprefix(prefix) if bare else embedding!r}); write"
+        " them all in one way"
+      )
+  config = dataclasses.replace(config, bare_names=bare)
+  architectures = hf.get("architectures") or [""]
+  headless = bare or str(architectures[0]).endswith("Model")
+  if headless and table.tied and table.tied[0] not in in_files:
+    config = dataclasses.replace(config, has_head=config.tie_embeddings)
+  return config
 
 
 def _compare(expected, optional, tensors) -> list[str]:

@@ -129,7 +129,7 @@ def _layer_norm(name: str, path: str) -> tuple[Row, Row]:
 
 def _head(name: str) -> Row:
   """The row of the output head of a model that is not tied."""
-  return Row(name, "head/kernel", ("D", "V"), True, ("tie_embeddings", False))
+  return Row(name, "head/kernel", ("D", "V"), True, ("own_head", True))
 
 
 _LAYER = "model.layers.{}."

@@ -107,6 +107,7 @@ class JaxpruneLM(TemplateLM):
     source = checkpoints.open_checkpoint(folder)
     if not isinstance(source.config, ModelConfig):
       raise ValueError(f"{folder}: is an encoder; give a decoder")
+    checkpoints.check_head(source)
     self.config, self._params = checkpoints.load_params(
       source, jnp.dtype(dtype)
     )

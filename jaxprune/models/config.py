@@ -72,6 +72,8 @@ class ModelConfig:
     bare_names: the names in the file lack the prefix of the family, as those of
       a model that was saved without its head. config.json does not say: opening
       the checkpoint does.
+    has_head: whether there is an output head, its own or a tied one; without,
+      the model embeds texts and has no logits. Opening the checkpoint says it.
     ignored: keys of config.json that have no effect, here and in stock
       transformers. Configurations that differ in these only are equal.
   """
@@ -112,9 +114,15 @@ class ModelConfig:
   eos_ids: tuple[int, ...] = ()
   pad_id: int | None = None
   bare_names: bool = dataclasses.field(default=False, compare=False, repr=False)
+  has_head: bool = True
   ignored: tuple[str, ...] = dataclasses.field(
     default=(), compare=False, repr=False
   )
+
+  @property
+  def own_head(self) -> bool:
+    """Whether the head is a tensor of its own."""
+    return self.has_head and not self.tie_embeddings
 
   @property
   def num_position_rows(self) -> int:

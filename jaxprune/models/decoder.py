@@ -73,7 +73,7 @@ class Decoder(parts.Part):
     self.embed = blocks.Embedding(config, self.dtype)
     self.layers = Block(config, self.dtype)
     self.final_norm = norms.norm(config, self.dtype)
-    if not config.tie_embeddings:
+    if config.own_head:
       self.head = nn.Dense(
         config.vocab_size,
         use_bias=False,
@@ -130,7 +130,7 @@ class Decoder(parts.Part):
     if isinstance(self.get_variable("params", "layers"), tuple):
       out = jax.tree.map(lambda *leaves: jnp.stack(leaves), *out)
     if self.is_initializing():
-      self.unembed(x_BTD)
+      self.unembed(x_BTD) if self.config.has_head else self.final_norm(x_BTD)
     return x_BTD, out
 
   def unembed(self, x_BTD: jax.Array, lens: str = "final_norm") -> jax.Array:
@@ -144,8 +144,13 @@ class Decoder(parts.Part):
       float32 [..., V].
 
     Raises:
-      ValueError: another lens.
+      ValueError: another lens, or the model has no head.
     """
+    if not self.config.has_head:
+      raise ValueError(
+        "the model has no output head and so no logits: its checkpoint holds"
+        " what embeds texts; use the causal language model it was made from"
+      )
     if lens == "final_norm":
       x_BTD = self.final_norm(x_BTD)
     elif lens != "raw":

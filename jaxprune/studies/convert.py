@@ -65,7 +65,7 @@ def convert(
       overwrite=settings.overwrite,
     )
     return f"{out}: a Hugging Face folder", opened.record
-  source = inputs.open_model(name)
+  source = inputs.open_model(name, logits=False)
   orbax_folder.write_orbax(
     source,
     out,

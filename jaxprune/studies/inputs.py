@@ -16,19 +16,24 @@ from jaxprune.pruning.methods.quantize import Levels
 from jaxprune.pruning.patterns import NofM, Unstructured
 
 
-def open_model(name: str) -> checkpoints.Source:
+def open_model(name: str, *, logits: bool = True) -> checkpoints.Source:
   """Open a model, checked from its headers.
 
   Args:
     name: a local folder, a hub id or `pocket`.
+    logits: whether logits will be needed; without, a model without an output
+      head will do.
 
   Raises:
-    ValueError: there is no such model, or it is of a family that cannot be
-      read.
+    ValueError: there is no such model, it is of a family that cannot be read,
+      or it lacks the head.
   """
   if name == "pocket":
     return checkpoints.open_checkpoint(shipped.FOLDER)
-  return checkpoints.open_checkpoint(checkpoints.resolve_model(name))
+  source = checkpoints.open_checkpoint(checkpoints.resolve_model(name))
+  if logits:
+    checkpoints.check_head(source)
+  return source
 
 
 def read_calibration(

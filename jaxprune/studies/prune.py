@@ -135,9 +135,19 @@ def check(
 
   Raises:
     ValueError: an unknown method, a pattern that it does not take or that does
-      not divide a kernel, an allocation that this pattern cannot have, more
-      drops than sublayers are left, or no tokens where they are needed.
+      not divide a kernel, an allocation that this pattern cannot have, a KL
+      without an output head, more drops than sublayers are left, or no tokens
+      where they are needed.
   """
+  by_kl = (
+    change.row.score == "kl" if change.drops else (change.allocation == "kl")
+  )
+  if by_kl and not config.has_head:
+    raise ValueError(
+      f"method {change.method}, allocation {change.allocation}: the KL needs"
+      " logits, and this checkpoint has no output head; choose by similarity"
+      " (drop_*) or spread evenly"
+    )
   if not change.drops:
     weights.check_job(
       config, change.method, change.pattern, tokens=tokens, slim=slim

@@ -72,6 +72,8 @@ def head_kernel(config: ModelConfig, params: Params) -> jax.Array:
     config: the model.
     params: its parameters; `layers` is not read.
   """
+  if not config.has_head:
+    raise ValueError("the model has no output head: it embeds texts only")
   if config.tie_embeddings:
     return params["embed"]["table"].T
   return params["head"]["kernel"]

@@ -37,7 +37,10 @@ def open_models(
     raise ValueError("give either --model, or both --dense and --pruned")
   names = {"model": model} if model is not None else {}
   names = names or {"dense": dense, "pruned": pruned}
-  sources = {name: inputs.open_model(where) for name, where in names.items()}
+  sources = {
+    name: inputs.open_model(where, logits=False)
+    for name, where in names.items()
+  }
   for source in sources.values():
     if not isinstance(source.config, ModelConfig):
       raise ValueError(f"{source.folder}: is an encoder; give a decoder")

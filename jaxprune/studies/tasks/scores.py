@@ -119,8 +119,8 @@ def check(tasks: Tasks, sources: Sequence[checkpoints.Source]) -> None:
 
   Raises:
     ValueError: nothing is asked, a file is missing or broken, answers are
-      asked for that a file does not hold, or a model does not speak the
-      language of the pocket tasks.
+      asked for that a file does not hold, a model does not speak the language
+      of the pocket tasks, or it lacks the output head that they need.
   """
   if not (
     tasks.perplexity
@@ -134,7 +134,16 @@ def check(tasks: Tasks, sources: Sequence[checkpoints.Source]) -> None:
       "no task: give at least one, such as --perplexity, --choice,"
       " --generation or --pocket"
     )
+  needs_logits = bool(
+    tasks.perplexity
+    or tasks.documents
+    or tasks.choice
+    or tasks.generation
+    or tasks.pocket
+  )
   for source in sources:
+    if needs_logits:
+      checkpoints.check_head(source)
     if tasks.pocket and not inputs.is_pocket(source):
       raise ValueError(
         f"--pocket: {source.folder} does not speak the pocket model's"
