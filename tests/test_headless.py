@@ -9,6 +9,7 @@ import safetensors.numpy
 
 from jaxprune import checkpoints
 from jaxprune.calibration.prompts import left_pad
+from jaxprune.checkpoints import orbax_folder
 from jaxprune.evaluation import embeddings
 from jaxprune.models import final_norm, forward, generate, unembed
 from jaxprune.pruning.change import Change
@@ -225,6 +226,21 @@ def test_a_saved_tree_is_read_again(llama, tmp_path):
   got, expected = (
     safetensors.numpy.load_file(path / "model.safetensors")
     for path in (tmp_path / "out", llama)
+  )
+  assert got.keys() == expected.keys()
+  for name, tensor in expected.items():
+    np.testing.assert_array_equal(got[name], tensor)
+
+
+def test_conversion_to_orbax_and_back_is_bit_for_bit(llama, tmp_path):
+  source = checkpoints.open_checkpoint(llama)
+  orbax_folder.write_orbax(source, tmp_path / "orbax")
+  opened = orbax_folder.open_orbax(tmp_path / "orbax")
+  assert not opened.config.has_head and opened.config.bare_names
+  out = orbax_folder.write_huggingface(opened, tmp_path / "hf")
+  got, expected = (
+    safetensors.numpy.load_file(path / "model.safetensors")
+    for path in (out, llama)
   )
   assert got.keys() == expected.keys()
   for name, tensor in expected.items():
