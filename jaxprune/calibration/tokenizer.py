@@ -14,22 +14,22 @@ import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
+from jaxprune.calibration import tokenizer_classes
+
 if TYPE_CHECKING:
   # At run time only where it is used: the pruning methods import this package
   # for its statistics and need no tokenizer.
   import tokenizers
 
 
-# Beginning and end of text of the tokenizer classes that have them where the
-# folder's files are silent.
-_CLASS_TOKENS = {
-  "CodeLlamaTokenizer": ("<s>", "</s>"),
-  "GPT2Tokenizer": ("<|endoftext|>", "<|endoftext|>"),
-  "GPTNeoXTokenizer": ("<|endoftext|>", "<|endoftext|>"),
-  "GemmaTokenizer": ("<bos>", "<eos>"),
-  "LlamaTokenizer": ("<s>", "</s>"),
-  "Qwen2Tokenizer": (None, "<|endoftext|>"),
-}
+# What other tokenizers are kept in; AutoTokenizer makes tokenizer.json of them.
+_OTHER_FILES = (
+  "tokenizer.model",
+  "vocab.json",
+  "merges.txt",
+  "vocab.txt",
+  "tekken.json",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,29 +70,21 @@ def special_tokens(
   Raises:
     ValueError: one of the files is broken.
   """
-  folder = pathlib.Path(folder)
-  fields = _read_object(folder / "tokenizer_config.json")
-  if "added_tokens_decoder" not in fields:
-    fields = fields | _read_object(folder / "special_tokens_map.json")
-  name = str(fields.get("tokenizer_class")).removesuffix("Fast")
-  defaults = _CLASS_TOKENS.get(name, (None, None))
-  if name == "LlamaTokenizer" and "ByteLevel" in repr(tokenizer.pre_tokenizer):
-    defaults = (None, None)  # not that class in truth, and not loaded as it
+  fields, name = _read_class(pathlib.Path(folder))
+  found = tokenizer_classes.find_class(name)
 
-  def id_of(key, default):
-    token = fields.get(key, default)
-    text = token.get("content") if isinstance(token, dict) else token
-    return tokenizer.token_to_id(text) if isinstance(text, str) else None
+  def id_of(key):
+    token = fields.get(key, found.tokens.get(key) if found else None)
+    text = tokenizer_classes.text_of(token)
+    return None if text is None else tokenizer.token_to_id(text)
 
-  return SpecialTokens(
-    bos_id=id_of("bos_token", defaults[0]),
-    eos_id=id_of("eos_token", defaults[1]),
-  )
+  return SpecialTokens(bos_id=id_of("bos_token"), eos_id=id_of("eos_token"))
 
 
 def load_tokenizer(folder: str | os.PathLike) -> "tokenizers.Tokenizer":
   """Load tokenizer.json of a checkpoint, without padding and truncation.
 
+  What AutoTokenizer would change of it for this family and class is changed.
   Special tokens are put around a text as tokenizer.json says. Like
   transformers 5, and unlike 4, this does not read `add_bos_token` of
   tokenizer_config.json.
@@ -104,9 +96,12 @@ def load_tokenizer(folder: str | os.PathLike) -> "tokenizers.Tokenizer":
 
   path = pathlib.Path(folder) / "tokenizer.json"
   if not path.is_file():
+    there = [name for name in _OTHER_FILES if (path.parent / name).is_file()]
+    beside = f" beside {' and '.join(there)}" if there else ""
     raise ValueError(
-      f"{path}: no such file; convert the tokenizer once with transformers'"
-      " AutoTokenizer.save_pretrained"
+      f"{path}: no such file{beside}; make it once:"
+      f" transformers.AutoTokenizer.from_pretrained({os.fspath(folder)!r})"
+      f".save_pretrained({os.fspath(folder)!r})"
     )
   try:
     tokenizer = tokenizers.Tokenizer.from_file(os.fspath(path))
@@ -114,6 +109,14 @@ def load_tokenizer(folder: str | os.PathLike) -> "tokenizers.Tokenizer":
     raise ValueError(
       f"{path}: not a tokenizer ({error}); copy or download it again"
     ) from error
+  fields, name = _read_class(pathlib.Path(folder))
+  found = tokenizer_classes.find_class(name)
+  if found:
+    found.rebuild(tokenizer, fields)
+  tokenizer_classes.add_special_tokens(
+    tokenizer, fields, found.tokens if found else {}
+  )
+  tokenizer.encode_special_tokens = bool(fields.get("split_special_tokens"))
   tokenizer.no_padding()
   tokenizer.no_truncation()
   return tokenizer
@@ -163,3 +166,18 @@ def _read_object(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(content, dict):
     raise ValueError(f"{path}: not a JSON object; mend it")
   return content
+
+
+def _read_class(folder: pathlib.Path) -> tuple[dict[str, Any], str]:
+  """tokenizer_config.json, and the name of the class that stock takes."""
+  fields = _read_object(folder / "tokenizer_config.json")
+  if "added_tokens_decoder" not in fields:
+    fields = fields | _read_object(folder / "special_tokens_map.json")
+  config = _read_object(folder / "config.json")
+  named = fields.get("tokenizer_class") or config.get("tokenizer_class")
+  path = folder / "tokenizer.json"
+  return fields, tokenizer_classes.class_name(
+    config.get("model_type"),
+    named if isinstance(named, str) else None,
+    lambda: '"ByteLevel"' in path.read_text(encoding="utf-8"),
+  )
