@@ -263,10 +263,38 @@ OLDER = {
 }
 
 
+# Modules that hold several kernels, in families that are otherwise like Llama.
+_FUSED = {
+  "phi3": {
+    "self_attn.qkv_proj": ("query", "key", "value"),
+    "mlp.gate_up_proj": ("gate", "up"),
+  }
+}
+
+
+def path_of_layers(family):
+  """The path of the list of layers in a stock model."""
+  if family in OLDER:
+    return OLDER[family]["layer"].partition(".{}")[0]
+  return "model.layers"
+
+
 def modules(model, family, index):
   """The stock modules of one layer that hold its kernels, by (group, name)."""
-  row = OLDER[family]
   found = {}
+  if family not in OLDER:
+    layer = model.get_submodule(f"{path_of_layers(family)}.{index}")
+    paths = {
+      f"self_attn.{letter}_proj": (name,)
+      for letter, name in zip("qkvo", ("query", "key", "value", "output"))
+    } | {f"mlp.{name}_proj": (name,) for name in ("gate", "up", "down")}
+    have = dict(layer.named_modules())
+    for path, names in (paths | _FUSED.get(family, {})).items():
+      group = "mlp" if path.startswith("mlp") else "attention"
+      if path in have:
+        found |= {(group, name): have[path] for name in names}
+    return found
+  row = OLDER[family]
   for name, path in row["parts"].items():
     if name.endswith("norm"):
       continue
