@@ -42,6 +42,8 @@ class Family:
     local_rope: whether sliding layers have a RoPE of their own.
     rope_kinds: the kinds of RoPE that the family has; () is all.
     rope_synonyms: other names of kinds of RoPE.
+    rereads: whether stock generation reads a text anew, with other keys and
+      values, when it grows beyond the original context of longrope.
     whole_heads: whether D must be a multiple of N.
     head_dim: 'own' where the stock class has a default that is not D / N,
       'free' where the field is read all the same, 'quotient' where it is not.
@@ -77,6 +79,7 @@ class Family:
   rope_synonyms: Mapping[str, str] = dataclasses.field(
     default_factory=lambda: {"su": "longrope"}
   )
+  rereads: bool = False
   whole_heads: bool = False
   head_dim: str = "free"
   sliding: bool = False
@@ -149,6 +152,7 @@ FAMILIES: dict[str, Family] = {
     rotary_part=("partial_rotary_factor", 1.0),
     rope_kinds=("default", "longrope"),
     rope_synonyms={"su": "longrope", "yarn": "longrope"},
+    rereads=True,
     sliding=True,
     refused={"attention_bias": _NO_BIAS, "mlp_bias": _NO_BIAS},
   ),

@@ -25,6 +25,7 @@ import numpy as np
 from jaxprune.models import decoder
 from jaxprune.models.blocks import context_at, positions_of
 from jaxprune.models.config import ModelConfig
+from jaxprune.models.families import FAMILIES
 from jaxprune.models.parts import Gates, Intermediates, Params
 from jaxprune.models.sampling import GREEDY, Sampling, choose, penalise
 
@@ -396,9 +397,27 @@ def _checked_prompts(config, tokens_BT, valid_BT, max_new_tokens):
       f"prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed"
       f" the model's {config.max_positions} positions"
     )
+  lengths = [tokens_BT.shape[1]] if valid_BT is None else valid_BT.sum(axis=1)
+  _check_one_side(config, np.asarray(lengths), max_new_tokens)
   return jnp.asarray(tokens_BT, jnp.int32), (
     None if valid_BT is None else jnp.asarray(valid_BT)
   )
+
+
+def _check_one_side(config, lengths_B, max_new_tokens):
+  """Refuse a text that would have to be read anew half-way."""
+  if not FAMILIES[config.family].rereads or config.rope.kind != "longrope":
+    return
+  original = dict(config.rope.scaling)["original_max_position_embeddings"]
+  crosses_B = (lengths_B <= original) & (
+    lengths_B + max_new_tokens - 1 > original
+  )
+  if crosses_B.any():
+    raise ValueError(
+      f"prompt of {lengths_B[crosses_B][0]} tokens and"
+      f" max_new_tokens={max_new_tokens} cross the {original} of longrope,"
+      f" where stock {config.family} reads the text anew: lower max_new_tokens"
+    )
 
 
 def _pieces(stacked):

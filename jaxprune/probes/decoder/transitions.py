@@ -68,6 +68,8 @@ class Measurement:
 def head_kernel(config: ModelConfig, params: Params) -> jax.Array:
   """The matrix of the LM head, [D, V]: z = what it reads times this.
 
+  Where a model caps its logits, z is the cap of that product.
+
   Args:
     config: the model.
     params: its parameters; `layers` is not read.

@@ -164,8 +164,9 @@ def _head_section(summary) -> page.Section:
     paragraphs=(head_sentence(summary),),
     tables=[
       page.estimate_table(
-        "Attenuation is |WΔh| / |Δh| over |Wh| / |h| for the LM head W; below"
-        " 1 it shrinks the relative change. Energy is the share of the squared"
+        "Attenuation is |WΔh| / |Δh| over |Wh| / |h| for the LM head W, before"
+        " the cap of a model that caps its logits; below 1 it shrinks the"
+        " relative change. Energy is the share of the squared"
         f" length in the {head['directions']} largest singular directions of W"
         f" (of a random direction {head['energy_random']:.3g}).",
         "sublayer",
