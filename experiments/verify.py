@@ -3,6 +3,7 @@
   python -m experiments.verify --model=PRUNED --out=OUT
   python -m experiments.verify --model=PRUNED --pattern=2:4 --out=OUT
   python -m experiments.verify --model=PRUNED --against=OTHER --out=OUT
+  python -m experiments.verify --model=A --also=B,C --round_trip --out=OUT
 
 Checks, each a line and a field of summary.json:
   shards     size and sha256 of every shard, as recorded when it was written
@@ -10,8 +11,16 @@ Checks, each a line and a field of summary.json:
   pattern    the pattern of config.json holds in every kernel
   n:m        with --pattern: at most n of every m inputs are not zero, also in a
              folder that was pruned elsewhere
-  logits     jaxprune and stock transformers agree (if transformers and torch
-             are installed), on random tokens
+  stock      jaxprune and stock transformers agree on random tokens (if
+             transformers and torch are installed)
+  round_trip with --round_trip: read and written again, the bytes are the same
+
+Stock and jaxprune in float32 are both compared with stock in float64, and
+jaxprune may round --tolerance times as much as stock does. The table printed
+last, in Markdown, has a row for --model and each of --also: relative errors of
+the logits, largest differences over the largest logit, positions whose
+likeliest token is that of stock, KL(stock || jaxprune) in nats, and the tokens
+of greedy continuations in common.
 
 --against compares, and checks nothing: the fraction of the entries that the
 masks of two folders treat alike and their Jaccard index (weights that both keep
@@ -21,6 +30,7 @@ folders removes alone; and the largest difference of weights that both keep.
 records.jsonl has a row per kernel and layer. Exit status 1 if a check fails.
 """
 
+import dataclasses
 import json
 
 from absl import flags
@@ -30,29 +40,38 @@ from . import flag_groups, launch
 _MODEL = flag_groups.model(
   flag_groups.REQUIRED, about="Folder or hub id to look at."
 )
+_ALSO = flags.DEFINE_list(
+  "also", [], "More models to compare with stock transformers, in one table."
+)
 _AGAINST = flags.DEFINE_string(
   "against", None, "Another model of the same shape."
 )
 _PATTERN = flags.DEFINE_string(
   "pattern", None, "n:m that every kernel must obey, n kept out of m inputs."
 )
+_ROUND_TRIP = flags.DEFINE_bool(
+  "round_trip", False, "Write each model again below --out and compare bytes."
+)
 _OUT = flag_groups.out()
 _SEED = flag_groups.seed("Of the random tokens.")
 _TOLERANCE = flags.DEFINE_float(
-  "tolerance", 1e-4, "Largest difference of logits from stock transformers."
+  "tolerance",
+  4.0,
+  "How many times the rounding of stock transformers counts as rounding.",
 )
 
 
 def main() -> None:
   from jaxprune import report
   from jaxprune.pruning.checkpoint import verify
-  from jaxprune.studies import inputs
+  from jaxprune.studies import inputs, parity
 
   source = _MODEL.open(logits=False)
   other = (
     inputs.open_model(_AGAINST.value, logits=False) if _AGAINST.value else None
   )
   pattern = inputs.read_nofm(_PATTERN.value) if _PATTERN.value else None
+  more = {name: inputs.open_model(name, logits=False) for name in _ALSO.value}
   verified = verify.verify(source, other, pattern=pattern)
   with launch.study(
     _OUT.value,
@@ -63,49 +82,47 @@ def main() -> None:
     },
   ) as study:
     checks, values = dict(verified.checks), dict(verified.values)
-    values["logits_difference"] = _stock_difference(source)
-    if values["logits_difference"] is not None:
-      checks["logits"] = values["logits_difference"] <= _TOLERANCE.value
+    values["stock"] = _against_stock({_MODEL.model.value: source, **more})
+    for name in ("passed", "round_trip"):
+      found = [row[name] for row in values["stock"].values()]
+      if any(each is not None for each in found):
+        checks["stock" if name == "passed" else name] = all(found)
     study.run.write_all(verified.rows)
     study.finish({"checks": checks, **values}, wrote=("summary.json",))
   for name, passed in checks.items():
     print(f"{name}: {'not there' if passed is None else passed}")
-  print(json.dumps(values))
+  if verified.values:
+    print(json.dumps(verified.values))
+  print(parity.table(values["stock"]))
   failed = [name for name, passed in checks.items() if passed is False]
   if failed:
     raise ValueError(f"{_MODEL.model.value}: failed {', '.join(failed)}")
 
 
-def _stock_difference(source):
-  """Largest difference of logits, or of h without a head.
+def _against_stock(sources):
+  """By model what `parity` finds; {} without transformers and torch."""
+  import importlib.util
 
-  None without transformers and torch.
-  """
-  try:
-    import torch
-    import transformers
-  except ImportError:
-    return None
-  import jax.numpy as jnp
   import numpy as np
 
-  from jaxprune import checkpoints
-  from jaxprune.models import final_norm, forward, unembed
+  from jaxprune.studies import parity
 
-  config, params = checkpoints.load_params(source, jnp.float32)
-  ids = np.random.default_rng(_SEED.value).integers(
-    config.vocab_size, size=(2, min(64, config.max_positions))
-  )
-  loader, output, read = "AutoModelForCausalLM", "logits", unembed
-  if not config.has_head:
-    loader, output, read = "AutoModel", "last_hidden_state", final_norm
-  ours = read(config, params, forward(config, params, jnp.asarray(ids))[0])
-  stock = getattr(transformers, loader).from_pretrained(
-    source.folder, dtype=torch.float32
-  )
-  with torch.no_grad():
-    theirs = stock(torch.tensor(ids))[output].numpy()
-  return float(abs(np.asarray(ours) - theirs).max())
+  if not all(map(importlib.util.find_spec, ("torch", "transformers"))):
+    return {}
+  rows = {}
+  for name, source in sources.items():
+    config = source.config
+    tokens = np.random.default_rng(_SEED.value).integers(
+      config.vocab_size, size=(2, min(64, config.max_positions // 2))
+    )
+    found = parity.compare(source, tokens, allowed=_TOLERANCE.value)
+    print(f"{name}: {found.verdict}", flush=True)
+    rows[name] = dataclasses.asdict(found) | {
+      "round_trip": parity.round_trip(source, f"{_OUT.value}/round_trip")
+      if _ROUND_TRIP.value
+      else None
+    }
+  return rows
 
 
 if __name__ == "__main__":

@@ -55,12 +55,35 @@ def inside(folder: str | os.PathLike, name: object) -> pathlib.Path:
       f"{path}: leads out of its folder to {str(real)!r}; put a copy of the"
       " file there instead of a link"
     )
+  if real.exists() and not real.is_file():
+    raise ValueError(
+      f"{path}: is no ordinary file; put a copy of the file there instead"
+    )
   if not real.is_file():
     raise ValueError(
       f"{path}: no such file; the copy of the model is incomplete, copy or"
       " download it again"
     )
   return path
+
+
+def check_files(folder: str | os.PathLike) -> None:
+  """Refuse a folder from which other code could be led elsewhere.
+
+  Stock transformers opens what has the right name: it follows links out of the
+  folder, and waits for ever at a FIFO.
+
+  Args:
+    folder: a model folder; folders within it are not looked at.
+
+  Raises:
+    ValueError: a link leads out of it or to nothing, or an entry is neither a
+      file nor a folder.
+  """
+  folder = pathlib.Path(folder)
+  for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    if not entry.is_dir(follow_symlinks=False):
+      inside(folder, entry.name)
 
 
 def read_tensors(folder: str | os.PathLike) -> dict[str, shards.Tensor]:

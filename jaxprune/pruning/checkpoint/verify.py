@@ -7,7 +7,7 @@ none by its zeros.
 """
 
 import dataclasses
-import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxprune import checkpoints, files
-from jaxprune.checkpoints import export, names
+from jaxprune.checkpoints import export, folders, names
 from jaxprune.models import kernels_of
 from jaxprune.pruning import masks as masks_lib
 from jaxprune.pruning import registry
@@ -190,22 +190,37 @@ def _kernels(source, index) -> dict[str, np.ndarray]:
 
 def _check_shards(source) -> bool | None:
   """Compare with the record of the export; None where there is none."""
-  path = source.folder / export.PROGRESS
-  if not path.is_file():
+  if not os.path.lexists(source.folder / export.PROGRESS):
     return None
-  recorded = json.loads(path.read_text())["shards"]
+  path = folders.inside(source.folder, export.PROGRESS)
+  recorded = files.read_json(path).get("shards")
+  if not isinstance(recorded, dict) or not all(
+    isinstance(entry, dict) and {"size", "sha256"} <= entry.keys()
+    for entry in recorded.values()
+  ):
+    raise ValueError(
+      f"{path}: 'shards' should map file names to size and sha256; remove the"
+      " file, or export the folder again"
+    )
   return all(
-    (source.folder / name).stat().st_size == entry["size"]
-    and files.sha256_file(source.folder / name) == entry["sha256"]
+    _is_recorded(folders.inside(source.folder, name), entry)
     for name, entry in recorded.items()
+  )
+
+
+def _is_recorded(path, entry) -> bool:
+  """Whether a file has the size and the hash that were recorded."""
+  return (
+    path.stat().st_size == entry["size"]
+    and files.sha256_file(path) == entry["sha256"]
   )
 
 
 def _read_masks(source) -> Mapping[str, np.ndarray]:
   """The masks [L, I, O] of a folder by GROUP/KERNEL; {} for none."""
-  path = source.folder / resume.MASKS
-  if not path.is_file():
+  if not os.path.lexists(source.folder / resume.MASKS):
     return {}
+  path = folders.inside(source.folder, resume.MASKS)
   return names.flatten(checkpoints.read_masks(path, source.config)[0])
 
 

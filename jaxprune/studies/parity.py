@@ -1,0 +1,369 @@
+"""Does jaxprune compute what stock transformers computes, to rounding?
+
+Two right float32 programs differ by their rounding, and a model amplifies it:
+on some tokens a thousandfold. So the yardstick is stock itself. Its own code
+runs once in float64 and once in float32, and jaxprune may be as far from the
+first as the second is, times `ALLOWED`.
+
+In float64 every weight is widened while its module runs, so that beside the
+weights of the file there is the largest tensor in 8 bytes and no more.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import checkpoints, devices
+from jaxprune.checkpoints import folders
+from jaxprune.models import forward, generate, unembed
+from jaxprune.models.generation import Sampling
+
+# How many times the rounding of stock is still rounding.
+ALLOWED = 4.0
+# Relative error of float32 logits where there is no float64 to compare with:
+# several times what stock has on models of up to 1.5 B parameters.
+BOUND = 3e-5
+_EPS = float(np.finfo(np.float32).eps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parity:
+  """How far jaxprune is from stock on some texts.
+
+  Relative errors are |z - z'| / |z'| over all logits, Euclidean; the largest is
+  the largest difference over the largest logit.
+
+  Attributes:
+    relative_error: of jaxprune, from stock in float64, or in float32 where
+      float64 did not fit.
+    stock_relative_error: of stock in float32 from stock in float64; None where
+      that did not fit.
+    largest_error: largest difference of jaxprune from the same.
+    stock_largest_error: the same of stock in float32, or None.
+    largest_logit: largest absolute logit of stock.
+    top_1: fraction of positions whose likeliest token is that of stock.
+    kl_mean: mean over positions of KL(stock || jaxprune), nats, both float32.
+    kl_max: the largest.
+    greedy_common: tokens of a greedy continuation in common with stock before
+      the first that differs.
+    greedy_tokens: how many were written.
+    passed: whether jaxprune is as stock, to rounding.
+    verdict: the same in words.
+  """
+
+  relative_error: float
+  stock_relative_error: float | None
+  largest_error: float
+  stock_largest_error: float | None
+  largest_logit: float
+  top_1: float
+  kl_mean: float
+  kl_max: float
+  greedy_common: int
+  greedy_tokens: int
+  passed: bool
+  verdict: str
+
+
+def compare(
+  source: checkpoints.Source,
+  tokens: np.ndarray,
+  *,
+  new_tokens: int = 32,
+  allowed: float = ALLOWED,
+) -> Parity:
+  """Run a decoder here and in stock transformers.
+
+  Args:
+    source: an opened decoder. What it lists as left out is left out in stock
+      too.
+    tokens: int [B, T]; the greedy continuation is of the first half of the
+      first row.
+    new_tokens: most tokens of the greedy continuation.
+    allowed: how many times the rounding of stock is still rounding.
+
+  Raises:
+    ValueError: the folder holds files that stock would follow out of it or
+      wait for, or there is no memory for float32.
+  """
+  folders.check_files(source.folder)
+  needed = 4 * sum(_sizes(source))
+  if needed > _memory():
+    raise ValueError(
+      f"{source.folder}: float32 needs {devices.gib(needed)}, there are"
+      f" {devices.gib(_memory())}; use a larger machine"
+    )
+  new_tokens = min(
+    new_tokens, source.config.max_positions - tokens.shape[1] // 2
+  )
+  prompt = tokens[:1, : max(1, tokens.shape[1] // 2)]
+  config, params = checkpoints.load_params(source, jnp.float32)
+  with jax.default_matmul_precision("highest"):
+    z = np.asarray(_logits(config, params, jnp.asarray(tokens)))
+    written = generate(
+      config,
+      params,
+      prompt,
+      max_new_tokens=new_tokens,
+      sampling=Sampling(eos_ids=()),
+    ).tokens[0]
+  del params
+  stock, theirs = _stock_float32(source, tokens, prompt, new_tokens)
+  return judge(
+    z,
+    stock,
+    _stock_float64(source, tokens),
+    texts=(np.asarray(written), theirs),
+    allowed=allowed,
+  )
+
+
+def judge(
+  z_BTV: np.ndarray,
+  stock_BTV: np.ndarray,
+  exact_BTV: np.ndarray | None,
+  *,
+  texts: tuple[Sequence[int], Sequence[int]] = ((), ()),
+  allowed: float = ALLOWED,
+) -> Parity:
+  """Compare logits.
+
+  Args:
+    z_BTV: of jaxprune, float32.
+    stock_BTV: of stock, float32.
+    exact_BTV: of stock in float64; None where that did not fit.
+    texts: what both wrote, of one length.
+    allowed: how many times the rounding of stock is still rounding.
+  """
+  reference = stock_BTV if exact_BTV is None else exact_BTV
+  error, largest = _errors(z_BTV, reference)
+  theirs, most = (None, None), BOUND
+  if exact_BTV is not None:
+    theirs = _errors(stock_BTV, exact_BTV)
+    most = allowed * max(theirs[0], _EPS)
+  log_p, log_q = _log_softmax(stock_BTV), _log_softmax(z_BTV)
+  kl = np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=-1), 0)
+  same = np.equal(*(np.asarray(text) for text in texts))
+  passed = bool(error <= most)
+  yardstick = (
+    f"a bound of {BOUND:.1e}, float64 did not fit in memory"
+    if exact_BTV is None
+    else f"{theirs[0]:.1e} of stock float32"
+  )
+  return Parity(
+    relative_error=error,
+    stock_relative_error=theirs[0],
+    largest_error=largest,
+    stock_largest_error=theirs[1],
+    largest_logit=float(abs(reference).max()),
+    top_1=float((z_BTV.argmax(-1) == stock_BTV.argmax(-1)).mean()),
+    kl_mean=float(kl.mean()),
+    kl_max=float(kl.max()),
+    greedy_common=int(np.cumprod(same).sum()),
+    greedy_tokens=len(same),
+    passed=passed,
+    verdict=(
+      f"{'as stock to rounding' if passed else 'NOT as stock'}: relative error"
+      f" {error:.1e}, against {yardstick}"
+    ),
+  )
+
+
+def round_trip(source: checkpoints.Source, folder: str | os.PathLike) -> bool:
+  """Whether reading a model and writing it again gives the same bytes.
+
+  Args:
+    source: an opened checkpoint.
+    folder: is written, and removed.
+  """
+  folder = pathlib.Path(folder)
+  try:
+    written = checkpoints.save_params(
+      folder, checkpoints.load_params(source)[1], source
+    )
+    again = checkpoints.open_checkpoint(written, type(source.config))
+    return checkpoints.checkpoint_hash(again) == (
+      checkpoints.checkpoint_hash(source)
+    )
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+  """A Markdown table of what was found.
+
+  Args:
+    rows: by model, the fields of `Parity` and `round_trip`.
+  """
+  lines = [
+    "| model | relative error | of stock | largest | of stock | top-1 |"
+    " KL mean | KL max | greedy | bytes equal | verdict |",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
+  ]
+  number = lambda x: "not measured" if x is None else f"{x:.1e}"
+  for name, row in rows.items():
+    cells = [
+      name,
+      *(
+        number(row[field])
+        for field in ("relative_error", "stock_relative_error")
+      ),
+      *(
+        number(row[field] and row[field] / max(row["largest_logit"], 1e-300))
+        for field in ("largest_error", "stock_largest_error")
+      ),
+      f"{row['top_1']:.2%}",
+      f"{row['kl_mean']:.1e}",
+      f"{row['kl_max']:.1e}",
+      f"{row['greedy_common']} of {row['greedy_tokens']}",
+      {True: "yes", False: "NO", None: "not measured"}[row["round_trip"]],
+      row["verdict"].partition(":")[0],
+    ]
+    lines.append(f"| {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
+def _errors(z_BTV, reference_BTV) -> tuple[float, float]:
+  """Relative error and largest difference, in float64."""
+  difference = z_BTV.astype(np.float64) - reference_BTV
+  size = np.linalg.norm(reference_BTV.astype(np.float64).ravel())
+  return (
+    float(np.linalg.norm(difference.ravel()) / max(size, 1e-300)),
+    float(abs(difference).max()),
+  )
+
+
+def _log_softmax(z_BTV) -> np.ndarray:
+  z_BTV = z_BTV.astype(np.float64)
+  z_BTV = z_BTV - z_BTV.max(axis=-1, keepdims=True)
+  return z_BTV - np.log(np.exp(z_BTV).sum(axis=-1, keepdims=True))
+
+
+def _logits(config, params, tokens_BT):
+  return unembed(config, params, forward(config, params, tokens_BT)[0])
+
+
+def _sizes(source) -> list[int]:
+  """Entries of every tensor."""
+  return [math.prod(tensor.shape) for tensor in source.tensors.values()]
+
+
+def _memory() -> float:
+  """Bytes of the host; without end where they are not told."""
+  return devices.available_bytes()[1] or math.inf
+
+
+def _stock(source: checkpoints.Source, dtype: Any) -> Any:
+  """The stock model in eval mode, without what the folder leaves out."""
+  import torch
+  import transformers
+
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    source.folder, dtype=dtype, attn_implementation="eager"
+  ).eval()
+  left = set(source.zeroed)
+  with torch.no_grad():
+    for name, parameter in model.named_parameters():
+      if name in left:
+        parameter.zero_()
+        left.remove(name)
+  if left:
+    raise ValueError(
+      f"{source.folder}: stock transformers has no {sorted(left)[0]!r} to"
+      " leave out"
+    )
+  return model
+
+
+def _stock_float32(source, tokens, prompt, new_tokens):
+  """Logits [B, T, V] and the greedy continuation of stock."""
+  import torch
+
+  model = _stock(source, torch.float32)
+  with torch.no_grad():
+    z_BTV = model(torch.tensor(tokens)).logits.numpy()
+    text = model.generate(
+      torch.tensor(prompt),
+      attention_mask=torch.ones(prompt.shape, dtype=torch.long),
+      generation_config=_greedy(model, new_tokens),
+    )
+  return z_BTV, text[0, prompt.shape[1] :].numpy()
+
+
+def _greedy(model, new_tokens):
+  """Plain greedy decoding: nothing of the folder's own settings."""
+  import transformers
+
+  return transformers.GenerationConfig(
+    max_new_tokens=new_tokens,
+    min_new_tokens=new_tokens,
+    do_sample=False,
+    use_cache=True,
+    pad_token_id=0,
+  )
+
+
+def _stock_float64(source, tokens) -> np.ndarray | None:
+  """Logits [B, T, V] of stock in float64; None where it does not fit."""
+  import torch
+
+  dtypes = {tensor.dtype for tensor in source.tensors.values()}
+  known = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+  dtype = known[dtypes.pop()] if len(dtypes) == 1 else torch.float32
+  sizes = _sizes(source)
+  if dtype.itemsize * sum(sizes) + 2 * 8 * max(sizes) > _memory():
+    return None
+  model = _stock(source, dtype)
+  with _wide(model), torch.no_grad():
+    return model(torch.tensor(tokens)).logits.numpy()
+
+
+@contextlib.contextmanager
+def _wide(model: Any) -> Iterator[None]:
+  """Run a torch model in float64, whatever it asks to do in float32."""
+  import torch
+  from torch.overrides import TorchFunctionMode
+
+  class Wide(TorchFunctionMode):
+    """float64 for every float32 in the arguments of a torch function."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+      del types
+      if function is torch.Tensor.float:
+        function = torch.Tensor.double
+      wide = lambda x: torch.float64 if x is torch.float32 else x
+      return function(
+        *map(wide, args), **{k: wide(v) for k, v in (kwargs or {}).items()}
+      )
+
+  def cast(module, dtype):
+    for parameter in module.parameters(recurse=False):
+      parameter.data = parameter.data.to(dtype)
+
+  dtype = next(model.parameters()).dtype
+  hooks = []
+  for module in model.modules():
+    if any(True for _ in module.parameters(recurse=False)):
+      hooks += [
+        module.register_forward_pre_hook(
+          lambda module, inputs: cast(module, torch.float64)
+        ),
+        module.register_forward_hook(
+          lambda module, inputs, out: cast(module, dtype)
+        ),
+      ]
+  try:
+    with Wide():
+      yield
+  finally:
+    for hook in hooks:
+      hook.remove()
