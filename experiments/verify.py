@@ -64,7 +64,8 @@ _TOLERANCE = flags.DEFINE_float(
 def main() -> None:
   from jaxprune import report
   from jaxprune.pruning.checkpoint import verify
-  from jaxprune.studies import inputs, parity
+  from jaxprune.studies import inputs
+  from jaxprune.studies.benchmark import parity
 
   source = _MODEL.open(logits=False)
   other = (
@@ -105,7 +106,7 @@ def _against_stock(sources):
 
   import numpy as np
 
-  from jaxprune.studies import parity
+  from jaxprune.studies.benchmark import parity
 
   if not all(map(importlib.util.find_spec, ("torch", "transformers"))):
     return {}

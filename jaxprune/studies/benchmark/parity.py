@@ -11,6 +11,7 @@ weights of the file there is the largest tensor in 8 bytes and no more.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -248,6 +249,7 @@ def _log_softmax(z_BTV) -> np.ndarray:
   return z_BTV - np.log(np.exp(z_BTV).sum(axis=-1, keepdims=True))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _logits(config, params, tokens_BT):
   return unembed(config, params, forward(config, params, tokens_BT)[0])
 
