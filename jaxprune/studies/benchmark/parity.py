@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxprune import checkpoints, devices
 from jaxprune.checkpoints import folders
-from jaxprune.models import forward, generate, unembed
+from jaxprune.models import final_norm, forward, generate, unembed
 from jaxprune.models.generation import Sampling
 
 # How many times the rounding of stock is still rounding.
@@ -51,7 +51,9 @@ class Parity:
     largest_error: largest difference of jaxprune from the same.
     stock_largest_error: the same of stock in float32, or None.
     largest_logit: largest absolute logit of stock.
-    top_1: fraction of positions whose likeliest token is that of stock.
+    top_1: fraction of positions whose likeliest token is that of stock; this
+      and the next two are None for a model without head, whose hidden states
+      are compared.
     kl_mean: mean over positions of KL(stock || jaxprune), nats, both float32.
     kl_max: the largest.
     greedy_common: tokens of a greedy continuation in common with stock before
@@ -66,9 +68,9 @@ class Parity:
   largest_error: float
   stock_largest_error: float | None
   largest_logit: float
-  top_1: float
-  kl_mean: float
-  kl_max: float
+  top_1: float | None
+  kl_mean: float | None
+  kl_max: float | None
   greedy_common: int
   greedy_tokens: int
   passed: bool
@@ -108,23 +110,26 @@ def compare(
   )
   prompt = tokens[:1, : max(1, tokens.shape[1] // 2)]
   config, params = checkpoints.load_params(source, jnp.float32)
+  written = [np.zeros(0)]
   with jax.default_matmul_precision("highest"):
     z = np.asarray(_logits(config, params, jnp.asarray(tokens)))
-    written = generate(
-      config,
-      params,
-      prompt,
-      max_new_tokens=new_tokens,
-      sampling=Sampling(eos_ids=()),
-    ).tokens[0]
+    if config.has_head:
+      written = generate(
+        config,
+        params,
+        prompt,
+        max_new_tokens=new_tokens,
+        sampling=Sampling(eos_ids=()),
+      ).tokens
   del params
   stock, theirs = _stock_float32(source, tokens, prompt, new_tokens)
   return judge(
     z,
     stock,
     _stock_float64(source, tokens),
-    texts=(np.asarray(written), theirs),
+    texts=(np.asarray(written[0]), theirs),
     allowed=allowed,
+    head=config.has_head,
   )
 
 
@@ -135,8 +140,9 @@ def judge(
   *,
   texts: tuple[Sequence[int], Sequence[int]] = ((), ()),
   allowed: float = ALLOWED,
+  head: bool = True,
 ) -> Parity:
-  """Compare logits.
+  """Compare logits, or hidden states.
 
   Args:
     z_BTV: of jaxprune, float32.
@@ -144,6 +150,7 @@ def judge(
     exact_BTV: of stock in float64; None where that did not fit.
     texts: what both wrote, of one length.
     allowed: how many times the rounding of stock is still rounding.
+    head: whether these are logits.
   """
   reference = stock_BTV if exact_BTV is None else exact_BTV
   error, largest = _errors(z_BTV, reference)
@@ -153,6 +160,7 @@ def judge(
     most = allowed * max(theirs[0], _EPS)
   log_p, log_q = _log_softmax(stock_BTV), _log_softmax(z_BTV)
   kl = np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=-1), 0)
+  top_1 = z_BTV.argmax(-1) == stock_BTV.argmax(-1)
   same = np.equal(*(np.asarray(text) for text in texts))
   passed = bool(error <= most)
   yardstick = (
@@ -166,9 +174,9 @@ def judge(
     largest_error=largest,
     stock_largest_error=theirs[1],
     largest_logit=float(abs(reference).max()),
-    top_1=float((z_BTV.argmax(-1) == stock_BTV.argmax(-1)).mean()),
-    kl_mean=float(kl.mean()),
-    kl_max=float(kl.max()),
+    top_1=float(top_1.mean()) if head else None,
+    kl_mean=float(kl.mean()) if head else None,
+    kl_max=float(kl.max()) if head else None,
     greedy_common=int(np.cumprod(same).sum()),
     greedy_tokens=len(same),
     passed=passed,
@@ -222,9 +230,8 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         number(row[field] and row[field] / max(row["largest_logit"], 1e-300))
         for field in ("largest_error", "stock_largest_error")
       ),
-      f"{row['top_1']:.2%}",
-      f"{row['kl_mean']:.1e}",
-      f"{row['kl_max']:.1e}",
+      "no head" if row["top_1"] is None else f"{row['top_1']:.2%}",
+      *(number(row[field]) for field in ("kl_mean", "kl_max")),
       f"{row['greedy_common']} of {row['greedy_tokens']}",
       {True: "yes", False: "NO", None: "not measured"}[row["round_trip"]],
       row["verdict"].partition(":")[0],
@@ -251,7 +258,9 @@ def _log_softmax(z_BTV) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(config, params, tokens_BT):
-  return unembed(config, params, forward(config, params, tokens_BT)[0])
+  """Logits [B, T, V]; without a head what it would read, [B, T, D]."""
+  read = unembed if config.has_head else final_norm
+  return read(config, params, forward(config, params, tokens_BT)[0])
 
 
 def _sizes(source) -> list[int]:
@@ -269,21 +278,37 @@ def _stock(source: checkpoints.Source, dtype: Any) -> Any:
   import torch
   import transformers
 
-  model = transformers.AutoModelForCausalLM.from_pretrained(
+  loader = transformers.AutoModelForCausalLM
+  if not source.config.has_head:
+    loader = transformers.AutoModel
+  model = loader.from_pretrained(
     source.folder, dtype=dtype, attn_implementation="eager"
   ).eval()
-  left = set(source.zeroed)
+  parameters = dict(model.named_parameters())
   with torch.no_grad():
-    for name, parameter in model.named_parameters():
-      if name in left:
-        parameter.zero_()
-        left.remove(name)
-  if left:
-    raise ValueError(
-      f"{source.folder}: stock transformers has no {sorted(left)[0]!r} to"
-      " leave out"
-    )
+    for listed in source.zeroed:
+      # Files may leave out the name of the model before those of its layers.
+      names = [
+        name
+        for name in parameters
+        if f".{name}".endswith(f".{listed}")
+        or f".{listed}".endswith(f".{name}")
+      ]
+      if len(names) != 1:
+        raise ValueError(
+          f"{source.folder}: stock transformers has no {listed!r} to leave out"
+        )
+      parameters[names[0]].zero_()
   return model
+
+
+def _output(model, tokens) -> np.ndarray:
+  """Logits, or without a head the last hidden states."""
+  import torch
+
+  with torch.no_grad():
+    out = model(torch.tensor(tokens))
+  return (out.logits if "logits" in out else out.last_hidden_state).numpy()
 
 
 def _stock_float32(source, tokens, prompt, new_tokens):
@@ -291,17 +316,19 @@ def _stock_float32(source, tokens, prompt, new_tokens):
   import torch
 
   model = _stock(source, torch.float32)
+  z_BTV = _output(model, tokens)
+  if not source.config.has_head:
+    return z_BTV, np.zeros(0)
   with torch.no_grad():
-    z_BTV = model(torch.tensor(tokens)).logits.numpy()
     text = model.generate(
       torch.tensor(prompt),
       attention_mask=torch.ones(prompt.shape, dtype=torch.long),
-      generation_config=_greedy(model, new_tokens),
+      generation_config=_greedy(new_tokens),
     )
   return z_BTV, text[0, prompt.shape[1] :].numpy()
 
 
-def _greedy(model, new_tokens):
+def _greedy(new_tokens):
   """Plain greedy decoding: nothing of the folder's own settings."""
   import transformers
 
@@ -325,8 +352,8 @@ def _stock_float64(source, tokens) -> np.ndarray | None:
   if dtype.itemsize * sum(sizes) + 2 * 8 * max(sizes) > _memory():
     return None
   model = _stock(source, dtype)
-  with _wide(model), torch.no_grad():
-    return model(torch.tensor(tokens)).logits.numpy()
+  with _wide(model):
+    return _output(model, tokens)
 
 
 @contextlib.contextmanager
