@@ -38,9 +38,16 @@ _EXTRACT = flags.DEFINE_enum(
 )
 _POOLING = flags.DEFINE_enum(
   "pooling",
-  "mean",
+  None,
   ["last", "mean", "weighted_mean"],
-  "How tokens become the embedding of a text.",
+  "How tokens become the embedding of a text; by default what modules.json"
+  " says, or else mean.",
+)
+_QUERY_PROMPT = flags.DEFINE_string(
+  "query_prompt",
+  None,
+  "In front of every query: the name of a prompt of the folder, or a text; by"
+  " default its prompt `query`.",
 )
 _SEQ_LEN = flag_groups.sequence_length(
   512, about="Tokens of a window for perplexity.", least=2
@@ -60,6 +67,7 @@ def main() -> None:
     retrieval=tuple(_RETRIEVAL.value),
     extract=_EXTRACT.value,
     pooling=_POOLING.value,
+    query_prompt=_QUERY_PROMPT.value,
     seq_len=_SEQ_LEN.value,
     max_new_tokens=_MAX_NEW_TOKENS.value,
   )

@@ -20,7 +20,12 @@ from jaxprune.checkpoints.huggingface import (
 from jaxprune.checkpoints.layout import SHARD_SIZE
 from jaxprune.checkpoints.masks import read_masks, write_masks
 from jaxprune.checkpoints.save import save_params
-from jaxprune.checkpoints.sentence import Pooling, read_pooling
+from jaxprune.checkpoints.sentence import (
+  Pooling,
+  Recipe,
+  read_pooling,
+  read_recipe,
+)
 from jaxprune.checkpoints.source import (
   Source,
   check_head,
@@ -39,6 +44,7 @@ __all__ = [
   "SHARD_SIZE",
   "Export",
   "Pooling",
+  "Recipe",
   "Source",
   "atomic_write_bytes",
   "atomic_write_json",
@@ -54,6 +60,7 @@ __all__ = [
   "read_masks",
   "read_outer",
   "read_pooling",
+  "read_recipe",
   "resolve_model",
   "save_params",
   "sha256_file",

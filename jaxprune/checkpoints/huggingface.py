@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.checkpoints import folders, names, shards
+from jaxprune.checkpoints import folders, names, sentence, shards
 from jaxprune.checkpoints.source import WEIGHT_DTYPES, Source, open_checkpoint
 from jaxprune.checkpoints.tables import Row
 
@@ -78,6 +78,7 @@ def resolve_model(name: str | os.PathLike) -> pathlib.Path:
         folders.INDEX,
         "model-*.safetensors",
         *TOKENIZER_FILES,
+        *sentence.PATTERNS,
       ],
     )
   except Exception as error:  # the client raises over a dozen unrelated types

@@ -1,7 +1,7 @@
-"""How does an encoder's checkpoint say that one vector stands for a text?
+"""How does a checkpoint say that one vector stands for a text?
 
-Reads `modules.json` and the pooling module beside it, as sentence-transformers
-writes them, and copies them along with a changed model.
+Reads `modules.json`, the pooling module and the prompts beside it, as
+sentence-transformers writes them, and copies them along with a changed model.
 
 Reference: the folder layout of sentence-transformers.
 Differs from the reference in: a module other than a transformer, a pooling and
@@ -13,6 +13,8 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from jaxprune import files
 from jaxprune.checkpoints import folders
@@ -23,7 +25,13 @@ _COPIED = (
   "sentence_bert_config.json",
   "config_sentence_transformers.json",
 )
-_KINDS = {"mean_tokens": "mean", "cls_token": "cls"}
+PATTERNS = (*_COPIED, "1_Pooling/config.json")  # what the hub is asked for
+_KINDS = {
+  "mean_tokens": "mean",
+  "cls_token": "cls",
+  "lasttoken": "last",
+  "weightedmean_tokens": "weighted_mean",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,12 +39,94 @@ class Pooling:
   """From hidden states to one vector.
 
   Attributes:
-    kind: 'mean' over tokens, or 'cls', the first token.
+    kind: 'mean' over tokens, 'cls', the first token, or, of decoders, 'last',
+      the last token, or 'weighted_mean', token t = 1..n with weight t.
     normalise: whether the vector is divided by its length.
   """
 
   kind: str
   normalise: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+  """From a text to one vector.
+
+  Attributes:
+    pooling: of the hidden states.
+    max_tokens: a longer text loses its end; None is the model's context.
+    prompts: texts that are put in front of one, by the name of their use, such
+      as 'query'.
+  """
+
+  pooling: Pooling
+  max_tokens: int | None = None
+  prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  def prompt(self, *names: str) -> str:
+    """The first prompt that there is of these names; "" without any."""
+    return next((self.prompts[n] for n in names if n in self.prompts), "")
+
+
+def read_recipe(folder: str | os.PathLike) -> Recipe | None:
+  """Read how a sentence-transformers folder embeds a text.
+
+  Returns:
+    None where there is no modules.json.
+
+  Raises:
+    ValueError: a module, a pooling or a file that is not as known here.
+  """
+  folder = pathlib.Path(folder)
+  if not os.path.lexists(folder / MODULES):
+    return None
+  sizes = _read_optional(folder, "sentence_bert_config.json")
+  if sizes.get("do_lower_case"):
+    raise ValueError(
+      f"{folder / 'sentence_bert_config.json'}: do_lower_case=true is not done"
+      " here; lower the texts, and set it to false"
+    )
+  most = sizes.get("max_seq_length")
+  if most is not None and (type(most) is not int or most < 1):
+    raise ValueError(
+      f"{folder / 'sentence_bert_config.json'}: max_seq_length={most!r}: must"
+      " be a number of tokens or null"
+    )
+  path = folder / "config_sentence_transformers.json"
+  fields = _read_optional(folder, path.name)
+  prompts, default = (
+    fields.get("prompts") or {},
+    fields.get("default_prompt_name"),
+  )
+  texts = [*prompts.values()] if isinstance(prompts, dict) else [None]
+  if not all(isinstance(text, str) for text in texts) or (
+    default is not None and default not in prompts
+  ):
+    raise ValueError(
+      f"{path}: prompts={prompts!r}, default_prompt_name={default!r}: must be"
+      " texts by name, and null or one of the names"
+    )
+  if default is not None:
+    prompts = {
+      "query": prompts[default],
+      "document": prompts[default],
+    } | prompts
+  pooling = read_pooling(folder)
+  if files.read_json(_pooling_file(folder)).get("include_prompt") is False and (
+    any(prompts.values())
+  ):
+    raise ValueError(
+      f"{folder}: include_prompt=false leaves the prompt out of the pooling,"
+      " which is not done here"
+    )
+  return Recipe(pooling=pooling, max_tokens=most, prompts=prompts)
+
+
+def _read_optional(folder: pathlib.Path, name: str) -> dict[str, Any]:
+  """The object in a JSON file of the folder; {} where there is none."""
+  if not os.path.lexists(folder / name):
+    return {}
+  return files.read_json(folders.inside(folder, name))
 
 
 def read_pooling(folder: str | os.PathLike) -> Pooling:
@@ -118,10 +208,10 @@ def _kind(path: pathlib.Path) -> str:
   ]
   if isinstance(config.get("pooling_mode"), str):
     chosen.append(config["pooling_mode"])
-  known = {**_KINDS, "mean": "mean", "cls": "cls"}
+  known = _KINDS | {kind: kind for kind in _KINDS.values()}
   if len(chosen) != 1 or chosen[0] not in known:
     raise ValueError(
       f"{path}: pooling {' and '.join(chosen) or 'none'}; only the mean over"
-      " tokens or the first token is computed here"
+      " tokens, weighted or not, the first and the last token are computed here"
     )
   return known[chosen[0]]

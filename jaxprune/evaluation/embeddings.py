@@ -15,14 +15,19 @@ arXiv:2202.08904 (weighted mean).
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.calibration import batching
+from jaxprune.checkpoints.sentence import Recipe
+from jaxprune.evaluation import sentences
 from jaxprune.models import Gates, ModelConfig, final_norm, forward
+
+if TYPE_CHECKING:
+  import tokenizers
 
 POOLINGS = ("last", "mean", "weighted_mean")
 _SHORTEST = 32  # tokens in the smallest length that is compiled
@@ -84,6 +89,48 @@ def embed_tokens(
         config, pooling, normalise, params, tokens_BT, lengths[part], gates
       )[:count]
   return vectors
+
+
+def embed_texts(
+  config: ModelConfig,
+  params: Mapping[str, Any],
+  tokenizer: "tokenizers.Tokenizer",
+  texts: Sequence[str],
+  recipe: Recipe,
+  *,
+  prompt: str = "",
+  batch_size: int = 32,
+) -> np.ndarray:
+  """Embed texts as a sentence-transformers folder says.
+
+  The special tokens that the tokenizer puts around a text, such as the end that
+  `last` pools, stay where a long text loses its end.
+
+  Args:
+    config: the model.
+    params: its parameters.
+    tokenizer: from `calibration.load_tokenizer`.
+    texts: any.
+    recipe: from `checkpoints.read_recipe`.
+    prompt: put in front of every text, such as `recipe.prompt("query")`.
+    batch_size: texts at a time; does not change the result.
+
+  Returns:
+    float32 [texts, D].
+
+  Raises:
+    ValueError: no text, one without a token, or a pooling of encoders.
+  """
+  most = min(recipe.max_tokens or config.max_positions, config.max_positions)
+  ids = sentences.tokenise(tokenizer, [prompt + text for text in texts], most)
+  return embed_tokens(
+    config,
+    params,
+    ids,
+    pooling=recipe.pooling.kind,
+    normalise=recipe.pooling.normalise,
+    batch_size=batch_size,
+  )
 
 
 def pool(x_BTD: jax.Array, lengths_B: jax.Array, pooling: str) -> jax.Array:

@@ -54,7 +54,10 @@ class Tasks:
     extract: what is compared with the answer of a generation item, a key of
       `EXTRACTIONS`, or none.
     pooling: how tokens become the embedding of a text, one of
-      `embeddings.POOLINGS`.
+      `embeddings.POOLINGS`; None is what modules.json of the folder says, or
+      else the mean.
+    query_prompt: put in front of every query: the name of a prompt of the
+      folder, or a text. None is the folder's prompt 'query', if it has one.
   """
 
   perplexity: tuple[str, ...] = ()
@@ -67,7 +70,8 @@ class Tasks:
   seq_len: int = 512
   max_new_tokens: int = 64
   extract: str = "none"
-  pooling: str = "mean"
+  pooling: str | None = None
+  query_prompt: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,12 +84,14 @@ class Model:
     tokenizer: what encodes the texts; two models that are compared share that
       of the dense one.
     specials: what begins and ends a text by that tokenizer's files.
+    recipe: how the folder says that texts are embedded; None where it does not.
   """
 
   config: ModelConfig
   params: Any
   tokenizer: Any
   specials: SpecialTokens = NO_SPECIALS
+  recipe: checkpoints.Recipe | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,7 +181,11 @@ def load(
   """
   config, params = checkpoints.load_params(source, jnp.float32)
   return Model(
-    config=config, params=params, tokenizer=tokenizer, specials=specials
+    config=config,
+    params=params,
+    tokenizer=tokenizer,
+    specials=specials,
+    recipe=checkpoints.read_recipe(source.folder),
   )
 
 
@@ -296,19 +306,17 @@ def score_retrieval(model: Model, folder: str, tasks: Tasks) -> Scored:
     tasks: says how tokens are pooled, and how many queries are asked.
   """
   collection = retrieval_data.read_collection(folder)
-  limit = tasks.limit
-  queries, documents_ = (
-    [
-      encode(model.tokenizer, text)[: model.config.max_positions]
-      for text in texts
-    ]
-    for texts in (collection.queries[:limit], collection.documents)
-  )
+  limit, recipe = tasks.limit, _recipe(model, tasks)
+  asked = tasks.query_prompt
+  asked = recipe.prompt("query") if asked is None else asked
   queries_QD, documents_AD = (
-    embeddings.embed_tokens(
-      model.config, model.params, ids, pooling=tasks.pooling
+    embeddings.embed_texts(
+      model.config, model.params, model.tokenizer, texts, recipe, prompt=prompt
     )
-    for ids in (queries, documents_)
+    for texts, prompt in (
+      (collection.queries[:limit], recipe.prompts.get(asked, asked)),
+      (collection.documents, recipe.prompt("document", "passage", "corpus")),
+    )
   )
   order_QA, _ = retrieval.search(queries_QD, documents_AD, 100)
   rows = retrieval.evaluate_order(
@@ -319,6 +327,16 @@ def score_retrieval(model: Model, folder: str, tasks: Tasks) -> Scored:
     item="question",
     columns=_columns(rows, "question"),
   )
+
+
+def _recipe(model: Model, tasks: Tasks) -> checkpoints.Recipe:
+  """How texts become vectors: what the tasks say goes before the folder."""
+  plain = checkpoints.Pooling(kind=tasks.pooling or "mean", normalise=True)
+  if model.recipe is None:
+    return checkpoints.Recipe(pooling=plain)
+  if tasks.pooling is None:
+    return model.recipe
+  return dataclasses.replace(model.recipe, pooling=plain)
 
 
 def score_generation(
