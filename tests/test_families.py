@@ -187,6 +187,23 @@ def test_there_and_back_bit_for_bit(folders, tmp_path, name):
   assert again.config == config
 
 
+def test_parts_of_a_shared_tensor_are_read_by_the_devices_that_hold_them(
+  folders,
+):
+  mesh = jax.make_mesh((4, 2), ("data", "model"))
+
+  def sharding(leaf, shape):
+    axes = [None] * len(shape)
+    if leaf.startswith("layers") and leaf.endswith("kernel"):
+      axes[-2:] = "data", "model"
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+
+  _, split = checkpoints.load_params(folders("phi3"), sharding=sharding)
+  key = split["layers"]["attention"]["key"]["kernel"]
+  assert key.addressable_shards[0].data.shape == (2, 8, 8)
+  chex.assert_trees_all_equal(split, built("phi3")[2])
+
+
 @pytest.mark.parametrize("name", ["gpt2", "opt"])
 def test_names_without_the_prefix(folders, tmp_path, name):
   """The published GPT-2 is so: a model saved without its head, with buffers."""

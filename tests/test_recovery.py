@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_config import tiny_llama
 
 from jaxprune.models import KERNELS, decoder
 from jaxprune.pocket import training
@@ -287,3 +288,12 @@ def test_the_trainable_mask_is_of_bools_that_broadcast(model):
     trainable, jax.tree.map(jnp.ones_like, pruned), pruned
   )
   chex.assert_trees_all_equal_shapes_and_dtypes(kept, pruned)
+
+
+def test_a_dropped_sublayer_keeps_the_norms_before_and_after_it():
+  params = decoder.init(tiny_llama(post_norm=True), jax.random.key(0))
+  layers = trainable_mask.make_trainable_mask(params, {}, {"attention": [0]})
+  for name, leaf in layers["layers"].items():
+    if name.endswith("norm"):
+      kept = [name.startswith("mlp"), True]
+      assert leaf["scale"].ravel().tolist() == kept
