@@ -1,14 +1,16 @@
-"""Convert a model: Hugging Face folder, Orbax checkpoint, and back.
+"""Convert a model: GGUF to Hugging Face, and Hugging Face to Orbax and back.
 
   python -m experiments.convert --model=FOLDER --out=ORBAX [--mesh=model:8]
   python -m experiments.convert --model=ORBAX --out=FOLDER [--shard_size=2GB]
+  python -m experiments.convert --model=FILE.gguf --out=FOLDER
 
 The input decides the way. ORBAX holds the Flax parameters under `params/`, for
 any JAX program, spread over the devices of --mesh, the masks of a pruned model
 under `masks/`, configuration, tokenizer and provenance; it can be read onto
 another mesh, whole or in parts (jaxprune.checkpoints.orbax_folder). Without
 --dtype the way there and back gives the same bits, and the hash is compared.
-On a pod every process runs the same command with --distributed.
+A GGUF file is dequantised to float32, which rounds nothing, unless --dtype says
+otherwise. On a pod every process runs the same command with --distributed.
 """
 
 from absl import flags
@@ -17,7 +19,7 @@ from . import flag_groups, launch
 
 _MODEL = flag_groups.model(
   flag_groups.REQUIRED,
-  about="A Hugging Face folder, a hub id, pocket, or an Orbax folder.",
+  about="A GGUF file, a Hugging Face or Orbax folder, a hub id, or pocket.",
 )
 _OUT = flag_groups.out()
 _DTYPE = flags.DEFINE_enum(

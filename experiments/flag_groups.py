@@ -29,7 +29,7 @@ flags.disclaim_key_flags()
 
 REQUIRED = object()
 
-_A_MODEL = "a folder, a hub id, or pocket"
+_A_MODEL = "a folder, a GGUF file, a hub id, or pocket"
 _TEXTS = "pocket, a txt or jsonl file, or an .npz of token ids"
 
 

@@ -210,7 +210,7 @@ def test_the_script_both_ways(folder, tmp_path):
     (folder, back, (), "not empty"),
     (folder, tmp_path / "x", ("--mesh=data:3",), "needs 3 devices"),
     (folder, tmp_path / "x", ("--mesh=rows:8",), "axes data and model"),
-    (there, tmp_path / "x", ("--mesh=model:8",), "leave it out"),
+    (there, tmp_path / "x", ("--mesh=model:8",), "leave them out"),
     (there, tmp_path / "x", ("--shard_size=5 pages",), "'5 pages' is no size"),
   ):
     done = run(model, out, *more)

@@ -33,7 +33,14 @@ ALLOWED = {
   "models": ARRAYS | {"flax"},
   "devices": {"jax", "numpy"},
   "checkpoints": ARRAYS
-  | {"huggingface_hub", "ml_dtypes", "orbax", "safetensors"},
+  | {
+    "gguf",
+    "huggingface_hub",
+    "ml_dtypes",
+    "orbax",
+    "safetensors",
+    "tokenizers",
+  },
   "calibration": ARRAYS | {"datasets", "pyarrow", "tokenizers"},
   "statistics": {"numpy", "scipy"},
   "pruning": ARRAYS,

@@ -15,10 +15,10 @@ from jaxprune.checkpoints.huggingface import (
   load_params,
   read_layer,
   read_outer,
-  resolve_model,
 )
 from jaxprune.checkpoints.layout import SHARD_SIZE
 from jaxprune.checkpoints.masks import read_masks, write_masks
+from jaxprune.checkpoints.resolve import resolve_model
 from jaxprune.checkpoints.save import save_params
 from jaxprune.checkpoints.sentence import (
   Pooling,

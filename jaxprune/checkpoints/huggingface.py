@@ -13,8 +13,6 @@ import concurrent.futures
 import hashlib
 import json
 import os
-import pathlib
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.checkpoints import folders, names, sentence, shards
+from jaxprune.checkpoints import names, shards
 from jaxprune.checkpoints.source import WEIGHT_DTYPES, Source, open_checkpoint
 from jaxprune.checkpoints.tables import Row
 
@@ -42,53 +40,6 @@ TOKENIZER_FILES = (
   "tokenizer.model",
   "chat_template.jinja",
 )
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-
-def resolve_model(name: str | os.PathLike) -> pathlib.Path:
-  """Find the folder of a model, fetching it from the hub if need be.
-
-  Args:
-    name: a local folder, or `ORGANISATION/NAME` on the Hugging Face hub. Only
-      safetensors, JSON and tokenizer files are fetched, never code.
-
-  Returns:
-    A local folder.
-
-  Raises:
-    ValueError: no such folder, and not a hub id or not to be had from the hub.
-  """
-  folder = pathlib.Path(name).expanduser()
-  if os.fspath(name) and folder.is_dir():  # Path("") is the current folder
-    return folder
-  if not _HUB_ID.fullmatch(os.fspath(name)):
-    raise ValueError(
-      f"{os.fspath(name)!r}: no such folder; give a local checkpoint folder,"
-      " or ORGANISATION/NAME on the Hugging Face hub"
-    )
-  try:
-    import huggingface_hub
-
-    fetched = huggingface_hub.snapshot_download(
-      os.fspath(name),
-      allow_patterns=[
-        "config.json",
-        "generation_config.json",
-        folders.SINGLE,
-        folders.INDEX,
-        "model-*.safetensors",
-        *TOKENIZER_FILES,
-        *sentence.PATTERNS,
-      ],
-    )
-  except Exception as error:  # the client raises over a dozen unrelated types
-    reason = " ".join(str(error).split())
-    raise ValueError(
-      f"{os.fspath(name)!r}: no such folder, and not to be had from the hub"
-      f" ({type(error).__name__}: {reason:.200}); check the name and the"
-      " network, or give a local checkpoint folder"
-    ) from error
-  return pathlib.Path(fetched)
 
 
 def read_layer(source: Source, index: int) -> Tree:

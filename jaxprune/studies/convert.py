@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxprune import checkpoints
-from jaxprune.checkpoints import orbax_folder
+from jaxprune.checkpoints import gguf_file, gguf_folder, orbax_folder
 from jaxprune.studies import inputs
 
 
@@ -36,26 +36,44 @@ def convert(
   """Convert a model.
 
   Args:
-    name: an Orbax folder of `experiments.convert`, or what `inputs.open_model`
-      takes: a Hugging Face folder, a hub id or `pocket`.
+    name: a GGUF file, an Orbax folder of `experiments.convert`, or what
+      `inputs.open_model` takes: a Hugging Face folder, a hub id or `pocket`.
     out: folder to write.
     settings: how.
 
   Returns:
-    What was written, in words, and what is known of it: the hash of the weights
-    and the provenance.
+    What was written, in words, and what is known of it, `checkpoint_hash` and
+    more.
 
   Raises:
-    ValueError: not a model, a mesh where none has a meaning, the folder is in
-      use, or bad weights.
+    ValueError: not a model, a mesh where none has a meaning or none where one
+      is needed, the folder is in use, or bad weights.
   """
   out = pathlib.Path(out)
-  if orbax_folder.is_orbax_folder(name):
-    if settings.mesh is not None:
+  gguf = gguf_file.is_gguf(name)
+  if gguf or orbax_folder.is_orbax_folder(name):
+    if settings.mesh is not None or jax.process_count() > 1:
       raise ValueError(
-        f"--mesh: {name} is an Orbax checkpoint, and a Hugging Face folder is"
-        " not spread over devices; leave it out"
+        f"--mesh, --distributed: {name} becomes a Hugging Face folder, which"
+        " one process writes and no mesh spreads; leave them out"
       )
+  elif settings.mesh is None and jax.process_count() > 1:
+    raise ValueError("--distributed: say over which --mesh; or leave it out")
+  if gguf:
+    gguf_folder.write_gguf(
+      name,
+      out,
+      dtype=settings.dtype,
+      shard_size=settings.shard_size,
+      overwrite=settings.overwrite,
+    )
+    record = {
+      "checkpoint_hash": checkpoints.checkpoint_hash(
+        checkpoints.open_checkpoint(out)
+      )
+    }
+    return f"{out}: a Hugging Face folder, dequantised", record
+  if orbax_folder.is_orbax_folder(name):
     opened = orbax_folder.open_orbax(name)
     orbax_folder.write_huggingface(
       opened,
