@@ -1130,6 +1130,23 @@ def test_orbax_round_trip(tmp_path):
     orbax.save_tree(tmp_path / "t", tree, {})
 
 
+def test_orbax_trees_larger_than_what_is_in_work(tmp_path, monkeypatch):
+  """Leaves above the limit of bytes in flight, in many chunks."""
+  monkeypatch.setattr(orbax, "_IN_WORK", 1 << 10)
+  monkeypatch.setattr(orbax, "_CHUNK", 1 << 8)
+  rng = np.random.default_rng(0)
+  tree = {
+    "a": jnp.asarray(rng.random((3, 40, 30)), jnp.bfloat16),
+    "b": {"c": jnp.asarray(rng.random((17, 5)), jnp.float32), "d": jnp.ones(3)},
+  }
+  orbax.save_tree(tmp_path / "t", tree, {})
+  found, _ = orbax.load_tree(tmp_path / "t", tree)
+  assert tree_bits(found) == tree_bits(tree)
+  part = {"b": {"c": tree["b"]["c"]}}
+  found, _ = orbax.load_tree(tmp_path / "t", part, partial=True)
+  assert tree_bits(found) == tree_bits(part)
+
+
 def test_orbax_refuses_another_tree(tmp_path):
   tree = {"a": jnp.zeros((4, 2)), "b": {"c": jnp.ones(3)}}
   orbax.save_tree(tmp_path / "t", tree, {})

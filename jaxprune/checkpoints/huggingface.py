@@ -13,7 +13,7 @@ import concurrent.futures
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -132,14 +132,27 @@ def checkpoint_hash(source: Source) -> str:
   dtype and shape, then the raw bytes, zeros for `source.zeroed`. Buffers that
   are ignored on reading and the second copy of a tied head do not count.
   """
+  shapes = names.file_shapes(source.config)
+  tensors = {name: source.tensors[name] for name in shapes}
+  return hash_tensors(tensors, source.zeroed)
+
+
+def hash_tensors(
+  tensors: Mapping[str, shards.Tensor], zeroed: Collection[str] = ()
+) -> str:
+  """Return what `checkpoint_hash` does, of tensors by their names.
+
+  Args:
+    tensors: where each lies.
+    zeroed: names of those that count as zeros.
+  """
   digest = hashlib.sha256()
-  for name in sorted(names.file_shapes(source.config)):
-    tensor = source.tensors[name]
+  for name, tensor in sorted(tensors.items()):
     line = json.dumps([name, tensor.dtype, list(tensor.shape)])
     digest.update(line.encode("utf-8") + b"\n")
     for _, piece in shards.pieces(tensor):
       raw = piece.reshape(-1).view(np.uint8)
-      digest.update((np.zeros_like(raw) if name in source.zeroed else raw).data)
+      digest.update((np.zeros_like(raw) if name in zeroed else raw).data)
   return digest.hexdigest()
 
 
@@ -229,7 +242,7 @@ def _load(source, path, row, num_layers, dtype, sharding) -> jax.Array:
     ):
       where = where[: len(where) - len(inner)]
     if num_layers is None:
-      _fill(out, source, row, tensor_names[0], where)
+      _read_into(out, source, row, tensor_names[0], where)
       return out
     chosen = tensor_names[where[0]]
     # Copies release the interpreter lock: layers fill side by side.

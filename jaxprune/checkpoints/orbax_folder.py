@@ -35,7 +35,7 @@ from jaxprune.checkpoints.new_folder import (
   with_dtype,
   write_tensors,
 )
-from jaxprune.checkpoints.source import Source, open_checkpoint
+from jaxprune.checkpoints.source import Source
 from jaxprune.models import config_fields
 from jaxprune.models.config import ModelConfig
 
@@ -378,7 +378,7 @@ def _tensors(
 
 def _check_hash(work: pathlib.Path, expected: str) -> None:
   """Refuse a folder whose weights are not those that were converted."""
-  found = huggingface.checkpoint_hash(open_checkpoint(work))
+  found = huggingface.hash_tensors(folders.read_tensors(work))
   if found != expected:
     raise ValueError(
       f"{work}: the weights have the hash {found[:16]}, those that were"
