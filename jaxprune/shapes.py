@@ -5,9 +5,10 @@ Local arrays carry their dimensions as a suffix: `x_BTD`, `w_IO`, `gram_II`,
 
   A  documents of a retrieval task (answers)
   B  batch: sequences that are run together
-  C  options of a question (choices)
+  C  options of a question (choices), and the experts that a token passes
+     through
   D  residual width, and the width of an embedding of a text
-  E  seeds: the repetitions of an experiment
+  E  experts of one MLP, and seeds: the repetitions of an experiment
   F  MLP width
   G  query heads per key head
   H  head width, or half of it where pairs of features are turned

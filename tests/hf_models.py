@@ -175,9 +175,17 @@ def convert(model, config):
       "mlp.gate_up_proj", *(model.config.intermediate_size,) * 2
     )
     mlp["down"] = dense("mlp.down_proj")
-  else:
+  elif config.num_experts:
+    gate_up = stacked("mlp.experts.gate_up_proj").swapaxes(2, 3)
+    mlp["gate"], mlp["up"] = (
+      {"kernel": kernel} for kernel in jnp.split(gate_up, 2, axis=-1)
+    )
+    mlp["down"] = {"kernel": stacked("mlp.experts.down_proj").swapaxes(2, 3)}
+    mlp["router"] = dense("mlp.gate")
+  if not mlp or config.num_experts:
     for ours, theirs in zip(("query", "key", "value", "output"), "qkvo"):
       attention[ours] = dense(f"self_attn.{theirs}_proj")
+  if not mlp:
     for name in ("gate", "up", "down"):
       mlp[name] = dense(f"mlp.{name}_proj")
   if config.qk_norm:

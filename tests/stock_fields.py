@@ -30,6 +30,7 @@ FAMILIES = (
   "gpt2",
   "gpt_neox",
   "opt",
+  "qwen3_moe",
   "bert",
 )
 # The code besides that of the family through which the logits go.

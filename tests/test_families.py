@@ -67,6 +67,11 @@ MODELS = {
     ),
   ),
   "opt": ("opt", {}),
+  "qwen3_moe": ("qwen3_moe", {}),
+  "qwen3_moe, weights as they are": (
+    "qwen3_moe",
+    dict(norm_topk_prob=False, num_experts=4, num_experts_per_tok=3),
+  ),
   "opt, no bias": ("opt", dict(enable_bias=False)),
 }
 LENGTHS = (9, 6, 2)

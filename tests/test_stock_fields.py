@@ -31,6 +31,7 @@ TAKEN = {
   # Without RoPE nothing asks for its parameters.
   "gpt2": {"head_dim", "layer_types", "rope_parameters", "sliding_window"},
   "gpt_neox": {"head_dim", "layer_types", "sliding_window"},
+  "qwen3_moe": {"head_dim", "layer_types"},
   "opt": {"head_dim", "layer_types", "rope_parameters", "sliding_window"},
 }
 

@@ -218,8 +218,8 @@ def write_layer(export: Export, index: int, layer: Tree) -> None:
     if index in export.job[f"drop_{sublayer}"]
   )
   rows = names.layer_rows(config)
-  _check_leaves(export, rows, index, names.flatten(layer))
-  leaves = names.flatten(layer)
+  leaves = names.leaves_of(config, layer)
+  _check_leaves(export, rows, index, leaves)
   _record(export, str(index), {})
   written = {}
   for name, group in _by_tensor(rows, index).items():
@@ -332,14 +332,14 @@ def _dtype(source: Source, name: str) -> str:
 
 def _check_leaves(export, rows, index, leaves) -> None:
   """Refuse leaves that are missing, extra or misshapen, before any work."""
-  wrong = {row.path for row in rows} ^ leaves.keys()
+  wrong = {row.key for row in rows} ^ leaves.keys()
   if wrong:
     raise ValueError(
       f"leaves {sorted(wrong)} are missing or extra in what is exported to"
       f" {export.folder}; pass the tree that the source has"
     )
   for row in rows:
-    shape, leaf = names.leaf_shape(export.config, row), leaves[row.path]
+    shape, leaf = names.leaf_shape(export.config, row), leaves[row.key]
     if tuple(leaf.shape) != shape or not jnp.issubdtype(
       leaf.dtype, jnp.floating
     ):
@@ -363,10 +363,10 @@ def _tensor(export, name, rows, leaves, zero) -> np.ndarray:
   dtype = shards.DTYPES[_dtype(export.source, name)]
   values = {}
   for row in rows:
-    leaf = np.asarray(leaves[row.path])
+    leaf = np.asarray(leaves[row.key])
     if zero and row.path.startswith(zero):
       leaf = np.broadcast_to(np.zeros((), dtype), leaf.shape)
-    values[row.path] = leaf
+    values[row.key] = leaf
   return names.join_leaves(export.config, rows, values, dtype)
 
 

@@ -62,7 +62,8 @@ def read_layer(source: Source, index: int) -> Tree:
       f" 0..{source.config.num_layers - 1}"
     )
   rows = names.layer_rows(source.config)
-  return names.nest({row.path: _read(source, row, index) for row in rows})
+  leaves = {row.key: _read(source, row, index) for row in rows}
+  return names.tree_of(source.config, leaves)
 
 
 def read_outer(source: Source) -> Tree:
@@ -117,12 +118,14 @@ def load_params(
     for row in names.outer_rows(config)
   }
   layers = {
-    f"layers/{row.path}": _load(
-      source, f"layers/{row.path}", row, config.num_layers, dtype, sharding
+    f"layers/{row.key}": _load(
+      source, f"layers/{row.key}", row, config.num_layers, dtype, sharding
     )
     for row in names.layer_rows(config)
   }
-  return config, names.nest(outer | layers)
+  return config, names.tree_of(
+    config, outer | layers, lambda experts: jnp.stack(experts, axis=1)
+  )
 
 
 def checkpoint_hash(source: Source) -> str:

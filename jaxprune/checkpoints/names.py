@@ -6,13 +6,14 @@ Reads the tables of `tables`, one per architecture, for a model at hand.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxprune.checkpoints import shards
 from jaxprune.checkpoints.tables import SIZES, TABLES, Row, Table
+from jaxprune.models import KERNEL_INPUTS
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.encoder_config import EncoderConfig
 
@@ -58,8 +59,15 @@ def outer_rows(config: Config) -> tuple[Row, ...]:
 
 
 def layer_rows(config: Config) -> tuple[Row, ...]:
-  """Return the rows of one layer that this model has."""
-  return tuple(row for row in table(config).layer if _has(config, row))
+  """Return the rows of one layer that this model has, one per tensor."""
+  return tuple(
+    one
+    for row in table(config).layer
+    if _has(config, row)
+    for one in (
+      map(row.of_expert, range(config.num_experts)) if row.experts else (row,)
+    )
+  )
 
 
 def leaf_shape(config: Config, row: Row) -> tuple[int, ...]:
@@ -134,7 +142,7 @@ def join_leaves(
   Args:
     config: the model.
     rows: all that share the tensor.
-    leaves: by the paths of the rows.
+    leaves: by the keys of the rows.
     dtype: of the tensor where it is put together; None is that of the first
       leaf.
 
@@ -142,12 +150,12 @@ def join_leaves(
     A view of the leaf where it is the whole tensor, else a new array.
   """
   first = rows[0]
-  leaf = leaves[first.path]
+  leaf = leaves[first.key]
   if len(rows) == 1 and first.part is None:
     return leaf.T if first.transpose else leaf
   tensor = np.zeros(tensor_shape(config, first), dtype or leaf.dtype)
   for row in rows:
-    put_leaf(config, row, tensor, leaves[row.path])
+    put_leaf(config, row, tensor, leaves[row.key])
   return tensor
 
 
@@ -167,16 +175,63 @@ def file_shapes(config: Config) -> dict[str, tuple[int, ...]]:
   }
 
 
-def kernel_shapes(config: Config) -> dict[Path, tuple[int, int, int]]:
-  """Return `[L, I, O]` of every prunable kernel, keyed as (group, name)."""
+def kernel_shapes(config: Config) -> dict[Path, tuple[int, ...]]:
+  """Return the shape of every prunable kernel, keyed as (group, name).
+
+  Args:
+    config: the model.
+
+  Returns:
+    `[L, I, O]`, or `[L, E, I, O]` of kernels of experts.
+  """
   return {
     tuple(row.path.split("/")[:-1]): (
       config.num_layers,
+      *((config.num_experts,) if row.experts else ()),
       *leaf_shape(config, row),
     )
-    for row in layer_rows(config)
-    if row.path.endswith("/kernel")
+    for row in table(config).layer
+    if _has(config, row)
+    and row.path.endswith("/kernel")
+    and tuple(row.path.split("/")[:-1]) in KERNEL_INPUTS
   }
+
+
+def leaves_of(config: Config, layer: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the leaves of one layer by the keys of their rows.
+
+  Args:
+    config: the model.
+    layer: its tree, whose leaves of experts are stacked on E.
+  """
+  leaves = flatten(layer)
+  for row in table(config).layer:
+    if row.experts and row.path in leaves:
+      stack = leaves.pop(row.path)
+      leaves |= {f"{row.path}/{i}": one for i, one in enumerate(stack)}
+  return leaves
+
+
+def tree_of(
+  config: Config,
+  leaves: Mapping[str, Any],
+  stack: Callable[[list[Any]], Any] = np.stack,
+) -> dict[str, Any]:
+  """Return the tree whose leaves have the keys of rows.
+
+  Args:
+    config: the model.
+    leaves: by keys; consumed where they are dicts.
+    stack: joins the leaves of a stack of experts, first expert first.
+  """
+  leaves = dict(leaves)
+  for prefix in ("", "layers/"):
+    for row in table(config).layer:
+      path = prefix + row.path
+      if row.experts and f"{path}/0" in leaves:
+        several = range(config.num_experts)
+        leaves[path] = stack([leaves.pop(f"{path}/{i}") for i in several])
+  return nest(leaves)
 
 
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:

@@ -363,14 +363,22 @@ def _tensors(
     groups = {}
     for row in rows:
       groups.setdefault(row.name, []).append(row)
+    paths, leaves = [], {}
     for name, group in groups.items():
-      paths = [prefix + row.path for row in group]
-      leaves = names.flatten(restore_params(opened, parts=paths))
-      leaves = {path: np.asarray(leaf) for path, leaf in leaves.items()}
+      before, paths = paths, [prefix + row.path for row in group]
+      if paths != before:  # the experts of a stack follow one another
+        leaves = names.flatten(restore_params(opened, parts=paths))
+        leaves = {path: np.asarray(leaf) for path, leaf in leaves.items()}
       for index in range(config.num_layers) if prefix else (0,):
         one = {
-          row.path: leaves[path][index] if prefix else leaves[path]
+          row.key: leaves[path][index] if prefix else leaves[path]
           for row, path in zip(group, paths)
+        }
+        one = {
+          row.key: one[row.key]
+          if row.expert is None
+          else one[row.key][row.expert]
+          for row in group
         }
         tensor = names.join_leaves(config, group, one)
         yield name.format(index), tensor.__getitem__

@@ -98,6 +98,7 @@ def open_checkpoint(
     _LOG.info("%s: runs without %s", folder, drop_lists.describe(drops))
   in_files = folders.read_tensors(folder)
   table = names.table(config)
+  in_files = _one_per_expert(config, in_files)
   if isinstance(config, ModelConfig):
     config = _as_named(folder, config, hf, in_files)
     table = names.table(config)
@@ -247,6 +248,32 @@ def _as_named(folder, config, hf, in_files) -> ModelConfig:
   if headless and table.tied and table.tied[0] not in in_files:
     config = dataclasses.replace(config, has_head=config.tie_embeddings)
   return config
+
+
+def _one_per_expert(config, tensors):
+  """Tensors of all experts as one tensor for each, which are parts of them."""
+  found = {}
+  for name, tensor in tensors.items():
+    stem, _, last = name.rpartition(".")
+    parts = names.table(config).fused_experts.get(last, ())
+    count = tensor.shape[0] if len(tensor.shape) == 3 else 0
+    if (
+      not stem.endswith(".experts")
+      or not parts
+      or count != config.num_experts
+      or tensor.shape[1] % len(parts)
+    ):
+      found[name] = tensor
+      continue
+    size = (tensor.end - tensor.begin) // (count * len(parts))
+    shape = tensor.shape[1] // len(parts), tensor.shape[2]
+    for index in range(count * len(parts)):
+      expert, part = divmod(index, len(parts))
+      begin = tensor.begin + index * size
+      found[f"{stem}.{expert}.{parts[part]}"] = dataclasses.replace(
+        tensor, shape=shape, begin=begin, end=begin + size
+      )
+  return found
 
 
 def _compare(expected, optional, tensors) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 # The config field behind each letter of a row's shape.
 SIZES = {
   "D": "embed_dim",
+  "E": "num_experts",
   "F": "mlp_dim",
   "H": "head_dim",
   "K": "num_kv_heads",
@@ -57,6 +58,9 @@ class Row:
     transpose: whether the file holds the transpose of the leaf.
     when: (config field, value) under which the model has this tensor.
     part: which part of the tensor the leaf is; None is all of it.
+    experts: whether the leaf is a stack, [E, ...], of what as many tensors
+      hold; `shape` is of one, and `{expert}` in the name is its index.
+    expert: which of the stack, in a row of one tensor.
   """
 
   name: str
@@ -65,6 +69,22 @@ class Row:
   transpose: bool = False
   when: tuple[str, Any] | None = None
   part: Part | None = None
+  experts: bool = False
+  expert: int | None = None
+
+  @property
+  def key(self) -> str:
+    """The path, and of a stack the index, joined by "/"."""
+    return self.path if self.expert is None else f"{self.path}/{self.expert}"
+
+  def of_expert(self, index: int) -> "Row":
+    """The row of one tensor of a stack."""
+    return dataclasses.replace(
+      self,
+      name=self.name.replace("{expert}", str(index)),
+      experts=False,
+      expert=index,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +101,9 @@ class Table:
     sublayer_outputs: for each sublayer, the path of the projection that writes
       to the residual stream; a zero there, bias included, is the sublayer
       dropped: it adds nothing. In a post-norm encoder its norm stays.
+    fused_experts: the tensor in which a file may hold those of all experts
+      behind one another, [E, ...], and the tensors of each expert that lie in
+      it; all as the ends of their names.
     prefix: what names begin with, those of a head excepted; a file may hold the
       names without it.
     optional: (config field, tensor): a bool field that config.json does not
@@ -92,6 +115,9 @@ class Table:
   tied: tuple[str, str] | None
   ignored: tuple[str, ...]
   sublayer_outputs: Mapping[str, str]
+  fused_experts: Mapping[str, tuple[str, ...]] = dataclasses.field(
+    default_factory=dict
+  )
   prefix: str = ""
   optional: tuple[str, str] | None = None
 
@@ -253,6 +279,37 @@ PHI3 = _decoder(
   *_projection(_MLP + "down_proj", "mlp/down", "F", "D", _MLP_BIAS),
 )
 
+_EXPERT = _MLP + "experts.{expert}."
+
+QWEN3_MOE = dataclasses.replace(
+  _decoder(
+    _PRE_NORMS[0],
+    *_QUERY_KEY_VALUE,
+    *_OUTPUT,
+    *_QK_NORMS,
+    _PRE_NORMS[1],
+    Row(_MLP + "gate.weight", "mlp/router/kernel", ("D", "E"), True),
+    *(
+      Row(
+        f"{_EXPERT}{name}_proj.weight",
+        f"mlp/{name}/kernel",
+        shape,
+        True,
+        experts=True,
+      )
+      for name, shape in (
+        ("gate", ("D", "F")),
+        ("up", ("D", "F")),
+        ("down", ("F", "D")),
+      )
+    ),
+  ),
+  fused_experts={
+    "gate_up_proj": ("gate_proj.weight", "up_proj.weight"),
+    "down_proj": ("down_proj.weight",),
+  },
+)
+
 _LAYER = "transformer.h.{}."
 _ATTENTION = _LAYER + "attn."
 _MLP = _LAYER + "mlp."
@@ -407,5 +464,6 @@ TABLES = {
   "gpt2": GPT2,
   "gpt_neox": GPT_NEOX,
   "opt": OPT,
+  "qwen3_moe": QWEN3_MOE,
   "bert": ENCODER,
 }

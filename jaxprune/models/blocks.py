@@ -20,6 +20,7 @@ from einops import rearrange
 
 from jaxprune.models import activations, attention, norms, parts, rope
 from jaxprune.models.config import ModelConfig
+from jaxprune.models.experts import Experts
 from jaxprune.models.parts import Intermediates
 
 # Which of a block's intermediates is the input of each kernel.
@@ -352,7 +353,8 @@ class Block(parts.Part):
       self.attention_post_norm = norms.norm(config, self.dtype)
     if config.pre_norm:
       self.mlp_norm = norms.norm(config, self.dtype)
-    self.mlp = MLP(config, self.dtype)
+    mlp = Experts if config.num_experts else MLP
+    self.mlp = mlp(config, self.dtype)
     if config.post_norm:
       self.mlp_post_norm = norms.norm(config, self.dtype)
 
@@ -383,7 +385,8 @@ class Block(parts.Part):
       [B, T, D] (input of query, key, value), output_in [B, T, N*H],
       residual_mid [B, T, D], mlp_in [B, T, D] (input of gate, up), down_in
       [B, T, F], residual_out [B, T, D], key and value [B, T, K, H] as a cache
-      holds them. With a cache also `cache`, the pair as it is now.
+      holds them. With a cache also `cache`, the pair as it is now. With experts
+      down_in is [B, T, C, F], and routes [B, T, C] says of which.
       residual_mid less residual_in is what attention adds, and residual_out
       less residual_mid what the MLP adds, with `parallel_residual` too, where
       the MLP reads residual_in.

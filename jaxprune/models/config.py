@@ -33,7 +33,7 @@ class ModelConfig:
     family: a name in `families.FAMILIES`.
     num_layers: L.
     embed_dim: D.
-    mlp_dim: F.
+    mlp_dim: F, of each expert where there are several.
     num_heads: N, query heads.
     num_kv_heads: K, key and value heads; divides N.
     head_dim: H.
@@ -50,6 +50,10 @@ class ModelConfig:
     norm: 'rms' for RMSNorm, 'layer' for LayerNorm with a bias.
     gated_mlp: the MLP is down(activation(gate(y)) * up(y)), not
       down(activation(up(y))).
+    num_experts: E, MLPs of which each token passes through a few; 0 is one MLP
+      for all tokens.
+    experts_per_token: C, how many each token passes through.
+    norm_expert_weights: the weights of a token's experts sum to 1.
     parallel_residual: attention and MLP read the same residual, so that the MLP
       does not read what attention adds.
     pre_norm: what a sublayer reads is the normed residual.
@@ -96,6 +100,9 @@ class ModelConfig:
   mlp_bias: bool = False
   norm: str = "rms"
   gated_mlp: bool = True
+  num_experts: int = 0
+  experts_per_token: int = 0
+  norm_expert_weights: bool = False
   parallel_residual: bool = False
   pre_norm: bool = True
   post_norm: bool = False
@@ -224,6 +231,8 @@ def _parse(raw: Fields, generation: Mapping[str, Any] | None) -> ModelConfig:
   )
   if raw.declares("word_embed_proj_dim"):
     _check_projection(raw, heads["embed_dim"])
+  if row.experts:
+    fields |= _experts(raw)
   raw.finish(row.refused)
   return ModelConfig(**fields, ignored=tuple(raw.ignored))
 
@@ -242,6 +251,34 @@ def _decisions(raw: Fields, row: Family) -> dict[str, bool]:
     else:
       decided[field] = raw.take_bool(field)
   return {name: decided[getattr(row, name)] for name in names}
+
+
+def _experts(raw: Fields) -> dict[str, Any]:
+  """The experts, which every layer must have so that layers can be stacked."""
+  num_experts = raw.take_int("num_experts")
+  per_token = raw.take_int("num_experts_per_tok")
+  if num_experts and per_token and per_token > num_experts:
+    raw.problem(
+      "num_experts_per_tok", per_token, f"at most num_experts={num_experts}"
+    )
+  for field, neutral in (
+    ("decoder_sparse_step", (1,)),
+    ("mlp_only_layers", (None, [])),
+  ):
+    value = raw.take(field)
+    if value not in neutral:
+      raw.problem(
+        field,
+        value,
+        "layers with and without experts cannot be stacked: only"
+        f" {neutral[-1]} is supported",
+      )
+  raw.take_int("intermediate_size")  # of layers without experts
+  return dict(
+    num_experts=num_experts,
+    experts_per_token=per_token,
+    norm_expert_weights=raw.take_bool("norm_topk_prob"),
+  )
 
 
 def _check_projection(raw: Fields, embed_dim: int | None) -> None:

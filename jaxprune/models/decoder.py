@@ -35,6 +35,8 @@ Parameters are a nested dict, kernels [I, O]:
     [L, N*H] and [L, K*H] with qk_norm_whole;
   layers/mlp/{gate, up [L, D, F], down [L, F, D]}/kernel, and /bias; no gate
     where the MLP is not gated.
+With experts gate and up are [L, E, D, F], down is [L, E, F, D], and there is
+layers/mlp/router/kernel [L, D, E].
 Beside the scale of a LayerNorm stands its bias.
 A `layer` is the tree under layers/ without the leading L. In place of the stack
 there may be a tuple of L layers, see `over_layers`. Beside a kernel may stand a

@@ -195,4 +195,13 @@ FAMILIES: dict[str, Family] = {
     whole_heads=True,
     head_dim="quotient",
   ),
+  "qwen3_moe": Family(
+    mlp_dim="moe_intermediate_size",
+    qkv_bias="attention_bias",
+    output_bias="attention_bias",
+    qk_norm=True,
+    sliding=True,
+    experts=True,
+    refused={"mlp_bias": _NO_BIAS},
+  ),
 }
