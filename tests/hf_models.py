@@ -69,7 +69,16 @@ NORMS = {
 }
 NORMS["gemma3_text"] = NORMS["gemma2"]
 # A head width that hidden_size / num_attention_heads does not give.
-OWN = {"qwen3": dict(head_dim=16), "gpt_neox": dict(rotary_pct=0.5)}
+OWN = {
+  "qwen3_moe": dict(
+    num_experts=5,
+    num_experts_per_tok=2,
+    moe_intermediate_size=24,
+    norm_topk_prob=True,
+  ),
+  "qwen3": dict(head_dim=16),
+  "gpt_neox": dict(rotary_pct=0.5),
+}
 
 
 def build(family, *, seed=0, **overrides):

@@ -1,11 +1,12 @@
 """Which weights were kept, in a file small enough to share?
 
-A mask is bool, True = keep, shaped `[L, I, O]` like its stacked kernel. In the
-file each layer's mask is packed eight to a byte (`numpy.packbits`, row-major
-over `[I, O]`, last byte padded with zero bits): a uint8 tensor
-`[L, ceil(I * O / 8)]` named "GROUP.KERNEL". Shapes and the caller's metadata
-are JSON strings in the header, and so is the sha256 of the masks: over the
-names in their order, a JSON line of name and shape and then the packed bytes.
+A mask is bool, True = keep, shaped `[L, I, O]` like its stacked kernel, or
+`[L, E, I, O]` like one of experts. In the file each layer's mask is packed
+eight to a byte (`numpy.packbits`, row-major over `[I, O]`, last byte padded
+with zero bits): a uint8 tensor `[L, ceil(I * O / 8)]` named "GROUP.KERNEL".
+Shapes and the caller's metadata are JSON strings in the header, and so is the
+sha256 of the masks: over the names in their order, a JSON line of name and
+shape and then the packed bytes.
 A file with a flipped bit or an exchanged name is refused.
 """
 
@@ -41,13 +42,15 @@ def write_masks(
     metadata: JSON values.
 
   Raises:
-    ValueError: a mask is not bool or not of rank 3, or metadata is no JSON.
+    ValueError: a mask is not bool or not of rank 3 or 4, or metadata is no
+      JSON.
   """
   packed, shapes = {}, {}
   for name, mask in names.flatten(masks).items():
     mask = np.asarray(mask)
     plain = name.count("/") == 1 and "." not in name
-    if not plain or mask.dtype != bool or mask.ndim != 3 or not mask.size:
+    fits = mask.dtype == bool and mask.ndim in (3, 4) and mask.size
+    if not plain or not fits:
       raise ValueError(
         f"mask {name!r}: expected GROUP/KERNEL and bool [L, I, O], found"
         f" {mask.dtype} {list(mask.shape)}; pass True = keep per kernel"
@@ -162,7 +165,7 @@ def _read(path):
       " header or in the file but not in both; write the masks again"
     )
   for name, shape in shapes.items():
-    if name.count(".") != 1 or len(shape) != 3 or min(shape) < 1:
+    if name.count(".") != 1 or len(shape) not in (3, 4) or min(shape) < 1:
       raise ValueError(
         f"{path}: mask {name!r} {list(shape)} is not GROUP.KERNEL [L, I, O];"
         " write the masks again"

@@ -107,11 +107,12 @@ def outlier_fractions(
 
 @jax.jit
 def _fraction(kernels, squares):
-  return owl.outlier_fraction(
-    [
-      wanda.wanda_scores(
-        kernels[group][kernel]["kernel"], squares[KERNEL_INPUTS[group, kernel]]
-      )
-      for group, kernel in kernels_of(kernels)
-    ]
-  )
+  scores = []
+  for group, kernel in kernels_of(kernels):
+    w_IO = kernels[group][kernel]["kernel"]
+    own = squares[KERNEL_INPUTS[group, kernel]]
+    if w_IO.ndim == 2:
+      scores.append(wanda.wanda_scores(w_IO, own))
+    else:  # one matrix per expert
+      scores += list(jax.vmap(wanda.wanda_scores)(w_IO, own))
+  return owl.outlier_fraction(scores)

@@ -2,6 +2,12 @@
 
 All kernels are scored from the layer as it was, with the statistics of what
 enters them when the calibration activations pass through it.
+
+Each expert of a mixture is pruned by itself, with the statistics of the tokens
+that the router sent to it, as a hook on its modules would see them. An expert
+that no token reached is pruned as if its inputs were uncorrelated and of one
+size, which leaves the magnitudes of its weights to decide; the log counts them
+as `experts_without_tokens`.
 """
 
 import functools
@@ -15,7 +21,7 @@ from jaxprune import devices
 from jaxprune.calibration.observers import OBSERVERS
 from jaxprune.models import KERNEL_INPUTS, ModelConfig, kernels_of
 from jaxprune.pruning import registry
-from jaxprune.pruning.checkpoint import streaming
+from jaxprune.pruning.checkpoint import experts, streaming
 from jaxprune.pruning.checkpoint.global_magnitude import Threshold
 from jaxprune.pruning.checkpoint.streaming import Config, Memory, States
 from jaxprune.pruning.methods import neuron
@@ -65,8 +71,12 @@ def _prune_kernels(config, method, pattern, layer, sliding, states, memory):
       config, method.statistic, layer, sliding, states, memory
     )
   prepared, notes = {}, {}
+  routed = experts.inputs_of(config)
   for key in _INPUTS:
-    prepared[key], numbers = method.prepare(statistics[key])
+    if key in routed and statistics[key] is not None:
+      prepared[key], numbers = experts.prepare(method, statistics[key])
+    else:
+      prepared[key], numbers = method.prepare(statistics[key])
     # The layer's number is the worst of those of its inputs.
     notes |= {
       name: max(value, notes.get(name, value))
@@ -75,11 +85,10 @@ def _prune_kernels(config, method, pattern, layer, sliding, states, memory):
   new = {name: dict(leaf) for name, leaf in layer.items()}
   keep = {}
   for group, kernel in kernels_of(layer):
-    w_IO, mask_IO = _apply(
-      method.apply,
-      pattern,
-      layer[group][kernel]["kernel"],
-      prepared[KERNEL_INPUTS[group, kernel]],
+    w_IO = layer[group][kernel]["kernel"]
+    run = _apply if w_IO.ndim == 2 else _apply_to_experts
+    w_IO, mask_IO = run(
+      method.apply, pattern, w_IO, prepared[KERNEL_INPUTS[group, kernel]]
     )
     new[group][kernel] = {**layer[group][kernel], "kernel": w_IO}
     if mask_IO is not None:
@@ -97,12 +106,30 @@ def _prune_units(config, method, pattern, layer, sliding, states, memory):
     memory,
     inputs=_UNIT_INPUTS,
   )
+  if experts.inputs_of(config):
+    return _prune_expert_units(method, pattern, layer, *statistics.values())
   mlp, masks, bias_D = _apply_units(
     method.apply, pattern.sparsity, layer["mlp"], *statistics.values()
   )
   if bias_D is not None and (config.mlp_bias or has_place_for_bias(config)):
     mlp = _with_bias(mlp, bias_D)
   return {**layer, "mlp": mlp}, {"mlp": masks}, {}
+
+
+def _prune_expert_units(method, pattern, layer, statistics):
+  """Every expert loses its own hidden units; none has a place for a bias."""
+  statistics, unseen = experts.fill_unseen(method.statistic, statistics)
+  mlp, masks = _apply_expert_units(
+    method.apply, pattern.sparsity, _experts_of(layer), statistics
+  )
+  mlp = {**layer["mlp"], **mlp}
+  notes = {"experts_without_tokens": unseen}
+  return {**layer, "mlp": mlp}, {"mlp": masks}, notes
+
+
+def _experts_of(layer):
+  """The MLP without its router."""
+  return {name: layer["mlp"][name] for name in ("gate", "up", "down")}
 
 
 def has_place_for_bias(config: ModelConfig) -> bool:
@@ -156,9 +183,20 @@ def slim_layer(layer: Tree, keep: Tree) -> Tree:
   Returns:
     The layer with kernels of its MLP as narrow as the units that stay.
   """
-  keep_F = np.asarray(keep["mlp"]["down"])[:, 0]
-  mlp = neuron.slim(layer["mlp"], keep_F, int(keep_F.sum()))
-  return {**layer, "mlp": mlp}
+  keep_F = np.asarray(keep["mlp"]["down"])[..., 0]
+  if keep_F.ndim == 1:
+    mlp = neuron.slim(layer["mlp"], keep_F, int(keep_F.sum()))
+    return {**layer, "mlp": mlp}
+  several = [
+    neuron.slim(
+      jax.tree.map(lambda leaf, i=index: leaf[i], _experts_of(layer)),
+      own_F,
+      int(own_F.sum()),
+    )
+    for index, own_F in enumerate(keep_F)
+  ]
+  mlp = jax.tree.map(lambda *leaves: np.stack(leaves), *several)
+  return {**layer, "mlp": {**layer["mlp"], **mlp}}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -167,8 +205,20 @@ def _apply(apply, pattern, w_IO, prepared):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply_to_experts(apply, pattern, w_EIO, prepared):
+  return jax.lax.map(lambda expert: apply(*expert, pattern), (w_EIO, prepared))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _apply_units(apply, sparsity, mlp, statistics):
   return apply(mlp, statistics, sparsity)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply_expert_units(apply, sparsity, mlp, statistics):
+  return jax.lax.map(
+    lambda expert: apply(*expert, sparsity)[:2], (mlp, statistics)
+  )
 
 
 def collect(
@@ -206,13 +256,16 @@ def collect(
 def _nothing_seen(statistic, layer, key, memory):
   """The statistic of no tokens; its shape follows from the kernel's inputs."""
   group, kernel = next(k for k in kernels_of(layer) if KERNEL_INPUTS[k] == key)
-  inputs = layer[group][kernel]["kernel"].shape[0]
+  *several, inputs, _ = layer[group][kernel]["kernel"].shape
   shapes = jax.eval_shape(
     OBSERVERS[statistic].observe,
     jax.ShapeDtypeStruct((1, 1, inputs), np.float32),
   )
   return jax.tree.map(
-    lambda s: devices.place(np.zeros(s.shape, s.dtype), memory.mesh), shapes
+    lambda s: devices.place(
+      np.zeros((*several, *s.shape), s.dtype), memory.mesh
+    ),
+    shapes,
   )
 
 
@@ -225,8 +278,11 @@ def _add_statistics(
     config, layer, x_BTD, sliding, valid_BT=valid_BT, mesh=mesh
   )
   observer = OBSERVERS[statistic]
+  routed = experts.inputs_of(config)
   total = {
-    key: observer.merge(total[key], observer.observe(tape[key], valid_BT))
+    key: experts.add(observer, total[key], tape, key, valid_BT)
+    if key in routed
+    else observer.merge(total[key], observer.observe(tape[key], valid_BT))
     for key in inputs
   }
   return devices.on_every_device(total, mesh)
@@ -264,9 +320,12 @@ def _layer_error(config, old, new, x_BTD, valid_BT, sliding):
 
   errors = []
   for group, kernel in kernels_of(old):
-    x_BTI = tape[KERNEL_INPUTS[group, kernel]]
+    key = KERNEL_INPUTS[group, kernel]
     w_IO, new_IO = (tree[group][kernel]["kernel"] for tree in (old, new))
-    errors.append(energy(x_BTI, new_IO - w_IO) / energy(x_BTI, w_IO))
+    measure = energy
+    if w_IO.ndim == 3:
+      measure = lambda _, w_EIO, key=key: experts.energy(tape, key, w_EIO)
+    errors.append(measure(tape[key], new_IO - w_IO) / measure(tape[key], w_IO))
   return jnp.mean(jnp.stack(errors))
 
 

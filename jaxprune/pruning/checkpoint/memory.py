@@ -78,13 +78,19 @@ def estimate_bytes(
   # The old and the new kernels, and one kernel with its scores, keys and mask.
   largest = max(math.prod(shape[1:]) for shape in shapes.values())
   layer = _FLOAT * (2 * size + 4 * largest) // ways["model"]
-  inputs = {KERNEL_INPUTS[kernel]: shape[1] for kernel, shape in shapes.items()}
-  statistics = _statistics(registry.METHODS[method].statistic, inputs)
+  # The statistics of experts are as many as the experts.
+  inputs = {
+    KERNEL_INPUTS[kernel]: (math.prod(shape[1:-2]), shape[-2])
+    for kernel, shape in shapes.items()
+  }
+  statistics = _statistics(registry.METHODS[method].statistic, inputs.values())
   activations = working = 0
   if sequences:
     batch = memory.size(sequences) // ways["data"]
     activations = _FLOAT * sequences * length * config.embed_dim
     wide = 3 * config.mlp_dim + 6 * config.embed_dim
+    # Each token passes through several experts.
+    wide += getattr(config, "experts_per_token", 0) * config.mlp_dim
     working = 2 * _FLOAT * batch * length * wide
     # On a CPU attention handles 64 queries at a time.
     if jax.default_backend() != "cpu":
@@ -105,7 +111,7 @@ def estimate_bytes(
 
 
 def _statistics(statistic, inputs):
-  widths = inputs.values()
+  widths = [width for count, width in inputs for _ in range(count)]
   if statistic is None:
     return 0
   if OBSERVERS[statistic].square:

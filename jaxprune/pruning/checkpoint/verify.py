@@ -180,11 +180,23 @@ def _alike(counts) -> dict[str, float]:
 
 
 def _kernels(source, index) -> dict[str, np.ndarray]:
-  """The kernels [I, O] of a layer by GROUP/KERNEL."""
+  """The kernels [I, O] of a layer by GROUP/KERNEL or GROUP/KERNEL/EXPERT."""
   layer = checkpoints.read_layer(source, index)
-  return {
+  kernels = {
     f"{group}/{name}": layer[group][name]["kernel"]
     for group, name in kernels_of(layer)
+  }
+  return _one_per_expert(kernels, axis=0)
+
+
+def _one_per_expert(kernels, axis):
+  """Stacks of experts as one matrix, or stack over layers, for each."""
+  return {
+    name if several.ndim == 2 + axis else f"{name}/{expert}": one
+    for name, several in kernels.items()
+    for expert, one in enumerate(
+      (several,) if several.ndim == 2 + axis else np.moveaxis(several, axis, 0)
+    )
   }
 
 
@@ -217,11 +229,12 @@ def _is_recorded(path, entry) -> bool:
 
 
 def _read_masks(source) -> Mapping[str, np.ndarray]:
-  """The masks [L, I, O] of a folder by GROUP/KERNEL; {} for none."""
+  """The masks [L, I, O] of a folder by the names of `_kernels`; {} for none."""
   if not os.path.lexists(source.folder / resume.MASKS):
     return {}
   path = folders.inside(source.folder, resume.MASKS)
-  return names.flatten(checkpoints.read_masks(path, source.config)[0])
+  masks = names.flatten(checkpoints.read_masks(path, source.config)[0])
+  return _one_per_expert(masks, axis=1)
 
 
 def _patterns(source) -> list[Unstructured | NofM] | None:

@@ -269,9 +269,9 @@ def _check_divides(config, pattern):
   else:
     return
   for kernel, shape in names.kernel_shapes(config).items():
-    if shape[1] % size:
+    if shape[-2] % size:
       raise ValueError(
-        f"{what} does not divide the {shape[1]} inputs of"
+        f"{what} does not divide the {shape[-2]} inputs of"
         f" {'/'.join(kernel)}: use one that does, or none"
       )
 

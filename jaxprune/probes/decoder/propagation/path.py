@@ -83,11 +83,18 @@ def add_delta(
     `delta_bias` [L, O] where one of the models has a bias.
 
   Raises:
-    ValueError: the models differ in shape, or in anything that is no kernel
+    ValueError: the models have experts, or differ in shape, or in anything
+      that is no kernel
       or bias of a sublayer, so that no coefficient of a sublayer would reach
       it.
   """
   check_outside_layers(config, params, pruned_config, pruned_params)
+  if config.num_experts:
+    raise ValueError(
+      f"family {config.family!r} sends tokens to experts: where the choice"
+      " changes, the output jumps on the path between two models, so that no"
+      " sum of contributions is complete; use interventions or transitions"
+    )
   old, new = params["layers"], pruned_params["layers"]
   for name in (old.keys() | new.keys()) - set(SUBLAYERS):
     _check_equal(f"layers/{name}", old.get(name), new.get(name))
