@@ -155,7 +155,7 @@ def test_an_expert_without_tokens_is_pruned_by_magnitude(source, tmp_path):
   assert reached == 2
 
 
-@pytest.mark.parametrize("method", ["neuron", "flap", "ria", "rtn"])
+@pytest.mark.parametrize("method", ["neuron", "flap", "ria", "awq"])
 def test_other_methods_write_what_stock_runs(source, tmp_path, method):
   from jaxprune.pruning.methods.quantize import Levels
 
@@ -164,7 +164,9 @@ def test_other_methods_write_what_stock_runs(source, tmp_path, method):
     source,
     tmp_path / "out",
     method=method,
-    pattern=Levels(bits=3) if rounds else Unstructured(sparsity=0.5),
+    pattern=Levels(bits=3, group_size=8)
+    if rounds
+    else Unstructured(sparsity=0.5),
     tokens=TOKENS,
     output=weights.Output(slim=method == "neuron"),
   )

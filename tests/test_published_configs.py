@@ -33,6 +33,7 @@ RUN = (
   "EleutherAI/pythia-70m",
   "EleutherAI/gpt-neox-20b",
   "facebook/opt-125m",
+  "Qwen/Qwen3-30B-A3B",
   "meta-llama/Llama-2-70b-hf",
   "meta-llama/Llama-3.2-1B-Instruct",
   "lmsys/vicuna-7b-v1.5-16k",
@@ -212,7 +213,9 @@ def test_names_what_stock_does_not_read(row):
     if "." not in name or name in row["config"]
   }
   assert ignored == set(row["config"]) - declared - NOT_NAMED - (
-    {"head_dim"} if row["config"]["model_type"] == "qwen2" else set()
+    {"head_dim"}
+    if row["config"]["model_type"] in ("qwen2", "qwen3_moe")
+    else set()
   )
 
 
@@ -257,6 +260,8 @@ def test_logits_of_a_small_model_with_the_same_keys(row):
     tiny["head_dim"] = 24  # not the quotient
   if "word_embed_proj_dim" in fields:
     tiny["word_embed_proj_dim"] = 64
+  if "num_experts" in fields:
+    tiny |= dict(num_experts=8, moe_intermediate_size=24)
   renamed = hf_models.RENAMED.get(fields["model_type"], {})
   tiny = {renamed.get(name, name): value for name, value in tiny.items()}
   tiny.pop(None, None)
