@@ -133,6 +133,21 @@ def test_a_sound_folder_is_as_stock(folder, tmp_path, lists):
   assert not (tmp_path / "again").exists()
 
 
+def test_a_model_without_head_is_compared_by_its_hidden_states(tmp_path):
+  """Whose names in the file lack that of the model; one sublayer is out."""
+  model, _, _ = hf_models.build("mistral", num_hidden_layers=1)
+  model.model.save_pretrained(tmp_path / "m")
+  path = tmp_path / "m" / "config.json"
+  hf = json.loads(path.read_text()) | {"drop_mlp_list": [True]}
+  path.write_text(json.dumps(hf))
+  source = checkpoints.open_checkpoint(tmp_path / "m")
+  found = parity.compare(source, TOKENS)
+  assert found.passed and found.top_1 is found.kl_max is None
+  assert found.greedy_tokens == 0
+  row = dataclasses.asdict(found) | {"round_trip": True}
+  assert "| no head | not measured |" in parity.table({"m": row})
+
+
 def test_another_epsilon_is_not_rounding(folder):
   config, params = checkpoints.load_params(folder, jnp.float32)
   source = checkpoints.open_checkpoint(folder)
