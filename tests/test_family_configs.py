@@ -227,5 +227,3 @@ def test_longrope_of_phi3_on_either_side_of_the_original_context():
     generation.generate(config, params, tokens, **options).tokens,
     hf_models.greedy(model, tokens, 4),
   )
-  with pytest.raises(ValueError, match="prompt of 3 tokens .* cross the 5"):
-    generation.generate(config, params, tokens[:, :3], **options)

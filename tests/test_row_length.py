@@ -117,6 +117,31 @@ def test_texts_do_not_depend_on_neighbours(long):
     np.testing.assert_array_equal(got.tokens[index], want.numpy())
 
 
+def test_phi3_reads_a_row_again_when_it_outgrows_the_original_context():
+  """Stock forgets the cache at that step; here each row at its own."""
+  model, config, params = hf_models.build(
+    "phi3",
+    num_hidden_layers=1,
+    original_max_position_embeddings=ORIGINAL,
+    rope_parameters=dict(
+      rope_type="longrope",
+      rope_theta=10000.0,
+      short_factor=[1.0, 1.1, 1.3, 1.7],
+      long_factor=[1.0, 20.0, 35.0, 90.0],
+      original_max_position_embeddings=ORIGINAL,
+    ),
+  )
+  tokens, valid = left_pad(texts())
+  got = generation.generate(
+    config, params, tokens, valid_BT=valid, max_new_tokens=8
+  )
+  for tokens_R, row in zip(got.tokens, texts()):
+    want = model.generate(
+      torch.tensor([row]), max_new_tokens=8, do_sample=False
+    )[0, len(row) :]
+    np.testing.assert_array_equal(tokens_R, want.numpy())
+
+
 def test_a_prompt_whose_last_token_is_read_again(long):
   """The keys before it have the rotation of the whole prompt, as in stock."""
   model, config, params = long

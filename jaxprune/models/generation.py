@@ -6,7 +6,9 @@ whose attention is dropped, the first one too, changes nothing for the others.
 
 RoPE kinds that depend on the length (see `rope`) see the length that each row
 has at each step: keys keep the rotation they were written with, as in the
-reference on that row alone.
+reference on that row alone. A family that `rereads` (Phi-3) reads a row again
+when it outgrows the original context, so that all its keys have the long
+factors; `generate` does that, `decode_step` does not.
 
 Reference: transformers 5, `generate` with a dynamic cache.
 Differs from the reference in: a row that has ended is filled with the pad id,
@@ -309,6 +311,7 @@ def _generate(
   draw, penalty = choice
   stop_ids, fill = ends
   batch, length = tokens_BT.shape
+  rereads_at = _rereads_at(config)
 
   def next_token(step, x_BD, seen_BV):
     z_BV = decoder.unembed(config, params, x_BD)
@@ -356,12 +359,34 @@ def _generate(
     step, (_, done_B, _, _), _ = carry
     return (step < max_new_tokens) & jnp.logical_not(jnp.all(done_B))
 
-  def advance(carry):
-    step, (token_B, done_B, rows, seen_BV), cache = carry
+  def one_step(cache, rows, token_B):
     x_BTD, _, cache = decode_step(
       config, steps, cache, token_B[:, None], gates=gates
     )
-    return step + 1, put(step, x_BTD[:, 0], done_B, rows, seen_BV), cache
+    return x_BTD[:, 0], cache
+
+  def read_again(cache, rows, token_B):
+    x_BTD, _, new = prefill(
+      config,
+      steps,
+      jnp.concatenate([tokens_BT, rows.tokens], axis=1),
+      capacity=length + max_new_tokens,
+      valid_BT=cache.valid.at[:, cache.length].set(True),
+      gates=gates,
+    )
+    x_BD = jax.lax.dynamic_index_in_dim(x_BTD, cache.length, 1, keepdims=False)
+    return x_BD, dataclasses.replace(new, length=cache.length + 1)
+
+  def advance(carry):
+    step, (token_B, done_B, rows, seen_BV), cache = carry
+    if rereads_at is None:
+      x_BD, cache = one_step(cache, rows, token_B)
+    else:
+      again = jnp.any(jnp.sum(cache.valid, axis=1) == rereads_at)
+      x_BD, cache = jax.lax.cond(
+        again, read_again, one_step, *(cache, rows, token_B)
+      )
+    return step + 1, put(step, x_BD, done_B, rows, seen_BV), cache
 
   return jax.lax.while_loop(more, advance, (jnp.int32(1), state, cache))[1][2]
 
@@ -397,27 +422,16 @@ def _checked_prompts(config, tokens_BT, valid_BT, max_new_tokens):
       f"prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed"
       f" the model's {config.max_positions} positions"
     )
-  lengths = [tokens_BT.shape[1]] if valid_BT is None else valid_BT.sum(axis=1)
-  _check_one_side(config, np.asarray(lengths), max_new_tokens)
   return jnp.asarray(tokens_BT, jnp.int32), (
     None if valid_BT is None else jnp.asarray(valid_BT)
   )
 
 
-def _check_one_side(config, lengths_B, max_new_tokens):
-  """Refuse a text that would have to be read anew half-way."""
+def _rereads_at(config) -> int | None:
+  """Tokens after which a text is read again; None where it never is."""
   if not FAMILIES[config.family].rereads or config.rope.kind != "longrope":
-    return
-  original = dict(config.rope.scaling)["original_max_position_embeddings"]
-  crosses_B = (lengths_B <= original) & (
-    lengths_B + max_new_tokens - 1 > original
-  )
-  if crosses_B.any():
-    raise ValueError(
-      f"prompt of {lengths_B[crosses_B][0]} tokens and"
-      f" max_new_tokens={max_new_tokens} cross the {original} of longrope,"
-      f" where stock {config.family} reads the text anew: lower max_new_tokens"
-    )
+    return None
+  return dict(config.rope.scaling)["original_max_position_embeddings"]
 
 
 def _pieces(stacked):
