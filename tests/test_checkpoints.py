@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxprune import checkpoints, files
-from jaxprune.checkpoints import huggingface, names, orbax, shards, tables
+from jaxprune.checkpoints import huggingface, names, orbax, rows, shards
 from jaxprune.models import decoder
 
 D, F, V, L = 24, 40, 48, 3
@@ -305,7 +305,7 @@ def test_transposed_copy_is_right_beyond_one_tile(tmp_path):
   tensor = shards.read_header(tmp_path / "a")[0]["w"]
   out = np.empty(shape[::-1], np.float32)
   source = types.SimpleNamespace(config=None, tensors={"w": tensor})
-  row = tables.Row("w", "w", (), True)
+  row = rows.Row("w", "w", (), True)
   huggingface._fill(out, source, row, "w", ())
   np.testing.assert_array_equal(out, w_OI.T)
 

@@ -131,6 +131,16 @@ def test_cached_greedy_texts_are_those_of_stock(model):
   assert len(np.unique(expected)) > 2
 
 
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_texts_longer_than_the_table_of_positions_are_refused(name):
+  _, config, params = built(name)
+  tokens = np.ones((1, config.max_positions + 1), int)
+  with pytest.raises(ValueError, match="65 tokens: .* 64 positions"):
+    models.forward(config, params, tokens)
+  with pytest.raises(IndexError):
+    hf_models.logits(built(name)[0], tokens)
+
+
 def test_new_parameters_have_the_tree_of_a_checkpoint(model):
   _, config, params = model
   declared = jax.eval_shape(

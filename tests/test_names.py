@@ -7,7 +7,7 @@ import pytest
 from tiny_config import tiny_llama
 
 from jaxprune.checkpoints import names, tables
-from jaxprune.checkpoints.tables import Part, Row
+from jaxprune.checkpoints.rows import Part, Row
 
 # 4 heads of width 4 read 2 key heads: rows 0..15, 16..23 and 24..31 of a file.
 CONFIG = tiny_llama()

@@ -40,8 +40,8 @@ from jaxprune.checkpoints import (
 )
 from jaxprune.checkpoints.changed_config import patched_config
 from jaxprune.checkpoints.huggingface import Tree
+from jaxprune.checkpoints.rows import Row
 from jaxprune.checkpoints.source import Source
-from jaxprune.checkpoints.tables import Row
 from jaxprune.models.config import ModelConfig
 
 PROGRESS = "jaxprune_export.json"

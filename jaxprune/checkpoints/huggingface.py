@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.checkpoints import names, shards
+from jaxprune.checkpoints.rows import Row
 from jaxprune.checkpoints.source import WEIGHT_DTYPES, Source, open_checkpoint
-from jaxprune.checkpoints.tables import Row
 
 Tree = dict[str, Any]
 Sharding = jax.sharding.Sharding

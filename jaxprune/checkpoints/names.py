@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from jaxprune.checkpoints import shards
-from jaxprune.checkpoints.tables import SIZES, TABLES, Row, Table
+from jaxprune.checkpoints.rows import SIZES, Row, Table
+from jaxprune.checkpoints.tables import TABLES
 from jaxprune.models import KERNEL_INPUTS
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.encoder_config import EncoderConfig

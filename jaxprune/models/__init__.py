@@ -1,8 +1,8 @@
 """Which models are run? Configurations, decoder, cached generation, encoder."""
 
-from jaxprune.models.blocks import Context as Context
 from jaxprune.models.config import ModelConfig as ModelConfig
 from jaxprune.models.config import RopeConfig as RopeConfig
+from jaxprune.models.context import Context as Context
 from jaxprune.models.decoder import KERNEL_INPUTS as KERNEL_INPUTS
 from jaxprune.models.decoder import KERNELS as KERNELS
 from jaxprune.models.decoder import Decoder as Decoder

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from jaxprune.models import activations, attention, norms, parts, rope
-from jaxprune.models.config import ModelConfig
+from jaxprune.models.context import Context
 from jaxprune.models.experts import Experts
 from jaxprune.models.parts import Intermediates
 
@@ -50,96 +50,6 @@ ROWS = 512
 
 # On a CPU a tied head meets at most this many rows from the right.
 _FEW_ROWS = 32
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Context:
-  """What all layers of one pass share.
-
-  Attributes:
-    positions: int32 [B or 1, T], the angle of each token.
-    cos: float32 [B or 1, T, H/2].
-    sin: float32 [B or 1, T, H/2].
-    slots: int32 [T], the order of arrival of each token.
-    key_positions: int32 [B or 1, S]; of the cache when there is one.
-    key_valid: bool [B, S], False for padding and for slots not yet written;
-      None when every key is a token.
-    local: cos and sin of the layers that slide, where they have a RoPE of their
-      own; None otherwise.
-  """
-
-  positions: jax.Array
-  cos: jax.Array
-  sin: jax.Array
-  slots: jax.Array
-  key_positions: jax.Array
-  key_valid: jax.Array | None
-  local: tuple[jax.Array, jax.Array] | None = None
-
-
-def make_context(
-  config: ModelConfig, length: int, valid_BT: jax.Array | None = None
-) -> Context:
-  """The context of a pass without a cache.
-
-  Args:
-    config: the model.
-    length: T.
-    valid_BT: bool [B, T], False for padding. None: every token is real.
-
-  Returns:
-    Positions count the valid tokens, so left padding does not shift them.
-  """
-  slots_T = jnp.arange(length, dtype=jnp.int32)
-  positions_BT = positions_of(length, valid_BT)
-  return context_at(config, positions_BT, slots_T, positions_BT, valid_BT)
-
-
-def positions_of(length: int, valid_BT: jax.Array | None = None) -> jax.Array:
-  """Positions of tokens, which count the valid ones.
-
-  Args:
-    length: T.
-    valid_BT: bool [B, T], False for padding. None: every token is real.
-
-  Returns:
-    int32 [B, T], or [1, T] where every token is real; 0 before the first.
-  """
-  if valid_BT is None:
-    return jnp.arange(length, dtype=jnp.int32)[None]
-  return jnp.maximum(jnp.cumsum(valid_BT.astype(jnp.int32), axis=1) - 1, 0)
-
-
-def context_at(
-  config: ModelConfig,
-  positions_BT: jax.Array,
-  slots_T: jax.Array,
-  key_positions_BS: jax.Array,
-  key_valid_BS: jax.Array | None,
-) -> Context:
-  """The context of tokens at known positions, which also read other keys.
-
-  Args:
-    config: the model.
-    positions_BT: int [B, T], or [1, T] where all rows have the same.
-    slots_T: int [T], where the tokens stand among the keys.
-    key_positions_BS: int [B, S] or [1, S], positions of the keys.
-    key_valid_BS: bool [B, S], False for keys that hold no token; None: all do.
-  """
-  cos_BTH, sin_BTH = rope.angles(config, positions_BT)
-  local = None
-  if config.local_rope is not None:
-    local = rope.angles(config, positions_BT, config.local_rope)
-  return Context(
-    positions=positions_BT,
-    cos=cos_BTH,
-    sin=sin_BTH,
-    local=local,
-    slots=slots_T,
-    key_positions=key_positions_BS,
-    key_valid=key_valid_BS,
-  )
 
 
 class Embedding(parts.Part):

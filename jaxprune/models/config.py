@@ -23,6 +23,7 @@ from jaxprune.models import config_fields
 from jaxprune.models.config_fields import Fields
 from jaxprune.models.families import FAMILIES, Decision, Family
 from jaxprune.models.rope_config import RopeConfig, read_rope
+from jaxprune.models.sliding_config import read_sliding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,7 +192,7 @@ def _parse(raw: Fields, generation: Mapping[str, Any] | None) -> ModelConfig:
   max_positions = raw.take_int("max_position_embeddings")
   vocab_size = raw.take_int("vocab_size")
   heads = _heads(raw, row)
-  window, sliding = _sliding(raw, row, num_layers, max_positions)
+  window, sliding = read_sliding(raw, row, num_layers, max_positions)
   rope = local_rope = None
   if row.position_offset is None:
     rope, local_rope = read_rope(raw, row, heads["head_dim"], max_positions)
@@ -376,96 +377,6 @@ def _head_dim(
       field, value, f"RoPE needs an even width of heads, not {head_dim}"
     )
   return head_dim
-
-
-def _sliding(
-  raw: Fields, row: Family, num_layers: int | None, max_positions: int | None
-) -> tuple[int | None, tuple[bool, ...]]:
-  """Window and the layers that use it."""
-  window, first, active = None, 0, row.sliding
-  if raw.declares("max_window_layers"):
-    first = raw.take_int("max_window_layers", least=0)
-  if raw.declares("use_sliding_window"):
-    active = raw.take_bool("use_sliding_window")
-  if row.sliding and raw.peek("sliding_window") is not None:
-    # A window of 0 is allowed where no layer reads it.
-    window = raw.take_int("sliding_window", least=0)
-    window = window if active else None
-  elif row.sliding:
-    raw.take("sliding_window")
-  else:
-    _no_window(raw, max_positions)
-  kinds = raw.take("layer_types")
-  if num_layers is None or first is None:
-    return None, ()
-  pattern = row.sliding_pattern
-  if pattern is None:
-    default = tuple(
-      window is not None and index >= first for index in range(num_layers)
-    )
-  else:
-    every = _sliding_pattern(raw, *pattern)
-    default = tuple((index + 1) % every != 0 for index in range(num_layers))
-  sliding = default
-  if kinds is not None:
-    sliding = _layer_types(raw, kinds, default)
-  if any(sliding) and window is None:
-    raw.problem(
-      "layer_types", kinds, "sliding layers need an active sliding_window"
-    )
-  elif any(sliding) and window == 0:
-    raw.problem("sliding_window", window, "leaves nothing to attend to")
-  return (window if any(sliding) else None), sliding
-
-
-def _sliding_pattern(raw: Fields, field: str | None, default: int) -> int:
-  """Every so manyth layer does not slide."""
-  if field is None or raw.peek(field) is None:
-    return default
-  return raw.take_int(field) or default
-
-
-def _no_window(raw: Fields, max_positions: int | None) -> None:
-  """Refuse a window in a family that has none.
-
-  The masks of stock code do not know it, but its cache forgets the keys
-  beyond, so that only a window as long as the context changes nothing.
-  """
-  window = raw.take("sliding_window")
-  if window is None:
-    return
-  if isinstance(window, int) and max_positions and window >= max_positions:
-    raw.ignored.append("sliding_window")
-  else:
-    raw.problem("sliding_window", window, "this family has no sliding layers")
-
-
-def _layer_types(
-  raw: Fields, kinds: Any, default: tuple[bool, ...]
-) -> tuple[bool, ...]:
-  """Which layers slide by `layer_types`."""
-  # The last of these keys is the older name of the first.
-  known = ("full_attention", "sliding_attention", "attention")
-  if (
-    not isinstance(kinds, (list, tuple))
-    or len(kinds) != len(default)
-    or any(kind not in known for kind in kinds)
-  ):
-    raw.problem(
-      "layer_types",
-      kinds,
-      f"must be {len(default)} of {known[0]} or {known[1]}",
-    )
-    return default
-  sliding = tuple(kind == known[1] for kind in kinds)
-  if not raw.declares("layer_types") and sliding != default:
-    raw.problem(
-      "layer_types",
-      kinds,
-      "this family has one kind of attention, set by sliding_window",
-    )
-    return default
-  return sliding
 
 
 def _eos(raw: Fields, generation: Mapping[str, Any] | None) -> tuple[int, ...]:

@@ -58,10 +58,11 @@ import jax.numpy as jnp
 
 from jaxprune.models import blocks, norms, parts
 from jaxprune.models.blocks import KERNEL_INPUTS as KERNEL_INPUTS
-from jaxprune.models.blocks import Block, Context
+from jaxprune.models.blocks import Block
 from jaxprune.models.blocks import kernels_of as kernels_of
-from jaxprune.models.blocks import make_context as make_context
 from jaxprune.models.config import ModelConfig
+from jaxprune.models.context import Context, positions_of
+from jaxprune.models.context import make_context as make_context
 from jaxprune.models.parts import Gates, Intermediates, Params
 
 KERNELS = tuple(KERNEL_INPUTS)
@@ -110,8 +111,18 @@ class Decoder(parts.Part):
       The residual after the last layer, BEFORE the final norm, [B, T, D], which
       `unembed` turns into logits; and `out`, what `observe` returned, stacked
       on L: {} without, every intermediate of `Block` for `lambda out: out`.
+
+    Raises:
+      ValueError: more tokens than a learned table has positions.
     """
-    context = make_context(self.config, tokens_BT.shape[1], valid_BT)
+    length, config = tokens_BT.shape[1], self.config
+    if config.num_position_rows and valid_BT is None:
+      if length > config.max_positions:
+        raise ValueError(
+          f"{length} tokens: the model has a table of {config.max_positions}"
+          " positions; give shorter texts"
+        )
+    context = make_context(config, length, valid_BT)
 
     def layer(block, x_BTD, options):
       run = block if remat else functools.partial(blocks.by_rows, block)
@@ -277,7 +288,7 @@ def embed(
     [B, T, D] in the dtype of the table.
   """
   if positions_BT is None:
-    positions_BT = blocks.positions_of(tokens_BT.shape[1])
+    positions_BT = positions_of(tokens_BT.shape[1])
   return blocks.Embedding(config, parent=None).apply(
     {"params": params["embed"]}, tokens_BT, positions_BT
   )

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.models import decoder
-from jaxprune.models.blocks import context_at, positions_of
 from jaxprune.models.config import ModelConfig
+from jaxprune.models.context import context_at, positions_of
 from jaxprune.models.families import FAMILIES
 from jaxprune.models.parts import Gates, Intermediates, Params
 from jaxprune.models.sampling import GREEDY, Sampling, choose, penalise

@@ -32,8 +32,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.models import attention, decoder
-from jaxprune.models.blocks import positions_of
 from jaxprune.models.config import ModelConfig
+from jaxprune.models.context import positions_of
 from jaxprune.probes import (
   divergences,
   interventions,

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.models import attention, decoder
-from jaxprune.models.blocks import Context
 from jaxprune.models.config import ModelConfig
+from jaxprune.models.context import Context
 from jaxprune.probes import lm_head, transitions
 from jaxprune.probes.decoder import sequences
 from jaxprune.probes.position import compare_position
