@@ -25,9 +25,18 @@ CASES = {
   "qwen2": ("qwen2", dict(tie_word_embeddings=True)),
   # Stock does not read the width of a head from such a file.
   "qwen3": ("qwen3", dict(head_dim=128, tie_word_embeddings=False)),
+  # Of queries stock takes the scale from its default, the width 256.
+  "gemma2": ("gemma2", dict(head_dim=256, num_attention_heads=1)),
+  "gemma3": ("gemma3_text", dict(head_dim=256, num_attention_heads=1)),
 }
 
 
+METADATA = {
+  "gemma2": {
+    "gemma2.attn_logit_softcapping": 50.0,
+    "gemma2.final_logit_softcapping": 30.0,
+  }
+}
 BIASES = dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True)
 
 
@@ -39,9 +48,14 @@ def made(tmp_path_factory):
   def build(case):
     if case not in built:
       family, options = CASES[case]
+      if family.startswith("gemma"):
+        options = options | dict(num_key_value_heads=1)
       model, _, _ = hf_models.build(family, **options)
       home = tmp_path_factory.mktemp(case)
-      file = gguf_models.write(home / "model.gguf", model, family)
+      arch = family.removesuffix("_text")
+      file = gguf_models.write(
+        home / "model.gguf", model, arch, metadata=METADATA.get(arch)
+      )
       built[case] = file, gguf_folder.write_gguf(file, home / "hf")
     return built[case]
 
