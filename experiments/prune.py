@@ -244,8 +244,11 @@ def _write(result, provenance, began):
     run.write_summary(
       {**result.settings, **summary, "seconds": time.monotonic() - began}
     )
+  if _SLIM.value:
+    print(f"wrote {_OUT.value}: built without what was removed")
+    return
   print(f"wrote {_OUT.value}: {summary['sparsity']:.4f} of the kernels is zero")
-  if summary["sparsity"] and not _SLIM.value:
+  if summary["sparsity"]:
     print(
       "zeros alone save no time and no memory: the folder is as large and as"
       " slow as the dense model"

@@ -83,6 +83,7 @@ def test_prune_then_compare(tiny, tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert "layer 2/2" in done.stderr
+  assert "zeros alone save no time and no memory" in done.stdout
   summary = json.loads((pruned / "summary.json").read_text())
   assert summary["sparsity"] == 0.5
   rows = [
