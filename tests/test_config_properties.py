@@ -132,9 +132,23 @@ VALUES = dict(
   text_config=ODD,
   quantization_config=ODD,
 )
+MORE = dict(
+  hidden_activation=st.sampled_from(["gelu_pytorch_tanh", "relu"]) | ODD,
+  query_pre_attn_scalar=st.sampled_from([1, 8, 24]) | ODD,
+  attn_logit_softcapping=st.sampled_from([50.0, 1.5]) | ODD,
+  final_logit_softcapping=st.sampled_from([30.0, 1.5]) | ODD,
+  sliding_window_pattern=st.integers(-1, 3) | ODD,
+  rope_local_base_freq=st.sampled_from([10000, 700.0]) | ODD,
+  rope_parameters=SCALING
+  | st.fixed_dictionaries(
+    {}, optional=dict(full_attention=SCALING, sliding_attention=SCALING)
+  ),
+  use_bidirectional_attention=ODD,
+)
 # Few keys at a time: of many odd ones, one would always be refused.
-FIELDS = st.sets(st.sampled_from(sorted(VALUES)), max_size=3).flatmap(
-  lambda names: st.fixed_dictionaries({name: VALUES[name] for name in names})
+BOTH = VALUES | MORE
+FIELDS = st.sets(st.sampled_from(sorted(BOTH)), max_size=3).flatmap(
+  lambda names: st.fixed_dictionaries({name: BOTH[name] for name in names})
 )
 JSON = st.recursive(
   st.none()
@@ -189,15 +203,23 @@ def as_strict(family, fields):
   These are all the liberties that are taken with them.
   """
   fields = json.loads(json.dumps(fields))
-  if family in ("llama", "qwen3") and "attention_bias" in fields:
+  if family not in ("mistral", "qwen2", "phi3") and "attention_bias" in fields:
     # transformers 4 reads null as false.
     fields["attention_bias"] = bool(fields["attention_bias"])
-  if type(fields.get("rms_norm_eps")) is int:
-    # JSON does not tell 1 from 1.0.
-    fields["rms_norm_eps"] = float(fields["rms_norm_eps"])
-  if family == "mistral" and fields.get("num_key_value_heads", 0) is None:
+  for name in (
+    *("rms_norm_eps", "attn_logit_softcapping", "final_logit_softcapping"),
+  ):
+    if type(fields.get(name)) is int:
+      # JSON does not tell 1 from 1.0.
+      fields[name] = float(fields[name])
+  if (
+    family in ("mistral", "gemma2", "gemma3_text")
+    and fields.get("num_key_value_heads", 0) is None
+  ):
     fields["num_key_value_heads"] = fields["num_attention_heads"]
-  if family == "qwen2" and fields.get("head_dim", 0) is None:
+  if family in ("qwen2", "olmo2", "phi3") and (
+    fields.get("head_dim", 0) is None
+  ):
     del fields["head_dim"]
   return fields
 
@@ -206,9 +228,10 @@ def stock_reading(family, fields):
   """Stock's configuration, rotary embedding and names of a model that runs."""
   config = transformers.AutoConfig.for_model(family, **fields)
   module = importlib.import_module(
-    f"transformers.models.{family}.modeling_{family}"
+    type(config).__module__.replace("configuration", "modeling")
   )
-  rotary = getattr(module, f"{family.capitalize()}RotaryEmbedding")(config)
+  (name,) = (name for name in vars(module) if name.endswith("RotaryEmbedding"))
+  rotary = getattr(module, name)(config)
   with torch.no_grad():
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     model(torch.zeros((1, 5), dtype=torch.int64), use_cache=False)
@@ -216,9 +239,12 @@ def stock_reading(family, fields):
 
 
 @hypothesis.settings(max_examples=400)
-@hypothesis.given(st.sampled_from(LLAMA_LIKE), FIELDS)
+@hypothesis.given(
+  st.sampled_from((*LLAMA_LIKE, "gemma2", "gemma3_text", "olmo2", "phi3")),
+  FIELDS,
+)
 def test_what_is_read_is_what_stock_reads(family, changes):
-  fields = {**TINY, **changes}
+  fields = {**TINY, "pad_token_id": 0, **changes}
   ours = parse(ModelConfig, {"model_type": family, **fields})
   if ours is None:
     return
@@ -249,26 +275,42 @@ def test_what_is_read_is_what_stock_reads(family, changes):
     theirs.rms_norm_eps,
     theirs.tie_word_embeddings,
   )
+  if family.startswith("gemma"):
+    scale = ours.score_scale or ours.head_dim**-0.5
+    assert scale == theirs.query_pre_attn_scalar**-0.5
+    assert ours.logit_cap == theirs.final_logit_softcapping
+    if family == "gemma2":
+      assert ours.score_cap == theirs.attn_logit_softcapping
   layer = "model.layers.0"
   assert ours.qkv_bias == (f"{layer}.self_attn.q_proj.bias" in names)
   assert ours.output_bias == (f"{layer}.self_attn.o_proj.bias" in names)
   assert ours.mlp_bias == (f"{layer}.mlp.up_proj.bias" in names)
   assert ours.qk_norm == (f"{layer}.self_attn.q_norm.weight" in names)
-  if family == "mistral":
+  if family in ("mistral", "phi3"):
     sliding = (theirs.sliding_window is not None,) * ours.num_layers
-  elif family == "llama":
+  elif family in ("llama", "olmo2"):
     sliding = (False,) * ours.num_layers
   else:
     sliding = tuple(kind == "sliding_attention" for kind in theirs.layer_types)
   assert ours.sliding_layers == sliding
   if any(sliding):
     assert ours.sliding_window == theirs.sliding_window
-  np.testing.assert_allclose(
-    rope.inv_freq(ours, 1), rotary.inv_freq.numpy(), rtol=2e-6
-  )
-  np.testing.assert_allclose(
-    rope.attention_scale(ours.rope), rotary.attention_scaling, rtol=1e-6
-  )
+  # Gemma 3 makes no frequencies for a kind of layer that it does not have.
+  ropes = [(ours.rope, "")]
+  if family == "gemma3_text":
+    ropes = [(ours.rope, "full_attention_")] * (not all(sliding))
+    ropes += [(ours.local_rope, "sliding_attention_")] * any(sliding)
+  for one, prefix in ropes:
+    np.testing.assert_allclose(
+      rope.inv_freq(ours, 1, one),
+      getattr(rotary, f"{prefix}inv_freq").numpy(),
+      rtol=2e-6,
+    )
+    np.testing.assert_allclose(
+      rope.attention_scale(one),
+      getattr(rotary, f"{prefix}attention_scaling"),
+      rtol=1e-6,
+    )
   eos = theirs.eos_token_id
   eos = eos if isinstance(eos, list) else [eos]
   assert ours.eos_ids == tuple(

@@ -8,7 +8,7 @@ happens to the keys that nothing reads.
 Reference: the configuration classes of transformers 5.
 Differs from the reference in: numbers that contradict each other, or that no
 computation could use, raise; `attention_bias: null` is false, as in
-transformers 4; a `head_dim` of null is the quotient for Qwen2 too;
+transformers 4; a `head_dim` of null is the quotient where no class declares it;
 `generation_config.json` is read here for the ids that end a text, because stock
 generation stops at those.
 """

@@ -97,6 +97,7 @@ _GEMMA = dict(
   unit_offset=True,
   scale_embedding=True,
   whole_heads=True,
+  head_dim="own",
   sliding=True,
 )
 

@@ -136,10 +136,10 @@ def _read_one(
   outer_given = {
     key: raw.values.pop(key)
     for key in (part_name, _ORIGINAL)
-    if key in raw.values
+    if key in raw.values and not (key == _ORIGINAL and raw.declares(key))
   }
   if raw.declares(_ORIGINAL):
-    outer_given.setdefault(_ORIGINAL, raw.take(_ORIGINAL))
+    outer_given[_ORIGINAL] = raw.take_int(_ORIGINAL, least=0)
   old, new = raw.take("rope_scaling"), raw.take("rope_parameters")
   field, given = ("rope_scaling", old) if old else ("rope_parameters", new)
   if old and new is not None:

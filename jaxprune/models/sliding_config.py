@@ -61,7 +61,7 @@ def read_sliding(
 
 def _sliding_pattern(raw: Fields, field: str | None, default: int) -> int:
   """Every so manyth layer does not slide."""
-  if field is None or raw.peek(field) is None:
+  if field is None or field not in raw.values:
     return default
   return raw.take_int(field) or default
 
