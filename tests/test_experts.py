@@ -26,6 +26,8 @@ from jaxprune.pruning.checkpoint import (
 )
 from jaxprune.pruning.layerwise import drops
 from jaxprune.pruning.patterns import NofM, Unstructured
+from jaxprune.report import fields
+from jaxprune.studies import prune
 
 TOKENS = np.random.default_rng(1).integers(1, 61, (6, 16)).astype(np.int32)
 ONE_OF_FOUR = NofM(keep=1, of=4)
@@ -138,6 +140,7 @@ def test_an_expert_without_tokens_is_pruned_by_magnitude(source, tmp_path):
     source, tmp_path / "out", method="wanda", pattern=ONE_OF_FOUR, tokens=one
   )
   assert [row["experts_without_tokens"] for row in log] == [3, 3]
+  assert set(log[0]) <= {*fields.FIELDS, *prune.FIELDS}  # the script writes it
   dense, pruned = kernels_in(source), kernels_in(tmp_path / "out")
   reached = 0
   for expert, (x_RD, x_RF) in inputs_of(

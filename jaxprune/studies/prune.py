@@ -35,6 +35,9 @@ FIELDS = {
   "damping": report.Field(
     "float", "", "largest share of the mean diagonal added to H"
   ),
+  "experts_without_tokens": report.Field(
+    "int", "", "experts that no calibration token reached"
+  ),
   "attention_kept": report.Field(
     "bool", "", "the attention of the layer stays"
   ),
