@@ -120,6 +120,7 @@ def test_two_ropes_as_in_stock(fields, ignored):
     ("gemma2", {"hidden_activation": "mish"}, "hidden_activation='mish'"),
     ("gemma2", {"hidden_size": 30}, "multiple of num_attention_heads"),
     ("gemma3_text", {"use_bidirectional_attention": True}, "later tokens"),
+    ("gemma3_text", {"attn_logit_softcapping": False}, "softcapping=False"),
     ("gemma3_text", {"sliding_window_pattern": 0}, "pattern=0"),
     ("gemma3_text", {"rope_parameters": [1]}, "rope_parameters=[1]"),
     ("gemma3_text", {"rope_scaling": "x"}, "rope_scaling='x'"),

@@ -197,7 +197,9 @@ def _parse(raw: Fields, generation: Mapping[str, Any] | None) -> ModelConfig:
   if row.position_offset is None:
     rope, local_rope = read_rope(raw, row, heads["head_dim"], max_positions)
   for field in row.unread:
-    if raw.take(field) is not None:
+    if raw.peek(field) is None:
+      raw.take(field)
+    elif raw.take_positive(field):
       raw.ignored.append(field)
   fields = dict(
     heads,
