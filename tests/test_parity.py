@@ -148,6 +148,24 @@ def test_a_model_without_head_is_compared_by_its_hidden_states(tmp_path):
   assert "| no head | not measured |" in parity.table({"m": row})
 
 
+def test_texts_go_on_behind_their_end(folder, tmp_path):
+  """The first token of the continuation ends texts, says the folder."""
+  copy = tmp_path / "copy"
+  copy.mkdir()
+  for file in ("config.json", "model.safetensors"):
+    (copy / file).write_bytes((folder / file).read_bytes())
+  prompt = TOKENS[:1, :16]
+  write = lambda: parity._stock_float32(
+    checkpoints.open_checkpoint(copy), TOKENS, prompt, 8
+  )[1]
+  text = write()
+  (copy / "generation_config.json").write_text(
+    json.dumps({"eos_token_id": int(text[0]), "repetition_penalty": 9.0})
+  )
+  np.testing.assert_array_equal(write(), text)
+  assert len(text) == 8
+
+
 def test_another_epsilon_is_not_rounding(folder):
   config, params = checkpoints.load_params(folder, jnp.float32)
   source = checkpoints.open_checkpoint(folder)

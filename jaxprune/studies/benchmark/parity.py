@@ -314,31 +314,23 @@ def _output(model, tokens) -> np.ndarray:
 def _stock_float32(source, tokens, prompt, new_tokens):
   """Logits [B, T, V] and the greedy continuation of stock."""
   import torch
+  import transformers
 
   model = _stock(source, torch.float32)
   z_BTV = _output(model, tokens)
   if not source.config.has_head:
     return z_BTV, np.zeros(0)
+  # Nothing of the folder's own settings: no end of text stops the text, and
+  # none is suppressed.
+  model.generation_config = transformers.GenerationConfig(
+    max_new_tokens=new_tokens, do_sample=False, use_cache=True, pad_token_id=0
+  )
   with torch.no_grad():
     text = model.generate(
       torch.tensor(prompt),
       attention_mask=torch.ones(prompt.shape, dtype=torch.long),
-      generation_config=_greedy(new_tokens),
     )
   return z_BTV, text[0, prompt.shape[1] :].numpy()
-
-
-def _greedy(new_tokens):
-  """Plain greedy decoding: nothing of the folder's own settings."""
-  import transformers
-
-  return transformers.GenerationConfig(
-    max_new_tokens=new_tokens,
-    min_new_tokens=new_tokens,
-    do_sample=False,
-    use_cache=True,
-    pad_token_id=0,
-  )
 
 
 def _stock_float64(source, tokens) -> np.ndarray | None:
