@@ -32,7 +32,6 @@ _MESH = flag_groups.mesh(
   "Devices that an Orbax checkpoint is spread over, such as data:4,model:2."
 )
 _SHARD_SIZE = flag_groups.shard_size()
-_OVERWRITE = flag_groups.overwrite()
 
 
 def main() -> None:
@@ -46,7 +45,7 @@ def main() -> None:
       dtype=_DTYPE.value,
       mesh=inputs.read_mesh(_MESH.value),
       shard_size=inputs.read_size(_SHARD_SIZE.value),
-      overwrite=_OVERWRITE.value,
+      overwrite=flags.FLAGS.overwrite,
     ),
   )
   if devices.is_writer():

@@ -12,13 +12,12 @@ model. With --prompts every copy also reads what the dense model writes after
 them, and the deviations in h, z and p at the output are kept beside the scores:
 what `experiments.guidance` learns from.
 
-A finished configuration is kept in OUT/configurations and not computed again,
-so a run that was cut off goes on with the same command; another command refuses
-the folder. Pruned weights are not kept. Data-free methods run for the first
+A finished configuration is kept in OUT/configurations and not computed again: a
+run that was cut off goes on with the same command, and one with more
+configurations or seeds adds to it; with other flags or inputs it is refused.
+Pruned weights are not kept. Data-free methods run for the first
 seed only.
 """
-
-import pathlib
 
 from absl import flags
 
@@ -69,9 +68,6 @@ def main() -> None:
   )
   dense = _read_dense(source)
   drawn, calibration = _CALIBRATION.read_seeds(source, seeds)
-  folder = pathlib.Path(_OUT.value) / scores.FOLDER
-  job = scores.job(launch.flag_values(), source)
-  scores.check_job(folder, job)
   with launch.study(
     _OUT.value,
     seeds={"calibration": seeds, "bootstrap": 0},
@@ -79,15 +75,31 @@ def main() -> None:
     calibration=calibration,
     prompts=dense.prompts,
     extra_fields=measure.FIELDS,
+    grows=("configurations", "cells", "seeds"),
   ) as study:
-    scores.start(folder, job)
+    places = _places(study.stage, source)
     todo = measure.jobs(wanted, seeds)
     progress = study.progress("configuration", len(todo))
-    measured = measure.measure(dense, todo, drawn, folder, progress.step)
+    measured = measure.measure(dense, todo, drawn, places, progress.step)
     study.run.write_all(scores.rows(measured))
     numbers = summary.summarise(measured)
     study.run.write_page(page.render(numbers, study.description))
     study.finish(numbers, summary.headline(numbers))
+
+
+def _places(stage, source):
+  """Where the run works, with the scores that are finished."""
+  from jaxprune.studies.sweep import measure, scores
+
+  places = measure.Places(
+    scores=stage.new / scores.FOLDER, work=stage.scaffold / "work"
+  )
+  scores.start(
+    places.scores,
+    scores.job(launch.flag_values(), source),
+    None if launch.overwrites() else stage.folder,
+  )
+  return places
 
 
 def _read_dense(source):

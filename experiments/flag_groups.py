@@ -300,8 +300,7 @@ class PrunedModels:
     Raises:
       ValueError: a configuration that the model cannot have.
     """
-    import pathlib
-
+    from jaxprune import staging
     from jaxprune.pruning.checkpoint import sublayers
     from jaxprune.studies import pruned_models
     from jaxprune.studies.sweep import configurations as configurations_lib
@@ -323,7 +322,7 @@ class PrunedModels:
       dense,
       wanted,
       {seed: calibration.tokens for seed, calibration in drawn.items()},
-      pathlib.Path(out) / "work",
+      staging.stage(out).scaffold / "work",
     )
     return models, description
 
@@ -612,25 +611,21 @@ def seed(about: str = "Seed of every draw.") -> flags.FlagHolder[int]:
 def out(
   default: Any = REQUIRED, *, about: str = "Folder to write."
 ) -> flags.FlagHolder[str]:
-  """Define --out.
+  """Define --out, and --overwrite, which `launch` reads.
 
   Args:
     default: a folder, or REQUIRED.
     about: the help text.
   """
+  flags.DEFINE_bool(
+    "overwrite", False, "Replace the results of another run in --out."
+  )
   return _define(flags.DEFINE_string, "out", default, about)
 
 
 def mesh(about: str) -> flags.FlagHolder[str | None]:
   """Define --mesh, which `studies.inputs.read_mesh` reads."""
   return flags.DEFINE_string("mesh", None, about)
-
-
-def overwrite() -> flags.FlagHolder[bool]:
-  """Define --overwrite."""
-  return flags.DEFINE_bool(
-    "overwrite", False, "Replace an older model folder in --out."
-  )
 
 
 def shard_size() -> flags.FlagHolder[str]:

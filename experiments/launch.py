@@ -2,9 +2,13 @@
 
 Leftover arguments are refused, and an error that the user can mend is one
 line on stderr with exit status 1. `--verbosity=1` shows the whole traceback.
+Ctrl-C and SIGTERM end a script with a line that says what is kept and how to go
+on, and the exit status 130 or 143.
 
 A script that measures something does it within `study`, which opens the run
-folder, writes run.json, and at the end says where the results are.
+folder, writes run.json, and at the end says where the results are; one that
+writes a model does it within `place`. Both work beside --out, under a lock, and
+give the results that name when all went well.
 """
 
 import contextlib
@@ -17,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
 
+from . import interrupts
+
 if TYPE_CHECKING:  # a script shows its --help without loading JAX
-  from jaxprune import checkpoints, report
+  from jaxprune import checkpoints, report, staging
   from jaxprune.calibration import prompts as prompts_lib
   from jaxprune.calibration import tokens
 
@@ -69,10 +75,19 @@ def run(main: Callable[[], None]) -> None:
       logging.set_verbosity(logging.WARNING)
     _clock.restart()
     try:
-      with _telling("jaxprune"):
+      with (
+        _telling("jaxprune"),
+        interrupts.as_exceptions(pod=_DISTRIBUTED.value),
+      ):
         if _DISTRIBUTED.value:
           _join()
         main()
+    except interrupts.SignalError as error:
+      say(interrupts.closing_line())
+      sys.exit(128 + error.number)
+    except _FinishedError as finished:
+      if not is_quiet():
+        print(finished)
     except (ValueError, OSError) as error:
       if logging.get_verbosity() >= logging.DEBUG:
         raise
@@ -80,6 +95,10 @@ def run(main: Callable[[], None]) -> None:
       sys.exit(1)
 
   app.run(entry)
+
+
+class _FinishedError(Exception):
+  """The results of this command are there already."""
 
 
 @contextlib.contextmanager
@@ -152,11 +171,18 @@ class Study:
   Attributes:
     run: the run folder; measurements write their rows to it.
     description: what run.json says; a page shows it.
+    stage: where the folder is made, and its final name.
   """
 
-  def __init__(self, run: "report.RunFolder", description: Mapping[str, Any]):
+  def __init__(
+    self,
+    run: "report.RunFolder",
+    description: Mapping[str, Any],
+    stage: "staging.Stage",
+  ):
     self.run = run
     self.description = description
+    self.stage = stage
     self._closing: str | None = None
 
   def progress(self, unit: str, total: int) -> "Progress":
@@ -180,11 +206,14 @@ class Study:
     Args:
       summary: what was found; anything JSON can hold.
       headline: what the script prints at its end, in one or more lines.
-      wrote: files and folders of the run folder that the last line names.
+      wrote: files and folders of the run folder that the last line names; ""
+        is the folder itself.
     """
     self.run.write_summary({**summary, "seconds": _clock.seconds()})
-    paths = " and ".join(f"{self.run.folder}/{name}" for name in wrote)
-    self._closing = "\n".join(filter(None, (headline, f"wrote {paths}")))
+    names = [f"{self.stage.shown}/{name}".rstrip("/") for name in wrote]
+    self._closing = "\n".join(
+      filter(None, (headline, f"wrote {' and '.join(names)}"))
+    )
 
   def close(self) -> None:
     """Print what `finish` was told, once for a whole pod."""
@@ -196,56 +225,133 @@ class Study:
 def study(
   out: str | os.PathLike,
   *,
-  seeds: Mapping[str, Any],
-  models: "_Models" = None,
-  calibration: "tokens.Calibration | Mapping[str, Any] | None" = None,
-  prompts: "prompts_lib.Prompts | Mapping[str, Any] | None" = None,
-  notes: Mapping[str, Any] | None = None,
   extra_fields: "Mapping[str, report.Field] | None" = None,
   resume: bool = False,
+  grows: Sequence[str] = (),
+  **about: Any,
 ) -> Iterator[Study]:
   """Open a run folder, with everything in run.json that repeats the run.
 
   Products of float32 are computed in float32 from here on. `Study.finish` is
-  called within the context.
+  called within the context. The folder gets its name when it ends well.
 
   Args:
-    out: the folder; what an earlier run wrote there is removed.
-    seeds: what was drawn, and from which seed.
-    models: the models or their hashes, by role where there are several; a
-      role whose model is None is left out.
-    calibration: the calibration tokens, or a description of them.
-    prompts: the prompts, or a description of them.
-    notes: further entries of run.json.
+    out: the folder; the results of another run there are refused, or with
+      --overwrite replaced at the end.
     extra_fields: columns of the records beside `report.FIELDS`.
-    resume: keep the rows of an earlier run with the same settings.
+    resume: keep the rows of an earlier run with the same settings that did not
+      end.
+    grows: flags whose values may become more from run to run.
+    **about: what run.json says, see `describe`.
 
   Raises:
-    ValueError: the folder holds something else, or a run with other settings
-      that cannot be resumed.
+    ValueError: the folder holds something else, another run writes to it, or
+      unfinished work of another run lies beside it.
   """
   import jax
 
-  from jaxprune import report
-
   jax.config.update("jax_default_matmul_precision", "highest")
-  description = describe(
-    seeds=seeds,
-    models=models,
-    calibration=calibration,
-    prompts=prompts,
-    notes=notes,
-  )
+  description = describe(**about)
+  with (
+    place(
+      out,
+      description,
+      models=about.get("models"),
+      resume=resume or bool(grows),
+      grows=grows,
+    ) as (stage, resumed),
+    records(
+      stage, description, resume=resume and resumed, extra_fields=extra_fields
+    ) as opened,
+  ):
+    yield opened
+  opened.close()
+
+
+@contextlib.contextmanager
+def place(
+  out: str | os.PathLike,
+  description: Mapping[str, Any],
+  *,
+  models: "_Models" = None,
+  resume: bool = False,
+  model: bool = False,
+  grows: Sequence[str] = (),
+) -> "Iterator[tuple[staging.Stage, bool]]":
+  """Open the place where --out is made; see `run_stage.stage_run`.
+
+  Args:
+    out: the final folder.
+    description: from `describe`.
+    models: that are read; --out may not hold them.
+    resume: whether unfinished work is taken up.
+    model: whether a model folder is written.
+    grows: flags whose values may become more from run to run.
+
+  Yields:
+    The stage, whose `new` is to be filled, and whether there is earlier work.
+
+  Raises:
+    ValueError: the folder may not be written.
+  """
+  from jaxprune.report import run_stage
+
+  kept = False
+  try:
+    with run_stage.stage_run(
+      out,
+      description,
+      overwrite=overwrites(),
+      resume=resume,
+      model=model,
+      grows=grows,
+      spare=[source.folder for source in _sources(models).values()],
+    ) as opened:
+      if resume:
+        interrupts.keep(f"what was finished is kept in {opened[0].scaffold}")
+      yield opened
+    kept = True
+  except run_stage.FinishedError as finished:
+    raise _FinishedError(str(finished)) from None
+  finally:
+    if kept:
+      interrupts.keep(None)
+
+
+@contextlib.contextmanager
+def records(
+  stage: "staging.Stage",
+  description: Mapping[str, Any],
+  *,
+  resume: bool = False,
+  extra_fields: "Mapping[str, report.Field] | None" = None,
+) -> Iterator[Study]:
+  """Write run.json and records into the folder that a script fills.
+
+  Args:
+    stage: from `place`.
+    description: from `describe`.
+    resume: keep the rows that are there.
+    extra_fields: columns of the records beside `report.FIELDS`.
+  """
+  from jaxprune import files, report
+
+  if not is_quiet() and stage.new.is_dir() and not resume:
+    # With run.json in it, a run may write to the folder of a model.
+    files.atomic_write_json(stage.new / "run.json", {"made_by": "jaxprune"})
   with report.RunFolder(
-    out,
+    stage.new,
     description,
     main_process=not is_quiet(),
     resume=resume,
     extra_fields=extra_fields,
   ) as run:
-    opened = Study(run, description)
-    yield opened
-  opened.close()
+    yield Study(run, description, stage)
+
+
+def overwrites() -> bool:
+  """Whether the results of another run may be replaced."""
+  return "overwrite" in flags.FLAGS and bool(flags.FLAGS["overwrite"].value)
 
 
 def describe(
@@ -270,7 +376,7 @@ def describe(
   """
   from jaxprune import report
   from jaxprune.calibration import tokens
-  from jaxprune.studies import inputs
+  from jaxprune.studies import fingerprint, inputs
 
   if isinstance(calibration, tokens.Calibration):
     calibration = tokens.describe(calibration)
@@ -287,7 +393,24 @@ def describe(
       if isinstance(prompts, Mapping)
       else inputs.describe_prompts(prompts)
     )
+  description["inputs"] = fingerprint.describe_inputs(
+    _sources(models),
+    {k: v for k, v in description["flags"].items() if k != "out"},
+  )
   return description | dict(notes or {})
+
+
+def _sources(models) -> "dict[str, checkpoints.Source]":
+  """Those of the models that are opened checkpoints, by role."""
+  if models is None or isinstance(models, str):
+    return {}
+  if not isinstance(models, Mapping):
+    return {"model": models}
+  return {
+    role: model
+    for role, model in models.items()
+    if model is not None and not isinstance(model, str)
+  }
 
 
 def _hashes(models):

@@ -24,8 +24,6 @@ candidate and round. --allocation=kl spares the layers whose pruning alone
 changes the output most.
 """
 
-import time
-
 from absl import flags
 
 from jaxprune.pruning import change as change_lib
@@ -108,19 +106,15 @@ _MESH = flag_groups.mesh(
   " over model."
 )
 _SHARD_SIZE = flag_groups.shard_size()
-_OVERWRITE = flag_groups.overwrite()
 
 
 def main() -> None:
   import jax
 
-  from jaxprune import devices
   from jaxprune.pruning.checkpoint import sublayers
-  from jaxprune.pruning.checkpoint.weights import Output
-  from jaxprune.studies import inputs, prune
+  from jaxprune.studies import prune
 
   jax.config.update("jax_default_matmul_precision", "highest")
-  began = time.monotonic()
   source = _MODEL.open(logits=False)
   memory, change = _memory(), _change()
   given = _CALIBRATION.calibration.value is not None
@@ -130,37 +124,24 @@ def main() -> None:
   )
   ids, described = _read_calibration(source) if given else (None, None)
   _check_memory(source.config, change, ids, memory)
-  provenance = _provenance(source, change, described, memory)
-  result = prune.prune(
-    source,
-    _OUT.value,
-    change,
-    ids,
-    memory=memory,
-    output=Output(
-      slim=_SLIM.value,
-      provenance=provenance,
-      overwrite=_OVERWRITE.value,
-      shard_size=inputs.read_size(_SHARD_SIZE.value),
-    ),
-    progress=launch.Progress,
+  description = launch.describe(
+    seeds={"calibration": _SEED.value}, models=source, calibration=described
   )
-  if devices.is_writer():
-    _write(result, provenance, began)
-
-
-def _provenance(source, change, calibration, memory):
-  """What identifies the run."""
-  from jaxprune import checkpoints
-
-  return {
-    "method": change.method,
-    "seed": change.seed,
-    "checkpoint_hash": checkpoints.checkpoint_hash(source),
-    "calibration": calibration,
-    "micro_batch": memory.micro_batch,
-    "mesh": _MESH.value,
-  }
+  with launch.place(
+    _OUT.value, description, models=source, resume=True, model=True
+  ) as (stage, _):
+    result = prune.prune(
+      source,
+      stage.new,
+      change,
+      ids,
+      memory=memory,
+      output=_output(change, description),
+      progress=launch.Progress,
+    )
+    with launch.records(stage, description, extra_fields=prune.FIELDS) as study:
+      _write(study, result)
+  study.close()
 
 
 def _change():
@@ -199,6 +180,25 @@ def _memory():
   )
 
 
+def _output(change, description):
+  """How the folder is written."""
+  from jaxprune.pruning.checkpoint.weights import Output
+  from jaxprune.studies import inputs
+
+  return Output(
+    slim=_SLIM.value,
+    provenance={
+      "method": change.method,
+      "seed": change.seed,
+      "checkpoint_hash": description["checkpoint_hash"],
+      "calibration": description["calibration"],
+      "micro_batch": _MICRO_BATCH.value,
+      "mesh": _MESH.value,
+    },
+    shard_size=inputs.read_size(_SHARD_SIZE.value),
+  )
+
+
 def _read_calibration(source):
   """The calibration tokens, int [sequences, length], and what they are."""
   from jaxprune.calibration import tokens
@@ -221,38 +221,25 @@ def _check_memory(config, change, ids, memory):
   memory_lib.check_fits(estimate)
 
 
-def _write(result, provenance, began):
-  """Put run.json, records and summary into the pruned folder."""
-  from jaxprune import checkpoints, report
+def _write(study, result):
+  """Put records and summary into the pruned folder."""
   from jaxprune.pruning.checkpoint import weights
-  from jaxprune.studies import prune
 
   summary = dict(result.summary)
-  summary.setdefault("sparsity", weights.folder_sparsity(_OUT.value))
-  description = launch.describe(
-    seeds={"calibration": _SEED.value},
-    models=provenance["checkpoint_hash"],
-    calibration=provenance["calibration"],
+  if "sparsity" not in summary:
+    summary["sparsity"] = weights.folder_sparsity(study.stage.new)
+  study.run.write_all(
+    {**result.settings, "seed": _SEED.value, **row} for row in result.log
   )
-  checkpoints.atomic_write_json(f"{_OUT.value}/run.json", description)
-  with report.RunFolder(
-    _OUT.value, description, extra_fields=prune.FIELDS
-  ) as run:
-    run.write_all(
-      {**result.settings, "seed": _SEED.value, **row} for row in result.log
-    )
-    run.write_summary(
-      {**result.settings, **summary, "seconds": time.monotonic() - began}
-    )
+  headline = f"{summary['sparsity']:.4f} of the kernels is zero"
   if _SLIM.value:
-    print(f"wrote {_OUT.value}: built without what was removed")
-    return
-  print(f"wrote {_OUT.value}: {summary['sparsity']:.4f} of the kernels is zero")
-  if summary["sparsity"]:
-    print(
-      "zeros alone save no time and no memory: the folder is as large and as"
+    headline = "built without what was removed"
+  elif summary["sparsity"]:
+    headline += (
+      "\nzeros alone save no time and no memory: the folder is as large and as"
       " slow as the dense model"
     )
+  study.finish({**result.settings, **summary}, headline, wrote=("",))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,6 @@ _CALIBRATION = flag_groups.calibration(
   about_seq_len="Tokens of a row.",
 )
 _SEED = flag_groups.seed("Of the text and of the order in which it is read.")
-_OVERWRITE = flag_groups.overwrite()
 _OUT = flag_groups.out()
 
 
@@ -67,20 +66,20 @@ def main() -> None:
     "models": models,
     "calibration": calibration,
   }
-  losses = train.recover(
-    _OUT.value,
-    models,
-    recovery,
-    calibration,
-    launch.describe(**about),
-    report=launch.say,
-    overwrite=_OVERWRITE.value,
-  )
-  with launch.study(_OUT.value, **about, extra_fields=train.FIELDS) as study:
-    study.run.write_all(train.loss_rows(losses, _SEED.value))
-    sparsity = weights.folder_sparsity(_OUT.value)
-    summary = train.summarise(recovery, losses, sparsity)
-    study.finish(summary, train.headline(summary), wrote=("summary.json",))
+  description = launch.describe(**about)
+  with launch.place(_OUT.value, description, models=models, model=True) as (
+    stage,
+    _,
+  ):
+    losses = train.recover(
+      stage.new, models, recovery, calibration, report=launch.say
+    )
+    with launch.records(stage, description, extra_fields=train.FIELDS) as study:
+      study.run.write_all(train.loss_rows(losses, _SEED.value))
+      sparsity = weights.folder_sparsity(stage.new)
+      summary = train.summarise(recovery, losses, sparsity)
+      study.finish(summary, train.headline(summary), wrote=("summary.json",))
+  study.close()
 
 
 def _recovery():

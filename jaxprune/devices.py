@@ -183,6 +183,37 @@ def wait_for_all(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
+def ask_writer(question: Callable[[], str | None]) -> str:
+  """Call a function in the writer process; all processes get its answer.
+
+  Every process must call this, at the same place.
+
+  Args:
+    question: gives a short text (None is ""), or raises a ValueError.
+
+  Returns:
+    The answer.
+
+  Raises:
+    ValueError: that of the writer, in every process.
+  """
+  if jax.process_count() == 1:
+    return question() or ""
+  message = np.zeros(4096, np.uint8)
+  if is_writer():
+    try:
+      text = "=" + (question() or "")
+    except ValueError as error:
+      text = "!" + str(error)
+    raw = text.encode("utf-8")[: message.size]
+    message[: len(raw)] = np.frombuffer(raw, np.uint8)
+  said = bytes(np.asarray(multihost_utils.broadcast_one_to_all(message)))
+  text = said.rstrip(b"\0").decode("utf-8", "replace")
+  if text.startswith("!"):
+    raise ValueError(text[1:])
+  return text[1:]
+
+
 def available_bytes() -> tuple[int | None, int | None]:
   """Bytes of one device and of the host, None where they are not told.
 

@@ -1,9 +1,13 @@
-"""How does a file or a folder appear whole, or not at all?
+"""How does a file appear whole, or not at all?
 
 A file is written under a temporary name in its own folder, flushed to disk and
-then renamed; a folder is filled under another name beside its place and then
-renamed. A process killed at any moment leaves the old state or the new one,
-and at worst a file called `.NAME.PID.tmp` that no reader looks at.
+then renamed. A process killed at any moment leaves the old content or the new
+one, and at worst a file called `.NAME.PID.tmp` that no reader looks at.
+`staging` does the same for folders.
+
+A folder of results holds `checksums.json`, the sha256 of every file by its path
+in the folder. What is read through `read_checked` is compared with it, so that
+a flipped bit or an exchanged file is found.
 """
 
 import contextlib
@@ -11,10 +15,11 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+CHECKSUMS = "checksums.json"
+_DEPTH = 3  # folders above a file in which its checksum is looked for
 _CHUNK = 1 << 22  # bytes read at a time when hashing
 
 
@@ -36,7 +41,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
-  _sync_folder(path.parent)
+  sync_folder(path.parent)
 
 
 def atomic_write_bytes(path: str | os.PathLike, data: bytes) -> None:
@@ -74,26 +79,36 @@ def atomic_write_json(path: str | os.PathLike, value: Any) -> None:
   atomic_write_text(path, text + "\n")
 
 
-def publish_folder(work: str | os.PathLike, folder: str | os.PathLike) -> None:
-  """Give the finished folder `work` the name `folder`.
-
-  One rename where `folder` is absent or empty. A non-empty `folder` is first
-  renamed to `FOLDER.old-PID` and removed when the new one is in place: between
-  the two renames there is no `folder`, but both contents exist.
+def write_signed_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
+  """Write a JSON object with the sha256 of the name of the file and itself.
 
   Args:
-    work: a folder on the same file system as `folder`.
-    folder: its final name.
+    path: the file.
+    value: what JSON can hold; no key `sha256`.
   """
-  work, folder = pathlib.Path(work), pathlib.Path(folder)
-  old = None
-  if folder.is_dir() and any(folder.iterdir()):
-    old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
-    os.rename(folder, old)
-  os.rename(work, folder)
-  _sync_folder(folder.parent)
-  if old is not None:
-    shutil.rmtree(old)
+  atomic_write_json(path, value | {"sha256": _sign(path, value)})
+
+
+def read_signed_json(path: str | os.PathLike) -> dict[str, Any]:
+  """Read what `write_signed_json` wrote, or any JSON object without a sha256.
+
+  Raises:
+    ValueError: the file is not readable, was changed, or had another name.
+  """
+  value = read_json(path)
+  signed = value.pop("sha256", None)
+  if signed is not None and signed != _sign(path, value):
+    raise ValueError(
+      f"{path}: is not what was written under this name (its sha256 is another"
+      " one); remove it to make it anew"
+    )
+  return value
+
+
+def _sign(path, value) -> str:
+  text = json.dumps(value, sort_keys=True, allow_nan=False)
+  name = pathlib.Path(path).name
+  return hashlib.sha256(f"{name}\n{text}".encode()).hexdigest()
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
@@ -116,6 +131,81 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
   return value
 
 
+def write_checksums(
+  folder: str | os.PathLike, known: Mapping[str, str] | None = None
+) -> None:
+  """Write `checksums.json` for all files that are in a folder.
+
+  Args:
+    folder: complete.
+    known: sha256 by path in the folder, of files that need not be read again.
+  """
+  folder, known = pathlib.Path(folder), known or {}
+  sums = {}
+  for path in sorted(folder.rglob("*")):
+    name = path.relative_to(folder).as_posix()
+    if path.is_file() and name != CHECKSUMS:
+      sums[name] = known.get(name) or sha256_file(path)
+  atomic_write_json(folder / CHECKSUMS, {"sha256": sums})
+
+
+def read_checksums(folder: str | os.PathLike) -> dict[str, str]:
+  """The sha256 of every file of a folder; {} where none were written.
+
+  Raises:
+    ValueError: `checksums.json` is damaged.
+  """
+  path = pathlib.Path(folder) / CHECKSUMS
+  sums = read_json(path).get("sha256") if path.is_file() else {}
+  if not isinstance(sums, dict):
+    raise ValueError(f"{path}: is damaged; copy the folder again")
+  return sums
+
+
+def check_folder(folder: str | os.PathLike) -> None:
+  """Compare every file of a folder with its checksum.
+
+  Args:
+    folder: that a run wrote; without checksums nothing is compared.
+
+  Raises:
+    ValueError: a file is missing or another one.
+  """
+  for name, expected in read_checksums(folder).items():
+    path = pathlib.Path(folder) / name
+    if not path.is_file() or sha256_file(path) != expected:
+      raise _changed(path)
+
+
+def read_checked(path: str | os.PathLike) -> bytes:
+  """Read a file, compared with its checksum if its folder has one.
+
+  Args:
+    path: in a folder of results, or up to two folders below it.
+
+  Raises:
+    ValueError: it is not what was written.
+  """
+  path = pathlib.Path(path)
+  content = path.read_bytes()
+  for folder in list(path.absolute().parents)[:_DEPTH]:
+    if (folder / CHECKSUMS).is_file():
+      name = path.absolute().relative_to(folder).as_posix()
+      expected = read_checksums(folder).get(name)
+      if expected not in (None, hashlib.sha256(content).hexdigest()):
+        raise _changed(path)
+      break
+  return content
+
+
+def _changed(path: pathlib.Path) -> ValueError:
+  return ValueError(
+    f"{path}: is not what the run wrote (its sha256 is not that in"
+    f" {CHECKSUMS}); copy the folder again or run it anew, or remove"
+    f" {CHECKSUMS} to read it as it is"
+  )
+
+
 def sha256_file(path: str | os.PathLike) -> str:
   """Return the sha256 of a file's bytes as 64 hexadecimal digits."""
   digest = hashlib.sha256()
@@ -125,10 +215,25 @@ def sha256_file(path: str | os.PathLike) -> str:
   return digest.hexdigest()
 
 
-def _sync_folder(folder: pathlib.Path) -> None:
-  """Flush the names in a folder, without which a rename can be lost."""
-  descriptor = os.open(folder, os.O_RDONLY)
+def sha256_tree(folder: str | os.PathLike) -> str:
+  """Return the sha256 over the names and bytes of all files in a folder."""
+  folder = pathlib.Path(folder)
+  digest = hashlib.sha256()
+  for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    line = json.dumps([path.relative_to(folder).as_posix(), sha256_file(path)])
+    digest.update(line.encode("utf-8") + b"\n")
+  return digest.hexdigest()
+
+
+def sync(path: str | os.PathLike) -> None:
+  """Flush the content of a file to the disk."""
+  descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
   finally:
     os.close(descriptor)
+
+
+def sync_folder(folder: str | os.PathLike) -> None:
+  """Flush the names in a folder, without which a rename can be lost."""
+  sync(folder)

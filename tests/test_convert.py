@@ -246,13 +246,15 @@ def test_what_a_killed_conversion_left_is_replaced(folder, tmp_path):
   work = tmp_path / "out.partial"
   work.mkdir()
   (work / "mine.txt").write_text("keep")
-  with pytest.raises(ValueError, match="not the work of a conversion"):
+  with pytest.raises(ValueError, match="not the work of a run"):
     orbax_folder.write_orbax(source, tmp_path / "out")
   assert (work / "mine.txt").read_text() == "keep"
-  (work / ".conversion").touch()
+  (work / "begun.json").write_text(
+    '{"job": {"made_from": "x"}, "resume": false}'
+  )
   orbax_folder.write_orbax(source, tmp_path / "out")
   assert os.listdir(tmp_path) == ["out"]
-  assert not (tmp_path / "out" / ".conversion").exists()
+  assert not (tmp_path / "out" / "mine.txt").exists()
 
 
 @pytest.mark.slow

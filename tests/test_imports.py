@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ORDER = (
   "shapes",
   "files",
+  "staging",
   "models",
   "devices",
   "checkpoints",
@@ -30,6 +31,7 @@ ARRAYS = {"jax", "numpy", "einops"}
 ALLOWED = {
   "shapes": set(),
   "files": set(),
+  "staging": set(),
   "models": ARRAYS | {"flax"},
   "devices": {"jax", "numpy"},
   "checkpoints": ARRAYS

@@ -24,7 +24,10 @@ def own_flags(monkeypatch):
   """A script's place to define flags: none are there, none stay."""
   values = flags.FlagValues()
   with mock.patch.multiple(flags, FLAGS=values):
-    for name in ("string", "integer", "float", "list", "enum", "multi_string"):
+    for name in (
+      *("string", "integer", "float", "list", "enum", "multi_string"),
+      "bool",
+    ):
       define = getattr(flags, f"DEFINE_{name}")
       monkeypatch.setattr(
         flags,

@@ -141,6 +141,7 @@ def test_resumed_on_eight_devices(tiny, tmp_path, offload):
       "method": "wanda",
       "slim": False,
       "pattern": dataclasses.asdict(options["pattern"]),
+      "tokens": streaming.token_hash(TOKENS),
     },
   )
   like = streaming.shapes_of_states(tiny.config, TOKENS, options["memory"])

@@ -321,7 +321,8 @@ def test_what_a_killed_step_left_is_written_anew(tiny, tmp_path, monkeypatch):
     with pytest.raises(KilledError):
       weights.prune_weights(tiny, tmp_path / "cut", **options)
   # The activations of both layers are there, and only one layer counts.
-  assert len(json.loads((work / resume.PROGRESS).read_text())["layers"]) == 1
+  progress = json.loads((work / "new" / resume.PROGRESS).read_text())
+  assert len(progress["layers"]) == 1
   assert {p.name for p in work.glob("states-*")} == {
     "states-00001",
     "states-00002",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scripts
 
+from jaxprune import files
 from jaxprune.pruning.methods.quantize import Levels
 from jaxprune.pruning.patterns import NofM, Unstructured
 from jaxprune.studies.sweep import configurations, summary
@@ -122,12 +123,14 @@ def test_a_run_goes_on(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   kept = tmp_path / "out/configurations/magnitude_0.5-seed0.json"
-  changed = json.loads(kept.read_text())
+  changed = files.read_signed_json(kept)
   changed["removed"] = 0.123  # Shows whether it is read.
-  kept.write_text(json.dumps(changed))
-  done = scripts.call(
-    "discrepancy", *flags, "--configurations=magnitude:0.5,rtn:4", "--seeds=0"
-  )
+  files.write_signed_json(kept, changed)
+  more = [*flags, "--configurations=magnitude:0.5,rtn:4", "--seeds=0"]
+  done = scripts.call("discrepancy", *more)
+  assert done.returncode == 1 and "not what the run wrote" in done.stderr
+  (tmp_path / "out/checksums.json").unlink()
+  done = scripts.call("discrepancy", *more)
   assert done.returncode == 0, done.stderr
   table = json.loads((tmp_path / "out/summary.json").read_text())["table"]
   assert [e["configuration"] for e in table] == [
@@ -150,4 +153,4 @@ def test_a_run_goes_on(tmp_path):
     "--configurations=magnitude:0.5",
     "--seeds=0",
   )
-  assert done.returncode == 1 and "seq_len differ" in done.stderr
+  assert done.returncode == 1 and "seq_len was 32" in done.stderr

@@ -5,6 +5,7 @@ The only package that touches model files and their formats.
 
 from jaxprune.checkpoints.export import (
   Export,
+  FinishedError,
   finish_export,
   finished_layers,
   start_export,
@@ -43,6 +44,7 @@ from jaxprune.files import (
 __all__ = [
   "SHARD_SIZE",
   "Export",
+  "FinishedError",
   "Pooling",
   "Recipe",
   "Source",

@@ -2,11 +2,11 @@
 
 Layer by layer, each written at its place in shards of a chosen size
 (`layout`) when it is finished, then what lies outside the layers, the index and
-the configuration. Everything is gathered in `FOLDER.partial` beside the final
-place, read back and compared with what was written, and renamed at the end: no
-reader can meet half a model, an old model stays until the new one is whole, and
-a run that was killed goes on with the layers it has. One tensor, in pieces, is
-in memory beside the layer that the caller holds.
+the configuration. Everything is gathered beside the final place (`staging`),
+read back and compared with what was written, and renamed at the end: no reader
+can meet half a model, an old model stays until the new one is whole, and a run
+that was killed goes on with the layers it has. One tensor, in pieces, is in
+memory beside the layer that the caller holds.
 
 The state of an export is on disk (`jaxprune_export.json` in the folder: what
 is exported, the sha256 of each tensor, and at the end size and sha256 of each
@@ -22,13 +22,13 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import files
+from jaxprune import files, staging
 from jaxprune.checkpoints import (
   export_job,
   folders,
@@ -53,9 +53,8 @@ class Export:
   """An export under way.
 
   Attributes:
-    folder: the final place.
-    work: where the files are until `finish_export`; other files put here, such
-      as masks, are published with the model.
+    stage: the final place, and where the work is until `finish_export`; what is
+      put beside `work` in `stage.scaffold` is removed then.
     source: the checkpoint that the model was made from.
     config: of the model that is written.
     job: what is exported, as JSON: `provenance`, `drop_attention`, `drop_mlp`,
@@ -63,12 +62,36 @@ class Export:
     shards: the files that are filled.
   """
 
-  folder: pathlib.Path
-  work: pathlib.Path
+  stage: staging.Stage
   source: Source
   config: ModelConfig
   job: dict[str, Any]
   shards: tuple[layout.Shard, ...]
+
+  @property
+  def folder(self) -> pathlib.Path:
+    """The final place."""
+    return self.stage.folder
+
+  @property
+  def work(self) -> pathlib.Path:
+    """What becomes the folder; other files put here are published with it."""
+    return self.stage.new
+
+
+class FinishedError(ValueError):
+  """The folder is not empty: it holds what the same job finished.
+
+  Attributes:
+    folder: the final place.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    super().__init__(
+      f"{folder}: is not empty, the same job has finished it; choose another"
+      " output folder or overwrite"
+    )
+    self.folder = folder
 
 
 def start_export(
@@ -101,12 +124,12 @@ def start_export(
     The export; `finished_layers` says what an earlier run left.
 
   Raises:
-    ValueError: the folder is in use, another job's work lies in
-      `FOLDER.partial`, or an argument is wrong.
+    ValueError: the folder is in use (a `FinishedError` where the same job has
+      finished it), another job's work lies in `FOLDER.partial`, or an argument
+      is wrong.
     OSError: there is no room for the model.
   """
-  folder = pathlib.Path(folder).resolve()
-  export_job.check_target(folder, source.folder, overwrite)
+  stage = staging.stage(folder)
   job = {
     "provenance": dict(provenance or {}),
     "drop_attention": export_job.check_drops(
@@ -124,7 +147,10 @@ def start_export(
       f"provenance cannot be written as JSON ({error}); use strings, finite"
       " numbers, lists and dicts"
     ) from error
-  work = folder.with_name(folder.name + ".partial")
+  staging.settle(stage)
+  if not overwrite and _finished_job(stage.folder) == job:
+    raise FinishedError(stage.folder)
+  export_job.check_target(stage.folder, source.folder, overwrite)
   config = source.config
   if changes:
     config = type(config).from_hf({**source.hf, **changes})
@@ -142,31 +168,12 @@ def start_export(
     shard_size,
   )
   export = Export(
-    folder=folder,
-    work=work,
-    source=source,
-    config=config,
-    job=job,
-    shards=tuple(planned),
+    stage=stage, source=source, config=config, job=job, shards=tuple(planned)
   )
-  work.mkdir(parents=True, exist_ok=True)
-  for stale in work.glob(".*.tmp"):
-    stale.unlink()
-  if not any(work.iterdir()):
-    files.atomic_write_json(work / PROGRESS, {"job": job, "layers": {}})
-  elif not (work / PROGRESS).is_file():
-    raise ValueError(
-      f"{work}: not the work of an export; move it away or choose another"
-      " output folder"
-    )
-  else:
-    earlier = files.read_json(work / PROGRESS).get("job")
-    if earlier != job:
-      raise ValueError(
-        f"{work}: unfinished work of another job"
-        f" ({export_job.difference(earlier, job)}); finish that job, or remove"
-        " the folder to start over"
-      )
+  staging.begin(stage, job, resume=True)
+  export.work.mkdir(exist_ok=True)
+  if not (export.work / PROGRESS).is_file():
+    files.atomic_write_json(export.work / PROGRESS, {"job": job, "layers": {}})
   _make_files(export)
   return export
 
@@ -190,6 +197,28 @@ def finished_layers(export: Export) -> tuple[int, ...]:
     if {row.name.format(index) for row in rows}
     <= recorded.get(str(index), {}).keys() & there
   )
+
+
+def check_layers(export: Export, indices: Iterable[int]) -> None:
+  """Compare layers that were written with their record.
+
+  Args:
+    export: under way.
+    indices: some of `finished_layers`.
+
+  Raises:
+    ValueError: a tensor is not what was written; says how to go on.
+  """
+  recorded = files.read_json(export.work / PROGRESS)["layers"]
+  for index in indices:
+    for name, expected in recorded[str(index)].items():
+      [shard] = [shard for shard in export.shards if name in shard.tensors]
+      if layout.hash_tensor(export.work, shard, name) != expected:
+        raise ValueError(
+          f"{export.work / shard.name}: tensor {name!r} is not what was"
+          f" written; check the disk, and remove {export.stage.scaffold} to"
+          " start over"
+        )
 
 
 def write_layer(export: Export, index: int, layer: Tree) -> None:
@@ -272,8 +301,45 @@ def finish_export(export: Export, outer: Tree | None = None) -> pathlib.Path:
   hf = patched_config(export.source, export.job["provenance"], drops)
   hf |= export.job["changes"]
   files.atomic_write_json(work / "config.json", hf)
-  files.publish_folder(work, export.folder)
+  staging.publish(export.stage)
   return export.folder
+
+
+def check_whole(folder: pathlib.Path) -> None:
+  """Compare the shards of a finished folder with what was written.
+
+  Args:
+    folder: of `finish_export`.
+
+  Raises:
+    ValueError: a shard is missing or another one; names it.
+  """
+  for name, written in recorded_shards(folder).items():
+    path = folder / name
+    if not path.is_file() or files.sha256_file(path) != written["sha256"]:
+      raise ValueError(
+        f"{path}: is not what was written (its sha256 is not that in"
+        f" {PROGRESS}); copy it again, or write the model anew"
+      )
+
+
+def recorded_shards(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """Size and sha256 of each shard of a finished folder; {} for no record.
+
+  Args:
+    folder: of `finish_export`, or any other.
+  """
+  path = folder / PROGRESS
+  return files.read_json(path).get("shards", {}) if path.is_file() else {}
+
+
+def _finished_job(folder: pathlib.Path) -> dict[str, Any] | None:
+  """The job of a finished folder; None where there is none."""
+  path = folder / PROGRESS
+  if not path.is_file():
+    return None
+  record = files.read_json(path)
+  return record.get("job") if "shards" in record else None
 
 
 def _make_files(export: Export) -> None:

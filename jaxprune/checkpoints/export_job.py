@@ -1,5 +1,6 @@
 """May this export begin, and is the unfinished work that lies there its own?"""
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxprune import staging
 from jaxprune.checkpoints import names, shards
 from jaxprune.checkpoints.source import Source
 
@@ -63,8 +65,7 @@ def check_target(
     raise ValueError(
       f"{folder}: holds the source model; choose another output folder"
     )
-  if folder.exists() and not folder.is_dir():
-    raise ValueError(f"{folder}: is a file; choose another output folder")
+  staging.check_place(folder)
   if not folder.exists() or not any(folder.iterdir()):
     return
   if not overwrite:
@@ -78,28 +79,37 @@ def check_target(
     )
 
 
-def fingerprint(source: Source) -> str:
-  """Tell sources apart by headers and the first bytes of every tensor."""
+def fingerprint(source: Source) -> dict[str, Any]:
+  """Tell sources apart, by what is read before any work.
+
+  Args:
+    source: the model.
+
+  Returns:
+    `tensors`: sha256 over headers and the first bytes of every tensor;
+    `config`: the fields that reach the logits or end a text.
+  """
   digest = hashlib.sha256()
   for name, tensor in sorted(source.tensors.items()):
     line = json.dumps([name, tensor.dtype, list(tensor.shape)])
     digest.update(line.encode("utf-8") + b"\n")
     raw = shards.view(tensor).reshape(-1).view(np.uint8)
-    digest.update(bytes(_SAMPLE) if name in source.zeroed else raw[:_SAMPLE])
-  return digest.hexdigest()
+    digest.update(raw[:_SAMPLE].data)
+  return {
+    "tensors": digest.hexdigest(),
+    "config": describe_config(source.config),
+  }
 
 
-def difference(earlier: Any, job: dict[str, Any]) -> str:
-  """Name the first thing in which two jobs differ.
+def describe_config(config: names.Config) -> dict[str, Any]:
+  """The fields in which two configurations of other outputs differ, as JSON.
 
   Args:
-    earlier: the job of a record, whatever lies there.
-    job: the job of now.
+    config: of a decoder or an encoder.
   """
-  earlier = earlier if isinstance(earlier, dict) else {}
-  flat_earlier, flat_job = names.flatten(earlier), names.flatten(job)
-  for key in sorted(flat_earlier.keys() | flat_job.keys()):
-    before, now = flat_earlier.get(key), flat_job.get(key)
-    if before != now:
-      return f"{key} was {before!r:.80}, now {now!r:.80}"
-  return "the layout differs"
+  compared = {f.name for f in dataclasses.fields(config) if f.compare}
+  return {
+    name: value
+    for name, value in dataclasses.asdict(config).items()
+    if name in compared
+  }

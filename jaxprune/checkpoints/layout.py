@@ -169,6 +169,23 @@ def write_tensor(
   return digest.hexdigest()
 
 
+def hash_tensor(folder: pathlib.Path, shard: Shard, name: str) -> str:
+  """The sha256 of what an unfinished file holds at the place of a tensor.
+
+  Args:
+    folder: of `make_file`.
+    shard: that holds the tensor.
+    name: of the tensor.
+  """
+  begin, dtype, shape = shard.tensors[name]
+  digest = hashlib.sha256()
+  with open(folder / (shard.name + UNFINISHED), "rb") as file:
+    file.seek(begin)
+    for piece in _pieces(file, dtype.itemsize * math.prod(shape)):
+      digest.update(piece)
+  return digest.hexdigest()
+
+
 def read_back(
   folder: pathlib.Path, shard: Shard, expected: Callable[[str], str]
 ) -> str:

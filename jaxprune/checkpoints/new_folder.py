@@ -1,20 +1,19 @@
 """How is a model folder gathered that appears whole, or not at all?
 
-For conversions, which begin anew after a cut: what one left in `FOLDER.partial`
-is removed by the next. A pruning run goes on instead; see `export`.
+For conversions, which begin anew after a cut: what one left beside the folder
+(`staging`) is removed by the next. A pruning run goes on instead; see `export`.
 """
 
 import contextlib
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import devices, files
+from jaxprune import devices, files, staging
 from jaxprune.checkpoints import (
   export,
   export_job,
@@ -24,8 +23,6 @@ from jaxprune.checkpoints import (
   sentence,
   shards,
 )
-
-_MARK = ".conversion"  # in a folder that the next conversion may remove
 
 
 @contextlib.contextmanager
@@ -43,34 +40,25 @@ def new_folder(
     overwrite: replace an older model folder.
 
   Yields:
-    The folder to fill, `FOLDER.partial`.
+    The folder to fill.
 
   Raises:
-    ValueError: the folder is in use, or `FOLDER.partial` is something else.
+    ValueError: the folder is in use, or `FOLDER.partial` is other work.
   """
-  folder = pathlib.Path(folder).resolve()
-  export_job.check_target(folder, pathlib.Path(home), overwrite)
-  work = folder.with_name(folder.name + ".partial")
+  stage = staging.stage(folder)
+  export_job.check_target(stage.folder, pathlib.Path(home), overwrite)
   if devices.is_writer():
-    if work.exists():
-      if not (work / _MARK).is_file():
-        raise ValueError(
-          f"{work}: not the work of a conversion; move it away or choose"
-          " another output folder"
-        )
-      shutil.rmtree(work)
-    work.mkdir(parents=True)
-    (work / _MARK).touch()
+    staging.begin(stage, {"made_from": os.fspath(home)}, resume=False)
+    stage.new.mkdir()
   devices.wait_for_all("began")
   try:
-    yield work
+    yield stage.new
     devices.wait_for_all("filled")
     if devices.is_writer():
-      (work / _MARK).unlink()
-      files.publish_folder(work, folder)
+      staging.publish(stage)
   except BaseException:
     if devices.is_writer():
-      shutil.rmtree(work, ignore_errors=True)
+      staging.discard(stage)
     raise
   devices.wait_for_all("published")
 

@@ -2,10 +2,10 @@
 
 import os
 import pathlib
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxprune import staging
 from jaxprune.checkpoints import names
 from jaxprune.checkpoints.export import finish_export, start_export, write_layer
 from jaxprune.checkpoints.huggingface import Tree
@@ -68,9 +68,8 @@ def save_params(
         f"layers/{path}: expected {source.config.num_layers} layers on the"
         f" first axis, found shape {list(leaf.shape)}; pass stacked params"
       )
-  work = pathlib.Path(folder).resolve()
-  work = work.with_name(work.name + ".partial")
-  fresh = not work.exists()
+  stage = staging.stage(folder)
+  fresh = not stage.scaffold.exists()
   try:
     export = start_export(
       folder,
@@ -88,5 +87,5 @@ def save_params(
     return finish_export(export, outer)
   except BaseException:
     if fresh:
-      shutil.rmtree(work, ignore_errors=True)
+      staging.discard(stage)
     raise

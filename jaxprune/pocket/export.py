@@ -8,7 +8,6 @@ model card. Stock transformers loads it.
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import tokenizers
 
-from jaxprune import files
+from jaxprune import files, staging
 from jaxprune.checkpoints import names, shards
 from jaxprune.models import decoder
 from jaxprune.models.config import ModelConfig
@@ -42,10 +41,10 @@ def write_model(
   Returns:
     The folder.
   """
-  folder = pathlib.Path(folder).resolve()
-  work = folder.with_name(folder.name + ".partial")
-  shutil.rmtree(work, ignore_errors=True)
-  work.mkdir(parents=True)
+  stage = staging.stage(folder)
+  staging.begin(stage, {"made_from": "pocket"}, resume=False)
+  work = stage.new
+  work.mkdir()
   shards.write_shard(
     work / "model.safetensors", _tensors(config, params), {"format": "pt"}
   )
@@ -73,8 +72,8 @@ def write_model(
   )
   files.atomic_write_text(work / "tokenizer.json", tokenizer.to_str())
   files.atomic_write_text(work / "README.md", card)
-  files.publish_folder(work, folder)
-  return folder
+  staging.publish(stage)
+  return stage.folder
 
 
 def _tensors(config, params) -> dict[str, np.ndarray]:

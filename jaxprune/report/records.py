@@ -20,7 +20,7 @@ import pathlib
 import platform
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -42,7 +42,11 @@ RUN, SUMMARY, FIGURES, PAGE = (
 Summary = Mapping[str, Any]
 _MAKER = "jaxprune"
 # Settings that may differ between a run and its resumption.
-_FREE_FLAGS = ("out", "resume", "verbosity")
+_FREE_FLAGS = ("out", "overwrite", "resume", "verbosity")
+# What a description says of how a run was made, not of what is made.
+_FREE_ENTRIES = ("command", "extra_fields", "made_by")
+_VERSIONS = ("jax", "jaxlib", "jaxprune", "tokenizers")
+_DEVICE = ("kind", "platform")
 
 
 def describe_run(
@@ -90,6 +94,43 @@ def describe_run(
       "system": platform.platform(),
     },
   }
+
+
+def identity(
+  description: Mapping[str, Any], grows: Collection[str] = ()
+) -> dict[str, Any]:
+  """What two runs have in common whose results are the same, as JSON.
+
+  Args:
+    description: from `describe_run`, or run.json.
+    grows: flags whose values, and what was drawn for them (seeds and
+      calibration), may differ.
+
+  Returns:
+    Its entries, without those that change no result.
+  """
+  kept = {k: v for k, v in description.items() if k not in _FREE_ENTRIES}
+  free = {*_FREE_FLAGS, *grows}
+  kept["flags"] = {
+    name: value
+    for name, value in (kept.get("flags") or {}).items()
+    if name not in free
+  }
+  for entry, names in (("versions", _VERSIONS), ("device", _DEVICE)):
+    there = kept.get(entry) or {}
+    kept[entry] = {name: there[name] for name in names if name in there}
+  for name in ("seeds", "calibration") if grows else ():
+    kept.pop(name, None)
+  return json.loads(json.dumps(_plain(kept)))
+
+
+def is_run(folder: str | os.PathLike) -> bool:
+  """Whether a folder holds a run of this program, finished or not."""
+  try:
+    run = files.read_json(pathlib.Path(folder) / RUN)
+  except ValueError:
+    return False
+  return run.get("made_by") == _MAKER
 
 
 class RunFolder:
@@ -270,11 +311,7 @@ def _check_folder(folder: pathlib.Path) -> None:
     raise ValueError(f"--out={folder}: is a file; give a folder")
   if not folder.is_dir() or not any(folder.iterdir()):
     return
-  try:
-    made_by = files.read_json(folder / RUN).get("made_by")
-  except ValueError:
-    made_by = None
-  if made_by != _MAKER:
+  if not is_run(folder):
     raise ValueError(
       f"--out={folder}: is not empty and not a run of jaxprune (no {RUN} that"
       " says so); give a new folder, or empty this one"
@@ -303,7 +340,7 @@ def _check_same(folder: pathlib.Path, description: Mapping[str, Any]) -> None:
 
 def _clear(folder: pathlib.Path) -> None:
   """Remove what an earlier run wrote, but for run.json, which says so."""
-  for name in (RECORDS, SUMMARY, PAGE):
+  for name in (files.CHECKSUMS, RECORDS, SUMMARY, PAGE):
     (folder / name).unlink(missing_ok=True)
   shutil.rmtree(folder / FIGURES, ignore_errors=True)
 

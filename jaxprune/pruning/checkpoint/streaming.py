@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from jaxprune import checkpoints, devices
+from jaxprune.calibration import tokens as tokens_lib
 from jaxprune.models import EncoderConfig, ModelConfig, decoder, encoder
 
 Tree = dict[str, Any]
@@ -95,6 +96,20 @@ class Memory:
     return next(
       n for n in range(most, 0, -1) if sequences % n == 0 and n % ways == 0
     )
+
+
+def token_hash(tokens: Tokens) -> str:
+  """Hash tokens, and what of them is padding.
+
+  Args:
+    tokens: int [sequences, T], or with padding.
+
+  Returns:
+    Hexadecimal sha256.
+  """
+  if not isinstance(tokens, PaddedTokens):
+    return tokens_lib.token_hash(tokens)
+  return tokens_lib.token_hash(np.stack([tokens.ids, tokens.valid]))
 
 
 def check_tokens(config: Config, tokens: Tokens) -> None:

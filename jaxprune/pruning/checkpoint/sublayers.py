@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import checkpoints, devices, files
+from jaxprune.checkpoints import export as exports
 from jaxprune.pruning.checkpoint import resume, streaming
 from jaxprune.pruning.checkpoint.output import Output
 from jaxprune.pruning.checkpoint.streaming import Memory, Tokens
@@ -161,7 +162,17 @@ def prune_drops(
     log.append(row)
   if output.slim:
     source, dropped, job["left_out"] = _leave_out(source, dropped)
-  if devices.is_writer():
+  try:
+    if devices.is_writer():
+      _write(source, out, job, dropped, log, output)
+  finally:
+    devices.wait_for_all("finished")
+  return log
+
+
+def _write(source, out, job, dropped, log, output):
+  """Write the folder, or find it finished."""
+  try:
     export = checkpoints.start_export(
       out,
       source,
@@ -171,15 +182,17 @@ def prune_drops(
       drop_mlp=dropped["mlp"],
       shard_size=output.shard_size,
     )
-    done = set(checkpoints.finished_layers(export))
-    for index in set(range(source.config.num_layers)) - done:
-      checkpoints.write_layer(
-        export, index, checkpoints.read_layer(source, index)
-      )
-    files.atomic_write_json(export.work / resume.PROGRESS, {"layers": log})
-    checkpoints.finish_export(export)
-  devices.wait_for_all("finished")
-  return log
+  except checkpoints.FinishedError as finished:
+    exports.check_whole(finished.folder)
+    return
+  done = checkpoints.finished_layers(export)
+  exports.check_layers(export, done)
+  for index in set(range(source.config.num_layers)) - set(done):
+    checkpoints.write_layer(
+      export, index, checkpoints.read_layer(source, index)
+    )
+  files.atomic_write_json(export.work / resume.PROGRESS, {"layers": log})
+  checkpoints.finish_export(export)
 
 
 def _leave_out(source, dropped):

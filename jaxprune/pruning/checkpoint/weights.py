@@ -11,7 +11,7 @@ calibration activations unless they are kept on the host. On the host: one
 layer above the memory map. `memory.py` counts it before.
 
 A run that was killed goes on after the last finished layer (`resume.py`) and
-ends with the same bits.
+ends with the same bits; of a run that was finished the log is given again.
 
 Reference: Sun et al., Wanda, arXiv 2306.11695, and Frantar and Alistarh,
 SparseGPT, arXiv 2301.00774, whose official code walks the layers this way.
@@ -93,8 +93,13 @@ def prune_weights(
     "slim": slim,
     "pattern": _described(patterns),
   }
+  if tokens is not None:
+    job["tokens"] = streaming.token_hash(tokens)
   changes = _changes(config, chosen, patterns, slim)
-  export = _start(out, source, job, changes, output)
+  try:
+    export = _start(out, source, job, changes, output)
+  except checkpoints.FinishedError as finished:
+    return resume.read_finished(finished.folder)
   log = resume.read_log(export)
   start = len(log)
   threshold = None
@@ -305,8 +310,12 @@ def _start(out, source, job, changes, output):
       shard_size=output.shard_size,
     )
 
-  export = start() if devices.is_writer() else None
-  devices.wait_for_all("started")
+  export = None
+  try:
+    if devices.is_writer():
+      export = start()
+  finally:  # what the writer is refused, the others are refused next
+    devices.wait_for_all("started")
   export = export or start()
   devices.wait_for_all("read what is there")
   return export

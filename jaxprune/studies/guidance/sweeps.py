@@ -246,12 +246,8 @@ def _read_folder(folder, digest):
   paths = sorted(scores_lib.find_folder(folder).glob("*.json"))
   contents = {}
   for path in paths:
-    content = path.read_bytes()
-    digest.update(path.name.encode() + b"\0" + content)
-    try:
-      contents[path.stem] = scores_lib.from_json(content)
-    except ValueError as error:
-      raise ValueError(f"{path}: not JSON ({error}); remove it") from error
+    digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    contents[path.stem] = scores_lib.read_score(path)
   if not {"job", scores_lib.DENSE} <= contents.keys():
     raise ValueError(
       f"--sweeps={folder}: no finished dense model"

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import checkpoints, files
+from jaxprune import checkpoints
 from jaxprune import report as report_lib
 from jaxprune.calibration import tokens as tokens_lib
 from jaxprune.checkpoints import masks as masks_file
@@ -148,21 +148,17 @@ def recover(
   models: Mapping[str, checkpoints.Source],
   recovery: finetune.Recovery,
   calibration: tokens_lib.Calibration,
-  description: Mapping[str, Any],
   *,
   report: Callable[[str], None] = lambda line: None,
-  overwrite: bool = False,
 ) -> dict[str, np.ndarray]:
   """Train a pruned model and write the folder of the trained one.
 
   Args:
-    out: the folder; it becomes a run folder, too.
+    out: the folder.
     models: `pruned`, and `dense` where the objective needs it.
     recovery: the run.
     calibration: the text.
-    description: of the run, for its run.json.
     report: gets a line of progress from time to time.
-    overwrite: replace an older model folder.
 
   Returns:
     The losses, see `finetune.Recovered`.
@@ -174,7 +170,7 @@ def recover(
   hashes = {
     name: checkpoints.checkpoint_hash(source) for name, source in models.items()
   }
-  folder = write(
+  write(
     out,
     pruned,
     recovered.params,
@@ -184,10 +180,7 @@ def recover(
       "calibration": tokens_lib.describe(calibration),
       "checkpoint_hash": hashes,
     },
-    overwrite=overwrite,
   )
-  # With run.json in it, a run may write to the folder.
-  files.atomic_write_json(folder / "run.json", dict(description))
   return recovered.losses
 
 

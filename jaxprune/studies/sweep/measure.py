@@ -1,7 +1,8 @@
 """Every configuration is pruned, measured and scored, and kept when finished.
 
-A finished configuration stands in OUT/configurations and is not computed again,
-so that a run that was cut off goes on. Pruned weights are not kept.
+A finished configuration has a file in the folder of configurations and is not
+computed again, so that a run that was cut off goes on. Pruned weights are not
+kept.
 """
 
 import dataclasses
@@ -87,11 +88,24 @@ def jobs(
   ]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Places:
+  """Where a sweep works.
+
+  Attributes:
+    scores: the folder of configurations, which exists.
+    work: where a pruned model is, until it is scored.
+  """
+
+  scores: pathlib.Path
+  work: pathlib.Path
+
+
 def measure(
   dense: Dense,
   todo: Sequence[Job],
   calibrations: Mapping[int, Calibration],
-  folder: pathlib.Path,
+  places: Places,
   on_job: Callable[[int], None],
 ) -> list[Score]:
   """Prune, measure and score, or read what is finished.
@@ -100,26 +114,42 @@ def measure(
     dense: what is pruned, and what is asked.
     todo: from `jobs`, the dense model first.
     calibrations: what the methods look at, by seed.
-    folder: OUT/configurations, which exists.
+    places: where finished scores are, and models in work.
     on_job: called with the index of each job that is done.
 
   Returns:
     The score of each job.
+
+  Raises:
+    ValueError: a finished score was changed, or is of other calibration tokens.
   """
   scores, references = [], {}
   for index, job in enumerate(todo):
-    path = folder / f"{job.name}.json"
+    path = places.scores / f"{job.name}.json"
+    calibration = calibrations[job.seed]
     if path.is_file():
-      score = scores_lib.from_json(path.read_text())
+      score = scores_lib.read_score(path)
+      _check_tokens(path, score, calibration)
     else:
-      score = _make(dense, job, calibrations[job.seed], folder, references)
-      files.atomic_write_json(path, score)
-      shutil.rmtree(folder / job.name, ignore_errors=True)
+      work = places.work / job.name
+      score = _make(dense, job, calibration, work, references)
+      files.write_signed_json(path, score)
+      shutil.rmtree(places.work, ignore_errors=True)
     if job.configuration is None:
       references = _texts(score)
     scores.append(score)
     on_job(index)
   return scores
+
+
+def _check_tokens(path, score, calibration) -> None:
+  """Refuse a score that is of other tokens than are read now."""
+  if score.get("calibration", calibration.hash) != calibration.hash:
+    raise ValueError(
+      f"{path}: is of other calibration tokens (hash"
+      f" {score['calibration']:.16} then, {calibration.hash:.16} now); choose"
+      " another --out, or add --overwrite"
+    )
 
 
 def measure_output(
@@ -150,7 +180,7 @@ def measure_output(
   )
 
 
-def _make(dense, job, calibration, folder, references) -> Score:
+def _make(dense, job, calibration, work, references) -> Score:
   """The score of one job, pruned and measured now."""
   score: Score = {
     "configuration": scores_lib.DENSE,
@@ -159,7 +189,8 @@ def _make(dense, job, calibration, folder, references) -> Score:
   }
   model = dense.model
   if job.configuration is not None:
-    work = folder / job.name
+    if not job.configuration.is_data_free:
+      score["calibration"] = calibration.hash
     score["configuration"] = job.configuration.name
     score["removed"] = configurations.prune(
       dense.source, job.configuration, calibration.tokens, job.seed, work

@@ -5,7 +5,6 @@ dense model, and job.json, which says what all of them are scores of. Items are
 the same in all configurations.
 """
 
-import json
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -33,9 +32,14 @@ def find_folder(folder: pathlib.Path) -> pathlib.Path:
   return folder / FOLDER
 
 
-def from_json(content: str | bytes) -> Score:
-  """A score from the text of its file, under whatever name its run gave."""
-  score = json.loads(content)
+def read_score(path: pathlib.Path) -> Score:
+  """A score from its file, under whatever name its run gave.
+
+  Raises:
+    ValueError: it is not what was written.
+  """
+  files.read_checked(path)
+  score = files.read_signed_json(path)
   if "cell" in score:
     score["configuration"] = score.pop("cell")
   return score
@@ -51,8 +55,7 @@ def read_scores(folder: pathlib.Path) -> dict[str, list[Score]]:
     ValueError: there is no score of a dense model.
   """
   scores = [
-    from_json(path.read_text())
-    for path in sorted(find_folder(folder).glob("*.json"))
+    read_score(path) for path in sorted(find_folder(folder).glob("*.json"))
   ]
   # job.json has no tasks.
   grouped = by_configuration(score for score in scores if "tasks" in score)
@@ -79,7 +82,7 @@ def read_job(folder: pathlib.Path) -> dict[str, Any]:
       f"--runs: {folder} has no {FOLDER}/job.json: give folders that"
       " experiments.discrepancy wrote"
     )
-  return json.loads(path.read_text())
+  return read_score(path)
 
 
 def job(flags: dict[str, Any], source: checkpoints.Source) -> dict[str, Any]:
@@ -92,45 +95,26 @@ def job(flags: dict[str, Any], source: checkpoints.Source) -> dict[str, Any]:
   return {
     name: value
     for name, value in flags.items()
-    if name not in ("out", FOLDER, _EARLIER_FOLDER, "seeds")
+    if name not in ("out", "overwrite", FOLDER, _EARLIER_FOLDER, "seeds")
   } | {"checkpoint_hash": checkpoints.checkpoint_hash(source)}
 
 
-def start(folder: pathlib.Path, job: dict[str, Any]) -> None:
-  """Make the folder of configurations, if it is not there.
+def start(
+  folder: pathlib.Path, job: dict[str, Any], earlier: pathlib.Path | None
+) -> None:
+  """Make the folder of configurations, with what is finished.
 
   Args:
-    folder: OUT/configurations.
+    folder: the folder of configurations of a run that works.
     job: what a score means; written beside the scores.
+    earlier: the folder of the run whose results it adds to, if there is one.
   """
   folder.mkdir(exist_ok=True)
-  files.atomic_write_json(folder / "job.json", job)
-
-
-def check_job(folder: pathlib.Path, job: dict[str, Any]) -> None:
-  """Refuse a folder whose finished configurations are of another run.
-
-  Args:
-    folder: OUT/configurations.
-    job: what a score would mean now.
-
-  Raises:
-    ValueError: names what differs.
-  """
-  path = folder / "job.json"
-  if not path.is_file():
-    return
-  earlier = json.loads(path.read_text())
-  different = sorted(
-    key
-    for key in earlier.keys() | job.keys()
-    if earlier.get(key) != job.get(key)
-  )
-  if different:
-    raise ValueError(
-      f"{folder}: holds configurations of another run ({', '.join(different)}"
-      " differ): choose another --out"
-    )
+  finished = () if earlier is None else find_folder(earlier).glob("*.json")
+  for path in sorted(finished):
+    if path.name != "job.json" and not (folder / path.name).exists():
+      files.atomic_write_bytes(folder / path.name, files.read_checked(path))
+  files.write_signed_json(folder / "job.json", job)
 
 
 def by_configuration(scores: Iterable[Score]) -> dict[str, list[Score]]:
