@@ -157,20 +157,23 @@ def publish(stage: Stage) -> None:
 
 
 def settle(stage: Stage) -> None:
-  """End a publication that was decided; else nothing."""
-  mark = stage.scaffold / _DECIDED
-  if not mark.is_file():
-    return
-  inode = files.read_json(mark)["inode"]
-  if not _has_inode(stage.folder, inode):
-    if not _has_inode(stage.new, inode):
-      raise ValueError(
-        f"{stage.scaffold}: a publication that was cut off, and what was to"
-        f" become {stage.folder} is no longer there; remove {stage.scaffold}"
-      )
-    _rename(stage)
-    files.sync_folder(stage.folder.parent)
-  _discard(stage.scaffold)
+  """End what was decided: a publication, or the removal of the scaffold."""
+  scaffold, mark = stage.scaffold, stage.scaffold / _DECIDED
+  if mark.is_file():
+    inode = files.read_json(mark)["inode"]
+    if not _has_inode(stage.folder, inode):
+      if not _has_inode(stage.new, inode):
+        raise ValueError(
+          f"{scaffold}: a publication that was cut off, and what was to become"
+          f" {stage.folder} is no longer there; remove {scaffold}"
+        )
+      _rename(stage)
+      files.sync_folder(stage.folder.parent)
+    _discard(scaffold)
+  elif scaffold.is_dir() and (
+    (scaffold / _WASTE).is_file() or not any(scaffold.iterdir())
+  ):
+    _discard(scaffold)
 
 
 @contextlib.contextmanager
@@ -219,15 +222,13 @@ def difference(earlier: Any, now: Any) -> str:
 
 def _begun(scaffold: pathlib.Path) -> dict[str, Any] | None:
   """What a scaffold was begun for; None where it is waste."""
-  if (scaffold / _WASTE).is_file():
-    return None
   path = scaffold / _BEGUN
   if path.is_file():
     begun = files.read_json(path)
     if begun.keys() != {"job", "resume"}:
       raise ValueError(f"{path}: is damaged; remove {scaffold}")
     return begun
-  # Cut off before it was written, or before the last line of `_discard`.
+  # Cut off before it was written.
   if scaffold.is_dir() and all(
     path.name.endswith(".tmp") for path in scaffold.iterdir()
   ):
@@ -267,12 +268,12 @@ def _rename(stage: Stage) -> None:
   folder = stage.folder
   if not folder.exists() or not any(folder.iterdir()):
     os.rename(stage.new, folder)
-  elif not _exchange(stage.new, folder):
+  elif not exchange(stage.new, folder):
     os.rename(folder, stage.scaffold / "old")
     os.rename(stage.new, folder)
 
 
-def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
+def exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
   """Exchange two names in one step; False where the system cannot."""
   try:
     rename = ctypes.CDLL(None, use_errno=True).renameat2

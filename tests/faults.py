@@ -1,0 +1,333 @@
+"""Faults made on purpose: kills, full disks, two runs with one folder.
+
+  python tests/faults.py --kind=kills --seed=0 --count=200
+  python tests/faults.py --kind=points --every=1
+  python tests/faults.py --kind=full
+
+`points` ends a run in this process at its n-th operation on files, for every
+n, and lets another one go on; `kills` ends real processes by SIGKILL at
+uniformly random times; `full` limits the size of files, as a full disk does. In
+each case the run that goes on must end with the bytes of one that was left
+alone. Prints a line per kind; the exit status is 1 if anything else happened.
+"""
+
+import argparse
+import builtins
+import contextlib
+import dataclasses
+import fcntl
+import os
+import pathlib
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from unittest import mock
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+# Times, memory, paths and the order in which files are written.
+_RUN_FILES = (
+  "checksums.json",
+  "progress.json",
+  "records.jsonl",
+  "run.json",
+  "summary.json",
+)
+
+
+class DeathError(BaseException):
+  """The process would be dead from here on."""
+
+
+@dataclasses.dataclass
+class Death:
+  """Raises at the n-th operation on files, and at every later one.
+
+  Attributes:
+    at: number of the operation, from 1; 0 counts only.
+    count: operations so far.
+  """
+
+  at: int = 0
+  count: int = 0
+
+  def step(self) -> None:
+    self.count += 1
+    if self.at and self.count >= self.at:
+      raise DeathError
+
+
+def _stepping(death, function):
+  def wrapped(*args, **kwargs):
+    death.step()
+    return function(*args, **kwargs)
+
+  return wrapped
+
+
+@contextlib.contextmanager
+def dying(death: Death, folder: pathlib.Path):
+  """Make every operation that changes files below a folder a place to die.
+
+  Locks go with the process: their files are closed at the end.
+
+  Args:
+    death: says where.
+    folder: operations elsewhere are left alone.
+  """
+  locks, flock, opened = [], fcntl.flock, builtins.open
+  from jaxprune import staging
+
+  def locking(descriptor, operation):
+    flock(descriptor, operation)
+    locks.append((descriptor, os.fstat(descriptor).st_ino))
+
+  def opening(file, mode="r", *args, **kwargs):
+    inside = isinstance(file, str | os.PathLike) and str(file).startswith(
+      str(folder)
+    )
+    if inside and set(mode) & set("wax+"):
+      death.step()
+    return opened(file, mode, *args, **kwargs)
+
+  with contextlib.ExitStack() as stack:
+    for name in ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync"):
+      wrapped = _stepping(death, getattr(os, name))
+      stack.enter_context(mock.patch.object(os, name, wrapped))
+    stack.enter_context(mock.patch.object(builtins, "open", opening))
+    stack.enter_context(mock.patch.object(fcntl, "flock", locking))
+    exchange = _stepping(death, staging.exchange)
+    stack.enter_context(mock.patch.object(staging, "exchange", exchange))
+    try:
+      yield
+    finally:
+      for descriptor, inode in locks:
+        with contextlib.suppress(OSError):
+          if os.fstat(descriptor).st_ino == inode:
+            os.close(descriptor)
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+  """What must be the same however often a run was cut off."""
+  return {
+    path.relative_to(folder).as_posix(): path.read_bytes()
+    for path in sorted(folder.rglob("*"))
+    if path.is_file() and path.name not in _RUN_FILES
+  }
+
+
+def leftovers(folder: pathlib.Path) -> list[str]:
+  """What lies beside a folder, or hidden in it, when all is done."""
+  beside = [
+    path.name
+    for path in folder.parent.iterdir()
+    if path.name.lstrip(".").startswith(folder.name) and path != folder
+  ]
+  return beside + [path.name for path in folder.rglob(".*")]
+
+
+def missing(folder: pathlib.Path) -> list[str]:
+  """The files of a run that are not there."""
+  return [name for name in _RUN_FILES[2:] if not (folder / name).is_file()]
+
+
+def every_point(run, out: pathlib.Path, points) -> list[str]:
+  """Cut a run off at many points and let it go on.
+
+  Args:
+    run: writes `out`; called again it goes on.
+    out: the folder.
+    points: from the number of operations to those at which to die.
+
+  Returns:
+    What went wrong, by point.
+  """
+  death = Death()
+  with dying(death, out.parent):
+    run()
+  expected, wrong = contents(out), []
+  for point in points(death.count):
+    shutil.rmtree(out)
+    try:
+      with dying(Death(at=point), out.parent):
+        run()
+    except DeathError:
+      pass
+    if out.exists() and contents(out) != expected:
+      wrong.append(f"point {point}: half a folder")
+      continue
+    run()
+    if contents(out) != expected or missing(out) or leftovers(out):
+      wrong.append(
+        f"point {point}: {missing(out)} {leftovers(out)}"
+        f" same={contents(out) == expected}"
+      )
+  return wrong
+
+
+def save_model(folder: pathlib.Path, **fields) -> pathlib.Path:
+  """A tiny random model with ids to calibrate on."""
+  import hf_models
+  import numpy as np
+
+  small = {
+    "num_hidden_layers": 1,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "vocab_size": 32,
+  }
+  with contextlib.redirect_stderr(open(os.devnull, "w")):
+    hf_models.save_llama(folder / "dense", **small | fields)
+  np.savez(
+    folder / "ids.npz",
+    calibration=np.random.default_rng(0).integers(3, 30, (4, 8)),
+  )
+  return folder
+
+
+def prune_flags(folder: pathlib.Path, method: str) -> list[str]:
+  """The flags of `prune` on the model of `save_model`, but for --out."""
+  flags = [f"--model={folder}/dense", f"--method={method}"]
+  if method != "magnitude":
+    flags.append(f"--calibration={folder}/ids.npz")
+  return flags
+
+
+def call(script: str, *flags: str) -> None:
+  """Run a script in this process; it must end well."""
+  import scripts
+
+  done = scripts.call(script, *flags)
+  if done.returncode:
+    raise RuntimeError(done.stderr)
+
+
+def _child(script, flags, before=lambda: None, log=None):
+  """Start a script in a forked process, which has loaded everything."""
+  pid = os.fork()
+  if pid:
+    return pid
+  try:
+    import scripts
+
+    before()
+    done = scripts.call(script, *flags)
+    if log is not None:
+      log.write_text(done.stderr)
+    os._exit(done.returncode)
+  except BaseException as error:  # noqa: BLE001
+    if log is not None:
+      log.write_text(f"escaped: {error!r}")
+    os._exit(99)
+
+
+def _finish(pid) -> int:
+  return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def kills(count: int, seed: int, home: pathlib.Path) -> list[str]:
+  """SIGKILL at uniformly random times, for pruning with and without data."""
+  draw, wrong = random.Random(seed), []
+  out = home / "out"
+  for method in ("magnitude", "wanda"):
+    flags = [*prune_flags(home, method), f"--out={out}"]
+    began = time.monotonic()
+    assert _finish(_child("prune", flags)) == 0
+    seconds, expected = time.monotonic() - began, contents(out)
+    for index in range(count // 2):
+      shutil.rmtree(out)
+      for _ in range(draw.choice((1, 1, 2))):
+        pid = _child("prune", flags)
+        time.sleep(draw.uniform(0, seconds))
+        with contextlib.suppress(ProcessLookupError):
+          os.kill(pid, signal.SIGKILL)
+        _finish(pid)
+      log = home / "log"
+      code = _finish(_child("prune", flags, log=log))
+      if code or contents(out) != expected or missing(out) or leftovers(out):
+        wrong.append(f"{method} {index}: status {code} {log.read_text()!r}")
+  return wrong
+
+
+def full(sizes: int, home: pathlib.Path) -> list[str]:
+  """Files may not grow beyond a limit: one line, and the old model stays."""
+  wrong, out, log = [], home / "out", home / "log"
+  flags = [*prune_flags(home, "wanda"), f"--out={out}", "--shard_size=2KB"]
+  assert _finish(_child("prune", flags)) == 0
+  old = contents(out)
+  flags += ["--sparsity=0.25", "--overwrite"]
+  largest = max(path.stat().st_size for path in out.rglob("*"))
+  for index in range(sizes):
+    limit = 1 + index * largest // sizes
+
+    def before(limit=limit):
+      signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+      resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    code = _finish(_child("prune", flags, before))
+    if code == 1 and contents(out) == old:
+      continue
+    wrong.append(f"limit {limit}: status {code} same={contents(out) == old}")
+  code = _finish(_child("prune", flags, log=log))
+  if code or contents(out) == old or missing(out) or leftovers(out):
+    wrong.append(f"with room: status {code} {log.read_text()!r}")
+  return wrong
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--kind", choices=("points", "kills", "full"))
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--count", type=int, default=200, help="of kills")
+  parser.add_argument("--every", type=int, default=1, help="n-th point only")
+  options = parser.parse_args()
+  os.environ.update(JAX_PLATFORMS="cpu", HF_HUB_OFFLINE="1")
+  began = time.monotonic()
+  with tempfile.TemporaryDirectory() as name:
+    home = save_model(pathlib.Path(name), num_hidden_layers=2)
+    if options.kind == "points":
+      flags, chosen = prune_flags(home, "magnitude"), []
+
+      def points(number):
+        chosen.extend(range(1 + options.seed, number + 1, options.every))
+        return chosen
+
+      out = home / "out"
+      wrong = every_point(
+        lambda: call("prune", *flags, f"--out={out}"), out, points
+      )
+      tried = len(chosen)
+    elif options.kind == "kills":
+      _load()
+      tried = options.count // 2 * 2
+      wrong = kills(tried, options.seed, home)
+    else:
+      _load()
+      tried = 15
+      wrong = full(tried, home)
+  print("\n".join(wrong))
+  print(
+    f"{options.kind}: {tried - len(wrong)} of {tried} as they should be,"
+    f" {time.monotonic() - began:.0f} s"
+  )
+  sys.exit(bool(wrong))
+
+
+def _load() -> None:
+  """Import what a script needs, without starting JAX, before forking."""
+  import scripts  # noqa: F401
+
+  from jaxprune.pruning.checkpoint import weights  # noqa: F401
+  from jaxprune.report import run_stage  # noqa: F401
+  from jaxprune.studies import prune  # noqa: F401
+
+
+if __name__ == "__main__":
+  main()
