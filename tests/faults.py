@@ -228,6 +228,12 @@ def _child(script, flags, before=lambda: None, log=None):
     os._exit(99)
 
 
+def _must_succeed(home, flags) -> None:
+  log = home / "log"
+  if _finish(_child("prune", flags, log=log)):
+    raise RuntimeError(log.read_text())
+
+
 def _finish(pid) -> int:
   return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
@@ -237,9 +243,10 @@ def kills(count: int, seed: int, home: pathlib.Path) -> list[str]:
   draw, wrong = random.Random(seed), []
   out = home / "out"
   for method in ("magnitude", "wanda"):
+    shutil.rmtree(out, ignore_errors=True)
     flags = [*prune_flags(home, method), f"--out={out}"]
     began = time.monotonic()
-    assert _finish(_child("prune", flags)) == 0
+    _must_succeed(home, flags)
     seconds, expected = time.monotonic() - began, contents(out)
     for index in range(count // 2):
       shutil.rmtree(out)
@@ -260,7 +267,7 @@ def full(sizes: int, home: pathlib.Path) -> list[str]:
   """Files may not grow beyond a limit: one line, and the old model stays."""
   wrong, out, log = [], home / "out", home / "log"
   flags = [*prune_flags(home, "wanda"), f"--out={out}", "--shard_size=2KB"]
-  assert _finish(_child("prune", flags)) == 0
+  _must_succeed(home, flags)
   old = contents(out)
   flags += ["--sparsity=0.25", "--overwrite"]
   largest = max(path.stat().st_size for path in out.rglob("*"))
