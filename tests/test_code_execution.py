@@ -226,7 +226,11 @@ def test_the_script_runs_code_only_when_told(tmp_path):
   ]
   assert len(rows) == 2 and not any("value" in row for row in rows)
   done = scripts.start(
-    "code_tasks", *flags, "--allow_code_execution", f"--out={out}"
+    "code_tasks",
+    *flags,
+    "--allow_code_execution",
+    "--overwrite",
+    f"--out={out}",
   )
   assert done.returncode == 0, done.stderr
   summary = json.loads((out / "summary.json").read_text())

@@ -29,7 +29,7 @@ def run(out, description=DESCRIPTION, text="x", **options):
     with records.RunFolder(stage.new, description, resume=resumed) as folder:
       if text is None:
         raise RuntimeError("late")
-      folder.write({"note": text})
+      folder.write({"task": text})
       folder.write_summary({"text": text})
   return resumed
 
@@ -55,7 +55,7 @@ def test_the_same_run_is_finished(tmp_path):
     run(out, same, "y")
   run(out, same, "y", overwrite=True)
   assert found(out) == "y"
-  (out / "records.jsonl").write_text('{"note": "z"}\n')
+  (out / "records.jsonl").write_text('{"task": "z"}\n')
   with pytest.raises(ValueError, match="records.jsonl: is not what the run"):
     run(out)
   assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -95,7 +95,7 @@ def test_rows_of_a_failed_run_stay_beside(tmp_path):
   with pytest.raises(RuntimeError):
     with run_stage.stage_run(out, DESCRIPTION) as (stage, _):
       with records.RunFolder(stage.new, DESCRIPTION) as folder:
-        folder.write({"note": "x"})
+        folder.write({"task": "x"})
         raise RuntimeError
   assert not out.exists() and stage.new.is_dir()
   assert not run(out)
@@ -107,7 +107,7 @@ def test_an_unfinished_run_goes_on(tmp_path):
   with pytest.raises(RuntimeError):
     with run_stage.stage_run(out, DESCRIPTION, resume=True) as (stage, _):
       with records.RunFolder(stage.new, DESCRIPTION) as folder:
-        folder.write({"note": "first"})
+        folder.write({"task": "first"})
         raise RuntimeError
   with pytest.raises(ValueError, match="another job .seeds was"):
     run(out, changed(seeds=1), resume=True)
@@ -194,7 +194,8 @@ def test_damaged_state_is_refused(home, tmp_path):
     next(scaffold.glob("new/*.unfinished")).read_bytes()[:8], "little"
   )
   states = max(
-    scaffold.glob("states-00001/**/d/*"), key=lambda path: path.stat().st_size
+    (p for p in scaffold.glob("states-00001/**/*") if p.is_file()),
+    key=lambda path: path.stat().st_size,
   )
   for path, at in (
     (next(scaffold.glob("masks-00000*")), -1),
@@ -242,10 +243,13 @@ def test_a_script_names_the_input_that_changed(home, tmp_path):
   before = faults.contents(out)
   done = scripts.call("prune", *flags)
   assert done.returncode == 0 and "finished already" in done.stdout
-  for name in ("config.json", "generation_config.json"):
+  for name, field, value in (
+    ("config.json", "rms_norm_eps", 0.1),
+    ("generation_config.json", "eos_token_id", 5),
+  ):
     path = home / "dense" / name
     kept = path.read_text()
-    path.write_text(kept.replace('"eos_token_id": 2', '"eos_token_id": 3'))
+    path.write_text(json.dumps(json.loads(kept) | {field: value}))
     done = scripts.call("prune", *flags)
     assert done.returncode == 1 and "inputs/models/model/" in done.stderr
     path.write_text(kept)
