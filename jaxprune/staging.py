@@ -274,7 +274,15 @@ def _rename(stage: Stage) -> None:
 
 
 def exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
-  """Exchange two names in one step; False where the system cannot."""
+  """Exchange the names of two folders in one step.
+
+  Args:
+    one: a folder.
+    other: another one, on the same file system.
+
+  Returns:
+    False where the system cannot; then nothing has changed.
+  """
   try:
     rename = ctypes.CDLL(None, use_errno=True).renameat2
   except (OSError, AttributeError):
