@@ -183,7 +183,7 @@ def save_model(folder: pathlib.Path, **fields) -> pathlib.Path:
     "num_key_value_heads": 1,
     "vocab_size": 32,
   }
-  with contextlib.redirect_stderr(open(os.devnull, "w")):
+  with open(os.devnull, "w") as sink, contextlib.redirect_stderr(sink):
     hf_models.save_llama(folder / "dense", **small | fields)
   np.savez(
     folder / "ids.npz",

@@ -44,7 +44,7 @@ from jaxprune.checkpoints.rows import Row
 from jaxprune.checkpoints.source import Source
 from jaxprune.models.config import ModelConfig
 
-PROGRESS = "jaxprune_export.json"
+PROGRESS = export_job.RECORD
 _OUTER = "outer"  # the name of what lies outside the layers, in the record
 
 
@@ -148,9 +148,11 @@ def start_export(
       " numbers, lists and dicts"
     ) from error
   staging.settle(stage)
-  if not overwrite and _finished_job(stage.folder) == job:
+  if not overwrite and export_job.finished_job(stage.folder) == job:
     raise FinishedError(stage.folder)
   export_job.check_target(stage.folder, source.folder, overwrite)
+  _companions(source.folder)
+  sentence.check_sentence_files(source.folder)
   config = source.config
   if changes:
     config = type(config).from_hf({**source.hf, **changes})
@@ -292,10 +294,8 @@ def finish_export(export: Export, outer: Tree | None = None) -> pathlib.Path:
     written[name] = _write(export, name, group, piece)
   _record(export, _OUTER, written)
   _finish_shards(export)
-  for name in ("generation_config.json", *huggingface.TOKENIZER_FILES):
-    if os.path.lexists(export.source.folder / name):
-      path = folders.inside(export.source.folder, name)
-      files.atomic_write_bytes(work / name, path.read_bytes())
+  for path in _companions(export.source.folder):
+    files.atomic_write_bytes(work / path.name, path.read_bytes())
   sentence.copy_sentence_files(export.source.folder, work)
   drops = {key: export.job[f"drop_{key}"] for key in ("attention", "mlp")}
   hf = patched_config(export.source, export.job["provenance"], drops)
@@ -305,41 +305,13 @@ def finish_export(export: Export, outer: Tree | None = None) -> pathlib.Path:
   return export.folder
 
 
-def check_whole(folder: pathlib.Path) -> None:
-  """Compare the shards of a finished folder with what was written.
-
-  Args:
-    folder: of `finish_export`.
-
-  Raises:
-    ValueError: a shard is missing or another one; names it.
-  """
-  for name, written in recorded_shards(folder).items():
-    path = folder / name
-    if not path.is_file() or files.sha256_file(path) != written["sha256"]:
-      raise ValueError(
-        f"{path}: is not what was written (its sha256 is not that in"
-        f" {PROGRESS}); copy it again, or write the model anew"
-      )
-
-
-def recorded_shards(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """Size and sha256 of each shard of a finished folder; {} for no record.
-
-  Args:
-    folder: of `finish_export`, or any other.
-  """
-  path = folder / PROGRESS
-  return files.read_json(path).get("shards", {}) if path.is_file() else {}
-
-
-def _finished_job(folder: pathlib.Path) -> dict[str, Any] | None:
-  """The job of a finished folder; None where there is none."""
-  path = folder / PROGRESS
-  if not path.is_file():
-    return None
-  record = files.read_json(path)
-  return record.get("job") if "shards" in record else None
+def _companions(folder: pathlib.Path) -> list[pathlib.Path]:
+  """What is copied beside the weights; a link that leads out is refused."""
+  return [
+    folders.inside(folder, name)
+    for name in ("generation_config.json", *huggingface.TOKENIZER_FILES)
+    if os.path.lexists(folder / name)
+  ]
 
 
 def _make_files(export: Export) -> None:

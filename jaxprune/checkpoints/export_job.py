@@ -1,4 +1,4 @@
-"""May this export begin, and is the unfinished work that lies there its own?"""
+"""May this export begin, whose is the work that lies there, and is it whole?"""
 
 import dataclasses
 import hashlib
@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import staging
+from jaxprune import files, staging
 from jaxprune.checkpoints import names, shards
 from jaxprune.checkpoints.source import Source
 
+RECORD = "jaxprune_export.json"
 _SAMPLE = 4096  # bytes of each tensor that tell two sources apart
 
 
@@ -113,3 +114,40 @@ def describe_config(config: names.Config) -> dict[str, Any]:
     for name, value in dataclasses.asdict(config).items()
     if name in compared
   }
+
+
+def check_whole(folder: pathlib.Path) -> None:
+  """Compare the shards of a finished folder with what was written.
+
+  Args:
+    folder: of `finish_export`.
+
+  Raises:
+    ValueError: a shard is missing or another one; names it.
+  """
+  for name, written in recorded_shards(folder).items():
+    path = folder / name
+    if not path.is_file() or files.sha256_file(path) != written["sha256"]:
+      raise ValueError(
+        f"{path}: is not what was written (its sha256 is not that in"
+        f" {RECORD}); copy it again, or write the model anew"
+      )
+
+
+def recorded_shards(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """Size and sha256 of each shard of a finished folder; {} for no record.
+
+  Args:
+    folder: of `finish_export`, or any other.
+  """
+  path = folder / RECORD
+  return files.read_json(path).get("shards", {}) if path.is_file() else {}
+
+
+def finished_job(folder: pathlib.Path) -> dict[str, Any] | None:
+  """The job of a folder of `finish_export`; None where there is none."""
+  path = folder / RECORD
+  if not path.is_file():
+    return None
+  record = files.read_json(path)
+  return record.get("job") if "shards" in record else None

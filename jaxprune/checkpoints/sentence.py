@@ -155,6 +155,20 @@ def read_pooling(folder: str | os.PathLike) -> Pooling:
   return Pooling(kind=_kind(config), normalise=len(kinds) == 3)
 
 
+def check_sentence_files(folder: str | os.PathLike) -> None:
+  """Refuse what `copy_sentence_files` would refuse, before any work.
+
+  Raises:
+    ValueError: a link that leads out of the folder, or to nothing.
+  """
+  folder = pathlib.Path(folder)
+  for name in _COPIED:
+    if os.path.lexists(folder / name):
+      folders.inside(folder, name)
+  if os.path.lexists(folder / MODULES):
+    _pooling_file(folder)
+
+
 def copy_sentence_files(
   folder: str | os.PathLike, work: str | os.PathLike
 ) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxprune import devices, files, staging
-from jaxprune.checkpoints import export
+from jaxprune.checkpoints import export_job
 from jaxprune.report import records
 from jaxprune.report.tables import RECORDS
 
@@ -97,7 +97,7 @@ def stage_run(
     devices.wait_for_all("measured")
     if devices.is_writer():
       _carry_over(stage, model)
-      shards = export.recorded_shards(stage.new)
+      shards = export_job.recorded_shards(stage.new)
       files.write_checksums(
         stage.new, {name: entry["sha256"] for name, entry in shards.items()}
       )

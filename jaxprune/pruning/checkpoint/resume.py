@@ -23,7 +23,7 @@ import jax
 
 from jaxprune import checkpoints, devices, files
 from jaxprune.checkpoints import export as exports
-from jaxprune.checkpoints import masks, orbax
+from jaxprune.checkpoints import export_job, masks, orbax
 from jaxprune.pruning.checkpoint.streaming import States
 
 PROGRESS = "progress.json"
@@ -58,7 +58,7 @@ def read_finished(folder: pathlib.Path) -> list[dict[str, Any]]:
   Raises:
     ValueError: a file is not what was written.
   """
-  devices.ask_writer(lambda: exports.check_whole(folder))
+  devices.ask_writer(lambda: export_job.check_whole(folder))
   return _read_progress(folder)["layers"]
 
 

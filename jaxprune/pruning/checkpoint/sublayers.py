@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxprune import checkpoints, devices, files
 from jaxprune.checkpoints import export as exports
+from jaxprune.checkpoints import export_job
 from jaxprune.pruning.checkpoint import resume, streaming
 from jaxprune.pruning.checkpoint.output import Output
 from jaxprune.pruning.checkpoint.streaming import Memory, Tokens
@@ -183,7 +184,7 @@ def _write(source, out, job, dropped, log, output):
       shard_size=output.shard_size,
     )
   except checkpoints.FinishedError as finished:
-    exports.check_whole(finished.folder)
+    export_job.check_whole(finished.folder)
     return
   done = checkpoints.finished_layers(export)
   exports.check_layers(export, done)
