@@ -12,7 +12,7 @@ there); the test items are not looked at. Nothing else is tuned, so the variance
 has the advantage of a choice that plain distillation does not have.
 
 A row of the records is one item of one trained model. A run that was killed
-goes on with --resume after the last finished model.
+goes on with the same command after the last finished model.
 """
 
 from absl import flags
@@ -41,9 +41,6 @@ _LEARNING_RATE = flags.DEFINE_float(
 )
 _NUM_SAMPLES = flag_groups.samples(32, about="Sequences to prune with.")
 _SEQ_LEN = flag_groups.sequence_length(128, about="Tokens of each.")
-_RESUME = flags.DEFINE_bool(
-  "resume", False, "Keep the finished models of an earlier run in --out."
-)
 _OUT = flag_groups.out()
 
 
@@ -63,7 +60,7 @@ def main() -> None:
     seeds={"calibration": list(settings.seeds), "bootstrap": 0},
     models=source,
     extra_fields=measure.FIELDS,
-    resume=_RESUME.value,
+    resume=True,
   ) as study:
     progress = study.progress("model", measure.count(wanted, settings))
     table = measure.measure(source, wanted, settings, study.run, progress)

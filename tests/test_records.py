@@ -197,6 +197,21 @@ def test_resume_appends_after_the_last_whole_row(tmp_path):
   ]
 
 
+def test_rows_written_together_count_together(tmp_path):
+  """Killed while three rows are written: the resumed run has none of them."""
+  with report.RunFolder(tmp_path, describe()) as run:
+    run.write(dict(step=0))
+    size = (tmp_path / "records.jsonl").stat().st_size
+    run.write_all([dict(step=1), dict(step=2), dict(step=3)])
+    assert not (tmp_path / ".records.batch").exists()
+  content = (tmp_path / "records.jsonl").read_bytes()
+  (tmp_path / ".records.batch").write_text(str(size))
+  (tmp_path / "records.jsonl").write_bytes(content[:-5])
+  with report.RunFolder(tmp_path, describe(), resume=True) as run:
+    assert run.columns()["step"].tolist() == [0]
+  assert report.read_records(tmp_path) == [dict(step=0)]
+
+
 @pytest.mark.parametrize(
   "change",
   [

@@ -41,6 +41,7 @@ RUN, SUMMARY, FIGURES, PAGE = (
 # What summary.json holds; anything JSON can hold.
 Summary = Mapping[str, Any]
 _MAKER = "jaxprune"
+_BATCH = ".records.batch"  # where rows begin that are written together
 # Settings that may differ between a run and its resumption.
 _FREE_FLAGS = ("out", "overwrite", "resume", "verbosity")
 # What a description says of how a run was made, not of what is made.
@@ -232,8 +233,13 @@ class RunFolder:
     self._table.extend(checked)
     if self._file is not None and checked:
       lines = [json.dumps(row, allow_nan=False) for row in checked]
+      mark = self.folder / _BATCH
+      if len(lines) > 1:  # killed in between, none of them counts
+        mark.write_text(str(os.fstat(self._file.fileno()).st_size))
       self._file.write("\n".join(lines) + "\n")
       self._file.flush()
+      if len(lines) > 1:
+        mark.unlink()
 
   def columns(
     self,
@@ -340,13 +346,19 @@ def _check_same(folder: pathlib.Path, description: Mapping[str, Any]) -> None:
 
 def _clear(folder: pathlib.Path) -> None:
   """Remove what an earlier run wrote, but for run.json, which says so."""
-  for name in (files.CHECKSUMS, RECORDS, SUMMARY, PAGE):
+  for name in (files.CHECKSUMS, _BATCH, RECORDS, SUMMARY, PAGE):
     (folder / name).unlink(missing_ok=True)
   shutil.rmtree(folder / FIGURES, ignore_errors=True)
 
 
 def _cut_off(path: pathlib.Path) -> None:
-  """Remove a last line that a killed run did not finish."""
+  """Remove the last lines that a killed run did not finish."""
+  mark = path.with_name(_BATCH)
+  if mark.is_file():
+    size = mark.read_text()
+    if size.isdigit() and path.is_file():
+      os.truncate(path, min(int(size), path.stat().st_size))
+    mark.unlink()
   if path.is_file():
     content = path.read_bytes()
     if not content.endswith(b"\n"):
