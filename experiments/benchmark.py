@@ -27,6 +27,14 @@ charged per prompt.
 
 Suite `methods`, on --model (pocket where it is not given): the error of a layer
 and the seconds of every method, beside Wanda's.
+
+Suite `evaluation`, on --model and --data: scores of options (ARC-Easy) and
+answers to word problems (GSM8K) beside lm-evaluation-harness' `hf` backend, in
+processes of their own; seconds, peak memory, differences, and the floor that
+the products of the tokens set. Needs the extras `eval` and `reference`.
+
+  python -m experiments.benchmark --suite=evaluation --model=FOLDER \\
+    --data=DATA --items=80 --repeats=3 --out=OUT
 """
 
 from absl import flags
@@ -36,7 +44,10 @@ from . import flag_groups, launch
 _WORK = ("forward", "decode_1", "decode_8", "wanda", "wanda_2of4")
 
 _SUITE = flags.DEFINE_multi_enum(
-  "suite", ["models"], ["models", "transitions", "methods"], "What to time."
+  "suite",
+  ["models"],
+  ["models", "transitions", "methods", "evaluation"],
+  "What to time.",
 )
 _SIZE = flags.DEFINE_enum("size", "S", ["S", "M"], "Shape of random models.")
 _MODEL = flag_groups.model(
@@ -64,6 +75,24 @@ _SPARSITY = flags.DEFINE_float(
 )
 _GROUP_SIZE = flags.DEFINE_integer(
   "group_size", 64, "Inputs that share a scale in rtn and awq; 0 for all."
+)
+_DATA = flags.DEFINE_string(
+  "data", None, "Of evaluation: folder with qa/ARC-Easy and gsm8k."
+)
+_TASKS = flags.DEFINE_multi_enum(
+  "tasks",
+  ["choice", "generation"],
+  ["choice", "generation"],
+  "Of evaluation, what to time.",
+)
+_ITEMS = flags.DEFINE_integer(
+  "items", 32, "Of evaluation: questions of each task.", lower_bound=1
+)
+_REFERENCE_BATCH = flags.DEFINE_integer(
+  "reference_batch",
+  8,
+  "Of evaluation: requests that the reference takes at a time.",
+  lower_bound=1,
 )
 _CALIBRATION = flag_groups.calibration()
 _SEED = flag_groups.seed("Of the calibration.")
@@ -96,6 +125,8 @@ def main() -> None:
       summary["methods"] = methods.measure(
         source, wanted, calibration.tokens, study.run, _tell
       )
+    if "evaluation" in _SUITE.value:
+      summary["evaluation"] = _evaluation(study.run)
     study.finish(summary, wrote=("summary.json",))
 
 
@@ -125,6 +156,23 @@ def _transitions(run):
     threads=_THREADS.value,
   )
   return transitions.measure(settings, run, _tell)
+
+
+def _evaluation(run):
+  from jaxprune.studies.benchmark import evaluation
+
+  settings = evaluation.Settings(
+    model=str(_MODEL.open().folder),
+    data=_DATA.value or "",
+    work=tuple(_TASKS.value),
+    items=_ITEMS.value,
+    new_tokens=_NEW_TOKENS.value,
+    batch=_BATCH.value,
+    reference_batch=_REFERENCE_BATCH.value,
+    repeats=_REPEATS.value,
+    threads=_THREADS.value,
+  )
+  return evaluation.measure(settings, run, _tell)
 
 
 def _tell(line):

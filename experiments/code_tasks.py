@@ -61,11 +61,14 @@ def main() -> None:
   with launch.study(
     _OUT.value,
     seeds={"sampling": _SEED.value, "bootstrap": _SEED.value},
+    answers=True,
     models=source,
     extra_fields=code.FIELDS,
   ) as study:
     progress = study.progress("sample", _SAMPLES.value)
-    passed = code.measure(source, tasks, settings, study.run, progress)
+    passed = code.measure(
+      source, tasks, settings, study.run, progress, study.bookkeeping()
+    )
     summary = code.summarise(passed, tasks, settings)
     study.finish(summary, code.headline(summary), wrote=("records.jsonl",))
 

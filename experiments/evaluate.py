@@ -9,7 +9,8 @@ Every task flag may be given several times. Choice files hold context, options
 and answer; generation files prompt (or question) and answer; a retrieval folder
 is laid out as BEIR or Cranfield. Writes a row per item and metric, and the
 estimate of each with its 95 % interval; with two models also the paired
-difference, pruned less dense. A minute or two on two CPU cores for a small
+difference, pruned less dense. The same command goes on where it was killed. A
+minute or two on two CPU cores for a small
 model and some hundred items, most of it compilation.
 """
 
@@ -75,11 +76,16 @@ def main() -> None:
   with launch.study(
     _OUT.value,
     seeds={"bootstrap": _SEED.value},
+    answers=True,
     models=sources,
     extra_fields=measure.FIELDS,
   ) as study:
     measured = measure.measure(
-      sources, tasks, study.run, study.progress("model", len(sources))
+      sources,
+      tasks,
+      study.run,
+      study.progress("model", len(sources)),
+      study.bookkeeping,
     )
     numbers = summary.summarise(measured, _SEED.value)
     study.run.write_page(page.render(numbers, study.description))

@@ -219,6 +219,7 @@ class Tasks:
   generation: flags.FlagHolder[list[str]]
   pocket: flags.FlagHolder[bool]
   limit: flags.FlagHolder[int | None]
+  chat: flags.FlagHolder[str]
 
   def read(self, **others: Any) -> "scores.Tasks":
     """What is asked of a model.
@@ -235,6 +236,7 @@ class Tasks:
       generation=tuple(self.generation.value),
       pocket=self.pocket.value,
       limit=self.limit.value,
+      chat=self.chat.value,
       **others,
     )
 
@@ -436,7 +438,8 @@ def new_tokens(
 def tasks() -> Tasks:
   """Define what names tasks, any of them several times, and --limit.
 
-  The flags are --perplexity, --documents, --choice, --generation and --pocket.
+  The flags are --perplexity, --documents, --choice, --generation, --chat and
+  --pocket.
   """
   return Tasks(
     perplexity=flags.DEFINE_multi_string(
@@ -460,6 +463,24 @@ def tasks() -> Tasks:
       "pocket", False, "The tasks of the pocket model's world."
     ),
     limit=_limit(None, "Only the first so many items of each task."),
+    chat=chat(
+      "auto", about="Whether prompts of --generation are turns of a chat"
+    ),
+  )
+
+
+def chat(default: str, *, about: str) -> flags.FlagHolder[str]:
+  """Define --chat.
+
+  Args:
+    default: auto, yes or no.
+    about: the beginning of the help text.
+  """
+  return flags.DEFINE_enum(
+    "chat",
+    default,
+    ["auto", "yes", "no"],
+    f"{about}, by the model's template; auto is where it has one.",
   )
 
 

@@ -33,7 +33,7 @@ _NUM_FEWSHOT = flags.DEFINE_integer(
   lower_bound=0,
 )
 _LIMIT = flag_groups.limit(about="Only the first so many items of a task.")
-_BATCH = flag_groups.batch(16, about="Requests at a time.")
+_BATCH = flag_groups.batch(16, about="Texts that are written at a time.")
 _DTYPE = flags.DEFINE_enum(
   "dtype", "float32", ["float32", "bfloat16", "float16"], "Of the weights."
 )
@@ -46,9 +46,7 @@ _ADD_BOS = flags.DEFINE_enum(
 _MAX_LENGTH = flags.DEFINE_integer(
   "max_length", None, "Most tokens that are read; else the model's context."
 )
-_CHAT = flags.DEFINE_bool(
-  "chat", False, "Whether the model's chat template is applied."
-)
+_CHAT = flag_groups.chat("no", about="Whether questions are turns of a chat")
 _SEED = flag_groups.seed()
 _OUT = flag_groups.out()
 
@@ -74,10 +72,13 @@ def main() -> None:
   with launch.study(
     _OUT.value,
     seeds={"harness": _SEED.value, "bootstrap": _SEED.value},
+    answers=True,
     models=source,
     notes={"lm_eval": harness.version()},
   ) as study:
-    results = harness.evaluate(source.folder, tasks, settings)
+    results = harness.evaluate(
+      source.folder, tasks, settings, study.bookkeeping()
+    )
     rows = list(harness.rows(results))
     study.run.write_all(rows)
     summary = harness.summarise(results, rows, _SEED.value)

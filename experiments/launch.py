@@ -13,6 +13,7 @@ give the results that name when all went well.
 
 import contextlib
 import logging as python_logging
+import math
 import os
 import sys
 import time
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # a script shows its --help without loading JAX
   from jaxprune import checkpoints, report, staging
   from jaxprune.calibration import prompts as prompts_lib
   from jaxprune.calibration import tokens
+  from jaxprune.evaluation import journal
 
   _Models = (
     checkpoints.Source | str | Mapping[str, checkpoints.Source | str | None]
@@ -184,6 +186,7 @@ class Study:
     self.description = description
     self.stage = stage
     self._closing: str | None = None
+    self._journals: list[journal.Journal] = []
 
   def progress(self, unit: str, total: int) -> "Progress":
     """Make a display of how much is done.
@@ -193,6 +196,35 @@ class Study:
       total: how many there are.
     """
     return Progress(unit, total)
+
+  def bookkeeping(self, role: str = "model") -> "journal.Bookkeeping":
+    """Keep what a model answers, and tell of it.
+
+    The same command finds the answers again after it was killed, within
+    `study(..., answers=True)`.
+
+    Args:
+      role: of the model in run.json, where there are several.
+    """
+    import jax
+
+    from jaxprune.evaluation import journal
+
+    hashes = self.description["checkpoint_hash"]
+    kept = None
+    # The processes of a pod would not all know the same answers.
+    if jax.process_count() == 1:
+      origin = {
+        "model": hashes[role] if isinstance(hashes, Mapping) else hashes,
+        "jaxprune": self.description["versions"]["jaxprune"],
+      }
+      kept = journal.Journal(
+        self.stage.scaffold / f"answers-{role}.jsonl", origin
+      )
+      self._journals.append(kept)
+      if len(kept):
+        say(f"{role}: {len(kept)} answers of an unfinished run are kept")
+    return journal.Bookkeeping(journal=kept, progress=Amount(role).tell)
 
   def finish(
     self,
@@ -215,6 +247,11 @@ class Study:
       filter(None, (headline, f"wrote {' and '.join(names)}"))
     )
 
+  def close_journals(self) -> None:
+    """Close what `bookkeeping` has opened."""
+    for kept in self._journals:
+      kept.close()
+
   def close(self) -> None:
     """Print what `finish` was told, once for a whole pod."""
     if self._closing is not None and not is_quiet():
@@ -227,6 +264,7 @@ def study(
   *,
   extra_fields: "Mapping[str, report.Field] | None" = None,
   resume: bool = False,
+  answers: bool = False,
   grows: Sequence[str] = (),
   **about: Any,
 ) -> Iterator[Study]:
@@ -241,6 +279,8 @@ def study(
     extra_fields: columns of the records beside `report.FIELDS`.
     resume: keep the rows of an earlier run with the same settings that did not
       end.
+    answers: keep what `Study.bookkeeping` keeps of a run that did not end; the
+      rows are written again.
     grows: flags whose values may become more from run to run.
     **about: what run.json says, see `describe`.
 
@@ -257,14 +297,17 @@ def study(
       out,
       description,
       models=about.get("models"),
-      resume=resume or bool(grows),
+      resume=resume or answers or bool(grows),
       grows=grows,
     ) as (stage, resumed),
     records(
       stage, description, resume=resume and resumed, extra_fields=extra_fields
     ) as opened,
   ):
-    yield opened
+    try:
+      yield opened
+    finally:
+      opened.close_journals()
   opened.close()
 
 
@@ -457,3 +500,43 @@ class Progress:
       f"{self._unit} {index + 1}/{self._total} {words} "
       f"{spent:.1f} s, {max(left, 0):.0f} s left"
     )
+
+
+class Amount:
+  """Lines with how much of some work is done, and the time left.
+
+  The first batch compiles, so the time left is reckoned without it.
+  """
+
+  SECONDS = 5.0  # between two lines
+
+  def __init__(self, name: str):
+    """Name the work.
+
+    Args:
+      name: with which each line begins.
+    """
+    self._name = name
+    self._first: tuple[float, float] | None = None
+    self._told = (-math.inf, 0.0)
+
+  def tell(self, done: float, total: float) -> None:
+    """Tell that a batch is finished.
+
+    Args:
+      done: how much of the work is done; less than before is other work.
+      total: of how much.
+    """
+    now = time.monotonic()
+    if self._first is None or done <= self._told[1]:
+      self._first, self._told = (now, done), (-math.inf, 0.0)
+    since, before = self._first
+    if now - self._told[0] < self.SECONDS and done < total:
+      self._told = self._told[0], done
+      return
+    self._told = now, done
+    left = ""
+    if done > before:
+      seconds = (now - since) / (done - before) * (total - done)
+      left = f", {seconds:.0f} s left"
+    say(f"{self._name} {done / total:.0%}{left}")

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxprune.evaluation import generation
+from jaxprune.evaluation import writing as writing_lib
 from jaxprune.evaluation.generation import Continuation
 from jaxprune.models import ModelConfig, Sampling, generate, init
 
@@ -116,7 +117,7 @@ def test_stop_strings_end_the_text(model, reader, alone):
 def test_stop_strings_may_be_special_tokens(model, reader, stop, text, tokens):
   written = [3, 4, 5, 2, 6, 7, 0]  # a b c </s> d e <pad>
   tokens -= stop == ("<pad>",)
-  got = generation._finish(model[0], reader, written, stop, ends=())
+  got = writing_lib._finish(model[0], reader, written, stop, ends=())
   assert (got.text, got.tokens) == (text, tuple(written[:tokens]))
   assert got.ended == ("length" if stop == ("<s>",) else "stop")
   assert got.written == tuple(written)
@@ -172,7 +173,7 @@ def test_sampling_follows_the_seed(model, reader):
     ([[1]], {"batch_size": 0}, "batch_size=0"),
     ([[1]], {"stop": ("",)}, "no empty text"),
     ([[1] * 60], {}, "exceed the model's 64 positions"),
-    ([[30]], {}, "ids from 0 to 30"),
+    ([[30]], {}, "ids from 30 to 30"),
   ],
 )
 def test_bad_prompts(model, reader, prompts, options, message):

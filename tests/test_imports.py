@@ -53,7 +53,7 @@ ALLOWED = {
   "report": {"jax", "matplotlib", "numpy"},
   "pocket": ARRAYS | {"ml_dtypes", "optax", "tokenizers"},
   "studies": ARRAYS | {"tokenizers"},
-  "studies/benchmark": ARRAYS | {"torch", "transformers"},
+  "studies/benchmark": ARRAYS | {"lm_eval", "torch", "transformers"},
   "studies/tasks": ARRAYS | {"lm_eval", "tokenizers"},
   "experiments": ARRAYS
   | {"absl", "ml_dtypes", "torch", "tqdm", "transformers"},

@@ -13,8 +13,16 @@ import tokenizers
 
 from jaxprune.evaluation import loglikelihoods as scoring
 from jaxprune.evaluation import multiple_choice
+from jaxprune.evaluation.journal import Bookkeeping, Journal
 from jaxprune.evaluation.multiple_choice import Choices, Question
-from jaxprune.models import ModelConfig, forward, init, make_gates, unembed
+from jaxprune.models import (
+  Branches,
+  ModelConfig,
+  forward,
+  init,
+  make_gates,
+  unembed,
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +87,11 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize("batch_size, budget", [(2, 1), (16, 1 << 24)])
+@pytest.mark.parametrize("batch_tokens, places", [(16, 3), (512, 1 << 20)])
 def test_loglikelihoods_are_the_definition(
-  model, monkeypatch, batch_size, budget
+  model, monkeypatch, batch_tokens, places
 ):
-  monkeypatch.setattr(scoring, "_LOGITS", budget * 80)
-  scoring._continuation_scores.clear_cache()
+  monkeypatch.setattr(scoring, "_LOGITS", places * 40)
   requests = [request(index, *size) for index, size in enumerate(SIZES)]
   # One that greedy decoding would write, of two tokens.
   head = requests[1][0]
@@ -94,7 +101,7 @@ def test_loglikelihoods_are_the_definition(
     z_BTV = logits(*model, np.pad(row, (0, 64 - len(row)))[None], None)
     tail.append(int(z_BTV[0, len(row) - 1].argmax()))
   requests.append((head, tail))
-  got = scoring.loglikelihoods(*model, requests, batch_size=batch_size)
+  got = scoring.loglikelihoods(*model, requests, batch_tokens=batch_tokens)
   expected = [direct(model, *pair) for pair in requests]
   np.testing.assert_allclose(got.nats, [e[0] for e in expected], rtol=2e-5)
   assert got.greedy.tolist() == [e[1] for e in expected]
@@ -104,6 +111,52 @@ def test_loglikelihoods_are_the_definition(
   assert got.cut.tolist() == [
     len(head) + len(tail) > 65 for head, tail in requests
   ]
+
+
+def test_neighbours_and_order_do_not_matter(model):
+  """Options that are one token, prefixes of one another, or equal."""
+  context, other = request(1, 7, 1)[0], request(2, 90, 1)[0]
+  options = [[5], [5, 6], [5, 6, 7, 8], [9], [9], [5, 6, 7], list(range(40))]
+  requests = [
+    (head, tail) for head in (context, context[:4], other) for tail in options
+  ]
+  got = scoring.loglikelihoods(*model, requests)
+  expected = [direct(model, *pair) for pair in requests]
+  np.testing.assert_allclose(got.nats, [e[0] for e in expected], rtol=2e-5)
+  assert got.greedy.tolist() == [e[1] for e in expected]
+  back = scoring.loglikelihoods(*model, requests[::-1])
+  np.testing.assert_allclose(back.nats[::-1], got.nats, rtol=2e-5)
+
+
+def test_a_killed_run_goes_on_and_gives_the_same(model, tmp_path, monkeypatch):
+  requests = [request(index, 9, 3) for index in range(12)]
+  options = dict(batch_tokens=24)
+  whole = scoring.loglikelihoods(*model, requests, **options)
+  told = []
+
+  def die(done, total):
+    told.append((done, total))
+    if len(told) == 3:
+      raise KeyboardInterrupt
+
+  def run(progress):
+    with Journal(tmp_path / "journal", {}) as journal:
+      return scoring.loglikelihoods(
+        *model,
+        requests,
+        bookkeeping=Bookkeeping(journal=journal, progress=progress),
+        **options,
+      )
+
+  with pytest.raises(KeyboardInterrupt):
+    run(die)
+  told.append(None)
+  again = run(lambda *numbers: told.append(numbers))
+  np.testing.assert_array_equal(again.nats, whole.nats)
+  np.testing.assert_array_equal(again.greedy, whole.greedy)
+  assert told[2][1] - told[2][0] == told[-1][1] == told[-1][0]
+  monkeypatch.setattr(scoring, "_score_places", None)  # nothing is left to do
+  np.testing.assert_array_equal(run(None).nats, whole.nats)
 
 
 def test_gates_and_shards_reach_the_model(model):
@@ -116,7 +169,7 @@ def test_gates_and_shards_reach_the_model(model):
     *model,
     requests,
     gates=gates,
-    batch_size=8,
+    batch_tokens=16,
     sharding=jax.sharding.NamedSharding(mesh, jax.P("data")),
   )
   expected = [direct(model, *pair, gates)[0] for pair in requests]
@@ -133,7 +186,7 @@ def test_gates_and_shards_reach_the_model(model):
     ([([1], [2]), ([1], [40])], {}, "request 1: ids from 1 to 40"),
     ([([1], [-1])], {}, "ids from -1"),
     ([([1], [2] * 65)], {}, "65 tokens exceeds"),
-    ([([1], [2])], {"batch_size": 0}, "batch_size=0"),
+    ([([1], [2])], {"batch_tokens": 0}, "batch_tokens=0"),
   ],
 )
 def test_bad_requests(model, requests, options, message):
@@ -349,13 +402,20 @@ def test_scores_have_their_shapes_and_one_program_serves_all_batches(model):
 
   @jax.jit
   @chex.assert_max_traces(n=1)
-  def score(tokens_BT, first_B):
-    return scoring.continuation_scores(config, params, tokens_BT, first_B, 3)
+  def score(tokens_BT, places):
+    branches = Branches(
+      positions=jnp.zeros((2, 9), int) + jnp.arange(9)[None],
+      ends=jnp.full((2, 9), 9),
+    )
+    return scoring.score_places(
+      config, params, tokens_BT, branches, places, at_once=2
+    )
 
   for seed in range(2):
     tokens_BT = np.random.default_rng(seed).integers(3, 40, (2, 9))
-    nats_BC, first_BC = score(tokens_BT, np.array([1, 5]))
-    chex.assert_shape((nats_BC, first_BC), (2, 3))
-    chex.assert_type((nats_BC, first_BC), (jnp.float32, bool))
-    chex.assert_tree_all_finite(nats_BC)
-    assert (np.asarray(nats_BC) <= 0).all()
+    places = np.array([[1, 5, 7, 0]] * 2), np.ones((2, 4, 3), int), seed + 2
+    nats_BRU, first_BR = score(tokens_BT, places)
+    chex.assert_shape((nats_BRU, first_BR), [(2, 4, 3), (2, 4)])
+    chex.assert_type((nats_BRU, first_BR), (jnp.float32, jnp.int32))
+    chex.assert_tree_all_finite(nats_BRU)
+    assert (np.asarray(nats_BRU)[:, :2] < 0).all()

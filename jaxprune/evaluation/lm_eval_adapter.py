@@ -41,6 +41,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from jaxprune import checkpoints
 from jaxprune.evaluation import generation, stock_generation
+from jaxprune.evaluation.journal import NO_BOOKKEEPING, Bookkeeping
 from jaxprune.evaluation.loglikelihoods import loglikelihoods
 from jaxprune.models import ModelConfig
 
@@ -72,12 +73,13 @@ class JaxpruneLM(TemplateLM):
     seed: int = 0,
     max_batch_size: int | None = None,
     device: str | None = None,
+    bookkeeping: Bookkeeping = NO_BOOKKEEPING,
   ):
     """Load a model.
 
     Args:
       pretrained: a folder, a hub id.
-      batch_size: requests at a time.
+      batch_size: texts that are written at a time.
       dtype: float32, bfloat16 or float16.
       add_bos_token: None: the tokenizer's own special tokens; True: the
         tokenizer is told to put its beginning-of-text token in front; False:
@@ -89,6 +91,7 @@ class JaxpruneLM(TemplateLM):
       seed: of sampling.
       max_batch_size: not used; the harness passes it.
       device: must be None; JAX finds the device.
+      bookkeeping: keeps what the model answers, and tells of it.
 
     Raises:
       ValueError: a checkpoint that cannot be read or is no decoder, or an
@@ -115,6 +118,7 @@ class JaxpruneLM(TemplateLM):
     self.tokenizer = stock_generation.load_tokenizer(folder, add_bos_token)
     self._defaults = stock_generation.load_defaults(folder)
     self._batch_size, self._seed = int(batch_size), seed
+    self._bookkeeping = bookkeeping
     self._add_bos, self.max_gen_toks = add_bos_token, max_gen_toks
     self.max_length = max_length or self.config.max_positions
     if not 2 <= self.max_length <= self.config.max_positions:
@@ -205,7 +209,7 @@ class JaxpruneLM(TemplateLM):
     if not pairs:
       return []
     scores = loglikelihoods(
-      self.config, self._params, pairs, batch_size=self._batch_size
+      self.config, self._params, pairs, bookkeeping=self._bookkeeping
     )
     answers = list(zip(scores.nats.tolist(), scores.greedy.tolist()))
     for (texts, _, _), answer in zip(requests, answers):
@@ -289,6 +293,7 @@ class JaxpruneLM(TemplateLM):
         seed=self._seed,
         batch_size=self._batch_size,
       ),
+      bookkeeping=self._bookkeeping,
     )
     return [
       stock_generation.cut_text(self.tokenizer, row.written, stop)

@@ -1,29 +1,29 @@
 """How likely is a continuation after a context?
 
-A request is the ids of a context and of a continuation. Contexts stand at the
-left and padding at the right, where no prediction sees it; only the positions
-that predict the continuation are given logits. The model reads all tokens of a
-row but its last, and that is the length on which RoPE may depend.
+A request is the ids of a context and of a continuation. Requests that begin
+alike are read together, every token once (`packing`); only the positions that
+predict a continuation are given logits. The model reads all tokens of a request
+but its last, and where that is the length on which RoPE depends, every request
+is read by itself.
 
 Reference: lm-evaluation-harness 0.4.13, HFLM._loglikelihood_tokens and
 TemplateLM._encode_pair, whose numbers these are.
-Differs from the reference in: rows and continuations are padded to a few
-lengths, so that few programs are compiled.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from jax.experimental import multihost_utils
 
 from jaxprune.calibration import batching, encode
-from jaxprune.models import Gates, ModelConfig, final_norm, forward, unembed
+from jaxprune.evaluation import packing
+from jaxprune.evaluation.journal import NO_BOOKKEEPING, Bookkeeping, key_of
+from jaxprune.models import Branches, Gates, ModelConfig, forward, rope, unembed
 
 if TYPE_CHECKING:
   import tokenizers
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 Request = tuple[Sequence[int], Sequence[int]]
 
 _LOGITS = 1 << 24  # floats that exist at a time: 64 MiB
-_SHORTEST_ROW, _SHORTEST_ANSWER = 32, 8  # least lengths that are compiled
+_TOKENS = 8192  # of a batch, where it is not a CPU that reads them
+_FEWEST_TARGETS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,10 +113,11 @@ def loglikelihoods(
   requests: Sequence[Request],
   *,
   gates: Gates | None = None,
-  batch_size: int = 16,
+  batch_tokens: int | None = None,
   sharding: jax.sharding.Sharding | None = None,
+  bookkeeping: Bookkeeping = NO_BOOKKEEPING,
 ) -> LogLikelihoods:
-  """Score continuations, in batches of like length.
+  """Score continuations; no token of a context that they share is read twice.
 
   Args:
     config: the model.
@@ -123,134 +125,221 @@ def loglikelihoods(
     requests: ids of context and continuation, neither empty. A context that
       does not fit loses its beginning.
     gates: which sublayers stay; None is all.
-    batch_size: rows at a time; does not change the result.
-    sharding: of the batch; its first axis must divide `batch_size`.
+    batch_tokens: tokens at a time, more where a request is longer. None is as
+      many as run fastest. Does not change the result beyond rounding.
+    sharding: of the batch, over its first axis.
+    bookkeeping: keeps every finished batch, and tells of it in tokens.
 
   Raises:
     ValueError: no request; one is empty, has an id outside the vocabulary, or
       a continuation that exceeds the model's context.
   """
-  if batch_size < 1:
-    raise ValueError(f"batch_size={batch_size}: must be at least 1")
-  rows = [_row(config, index, *pair) for index, pair in enumerate(requests)]
-  if not rows:
-    raise ValueError("no requests: give at least one")
-  if sharding is None:
-    batch_size = min(batch_size, len(rows))
+  batch_tokens = _default_tokens() if batch_tokens is None else batch_tokens
+  rows, planned = _plan(config, requests, batch_tokens)
   answers = np.array([len(tail) for _, tail in requests])
-  longest = config.max_positions
-  lengths = np.array([len(row) - 1 for row in rows])
-  shapes = np.stack(
-    [
-      _bucket(lengths, _SHORTEST_ROW, 2, longest),
-      _bucket(answers, _SHORTEST_ANSWER, 4, longest),
-    ],
-    axis=1,
-  )
+  keys = [key_of(row, [answer]) for row, answer in zip(rows, answers)]
   nats, greedy = np.zeros(len(rows)), np.zeros(len(rows), bool)
-  for shape in np.unique(shapes, axis=0):
-    chosen = np.flatnonzero((shapes == shape).all(axis=1))
-    for pick, count in batching.batches(len(chosen), batch_size):
-      part = chosen[pick]
-      nats_B, greedy_B = _batch(
-        config,
-        params,
-        [rows[index] for index in part],
-        answers[part],
-        tuple(shape.tolist()),
-        gates,
-        sharding,
-      )
-      nats[part[:count]] = nats_B[:count]
-      greedy[part[:count]] = greedy_B[:count]
+  waiting = []
+  for row in planned:
+    known = bookkeeping.known(keys[index] for index in row.requests)
+    if known is None:
+      waiting.append(row)
+    else:
+      nats[list(row.requests)], greedy[list(row.requests)] = zip(*known)
+  shape = _shape(config, planned)
+  total, done = sum(row.length for row in waiting), 0
+  for batch, count in _batches(waiting, batch_tokens, sharding):
+    found = {}
+    for row, scores in zip(
+      batch[:count], _read(config, params, batch, shape, gates, sharding)
+    ):
+      for index, answer in zip(row.requests, _sums(row, *scores)):
+        nats[index], greedy[index] = found[keys[index]] = answer
+    done += sum(row.length for row in batch[:count])
+    bookkeeping.finish(found, done, total)
   whole = np.array([len(head) + len(tail) for head, tail in requests])
   return LogLikelihoods(
-    nats=nats, greedy=greedy, tokens=answers, cut=whole - 1 > lengths
+    nats=nats,
+    greedy=greedy,
+    tokens=answers,
+    cut=whole > np.array([len(row) for row in rows]),
   )
 
 
-def continuation_scores(
+def tokens_read(
+  config: ModelConfig, requests: Sequence[Request]
+) -> tuple[int, int]:
+  """Count what `loglikelihoods` reads, without padding.
+
+  Args:
+    config: the model.
+    requests: ids of context and continuation.
+
+  Returns:
+    Tokens that go through the layers, and positions that are given logits.
+  """
+  _, planned = _plan(config, requests, _default_tokens())
+  return (
+    sum(len(row.tokens) for row in planned),
+    sum(len(row.places) for row in planned),
+  )
+
+
+def score_places(
   config: ModelConfig,
   params: Mapping[str, Any],
   tokens_BT: jax.Array,
-  first_B: jax.Array,
-  width: int,
+  branches: Branches,
+  places: tuple[jax.Array, jax.Array, jax.Array],
   *,
-  valid_BT: jax.Array | None = None,
+  at_once: int,
   gates: Gates | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """Score some consecutive tokens of each row. Not jitted.
+  """Score tokens that may follow some places. Not jitted.
 
   Args:
     config: the model.
     params: its parameters.
     tokens_BT: int [B, T].
-    first_B: int [B], index of the first token to score, at least 1.
-    width: how many to score; beyond the end of a row, what is returned has no
-      meaning.
-    valid_BT: bool [B, T], False for padding. None: every token is real.
+    branches: how the texts of each row branch.
+    places: slots int [B, R], R a multiple of `at_once`; ids to score after
+      each, int [B, R, U]; and how many of the R places count, an int scalar.
+    at_once: places whose logits exist together, of each row.
     gates: which sublayers stay; None is all.
 
   Returns:
-    Log-probabilities float32 [B, width] and whether each is the likeliest
-    token, bool [B, width].
+    Log-probabilities float32 [B, R, U], and the likeliest token of each place,
+    the first of equals, int32 [B, R]; 0 at places that do not count.
   """
-  x_BTD, _ = forward(
+  x_BTD, _ = forward(config, params, tokens_BT, branches=branches, gates=gates)
+  place_BR, target_BRU, count = places
+
+  def score(step, scored):
+    start = step * at_once
+
+    def cut(a):
+      return jax.lax.dynamic_slice_in_dim(a, start, at_once, axis=1)
+
+    x_BRD = jnp.take_along_axis(x_BTD, cut(place_BR)[..., None], axis=1)
+    z_BRV = unembed(config, params, x_BRD)
+    z_BRU = jnp.take_along_axis(z_BRV, cut(target_BRU), axis=-1)
+    new = (
+      z_BRU - jax.nn.logsumexp(z_BRV, axis=-1, keepdims=True),
+      jnp.argmax(z_BRV, axis=-1).astype(jnp.int32),
+    )
+    return tuple(
+      jax.lax.dynamic_update_slice_in_dim(old, part, start, axis=1)
+      for old, part in zip(scored, new)
+    )
+
+  return jax.lax.fori_loop(
+    0,
+    (count + at_once - 1) // at_once,
+    score,
+    (
+      jnp.zeros(target_BRU.shape, jnp.float32),
+      jnp.zeros(place_BR.shape, jnp.int32),
+    ),
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "at_once"))
+def _score_places(config, params, batch, at_once, gates):
+  tokens_BT, positions_BT, ends_BT, place_BR, target_BRU, count = batch
+  return score_places(
     config,
     params,
-    tokens_BT[:, :-1],
-    # Of each row, the places that have a next token.
-    valid_BT=None if valid_BT is None else valid_BT[:, 1:],
+    tokens_BT,
+    Branches(positions=positions_BT, ends=ends_BT),
+    (place_BR, target_BRU, count),
+    at_once=at_once,
     gates=gates,
   )
-  batch, length, _ = x_BTD.shape
-  at_once = min(width, max(1, _LOGITS // (batch * config.vocab_size)))
-  steps = -(-width // at_once)
-  place_BT = jnp.minimum(
-    first_B[:, None] - 1 + jnp.arange(steps * at_once)[None], length - 1
-  )
 
-  def score(place_BR):
-    x_BRD = jnp.take_along_axis(x_BTD, place_BR[..., None], axis=1)
-    z_BRV = unembed(
-      config, params, final_norm(config, params, x_BRD), lens="raw"
+
+def _default_tokens() -> int:
+  on_cpu = jax.default_backend() == "cpu"
+  return packing.ROW_TOKENS if on_cpu else _TOKENS
+
+
+def _plan(config, requests, batch_tokens):
+  """Requests as they are read, and the rows in which they are."""
+  if batch_tokens < 1:
+    raise ValueError(f"batch_tokens={batch_tokens}: must be at least 1")
+  rows = [_row(config, index, *pair) for index, pair in enumerate(requests)]
+  if not rows:
+    raise ValueError("no requests: give at least one")
+  groups: dict[bytes, int] = {}
+  texts = []
+  for row, (_, tail) in zip(rows, requests):
+    head = row[: -len(tail)].tobytes()
+    texts.append(
+      packing.Text(
+        ids=tuple(row.tolist()),
+        answer=len(tail),
+        group=groups.setdefault(head, len(groups)),
+      )
     )
-    target_BR = jnp.take_along_axis(tokens_BT, place_BR + 1, axis=1)
-    z_BR = jnp.take_along_axis(z_BRV, target_BR[..., None], axis=-1)[..., 0]
-    return (
-      z_BR - jax.nn.logsumexp(z_BRV, axis=-1),
-      jnp.argmax(z_BRV, axis=-1) == target_BR,
+  planned = packing.plan(
+    texts,
+    min(batch_tokens, packing.ROW_TOKENS),
+    apart=rope.by_length(config.rope) or rope.by_length(config.local_rope),
+  )
+  return rows, planned
+
+
+def _shape(config, rows) -> tuple[int, int]:
+  """(places whose logits exist together, targets of a place) of a plan."""
+  most = max(1, _LOGITS // config.vocab_size)
+  places = max(len(row.places) for row in rows)
+  at_once = packing.round_up(-(-places // -(-places // most)))
+  targets = max(row.targets.shape[1] for row in rows)
+  width = _FEWEST_TARGETS
+  while width < targets:
+    width *= 2
+  return min(at_once, most), width
+
+
+def _batches(
+  rows, batch_tokens, sharding
+) -> Iterator[tuple[list[packing.Row], int]]:
+  """Rows of one length together, the last one repeated to fill a batch."""
+  parts = 1 if sharding is None else len(sharding.device_set)
+  for length in sorted({row.length for row in rows}, reverse=True):
+    alike = [row for row in rows if row.length == length]
+    size = max(1, batch_tokens // length)
+    size = -(-min(size, len(alike)) // parts) * parts
+    for pick, count in batching.batches(len(alike), size):
+      yield [alike[index] for index in pick], count
+
+
+def _read(config, params, batch, shape, gates, sharding):
+  """Scores of every row of a batch, see `score_places`."""
+  at_once, width = shape
+  length = batch[0].length
+  limit = -(-length // at_once) * at_once
+  arrays = tokens_BT, positions_BT, ends_BT = np.zeros(
+    (3, len(batch), length), np.int32
+  )
+  ends_BT += np.arange(1, length + 1, dtype=np.int32)[None]
+  place_BR = np.zeros((len(batch), limit), np.int32)
+  target_BRU = np.zeros((len(batch), limit, width), np.int32)
+  for index, row in enumerate(batch):
+    size, places = len(row.tokens), len(row.places)
+    tokens_BT[index, :size] = row.tokens
+    positions_BT[index, :size] = row.positions
+    ends_BT[index, :size] = row.ends
+    place_BR[index, :places] = row.places
+    # -1 stands for no target; any token will do.
+    target_BRU[index, :places, : row.targets.shape[1]] = np.maximum(
+      row.targets, 0
     )
-
-  parts = jax.lax.map(score, rearrange(place_BT, "B (U R) -> U B R", U=steps))
-  return tuple(
-    rearrange(part_UBR, "U B R -> B (U R)")[:, :width] for part_UBR in parts
-  )
-
-
-@functools.partial(jax.jit, static_argnames=("config", "width"))
-def _continuation_scores(config, params, batch, first_B, width, gates):
-  tokens_BT, valid_BT = batch
-  return continuation_scores(
-    config, params, tokens_BT, first_B, width, valid_BT=valid_BT, gates=gates
-  )
-
-
-def _batch(config, params, rows, answers, shape, gates, sharding):
-  """Sums and greediness of one batch, padded to its shape."""
-  length, width = shape
-  tokens_BT = np.zeros((len(rows), length + 1), np.int32)
-  valid_BT = np.zeros(tokens_BT.shape, bool)
-  first_B = np.ones(len(rows), np.int32)
-  for index, row in enumerate(rows):
-    tokens_BT[index, : len(row)] = row
-    valid_BT[index, : len(row)] = True
-    first_B[index] = len(row) - answers[index]
-  batch = tokens_BT, valid_BT
+  inputs = *arrays, place_BR, target_BRU
   if sharding is not None:
-    batch = jax.device_put(batch, sharding)
-  parts = _continuation_scores(config, params, batch, first_B, width, gates)
-  nats_BR, likeliest_BR = (
+    inputs = jax.device_put(inputs, sharding)
+  count = jnp.int32(max(len(row.places) for row in batch))
+  parts = _score_places(config, params, (*inputs, count), at_once, gates)
+  nats_BRU, likeliest_BR = (
     np.asarray(
       part
       if part.is_fully_addressable
@@ -258,9 +347,15 @@ def _batch(config, params, rows, answers, shape, gates, sharding):
     )
     for part in parts
   )
-  in_answer_BR = np.arange(width)[None] < answers[:, None]
-  nats_B = np.where(in_answer_BR, nats_BR.astype(np.float64), 0).sum(axis=1)
-  return nats_B, (likeliest_BR | ~in_answer_BR).all(axis=1)
+  return zip(nats_BRU, likeliest_BR)
+
+
+def _sums(row, nats_RU, likeliest_R) -> Iterator[tuple[float, bool]]:
+  """(nats, greedy) of every request of a row."""
+  for place_T, target_T in row.reads:
+    nats_T = nats_RU[place_T, target_T].astype(np.float64)
+    greedy_T = likeliest_R[place_T] == row.targets[place_T, target_T]
+    yield float(nats_T.sum()), bool(greedy_T.all())
 
 
 def _row(config, index, head, tail) -> np.ndarray:
@@ -282,9 +377,3 @@ def _row(config, index, head, tail) -> np.ndarray:
       f" vocabulary has {config.vocab_size}; use this model's own tokenizer"
     )
   return ids
-
-
-def _bucket(lengths, least, factor, most) -> np.ndarray:
-  """Lengths rounded up to least * factor**k, within limits."""
-  steps = np.ceil(np.log(np.maximum(lengths / least, 1)) / np.log(factor))
-  return np.minimum(least * factor ** steps.astype(int), most)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from jaxprune.evaluation.journal import NO_BOOKKEEPING, Bookkeeping
 from jaxprune.evaluation.loglikelihoods import encode_pair, loglikelihoods
 from jaxprune.models import Gates, ModelConfig
 
@@ -128,10 +129,10 @@ def score_questions(
   *,
   joining: Joining = Joining(),
   gates: Gates | None = None,
-  batch_size: int = 16,
   sharding: jax.sharding.Sharding | None = None,
+  bookkeeping: Bookkeeping = NO_BOOKKEEPING,
 ) -> Choices:
-  """Read every option after its context.
+  """Read every context once, and every option after it.
 
   Args:
     config: the model.
@@ -140,8 +141,8 @@ def score_questions(
     questions: at least one.
     joining: how context and option become one text.
     gates: which sublayers stay; None is all.
-    batch_size: options at a time; does not change the result.
-    sharding: of the batch; its first axis must divide `batch_size`.
+    sharding: of the batch, over its first axis.
+    bookkeeping: keeps every finished batch, and tells of it.
 
   Raises:
     ValueError: no question; one lacks a part, has an id outside the
@@ -168,8 +169,8 @@ def score_questions(
     params,
     requests,
     gates=gates,
-    batch_size=batch_size,
     sharding=sharding,
+    bookkeeping=bookkeeping,
   )
   counts = [len(question.options) for question in questions]
 

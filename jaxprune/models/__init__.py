@@ -2,6 +2,7 @@
 
 from jaxprune.models.config import ModelConfig as ModelConfig
 from jaxprune.models.config import RopeConfig as RopeConfig
+from jaxprune.models.context import Branches as Branches
 from jaxprune.models.context import Context as Context
 from jaxprune.models.decoder import KERNEL_INPUTS as KERNEL_INPUTS
 from jaxprune.models.decoder import KERNELS as KERNELS

@@ -31,11 +31,13 @@ def allowed(
   key_valid_BS: jax.Array | None,
   window: int | None,
   sliding: bool | jax.Array,
+  key_ends_BS: jax.Array | None = None,
 ) -> jax.Array:
   """Which keys each query reads.
 
   Slots are the order in which tokens arrived, positions the angles they have;
   they differ by the padding. Causality compares slots, the window positions.
+  Where texts branch, a key is read before the slot at which its branch ends.
 
   Args:
     query_slots_T: int32 [T].
@@ -45,6 +47,8 @@ def allowed(
     key_valid_BS: bool [B, S], False for padding; None when all are tokens.
     window: keys read by a sliding query, itself included; None is all.
     sliding: whether this layer slides; may be traced.
+    key_ends_BS: int32 [B, S], the slot from which on a key is no longer read,
+      above its own; None is never.
 
   Returns:
     bool [B or 1, T, S].
@@ -56,6 +60,8 @@ def allowed(
       query_positions_BT[:, :, None] - key_positions_BS[:, None] < window
     )
     mask_BTS = mask_BTS & (near_BTS | jnp.logical_not(sliding))
+  if key_ends_BS is not None:
+    mask_BTS = mask_BTS & (query_T1[None] < key_ends_BS[:, None])
   if key_valid_BS is not None:
     self_BTS = (key_1S == query_T1)[None]
     mask_BTS = mask_BTS & (key_valid_BS[:, None] | self_BTS)

@@ -142,7 +142,7 @@ class Attention(parts.Part):
       context: what all layers share.
       sliding: whether this layer slides; may be traced.
       cache: keys and values [B, S, K, H] of this layer; those of this pass are
-        written at `context.slots`.
+        written at `context.slots`, or from `context.written_at` on.
 
     Returns:
       What attention adds, [B, T, D], and `out`: key and value [B, T, K, H] as
@@ -156,9 +156,11 @@ class Attention(parts.Part):
     if cache is None:
       key_slots_S = context.slots
     else:
+      start = context.written_at
+      start = context.slots[0] if start is None else start
       key_BTKH, value_BTKH = out["cache"] = tuple(
         jax.lax.dynamic_update_slice_in_dim(
-          old_BSKH, new_BTKH.astype(old_BSKH.dtype), context.slots[0], axis=1
+          old_BSKH, new_BTKH.astype(old_BSKH.dtype), start, axis=1
         )
         for old_BSKH, new_BTKH in zip(cache, (key_BTKH, value_BTKH))
       )
@@ -171,6 +173,7 @@ class Attention(parts.Part):
       context.key_valid,
       self.config.sliding_window,
       sliding,
+      context.key_ends,
     )
     attend = _attention_form(y_BTD.shape[1], cache is not None)
     read_BTNH = attend(
@@ -288,7 +291,7 @@ class Block(parts.Part):
       attention_gate: scalar factor on what attention adds; None is 1.
       mlp_gate: scalar factor on what the MLP adds; None is 1.
       cache: keys and values [B, S, K, H] of this layer; those of this pass are
-        written at `context.slots`.
+        written at `context.slots`, or from `context.written_at` on.
 
     Returns:
       The residual [B, T, D] and `out`: residual_in [B, T, D], attention_in
@@ -387,11 +390,12 @@ def by_rows(block: nn.Module, x_BTD: jax.Array, context: Context, **options):
 
   rows = (
     {}
-    if context.key_valid is None
+    if context.key_valid is None and context.key_ends is None
     else {
       name: getattr(context, name)
       for name in (
-        *("positions", "cos", "sin", "local", "key_positions", "key_valid"),
+        *("positions", "cos", "sin", "local"),
+        *("key_positions", "key_valid", "key_ends"),
       )
     }
   )

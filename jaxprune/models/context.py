@@ -1,9 +1,11 @@
 """Where do the tokens of one pass stand, and which keys can they read?
 
 Positions are the angles of RoPE or the rows of a learned table, slots the order
-of arrival; they differ by the padding.
+of arrival; they differ by the padding, and where texts that share a beginning
+stand in one row.
 
-Reference: `position_ids` and `attention_mask` of transformers 5.
+Reference: `position_ids` and `attention_mask` of transformers 5; Miao et al.,
+arXiv:2305.09781, for texts that branch within one row.
 """
 
 import dataclasses
@@ -13,6 +15,24 @@ import jax.numpy as jnp
 
 from jaxprune.models import rope
 from jaxprune.models.config import ModelConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Branches:
+  """Texts that share their beginnings, read in one row.
+
+  The tokens stand depth first: those after which a text goes on in several
+  ways come once, and each way follows as one piece.
+
+  Attributes:
+    positions: int32 [B, T], tokens before this one in its own text.
+    ends: int32 [B, T], where the tokens end that follow this one in a text;
+      its own slot plus 1 where none does, and for padding.
+  """
+
+  positions: jax.Array
+  ends: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -30,6 +50,10 @@ class Context:
       None when every key is a token.
     local: cos and sin of the layers that slide, where they have a RoPE of their
       own; None otherwise.
+    key_ends: int32 [B, S], slots from which on a key is not read; None is
+      never.
+    written_at: int32 scalar, the slot of a cache that the first token of this
+      pass is written at; None is its own.
   """
 
   positions: jax.Array
@@ -39,10 +63,15 @@ class Context:
   key_positions: jax.Array
   key_valid: jax.Array | None
   local: tuple[jax.Array, jax.Array] | None = None
+  key_ends: jax.Array | None = None
+  written_at: jax.Array | None = None
 
 
 def make_context(
-  config: ModelConfig, length: int, valid_BT: jax.Array | None = None
+  config: ModelConfig,
+  length: int,
+  valid_BT: jax.Array | None = None,
+  branches: Branches | None = None,
 ) -> Context:
   """The context of a pass without a cache.
 
@@ -50,13 +79,19 @@ def make_context(
     config: the model.
     length: T.
     valid_BT: bool [B, T], False for padding. None: every token is real.
+    branches: how the texts of a row branch; None is one text per row.
 
   Returns:
-    Positions count the valid tokens, so left padding does not shift them.
+    Positions count the valid tokens, so left padding does not shift them; with
+    branches they are those given.
   """
   slots_T = jnp.arange(length, dtype=jnp.int32)
-  positions_BT = positions_of(length, valid_BT)
-  return context_at(config, positions_BT, slots_T, positions_BT, valid_BT)
+  if branches is None:
+    positions_BT = positions_of(length, valid_BT)
+    return context_at(config, positions_BT, slots_T, positions_BT, valid_BT)
+  positions_BT = branches.positions
+  context = context_at(config, positions_BT, slots_T, positions_BT, valid_BT)
+  return dataclasses.replace(context, key_ends=branches.ends)
 
 
 def positions_of(length: int, valid_BT: jax.Array | None = None) -> jax.Array:

@@ -61,7 +61,7 @@ from jaxprune.models.blocks import KERNEL_INPUTS as KERNEL_INPUTS
 from jaxprune.models.blocks import Block
 from jaxprune.models.blocks import kernels_of as kernels_of
 from jaxprune.models.config import ModelConfig
-from jaxprune.models.context import Context, positions_of
+from jaxprune.models.context import Branches, Context, positions_of
 from jaxprune.models.context import make_context as make_context
 from jaxprune.models.parts import Gates, Intermediates, Params
 
@@ -92,6 +92,7 @@ class Decoder(parts.Part):
     tokens_BT: jax.Array,
     *,
     valid_BT: jax.Array | None = None,
+    branches: Branches | None = None,
     gates: Gates | None = None,
     observe: Callable[[Intermediates], Any] | None = None,
     remat: bool = False,
@@ -101,6 +102,7 @@ class Decoder(parts.Part):
     Args:
       tokens_BT: int [B, T].
       valid_BT: bool [B, T], False for padding. None: every token is real.
+      branches: how the texts of a row branch; None is one text per row.
       gates: which sublayers stay; None is all.
       observe: from the `out` of one `Block` to a pytree of arrays, called
         inside the scan over layers.
@@ -116,13 +118,13 @@ class Decoder(parts.Part):
       ValueError: more tokens than a learned table has positions.
     """
     length, config = tokens_BT.shape[1], self.config
-    if config.num_position_rows and valid_BT is None:
+    if config.num_position_rows and valid_BT is None and branches is None:
       if length > config.max_positions:
         raise ValueError(
           f"{length} tokens: the model has a table of {config.max_positions}"
           " positions; give shorter texts"
         )
-    context = make_context(config, length, valid_BT)
+    context = make_context(config, length, valid_BT, branches)
 
     def layer(block, x_BTD, options):
       run = block if remat else functools.partial(blocks.by_rows, block)
@@ -259,7 +261,8 @@ def forward(
     config: the model.
     params: its parameters, layers stacked or a tuple.
     tokens_BT: int [B, T].
-    **options: `valid_BT`, `gates`, `observe` and `remat` of `Decoder`.
+    **options: `valid_BT`, `branches`, `gates`, `observe` and `remat` of
+      `Decoder`.
 
   Returns:
     The residual after the last layer, BEFORE the final norm, [B, T, D], and

@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxprune.models import decoder
 from jaxprune.models.config import ModelConfig
-from jaxprune.models.context import context_at, positions_of
+from jaxprune.models.context import Context, context_at, positions_of
 from jaxprune.models.families import FAMILIES
 from jaxprune.models.parts import Gates, Intermediates, Params
 from jaxprune.models.sampling import GREEDY, Sampling, choose, penalise
@@ -205,26 +205,15 @@ def decode_step(
   valid_BS = write(cache.valid, jnp.ones((batch, length), bool))
   context = context_at(config, positions_BT, slots_T, positions_BS, valid_BS)
 
-  def body(x_BTD, inputs):
-    layer, options, old = inputs
-    x_BTD, out = decoder.block(
-      config, layer, x_BTD, context, cache=old, **options
-    )
-    new = out.pop("cache")
-    return x_BTD, (new, {} if observe is None else observe(out))
-
-  layers = params["layers"]
-  each = (cache.key, cache.value)
-  if isinstance(layers, tuple):
-    each = tuple(zip(*each))
-  x_BTD = decoder.embed(config, params, tokens_BT, positions_BT)
-  x_BTD, output = decoder.over_layers(config, layers, x_BTD, body, gates, each)
-  if isinstance(layers, tuple):
-    pairs, observed = zip(*output)
-    written = tuple(zip(*pairs))
-    observed = jax.tree.map(lambda *leaves: jnp.stack(leaves), *observed)
-  else:
-    written, observed = output
+  x_BTD, observed, written = read_with_cache(
+    config,
+    params,
+    tokens_BT,
+    context,
+    (cache.key, cache.value),
+    gates=gates,
+    observe=observe,
+  )
   return (
     x_BTD,
     observed,
@@ -236,6 +225,53 @@ def decode_step(
       length=cache.length + length,
     ),
   )
+
+
+def read_with_cache(
+  config: ModelConfig,
+  params: Params,
+  tokens_BT: jax.Array,
+  context: Context,
+  cache: tuple[Any, Any],
+  *,
+  gates: Gates | None = None,
+  observe: Callable[[Intermediates], Any] | None = None,
+) -> tuple[jax.Array, Any, tuple[Any, Any]]:
+  """Run the layers on tokens that also read keys of before.
+
+  Args:
+    config: the model.
+    params: its parameters, layers stacked or a tuple (`unstack`).
+    tokens_BT: int [B, T].
+    context: where the tokens stand, and which keys they may read.
+    cache: keys and values, see `Cache`.
+    gates: which sublayers stay; None is all.
+    observe: from the intermediates of one `Block` to a pytree of arrays.
+
+  Returns:
+    The residual after the last layer, before the final norm, [B, T, D]; what
+    `observe` returned, stacked on L ({} without); keys and values with those
+    of these tokens.
+  """
+
+  def body(x_BTD, inputs):
+    layer, options, old = inputs
+    x_BTD, out = decoder.block(
+      config, layer, x_BTD, context, cache=old, **options
+    )
+    new = out.pop("cache")
+    return x_BTD, (new, {} if observe is None else observe(out))
+
+  layers = params["layers"]
+  each = tuple(zip(*cache)) if isinstance(layers, tuple) else cache
+  x_BTD = decoder.embed(config, params, tokens_BT, context.positions)
+  x_BTD, output = decoder.over_layers(config, layers, x_BTD, body, gates, each)
+  if not isinstance(layers, tuple):
+    written, observed = output
+    return x_BTD, observed, written
+  pairs, observed = zip(*output)
+  observed = jax.tree.map(lambda *leaves: jnp.stack(leaves), *observed)
+  return x_BTD, observed, tuple(zip(*pairs))
 
 
 def generate(
@@ -311,7 +347,7 @@ def _generate(
   draw, penalty = choice
   stop_ids, fill = ends
   batch, length = tokens_BT.shape
-  rereads_at = _rereads_at(config)
+  outgrown_at = rereads_at(config)
 
   def next_token(step, x_BD, seen_BV):
     z_BV = decoder.unembed(config, params, x_BD)
@@ -379,10 +415,10 @@ def _generate(
 
   def advance(carry):
     step, (token_B, done_B, rows, seen_BV), cache = carry
-    if rereads_at is None:
+    if outgrown_at is None:
       x_BD, cache = one_step(cache, rows, token_B)
     else:
-      again = jnp.any(jnp.sum(cache.valid, axis=1) == rereads_at)
+      again = jnp.any(jnp.sum(cache.valid, axis=1) == outgrown_at)
       x_BD, cache = jax.lax.cond(
         again, read_again, one_step, *(cache, rows, token_B)
       )
@@ -427,7 +463,7 @@ def _checked_prompts(config, tokens_BT, valid_BT, max_new_tokens):
   )
 
 
-def _rereads_at(config) -> int | None:
+def rereads_at(config: ModelConfig) -> int | None:
   """Tokens after which a text is read again; None where it never is."""
   if not FAMILIES[config.family].rereads or config.rope.kind != "longrope":
     return None

@@ -120,9 +120,7 @@ def option_log_likelihoods(
     for item in items
     for option in item.options
   ]
-  read = loglikelihoods.loglikelihoods(
-    config, params, requests, gates=gates, batch_size=_ROWS
-  )
+  read = loglikelihoods.loglikelihoods(config, params, requests, gates=gates)
   return rearrange(read.nats, "(X C) -> X C", X=len(items))
 
 
@@ -154,9 +152,7 @@ def read_answers(
     )
     for item in items
   ]
-  return loglikelihoods.loglikelihoods(
-    config, params, requests, gates=gates, batch_size=_ROWS
-  )
+  return loglikelihoods.loglikelihoods(config, params, requests, gates=gates)
 
 
 def embed_texts(

@@ -308,7 +308,7 @@ def _score(texts, source, splits):
     asked = texts[split]
     scores = {
       ("generate", "exact"): loglikelihoods.loglikelihoods(
-        config, params, asked.requests, batch_size=_ROWS
+        config, params, asked.requests
       ).greedy,
       ("generate", "kl"): mean_kl(config, params, asked),
     }

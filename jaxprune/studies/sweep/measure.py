@@ -18,7 +18,8 @@ from jaxprune import checkpoints, files, report
 from jaxprune.calibration import load_tokenizer, special_tokens
 from jaxprune.calibration import prompts as prompts_lib
 from jaxprune.calibration.tokens import Calibration
-from jaxprune.evaluation import generation
+from jaxprune.evaluation import chat, generation
+from jaxprune.evaluation.journal import Bookkeeping, Journal
 from jaxprune.probes.decoder import sequences
 from jaxprune.studies.comparison import measure as comparison
 from jaxprune.studies.sweep import configurations
@@ -52,9 +53,13 @@ class Dense:
     """Loaded once, and only if a configuration has to be made."""
     folder = self.source.folder
     tokenizer = load_tokenizer(folder)
-    return task_scores.load(
+    model = task_scores.load(
       self.source, tokenizer, special_tokens(folder, tokenizer)
     )
+    if not self.tasks.generation:
+      return model
+    template = chat.template(folder, self.tasks.chat)
+    return dataclasses.replace(model, template=template)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -210,10 +215,18 @@ def _make(dense, job, calibration, work, references) -> Score:
         ).items()
       }
     )
-  score["tasks"] = {
-    scored.task: _as_json(scored)
-    for scored in task_scores.score(model, dense.tasks, references)
-  }
+  origin = {"model": checkpoints.checkpoint_hash(dense.source), "job": job.name}
+  with Journal(folder / f"{job.name}.unfinished.jsonl", origin) as journal:
+    model = dataclasses.replace(
+      model,
+      template=dense.model.template,
+      bookkeeping=Bookkeeping(journal=journal),
+    )
+    score["tasks"] = {
+      scored.task: _as_json(scored)
+      for scored in task_scores.score(model, dense.tasks, references)
+    }
+    journal.discard()
   return score
 
 

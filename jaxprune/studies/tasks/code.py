@@ -9,6 +9,7 @@ import numpy as np
 from jaxprune import checkpoints, report, statistics
 from jaxprune.calibration import encode, load_tokenizer, special_tokens
 from jaxprune.evaluation import code_execution, generation
+from jaxprune.evaluation.journal import NO_BOOKKEEPING, Bookkeeping
 from jaxprune.models import Sampling
 from jaxprune.statistics import Estimate
 
@@ -105,6 +106,7 @@ def measure(
   settings: Settings,
   run: report.RunFolder,
   progress: Any,
+  bookkeeping: Bookkeeping = NO_BOOKKEEPING,
 ) -> np.ndarray:
   """Write completions, run them where that is allowed, and keep a row of each.
 
@@ -114,6 +116,7 @@ def measure(
     settings: how.
     run: where the rows go.
     progress: told of each sample that is done.
+    bookkeeping: keeps what the model writes, and tells of it.
 
   Returns:
     How many samples of each task passed, int [tasks]; 0 where nothing ran.
@@ -136,6 +139,7 @@ def measure(
         seed=settings.seed + sample,
         sampling=sampling,
       ),
+      bookkeeping=bookkeeping,
     )
     for index, (entry, text) in enumerate(zip(tasks.entries, written)):
       row = {

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from jaxprune import statistics
+from jaxprune.evaluation import chat
+from jaxprune.evaluation.journal import NO_BOOKKEEPING, Bookkeeping
 from jaxprune.statistics import Estimate
 
 _DATA = "DATA/"  # the word that stands for the data folder in a local task
@@ -23,14 +25,14 @@ class Settings:
   Attributes:
     num_fewshot: examples before a question; None is the task's own.
     limit: items per task; None is all.
-    chat: whether the chat template is applied.
+    chat: whether questions are turns of a conversation, one of `chat.CHAT`.
     seed: of every draw of the harness.
     model: keyword arguments of `JaxpruneLM`.
   """
 
   num_fewshot: int | None = None
   limit: int | None = None
-  chat: bool = False
+  chat: str = "no"
   seed: int = 0
   model: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -116,7 +118,10 @@ def filled_in(tasks: Tasks) -> Iterator[pathlib.Path]:
 
 
 def evaluate(
-  model: pathlib.Path, tasks: Tasks, settings: Settings
+  model: pathlib.Path,
+  tasks: Tasks,
+  settings: Settings,
+  bookkeeping: Bookkeeping = NO_BOOKKEEPING,
 ) -> dict[str, Any]:
   """Run the harness on a checkpoint; its results with samples.
 
@@ -124,12 +129,17 @@ def evaluate(
     model: folder of the checkpoint.
     tasks: from `find_tasks`.
     settings: how it asks.
+    bookkeeping: keeps what the model answers, and tells of it.
+
+  Raises:
+    ValueError: a chat template is wanted and the model has none.
   """
   import lm_eval
   from lm_eval.tasks import TaskManager
 
   from jaxprune.evaluation.lm_eval_adapter import JaxpruneLM
 
+  with_template = chat.uses_template(model, settings.chat)
   local = len(tasks.paths) == len(tasks.names)
   with filled_in(tasks) as folder:
     # Reading the 14,000 files of the harness's own tasks takes seconds.
@@ -138,11 +148,11 @@ def evaluate(
       include_defaults=not local,
     )
     return lm_eval.simple_evaluate(
-      model=JaxpruneLM(model, **settings.model),
+      model=JaxpruneLM(model, **settings.model, bookkeeping=bookkeeping),
       tasks=list(tasks.names),
       num_fewshot=settings.num_fewshot,
       limit=settings.limit,
-      apply_chat_template=settings.chat,
+      apply_chat_template=with_template,
       task_manager=manager,
       log_samples=True,
       bootstrap_iters=0,

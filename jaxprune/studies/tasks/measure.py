@@ -1,10 +1,13 @@
 """One or two models are asked everything, item by item."""
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jaxprune import checkpoints, report
 from jaxprune.calibration import load_tokenizer, special_tokens
+from jaxprune.evaluation import chat
+from jaxprune.evaluation.journal import NO_BOOKKEEPING, Bookkeeping
 from jaxprune.models import ModelConfig
 from jaxprune.studies import inputs
 from jaxprune.studies.tasks import scores
@@ -57,6 +60,7 @@ def measure(
   tasks: Tasks,
   run: report.RunFolder,
   progress: Any,
+  keep: Callable[[str], Bookkeeping] = lambda name: NO_BOOKKEEPING,
 ) -> dict[str, dict[str, Scored]]:
   """Score every model and write a row per item and metric.
 
@@ -66,6 +70,7 @@ def measure(
     tasks: what is asked.
     run: where the rows go.
     progress: told of each model that is done.
+    keep: by the name of a model, what keeps its answers.
 
   Returns:
     Scores by model and task.
@@ -77,6 +82,7 @@ def measure(
   folder = next(iter(sources.values())).folder
   tokenizer = load_tokenizer(folder)
   specials = special_tokens(folder, tokenizer)
+  template = chat.template(folder, tasks.chat) if tasks.generation else None
   by_model: dict[str, dict[str, Scored]] = {}
   for index, (name, source) in enumerate(sources.items()):
     references = None
@@ -84,7 +90,11 @@ def measure(
       references = {
         task: scored.detail for task, scored in by_model["dense"].items()
       }
-    model = scores.load(source, tokenizer, specials)
+    model = dataclasses.replace(
+      scores.load(source, tokenizer, specials),
+      template=template,
+      bookkeeping=keep(name),
+    )
     scored = scores.score(model, tasks, references)
     by_model[name] = {entry.task: entry for entry in scored}
     for entry in scored:

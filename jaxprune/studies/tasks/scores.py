@@ -5,7 +5,7 @@
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxprune.evaluation import (
   perplexity,
   retrieval,
 )
+from jaxprune.evaluation.journal import NO_BOOKKEEPING, Bookkeeping
 from jaxprune.models import ModelConfig
 from jaxprune.pocket import shipped
 from jaxprune.studies import inputs
@@ -58,6 +59,8 @@ class Tasks:
       else the mean.
     query_prompt: put in front of every query: the name of a prompt of the
       folder, or a text. None is the folder's prompt 'query', if it has one.
+    chat: whether the prompts of generation are turns of a conversation, one of
+      `chat.CHAT`.
   """
 
   perplexity: tuple[str, ...] = ()
@@ -72,6 +75,7 @@ class Tasks:
   extract: str = "none"
   pooling: str | None = None
   query_prompt: str | None = None
+  chat: str = "no"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +89,9 @@ class Model:
       of the dense one.
     specials: what begins and ends a text by that tokenizer's files.
     recipe: how the folder says that texts are embedded; None where it does not.
+    template: from the words of a prompt to what is read, see `chat.template`;
+      None where they are the same.
+    bookkeeping: keeps what the model answers, and tells of it.
   """
 
   config: ModelConfig
@@ -92,6 +99,8 @@ class Model:
   tokenizer: Any
   specials: SpecialTokens = NO_SPECIALS
   recipe: checkpoints.Recipe | None = None
+  template: Callable[[str], str] | None = None
+  bookkeeping: Bookkeeping = NO_BOOKKEEPING
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -288,6 +297,7 @@ def score_choice(model: Model, path: str, limit: int | None) -> Scored:
     model.tokenizer,
     questions,
     joining=multiple_choice.Joining(prefix_id=model.specials.prefix_id),
+    bookkeeping=model.bookkeeping,
   )
   return Scored(
     task=f"choice {_stem(path)}",
@@ -359,7 +369,12 @@ def score_generation(
   """
   texts, answers = read_pairs(path, tasks.limit)
   config, max_new_tokens = model.config, tasks.max_new_tokens
-  prompts = [encode(model.tokenizer, text) for text in texts]
+  if model.template is None:
+    prompts = [encode(model.tokenizer, text) for text in texts]
+  else:  # the template has written the special tokens already
+    prompts = [
+      encode(model.tokenizer, model.template(text), False) for text in texts
+    ]
   longest = max(map(len, prompts))
   if longest > config.max_positions - max_new_tokens:
     raise ValueError(
@@ -375,6 +390,7 @@ def score_generation(
     generation.Writing(
       max_new_tokens=max_new_tokens, eos_ids=model.specials.end_ids
     ),
+    bookkeeping=model.bookkeeping,
   )
   right = None
   if tasks.extract != "none":
