@@ -65,11 +65,6 @@ class Journal:
     """Close the file; nothing can be added after it."""
     self._file.close()
 
-  def discard(self) -> None:
-    """Remove the file: everything is done."""
-    self._file.close()
-    self._path.unlink(missing_ok=True)
-
   def _write(self, line):
     self._file.write(line.encode() + b"\n")
     self._file.flush()

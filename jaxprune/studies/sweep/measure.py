@@ -215,8 +215,13 @@ def _make(dense, job, calibration, work, references) -> Score:
         ).items()
       }
     )
-  origin = {"model": checkpoints.checkpoint_hash(dense.source), "job": job.name}
-  with Journal(folder / f"{job.name}.unfinished.jsonl", origin) as journal:
+  origin = {
+    "model": checkpoints.checkpoint_hash(dense.source),
+    "job": job.name,
+    "calibration": score.get("calibration"),
+  }
+  # Beside the pruned model, and removed with it.
+  with Journal(work.with_name(f"{job.name}-answers.jsonl"), origin) as journal:
     model = dataclasses.replace(
       model,
       template=dense.model.template,
@@ -226,7 +231,6 @@ def _make(dense, job, calibration, work, references) -> Score:
       scored.task: _as_json(scored)
       for scored in task_scores.score(model, dense.tasks, references)
     }
-    journal.discard()
   return score
 
 
