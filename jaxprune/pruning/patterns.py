@@ -27,6 +27,7 @@ and all its ties; a last short n:m group is refused.
 import dataclasses
 import fractions
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -176,6 +177,42 @@ def keep_mask_count(
     else order_statistics.keep_matrix
   )
   return keep(order_statistics.ordered_keys(scores_IO), removed)
+
+
+def remove_lowest(
+  w_IO: jax.Array, scores_IO: jax.Array, pattern: Pattern
+) -> tuple[jax.Array, jax.Array]:
+  """Zero the weights of lowest score.
+
+  Args:
+    w_IO: kernel [I, O], any float dtype.
+    scores_IO: [I, O], any float dtype; higher stays.
+    pattern: Unstructured with group 'output' or 'matrix', or NofM.
+
+  Returns:
+    The kernel with zeros, [I, O] in the dtype of w_IO, all nan where a score is
+    inf or nan; and the mask, bool [I, O], True = keep.
+
+  Raises:
+    ValueError: scores that are no matrix, group 'global', or inputs that
+      n:m does not divide.
+  """
+  mask_IO = keep_mask(scores_IO, pattern)
+  new_IO = jnp.where(mask_IO, w_IO, 0).astype(w_IO.dtype)
+  return nan_unless(jnp.all(jnp.isfinite(scores_IO)), new_IO), mask_IO
+
+
+def nan_unless(sound: jax.Array, weights: Any) -> Any:
+  """Weights, or nan in their place.
+
+  A mask of scores that overflowed looks like any other. Weights of nan do not,
+  and whoever uses them sees it at once, also under jit, where nothing raises.
+
+  Args:
+    sound: bool []; whether the scores that the weights come from are finite.
+    weights: pytree of float arrays.
+  """
+  return jax.tree.map(lambda leaf: jnp.where(sound, leaf, jnp.nan), weights)
 
 
 def keep_mask(scores_IO: jax.Array, pattern: Pattern) -> jax.Array:

@@ -54,6 +54,21 @@ def output_errors(delta_IO: jax.Array, gram_II: jax.Array) -> jax.Array:
   return jnp.maximum(energy_O, 0.0)
 
 
+def relative_energy(error: jax.Array, dense: jax.Array) -> jax.Array:
+  """Divide the energy of a change by that of what was there.
+
+  Args:
+    error: sum of squares of pruned minus dense output, [].
+    dense: that of the dense output, [].
+
+  Returns:
+    [] float32. Where the dense output is zero: 0 if nothing changed, else 1, as
+    for an output that is lost.
+  """
+  relative = error / jnp.where(dense == 0, 1.0, dense)
+  return jnp.where(dense == 0, jnp.where(error > 0, 1.0, error), relative)
+
+
 def layer_error(
   w_IO: jax.Array, new_IO: jax.Array, gram_II: jax.Array
 ) -> jax.Array:

@@ -57,6 +57,8 @@ FIELDS: Mapping[str, Field] = {
   **_table(
     "int",
     """
+        layer_error_sequences | | sequences behind layer_error, the first
+        layer_error_tokens | | tokens behind layer_error
         prompt | | index of the prompt, from 0
         step | | predictions after the last prompt token; 0 is the first
         layer | | index of the layer, from 0

@@ -31,7 +31,7 @@ from jaxprune.models.decoder import Gates
 from jaxprune.probes import ablation
 from jaxprune.probes.decoder.propagation import path
 from jaxprune.pruning import registry
-from jaxprune.pruning.checkpoint import layer, streaming
+from jaxprune.pruning.checkpoint import finite, layer, streaming
 from jaxprune.pruning.checkpoint.streaming import Memory
 from jaxprune.pruning.patterns import AnyPattern
 
@@ -194,7 +194,8 @@ def kl_score(
   Returns:
     The function from gates, None for the dense model, to KL in nats against
     the dense model, [L] float64 under 'attention' and 'mlp', or 'block', as
-    the target needs. The lowest leaves first.
+    the target needs. The lowest leaves first. It raises a ValueError where a KL
+    is inf or nan.
 
   Raises:
     ValueError: no tokens, or tokens that the model cannot read.
@@ -220,6 +221,8 @@ def kl_score(
       memory=memory,
     )
     on_round(next(rounds))
+    for kind, measures in by_kind.items():
+      finite.check_losses(measures["kl"], f"without its {kind}")
     return {
       kind: measures["kl"].mean(axis=1, dtype=np.float64)
       for kind, measures in by_kind.items()
@@ -255,7 +258,8 @@ def prune_layers_alone(
     KL in nats, [L, sequences] float32.
 
   Raises:
-    ValueError: tokens that the model cannot read.
+    ValueError: tokens that the model cannot read, or a statistic, a weight or a
+      KL that is inf or nan.
   """
   memory = memory or Memory()
   streaming.check_tokens(source.config, tokens)
@@ -276,6 +280,7 @@ def prune_layers_alone(
     temperature,
     memory,
   )
+  finite.check_losses(by_measure["kl"][1:], "pruned alone")
   return by_measure["kl"][1:]
 
 
@@ -288,12 +293,12 @@ def _each_alone(source, method, pattern, tokens, memory, on_layer):
   for index in range(config.num_layers):
     read = checkpoints.read_layer(source, index)
     old = streaming.place_layer(read, memory)
-    sliding = streaming.is_sliding(config, index)
     new, _, _ = layer.prune_layer(
-      config, chosen, pattern, old, sliding, states, memory
+      config, chosen, pattern, old, index, states, memory
     )
-    pruned.append(devices.to_host(layer.as_written(new, read)))
+    pruned.append(devices.to_host(layer.as_written(index, new, read)))
     if index + 1 < config.num_layers:
+      sliding = streaming.is_sliding(config, index)
       streaming.advance(config, old, states, sliding, memory)
     on_layer(index)
   return jax.tree.map(lambda *leaves: np.stack(leaves), *pruned)

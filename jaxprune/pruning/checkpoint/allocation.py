@@ -96,10 +96,10 @@ def outlier_fractions(
     kernels = streaming.place_layer(
       checkpoints.read_layer(source, index), memory
     )
-    sliding = streaming.is_sliding(config, index)
-    squares = layer.collect(config, "squares", kernels, sliding, states, memory)
+    squares = layer.collect(config, "squares", kernels, index, states, memory)
     fractions.append(float(_fraction(kernels, squares)))
     if index + 1 < config.num_layers:
+      sliding = streaming.is_sliding(config, index)
       streaming.advance(config, kernels, states, sliding, memory)
     on_layer(index)
   return fractions

@@ -20,8 +20,8 @@ import numpy as np
 from jaxprune import devices
 from jaxprune.calibration.observers import OBSERVERS
 from jaxprune.models import KERNEL_INPUTS, ModelConfig, kernels_of
-from jaxprune.pruning import registry
-from jaxprune.pruning.checkpoint import experts, streaming
+from jaxprune.pruning import reconstruction, registry
+from jaxprune.pruning.checkpoint import experts, finite, streaming
 from jaxprune.pruning.checkpoint.global_magnitude import Threshold
 from jaxprune.pruning.checkpoint.streaming import Config, Memory, States
 from jaxprune.pruning.methods import neuron
@@ -31,6 +31,7 @@ from jaxprune.pruning.registry import KernelMethod, UnitMethod
 Tree = dict[str, Any]
 # Tokens on which the output error of a kernel is measured for the log.
 ERROR_TOKENS = 256
+_OVERFLOW = "its scores, from finite weights and statistics, overflow float32"
 _INPUTS = tuple(dict.fromkeys(KERNEL_INPUTS.values()))
 _UNIT_INPUTS = (KERNEL_INPUTS["mlp", "down"],)
 
@@ -40,7 +41,7 @@ def prune_layer(
   method: KernelMethod | UnitMethod,
   pattern: AnyPattern,
   layer: Tree,
-  sliding: bool,
+  index: int,
   states: States | None,
   memory: Memory,
 ) -> tuple[Tree, Tree, dict[str, Any]]:
@@ -51,77 +52,81 @@ def prune_layer(
     method: an entry of `registry.METHODS`.
     pattern: what is removed in each kernel, or of the units.
     layer: the layer, float32.
-    sliding: whether its attention slides.
+    index: of the layer.
     states: the calibration activations that enter it.
     memory: how they are held.
 
   Returns:
     The layer with zeros; masks {group: {kernel: bool [I, O]}}, {} where nothing
     was removed; and numbers for the log.
+
+  Raises:
+    ValueError: a statistic, a score or a new weight is inf or nan.
   """
   units = method.unit == registry.HIDDEN_UNITS
   run = _prune_units if units else _prune_kernels
-  return run(config, method, pattern, layer, sliding, states, memory)
+  return run(config, method, pattern, layer, index, states, memory)
 
 
-def _prune_kernels(config, method, pattern, layer, sliding, states, memory):
+def _prune_kernels(config, method, pattern, layer, index, states, memory):
   statistics = dict.fromkeys(_INPUTS)
   if method.statistic:
-    statistics = collect(
-      config, method.statistic, layer, sliding, states, memory
-    )
+    statistics = collect(config, method.statistic, layer, index, states, memory)
   prepared, notes = {}, {}
   routed = experts.inputs_of(config)
   for key in _INPUTS:
-    if key in routed and statistics[key] is not None:
-      prepared[key], numbers = experts.prepare(method, statistics[key])
-    else:
-      prepared[key], numbers = method.prepare(statistics[key])
+    try:
+      if key in routed and statistics[key] is not None:
+        prepared[key], numbers = experts.prepare(method, statistics[key])
+      else:
+        prepared[key], numbers = method.prepare(statistics[key])
+    except ValueError as error:
+      kernels = finite.readers(layer, key)
+      raise ValueError(f"layer {index}, {kernels}: {error}") from error
     # The layer's number is the worst of those of its inputs.
     notes |= {
       name: max(value, notes.get(name, value))
       for name, value in numbers.items()
     }
   new = {name: dict(leaf) for name, leaf in layer.items()}
-  keep = {}
+  keep, sound = {}, {}
   for group, kernel in kernels_of(layer):
     w_IO = layer[group][kernel]["kernel"]
     run = _apply if w_IO.ndim == 2 else _apply_to_experts
-    w_IO, mask_IO = run(
+    w_IO, mask_IO, sound[group, kernel] = run(
       method.apply, pattern, w_IO, prepared[KERNEL_INPUTS[group, kernel]]
     )
     new[group][kernel] = {**layer[group][kernel], "kernel": w_IO}
     if mask_IO is not None:
       keep.setdefault(group, {})[kernel] = mask_IO
+  finite.check_weights(index, sound, _OVERFLOW)
   return new, keep, notes
 
 
-def _prune_units(config, method, pattern, layer, sliding, states, memory):
+def _prune_units(config, method, pattern, layer, index, states, memory):
   statistics = collect(
-    config,
-    method.statistic,
-    layer,
-    sliding,
-    states,
-    memory,
-    inputs=_UNIT_INPUTS,
+    config, method.statistic, layer, index, states, memory, inputs=_UNIT_INPUTS
   )
   if experts.inputs_of(config):
-    return _prune_expert_units(method, pattern, layer, *statistics.values())
-  mlp, masks, bias_D = _apply_units(
+    return _prune_expert_units(
+      method, pattern, layer, index, *statistics.values()
+    )
+  mlp, masks, bias_D, sound = _apply_units(
     method.apply, pattern.sparsity, layer["mlp"], *statistics.values()
   )
+  finite.check_weights(index, {("mlp", k): sound for k in mlp}, _OVERFLOW)
   if bias_D is not None and (config.mlp_bias or has_place_for_bias(config)):
     mlp = _with_bias(mlp, bias_D)
   return {**layer, "mlp": mlp}, {"mlp": masks}, {}
 
 
-def _prune_expert_units(method, pattern, layer, statistics):
+def _prune_expert_units(method, pattern, layer, index, statistics):
   """Every expert loses its own hidden units; none has a place for a bias."""
   statistics, unseen = experts.fill_unseen(method.statistic, statistics)
-  mlp, masks = _apply_expert_units(
+  mlp, masks, sound = _apply_expert_units(
     method.apply, pattern.sparsity, _experts_of(layer), statistics
   )
+  finite.check_weights(index, {("mlp", k): sound for k in mlp}, _OVERFLOW)
   mlp = {**layer["mlp"], **mlp}
   notes = {"experts_without_tokens": unseen}
   return {**layer, "mlp": mlp}, {"mlp": masks}, notes
@@ -201,31 +206,37 @@ def slim_layer(layer: Tree, keep: Tree) -> Tree:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _apply(apply, pattern, w_IO, prepared):
-  return apply(w_IO, prepared, pattern)
+  new_IO, mask_IO = apply(w_IO, prepared, pattern)
+  return new_IO, mask_IO, finite.all_finite(new_IO)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _apply_to_experts(apply, pattern, w_EIO, prepared):
-  return jax.lax.map(lambda expert: apply(*expert, pattern), (w_EIO, prepared))
+  new_EIO, mask_EIO = jax.lax.map(
+    lambda expert: apply(*expert, pattern), (w_EIO, prepared)
+  )
+  return new_EIO, mask_EIO, finite.all_finite(new_EIO)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _apply_units(apply, sparsity, mlp, statistics):
-  return apply(mlp, statistics, sparsity)
+  new = apply(mlp, statistics, sparsity)
+  return *new, finite.all_finite((new[0], new[2]))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _apply_expert_units(apply, sparsity, mlp, statistics):
-  return jax.lax.map(
+  new, masks = jax.lax.map(
     lambda expert: apply(*expert, sparsity)[:2], (mlp, statistics)
   )
+  return new, masks, finite.all_finite(new)
 
 
 def collect(
   config: Config,
   statistic: str,
   layer: Tree,
-  sliding: bool,
+  index: int,
   states: States,
   memory: Memory,
   inputs: tuple[str, ...] = _INPUTS,
@@ -236,20 +247,26 @@ def collect(
     config: the model.
     statistic: a name in `observers.OBSERVERS`.
     layer: the layer, float32.
-    sliding: whether its attention slides.
+    index: of the layer.
     states: the calibration activations that enter it.
     memory: how they are held.
     inputs: names on the tape.
 
   Returns:
     {input: statistic}, whole on every device.
+
+  Raises:
+    ValueError: a statistic is inf or nan; names the calibration sequence.
   """
+  sliding, sound = streaming.is_sliding(config, index), []
   total = {key: _nothing_seen(statistic, layer, key, memory) for key in inputs}
   for x_BTD, valid_BT in states:
     batch = devices.place_batch(x_BTD, memory.mesh), valid_BT
-    total = _add_statistics(
+    total, flags = _add_statistics(
       config, memory.mesh, statistic, inputs, layer, batch, sliding, total
     )
+    sound.append(flags)
+  finite.check_statistics(config, statistic, layer, index, states, sound)
   return total
 
 
@@ -285,13 +302,16 @@ def _add_statistics(
     else observer.merge(total[key], observer.observe(tape[key], valid_BT))
     for key in inputs
   }
-  return devices.on_every_device(total, mesh)
+  flags = {key: finite.all_finite(total[key]) for key in inputs}
+  return devices.on_every_device((total, flags), mesh)
 
 
 def layer_error(
-  config: Config, old: Tree, new: Tree, states: States, sliding: bool
-) -> float:
+  config: Config, old: Tree, new: Tree, states: States, index: int
+) -> dict[str, float | int]:
   """Mean over kernels of |X(W' - W)|^2 / |XW|^2, X from the layer as it was.
+
+  A kernel whose output was zero has error 0 if it still is, else 1.
 
   Args:
     config: the model.
@@ -300,12 +320,34 @@ def layer_error(
     states: the calibration activations; the first `ERROR_TOKENS` tokens of the
       first sequence are used, and where there is padding the valid tokens of
       the first micro-batch.
-    sliding: whether the attention of the layer slides.
+    index: of the layer.
+
+  Returns:
+    layer_error, and on how many of the first calibration sequences and how many
+    of their tokens it was measured.
+
+  Raises:
+    ValueError: the output of a kernel is not finite.
   """
   x_BTD, valid_BT = devices.to_host(states.batches[0]), states.valid[0]
   if valid_BT is None:
     x_BTD = x_BTD[:1, :ERROR_TOKENS]
-  return float(_layer_error(config, old, new, x_BTD, valid_BT, sliding))
+  sliding = streaming.is_sliding(config, index)
+  error = float(_layer_error(config, old, new, x_BTD, valid_BT, sliding))
+  sequences, tokens = x_BTD.shape[:2]
+  if valid_BT is not None:
+    tokens = int(np.sum(valid_BT))
+  if not np.isfinite(error):
+    raise ValueError(
+      f"layer {index}: the outputs of its kernels are inf or nan on the first"
+      f" {sequences} calibration sequences, so it has no layer_error: their"
+      " activations overflow; use other sequences, or verify the checkpoint"
+    )
+  return {
+    "layer_error": error,
+    "layer_error_sequences": sequences,
+    "layer_error_tokens": tokens,
+  }
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -325,21 +367,34 @@ def _layer_error(config, old, new, x_BTD, valid_BT, sliding):
     measure = energy
     if w_IO.ndim == 3:
       measure = lambda _, w_EIO, key=key: experts.energy(tape, key, w_EIO)
-    errors.append(measure(tape[key], new_IO - w_IO) / measure(tape[key], w_IO))
+    errors.append(
+      reconstruction.relative_energy(
+        measure(tape[key], new_IO - w_IO), measure(tape[key], w_IO)
+      )
+    )
   return jnp.mean(jnp.stack(errors))
 
 
-@jax.jit
-def as_written(layer: Tree, read: Tree) -> Tree:
+def as_written(index: int, layer: Tree, read: Tree) -> Tree:
   """The layer as it will be read back: rounded to the dtypes of the file.
 
   Later layers are calibrated on the model that is written, not on a finer one.
 
   Args:
+    index: of the layer.
     layer: the pruned layer, float32.
     read: the layer as it was read, in the dtypes of the file.
-  """
 
+  Raises:
+    ValueError: a new weight is too large for the dtype of the file.
+  """
+  new, sound = _as_written(layer, read)
+  finite.check_weights(index, sound, "they are too large for the file's dtype")
+  return new
+
+
+@jax.jit
+def _as_written(layer, read):
   def rounded(new, old):
     return {
       name: rounded(leaf, old[name])
@@ -351,7 +406,12 @@ def as_written(layer: Tree, read: Tree) -> Tree:
       for name, leaf in new.items()
     }
 
-  return rounded(layer, read)
+  new = rounded(layer, read)
+  sound = {
+    (group, kernel): finite.all_finite(new[group][kernel])
+    for group, kernel in kernels_of(new)
+  }
+  return new, sound
 
 
 def sparsity(layer: Tree) -> float:

@@ -23,7 +23,7 @@ import numpy as np
 from jaxprune import checkpoints, devices, files
 from jaxprune.checkpoints import export as exports
 from jaxprune.checkpoints import export_job
-from jaxprune.pruning.checkpoint import resume, streaming
+from jaxprune.pruning.checkpoint import finite, resume, streaming
 from jaxprune.pruning.checkpoint.output import Output
 from jaxprune.pruning.checkpoint.streaming import Memory, Tokens
 from jaxprune.pruning.layerwise import similarities
@@ -76,7 +76,8 @@ def score_sublayers(
     window 'window' [L - window + 1].
 
   Raises:
-    ValueError: tokens that the model cannot read, or bad weights.
+    ValueError: tokens that the model cannot read, bad weights, or a similarity
+      that is inf or nan.
   """
   memory = memory or Memory()
   config = source.config
@@ -105,8 +106,10 @@ def score_sublayers(
       )
       sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
       states.batches[i] = streaming.place_states(y_BTD, memory)
-    for name, similarity in sums.items():
-      scores[name].append(float(similarity.mean))
+    means = {name: float(similarity.mean) for name, similarity in sums.items()}
+    finite.check_similarities(index, means, states)
+    for name, mean in means.items():
+      scores[name].append(mean)
     if window and len(earlier) == window:
       windows.append(_mean_similarity(earlier[0], states, memory.mesh))
     on_layer(index)

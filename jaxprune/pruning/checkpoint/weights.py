@@ -70,13 +70,14 @@ def prune_weights(
   Returns:
     The log, a row per layer: layer, seconds, sparsity (fraction of zeros over
     the kernels, before MLPs are slimmed), layer_error (mean over kernels of
-    |X(W-W')|^2 / |XW|^2 on the first 256 calibration tokens; absent without
-    tokens), memory (peak of the host, bytes) and the method's notes.
+    |X(W-W')|^2 / |XW|^2, with the number of calibration sequences and tokens,
+    the first ones, on which it was measured; absent without tokens), memory
+    (peak of the host, bytes) and the method's notes.
 
   Raises:
     ValueError: an unknown method or a pattern that it does not take, tokens
-      that are missing or that the model cannot read, weights that are not
-      finite, or unfinished work of another run.
+      that are missing or that the model cannot read, weights, statistics or
+      scores that are not finite, or unfinished work of another run.
   """
   memory, output = memory or Memory(), output or Output()
   config, slim = source.config, output.slim
@@ -120,18 +121,18 @@ def prune_weights(
     began = time.monotonic()
     read = checkpoints.read_layer(source, index)
     old = streaming.place_layer(read, memory)
-    sliding = streaming.is_sliding(config, index)
     if threshold is None:
       new, keep, notes = layer.prune_layer(
-        config, chosen, patterns[index], old, sliding, states, memory
+        config, chosen, patterns[index], old, index, states, memory
       )
     else:
       new, keep, notes = layer.cut_layer(threshold, old)
-    new = layer.as_written(new, read)
+    new = layer.as_written(index, new, read)
     row = {"layer": index, "sparsity": layer.sparsity(new)} | notes
     if states is not None:
-      row["layer_error"] = layer.layer_error(config, old, new, states, sliding)
+      row |= layer.layer_error(config, old, new, states, index)
       if index + 1 < config.num_layers:
+        sliding = streaming.is_sliding(config, index)
         streaming.advance(config, new, states, sliding, memory)
     row["seconds"] = time.monotonic() - began
     row["memory"] = devices.peak_resident_bytes()

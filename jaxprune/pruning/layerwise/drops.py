@@ -153,9 +153,12 @@ def _numbers(name: str, scores: jax.Array, size: int) -> np.ndarray:
     raise ValueError(
       f"scores of {name} have shape {scores.shape}; use ({size},)"
     )
-  if np.isnan(scores).any():
-    where = np.flatnonzero(np.isnan(scores)).tolist()
-    raise ValueError(f"scores of {name} are nan at {where}: nothing to rank")
+  bad = ~np.isfinite(scores)
+  if bad.any():
+    raise ValueError(
+      f"scores of {name} are inf or nan at {np.flatnonzero(bad).tolist()}:"
+      " nothing to rank"
+    )
   return scores
 
 

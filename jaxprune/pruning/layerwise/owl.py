@@ -31,7 +31,7 @@ def outlier_fraction(scores: object, multiple: float = 5.0) -> jax.Array:
     multiple: M.
 
   Returns:
-    [] float32 in [0, 1).
+    [] float32 in [0, 1); nan where the mean of the scores overflows.
   """
   leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(scores)]
   size = sum(leaf.size for leaf in leaves)
@@ -39,7 +39,9 @@ def outlier_fraction(scores: object, multiple: float = 5.0) -> jax.Array:
   # layer would lose digits.
   mean = sum(jnp.mean(leaf) * (leaf.size / size) for leaf in leaves)
   above = sum(jnp.sum(leaf > multiple * mean) for leaf in leaves)
-  return above.astype(jnp.float32) / size
+  return jnp.where(
+    jnp.isfinite(mean), above.astype(jnp.float32) / size, jnp.nan
+  )
 
 
 def owl(
@@ -66,6 +68,11 @@ def owl(
       that are not positive or of another length.
   """
   fraction_L = np.asarray(fractions, np.float64)
+  if not np.isfinite(fraction_L).all():
+    raise ValueError(
+      f"outlier fractions are {list(fractions)}: the scores of layers"
+      f" {np.flatnonzero(~np.isfinite(fraction_L)).tolist()} overflow float32"
+    )
   width = np.ptp(fraction_L)
   scaled_L = fraction_L / width if width > 0 else np.zeros_like(fraction_L)
   return meet_budget(-2 * spread * scaled_L, sparsity, sizes)

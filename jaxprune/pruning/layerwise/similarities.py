@@ -70,7 +70,10 @@ def observe_similarity(
     Similarity with scalar leaves.
   """
   x_BTD, y_BTD = x_BTD.astype(jnp.float32), y_BTD.astype(jnp.float32)
-  cos_BT = jnp.sum(x_BTD * y_BTD, axis=-1) / (_norm(x_BTD) * _norm(y_BTD))
+  length_BT = _norm(x_BTD) * _norm(y_BTD)
+  cos_BT = jnp.sum(x_BTD * y_BTD, axis=-1) / length_BT
+  # Divided by a length that overflowed, every cosine would be 0.
+  cos_BT = jnp.where(jnp.isfinite(length_BT), cos_BT, jnp.nan)
   if valid_BT is None:
     valid_BT = jnp.ones(cos_BT.shape, bool)
   return Similarity(

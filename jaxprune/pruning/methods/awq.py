@@ -27,7 +27,7 @@ from jaxprune.calibration.moments import MeanAbs
 from jaxprune.calibration.statistics import Gram
 from jaxprune.pruning import reconstruction
 from jaxprune.pruning.methods.quantize import Quantized, dequantize, quantize
-from jaxprune.pruning.patterns import Levels
+from jaxprune.pruning.patterns import Levels, nan_unless
 
 
 def input_scales(loudness_I: jax.Array, alpha: jax.Array) -> jax.Array:
@@ -71,8 +71,9 @@ def awq(
       Gram each.
 
   Returns:
-    The dequantised kernel [I, O] in the dtype of w_IO, and the codes with
-    their input scales. Ties go to the smallest alpha.
+    The dequantised kernel [I, O] in the dtype of w_IO, all nan where no alpha
+    has a finite error; and the codes with their input scales. Ties go to the
+    smallest alpha.
 
   Raises:
     ValueError: bits out of range, I not a multiple of group_size, or grid
@@ -109,9 +110,10 @@ def awq(
 
   alphas_P = jnp.linspace(0.0, 1.0, grid + 1, dtype=jnp.float32)
   # One alpha at a time: all at once would need a copy of the kernel for each.
-  best = alphas_P[jnp.argmin(jax.lax.map(error, alphas_P))]
-  quantized = rounded(best)
-  return dequantize(quantized).astype(w_IO.dtype), quantized
+  errors_P = jax.lax.map(error, alphas_P)
+  quantized = rounded(alphas_P[jnp.argmin(errors_P)])
+  new_IO = dequantize(quantized).astype(w_IO.dtype)
+  return nan_unless(jnp.isfinite(jnp.min(errors_P)), new_IO), quantized
 
 
 def awq_levels(

@@ -30,8 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.calibration.moments import Moments
-from jaxprune.pruning.methods.neuron import mask_neurons
-from jaxprune.pruning.patterns import Unstructured, keep_mask
+from jaxprune.pruning.methods.neuron import remove_neurons
 
 Tree = dict[str, Any]
 
@@ -63,19 +62,21 @@ def flap(
       go.
 
   Returns:
-    The tree with zeros; the masks of its kernels, bool, True = keep; and what
-    must be added to the output of 'down' beside any bias it has, float32 [D].
+    The tree with zeros, all nan where a score is inf or nan; the masks of its
+    kernels, bool, True = keep; and what must be added to the output of 'down'
+    beside any bias it has, float32 [D].
 
   Raises:
     ValueError: sparsity out of range.
   """
   down_FD = mlp["down"]["kernel"]
   scores_F = fluctuation_scores(down_FD, statistics)
-  keep_F = keep_mask(scores_F[:, None], Unstructured(sparsity=sparsity))[:, 0]
+  new, masks = remove_neurons(mlp, scores_F, sparsity)
+  keep_F = masks["down"][:, 0]
   bias_D = jnp.einsum(
     "F,FD->D",
     jnp.where(keep_F, 0.0, statistics.mean),
     down_FD.astype(jnp.float32),
     precision=jax.lax.Precision.HIGHEST,
   )
-  return *mask_neurons(mlp, keep_F), bias_D
+  return new, masks, bias_D

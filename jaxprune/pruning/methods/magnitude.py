@@ -15,7 +15,7 @@ too many, and all its ties with it.
 import jax
 import jax.numpy as jnp
 
-from jaxprune.pruning.patterns import Pattern, keep_mask
+from jaxprune.pruning.patterns import Pattern, remove_lowest
 
 
 def magnitude(
@@ -29,12 +29,12 @@ def magnitude(
     pattern: what to remove, from which comparison group.
 
   Returns:
-    The kernel with zeros, [I, O], and the mask, bool [I, O], True = keep.
+    The kernel with zeros, [I, O], all nan where a score is inf or nan; and the
+    mask, bool [I, O], True = keep.
 
   Raises:
     ValueError: an unknown group, a kernel that is no matrix, or inputs that
       n:m does not divide.
   """
   del statistics
-  mask_IO = keep_mask(jnp.abs(w_IO), pattern)
-  return jnp.where(mask_IO, w_IO, 0).astype(w_IO.dtype), mask_IO
+  return remove_lowest(w_IO, jnp.abs(w_IO), pattern)

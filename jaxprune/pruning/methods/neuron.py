@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.calibration.statistics import SquaredNorm
-from jaxprune.pruning.patterns import Unstructured, keep_mask
+from jaxprune.pruning.patterns import Unstructured, keep_mask, nan_unless
 
 Tree = dict[str, Any]
 
@@ -65,6 +65,10 @@ def keep_neurons(
     ValueError: sparsity out of range.
   """
   scores_F = neuron_scores(down_FO, statistics, root=root)
+  return _keep(scores_F, sparsity)
+
+
+def _keep(scores_F, sparsity):
   return keep_mask(scores_F[:, None], Unstructured(sparsity=sparsity))[:, 0]
 
 
@@ -116,6 +120,27 @@ def mask_neurons(mlp: Tree, keep_F: jax.Array) -> tuple[Tree, Tree]:
   return new, masks
 
 
+def remove_neurons(
+  mlp: Tree, scores_F: jax.Array, sparsity: float
+) -> tuple[Tree, Tree]:
+  """Zero the hidden units of lowest score.
+
+  Args:
+    mlp: as `mask_neurons` takes it.
+    scores_F: [F]; higher stays.
+    sparsity: fraction of units removed, in [0, 1).
+
+  Returns:
+    The same tree with zeros, all nan where a score is inf or nan; and the masks
+    {name: bool [I, O]} of the kernels, True = keep.
+
+  Raises:
+    ValueError: sparsity out of range.
+  """
+  new, masks = mask_neurons(mlp, _keep(scores_F, sparsity))
+  return nan_unless(jnp.all(jnp.isfinite(scores_F)), new), masks
+
+
 def slim(mlp: Tree, keep_F: jax.Array, width: int) -> Tree:
   """Build the MLP without the units that go, in their order.
 
@@ -151,15 +176,16 @@ def neuron(
     root: take the square root of s_j, as Wanda does.
 
   Returns:
-    The same tree with zeros, the masks {name: bool [I, O]} of its kernels, True
-    = keep, and None: no bias stands in for the units.
+    The same tree with zeros, all nan where a score is inf or nan; the masks
+    {name: bool [I, O]} of its kernels, True = keep; and None: no bias stands in
+    for the units.
 
   Raises:
     ValueError: sparsity out of range.
   """
-  down_FO = mlp["down"]["kernel"]
-  keep_F = keep_neurons(down_FO, statistics, sparsity, root=root)
-  return *mask_neurons(mlp, keep_F), None
+  scores_F = neuron_scores(mlp["down"]["kernel"], statistics, root=root)
+  new, masks = remove_neurons(mlp, scores_F, sparsity)
+  return new, masks, None
 
 
 def neuron_root(*inputs: Any) -> tuple[Tree, Tree, None]:

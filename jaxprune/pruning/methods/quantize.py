@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from jaxprune.pruning.patterns import Levels
+from jaxprune.pruning.patterns import Levels, nan_unless
 
 
 @jax.tree_util.register_dataclass
@@ -131,7 +131,7 @@ def round_to_nearest(
 
   Returns:
     The dequantised kernel [I, O] in the dtype of w_IO (bfloat16 rounds the
-    levels once more), and the codes.
+    levels once more), all nan where a weight is inf or nan; and the codes.
 
   Raises:
     ValueError: bits out of range, or I not a multiple of the group size.
@@ -140,7 +140,8 @@ def round_to_nearest(
   quantized = quantize(
     w_IO, bits=bits, group_size=group_size, symmetric=symmetric
   )
-  return dequantize(quantized).astype(w_IO.dtype), quantized
+  new_IO = dequantize(quantized).astype(w_IO.dtype)
+  return nan_unless(jnp.all(jnp.isfinite(w_IO)), new_IO), quantized
 
 
 def rtn(

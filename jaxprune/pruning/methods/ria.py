@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.calibration.statistics import SquaredNorm
-from jaxprune.pruning.patterns import Pattern, keep_mask
+from jaxprune.pruning.patterns import Pattern, remove_lowest
 
 
 def ria_scores(
@@ -31,14 +31,17 @@ def ria_scores(
     power: a, the exponent of the input norm; 0 looks at weights only.
 
   Returns:
-    [I, O] float32, nonnegative.
+    [I, O] float32, nonnegative; nan where a sum of weights overflows.
   """
   size_IO = jnp.abs(w_IO.astype(jnp.float32))
-  into_O = jnp.sum(size_IO, axis=0)
-  from_I = jnp.sum(size_IO, axis=1)
+  # A share of an infinite sum would be 0.
+  into_O, from_I = (
+    jnp.where(jnp.isfinite(total), total, jnp.nan)
+    for total in (jnp.sum(size_IO, axis=0), jnp.sum(size_IO, axis=1))
+  )
   share_IO = (
-    size_IO / jnp.where(into_O > 0, into_O, 1.0)[None, :]
-    + size_IO / jnp.where(from_I > 0, from_I, 1.0)[:, None]
+    size_IO / jnp.where(into_O == 0, 1.0, into_O)[None, :]
+    + size_IO / jnp.where(from_I == 0, 1.0, from_I)[:, None]
   )
   norm_I = jnp.sqrt(statistics.mean)
   return share_IO * (norm_I**power)[:, None]
@@ -60,11 +63,11 @@ def ria(
     power: a, the exponent of the input norm; 0 looks at weights only.
 
   Returns:
-    The kernel with zeros, [I, O], and the mask, bool [I, O], True = keep.
+    The kernel with zeros, [I, O], all nan where a score is inf or nan; and the
+    mask, bool [I, O], True = keep.
 
   Raises:
     ValueError: an unknown group, a kernel that is no matrix, or inputs that
       n:m does not divide.
   """
-  mask_IO = keep_mask(ria_scores(w_IO, statistics, power), pattern)
-  return jnp.where(mask_IO, w_IO, 0).astype(w_IO.dtype), mask_IO
+  return remove_lowest(w_IO, ria_scores(w_IO, statistics, power), pattern)

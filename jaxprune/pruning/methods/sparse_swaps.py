@@ -30,10 +30,10 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from jaxprune.calibration.statistics import Gram, SquaredNorm
+from jaxprune.calibration.statistics import Gram
 from jaxprune.pruning import reconstruction
 from jaxprune.pruning.methods import wanda
-from jaxprune.pruning.patterns import NofM, Pattern
+from jaxprune.pruning.patterns import NofM, Pattern, keep_mask, nan_unless
 
 # Gains below this fraction of an output's first error are taken for rounding.
 _NOISE = 1e-6
@@ -210,20 +210,17 @@ def sparse_swaps(
       nothing more.
 
   Returns:
-    The kernel with zeros, [I, O], and the mask, bool [I, O], True = keep.
+    The kernel with zeros, [I, O], all nan where errors may overflow; and the
+    mask, bool [I, O], True = keep.
 
   Raises:
     ValueError: an unknown group, a kernel that is no matrix, or inputs that
       n:m does not divide.
   """
   gram_II = statistics.sum_outer
+  scores_IO = wanda.wanda_scores(w_IO, statistics.squares)
   if mask_IO is None:
-    squares = SquaredNorm(
-      sum_squares=jnp.diagonal(gram_II),
-      sequences=statistics.sequences,
-      tokens=statistics.tokens,
-    )
-    _, mask_IO = wanda.wanda(w_IO, squares, pattern)
+    mask_IO = keep_mask(scores_IO, pattern)
   mask_IO = refine(
     w_IO,
     mask_IO,
@@ -232,4 +229,7 @@ def sparse_swaps(
     max_swaps=max_swaps,
     all_pairs=all_pairs,
   )
-  return jnp.where(mask_IO, w_IO, 0).astype(w_IO.dtype), mask_IO
+  new_IO = jnp.where(mask_IO, w_IO, 0).astype(w_IO.dtype)
+  # By the Cauchy-Schwarz inequality no error of an output exceeds this.
+  most_O = jnp.square(jnp.sum(scores_IO, axis=0)) * statistics.sequences
+  return nan_unless(jnp.all(jnp.isfinite(most_O)), new_IO), mask_IO

@@ -40,6 +40,7 @@ from jaxprune.pruning.patterns import (
   check_shape,
   keep_mask,
   keep_mask_count,
+  nan_unless,
   removed_count,
 )
 
@@ -83,7 +84,8 @@ def _prune_block(w_IO, upper_II, removed, pattern):
     stretch, mask_IO = pattern.of, None
   else:
     stretch = max(c for c in range(1, _STRETCH + 1) if size % c == 0)
-    scores_IO = jnp.square(w_IO / pivot_I1)
+    # Ordered like their squares, which may overflow or vanish.
+    scores_IO = jnp.abs(w_IO / pivot_I1)
     mask_IO = keep_mask_count(scores_IO, removed, pattern.group)
 
   def step(error_IO, start):
@@ -94,7 +96,7 @@ def _prune_block(w_IO, upper_II, removed, pattern):
     part_IO -= jnp.einsum("IJ,IO->JO", panel_II, error_IO, precision=_HIGHEST)
     if mask_IO is None:
       part_pivot_I1 = jnp.diagonal(corner_II)[:, None]
-      part_mask_IO = keep_mask(jnp.square(part_IO / part_pivot_I1), pattern)
+      part_mask_IO = keep_mask(jnp.abs(part_IO / part_pivot_I1), pattern)
     else:
       part_mask_IO = jax.lax.dynamic_slice_in_dim(mask_IO, start, stretch)
     part_IO, part_error_IO = _prune_stretch(part_IO, corner_II, part_mask_IO)
@@ -177,7 +179,7 @@ def prune_with_factor(
   Returns:
     The kernel with zeros and corrected weights, [I, O] in the dtype of w_IO,
     and the mask, bool [I, O], True = keep. Rows of dead inputs are zero. All
-    weights are nan when `factor.ok` is False.
+    weights are nan when `factor.ok` is False or a weight is inf or nan.
 
   Raises:
     ValueError: group 'global', inputs that n:m does not divide, a factor of
@@ -225,7 +227,8 @@ def prune_with_factor(
     )
     parts.append(jnp.where(mask_IO, span_IO, 0.0))
     masks.append(mask_IO)
-  new_IO = jnp.where(factor.ok, jnp.concatenate(parts), jnp.nan)
+  sound = factor.ok & jnp.all(jnp.isfinite(w_IO))
+  new_IO = nan_unless(sound, jnp.concatenate(parts))
   return new_IO.astype(w_IO.dtype), jnp.concatenate(masks)
 
 

@@ -7,20 +7,36 @@ output the lowest scores that together hold at most a share alpha of that
 output's total, and searches the one alpha that meets the sparsity of the
 matrix, so outputs end up unevenly sparse.
 
+The search of the variant is the official one, of few steps, where that comes
+within 1e-3 of the sparsity. Where it does not (few weights, many equal ones, a
+sparsity near 0 or 1), the alpha is found to the last bit, and of the weights
+that leave at that alpha at once, those of the first outputs go: then the count
+of the matrix is exact.
+
 Reference: Sun et al., "A Simple and Effective Pruning Approach for Large
 Language Models" (Wanda, arXiv 2306.11695), equation 1; the variant is the
 official code's `use_variant`.
 
-Differs from the reference in: ties go by index and a count of zero is
-possible, where the official variant wraps around to the highest score of the
-output when not even its lowest one fits in the share.
+Differs from the reference in: ties go by index, one after the other, where the
+official variant removes all of them if one fits; a count of zero is possible,
+where it wraps around to the highest score of the output when not even its
+lowest one fits in the share; the second search.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from jaxprune.calibration.statistics import SquaredNorm
-from jaxprune.pruning.patterns import Pattern, Unstructured, keep_mask
+from jaxprune.pruning.patterns import (
+  Pattern,
+  Unstructured,
+  keep_mask_count,
+  nan_unless,
+  remove_lowest,
+  removed_count,
+)
 
 # The search for alpha: where it starts, the highest value, and when it stops.
 _ALPHA = 0.4
@@ -55,41 +71,105 @@ def wanda(
     pattern: what to remove; group 'output' is the paper's.
 
   Returns:
-    The kernel with zeros, [I, O], and the mask, bool [I, O], True = keep.
+    The kernel with zeros, [I, O], all nan where a score is inf or nan; and the
+    mask, bool [I, O], True = keep.
 
   Raises:
     ValueError: an unknown group, a kernel that is no matrix, or inputs that
       n:m does not divide.
   """
-  mask_IO = keep_mask(wanda_scores(w_IO, statistics), pattern)
-  return jnp.where(mask_IO, w_IO, 0).astype(w_IO.dtype), mask_IO
+  return remove_lowest(w_IO, wanda_scores(w_IO, statistics), pattern)
 
 
-def _share_thresholds(scores_IO: jax.Array, share_O: jax.Array) -> jax.Array:
-  """Find up to which score an output's lowest ones fit in its share.
+def _highest_bits(fits: Callable[[jax.Array], jax.Array], zero: jax.Array):
+  """Find the highest nonnegative float that fits, bit by bit from the top.
+
+  Args:
+    fits: from floats to bool, True up to some value and False above.
+    zero: int32 zeros, one for each search.
+  """
+
+  def body(i, bits):
+    more = bits | (jnp.int32(1 << (_FLOAT_BITS - 1)) >> i)
+    value = jax.lax.bitcast_convert_type(more, jnp.float32)
+    return jnp.where(fits(value), more, bits)
+
+  bits = jax.lax.fori_loop(0, _FLOAT_BITS, body, zero)
+  return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _counts_in_share(scores_IO: jax.Array, share_O: jax.Array) -> jax.Array:
+  """Count the lowest scores of an output that together fit in its share.
 
   A threshold v fits when the scores below v and one of v itself add up to at
   most the share. That holds for all v up to some value and for none above, so
-  its bits can be found from the top, without a sort.
+  it is found without a sort. Then all scores below it leave, and of those equal
+  to it as many as fit.
 
   Returns:
-    [O] float32: scores up to and with it leave.
+    int32 [O].
   """
 
-  def fits(v_O):
-    below_O = jnp.sum(jnp.where(scores_IO < v_O[None], scores_IO, 0.0), axis=0)
-    return below_O + v_O <= share_O
-
-  def body(i, bits_O):
-    more_O = bits_O | (jnp.int32(1 << (_FLOAT_BITS - 1)) >> i)
-    v_O = jax.lax.bitcast_convert_type(more_O, jnp.float32)
-    return jnp.where(fits(v_O), more_O, bits_O)
+  def below(v_O):
+    return jnp.sum(jnp.where(scores_IO < v_O[None], scores_IO, 0.0), axis=0)
 
   # The zeros are computed from the data, so that shard_map sees them split over
   # the same devices.
   zero_O = jax.lax.bitcast_convert_type(share_O, jnp.int32) & 0
-  bits_O = jax.lax.fori_loop(0, _FLOAT_BITS, body, zero_O)
-  return jax.lax.bitcast_convert_type(bits_O, jnp.float32)
+  v_O = _highest_bits(lambda v_O: below(v_O) + v_O <= share_O, zero_O)
+  ties_O = jnp.sum(scores_IO == v_O[None], axis=0, dtype=jnp.int32)
+  room_O = (share_O - below(v_O)) / jnp.where(v_O > 0, v_O, 1.0)
+  # Rounding of the quotient takes no tie away that the threshold found to fit.
+  room_O = jnp.maximum(jnp.floor(room_O), 1.0)
+  fit_O = jnp.where(v_O > 0, jnp.minimum(room_O, ties_O), ties_O)
+  lower_O = jnp.sum(scores_IO < v_O[None], axis=0, dtype=jnp.int32)
+  return lower_O + jnp.minimum(fit_O.astype(jnp.int32), ties_O)
+
+
+def _official_counts(counts_at, size, sparsity):
+  """How many leave each output after the reference's search, [O] int32."""
+
+  def at(alpha):
+    counts_O = counts_at(alpha)
+    # Counted in int32: a float32 sum of ones stops growing at 2^24.
+    return counts_O, jnp.sum(counts_O) / size
+
+  def more(state):
+    _, low, high, _, reached = state
+    far = jnp.abs(reached - sparsity) > _CLOSE
+    return far & (high - low >= _CLOSE)
+
+  def step(state):
+    alpha, low, high, _, reached = state
+    much = reached > sparsity
+    low = jnp.where(much, low, alpha)
+    high = jnp.where(much, alpha, high)
+    alpha = (low + high) / 2
+    return (alpha, low, high, *at(alpha))
+
+  start = jnp.float32(_ALPHA)
+  state = (start, jnp.float32(0), jnp.float32(_ALPHA_MOST), *at(start))
+  return jax.lax.while_loop(more, step, state)[3]
+
+
+def _exact_counts(counts_at, removed, zero):
+  """How many leave each output, for `removed` in all, int32 [O]."""
+  # Up to this alpha not too many leave, and at the next float more than that.
+  alpha = _highest_bits(
+    lambda value: jnp.sum(counts_at(value)) <= removed, zero
+  )
+  following = jax.lax.bitcast_convert_type(
+    jax.lax.bitcast_convert_type(alpha, jnp.int32) + 1, jnp.float32
+  )
+  # Weights of score 0 leave even at alpha 0, though fewer may be asked for.
+  most_O = counts_at(alpha)
+  few = jnp.sum(most_O) > removed
+  least_O = jnp.where(few, 0, most_O)
+  most_O = jnp.where(few, most_O, counts_at(following))
+  left = removed - jnp.sum(least_O)
+  upto_O = jax.lax.associative_scan(jnp.add, most_O - least_O)
+  before_O = upto_O - (most_O - least_O)
+  return least_O + jnp.clip(left - before_O, 0, most_O - least_O)
 
 
 def wanda_variant(
@@ -97,18 +177,21 @@ def wanda_variant(
 ) -> tuple[jax.Array, jax.Array]:
   """Remove from each output the same share of its total score.
 
-  alpha starts at 0.4 and is bisected in [0, 0.8] until the sparsity of the
-  matrix is within 1e-3 of the target, or the interval shorter than 1e-3.
+  The official search starts at alpha = 0.4 and bisects [0, 0.8] until the
+  sparsity of the matrix is within 1e-3 of the target, or the interval shorter
+  than 1e-3; if what it found is too far from the target, the exact one follows.
 
   Args:
     w_IO: kernel [I, O]. The sparsity is that of all outputs given: on a mesh,
       shard under jit; inside `shard_map` every shard would search its own.
     statistics: squared norms of the inputs, finite.
-    pattern: Unstructured with group 'output'; its count is met closely, not
-      exactly.
+    pattern: Unstructured with group 'output'; its count is met to 1e-3 of the
+      entries of the kernel, nearer where that is not small beside what leaves
+      or stays, and 0 exactly.
 
   Returns:
-    The kernel with zeros, [I, O], and the mask, bool [I, O], True = keep.
+    The kernel with zeros, [I, O], all nan where a score is inf or nan; and the
+    mask, bool [I, O], True = keep.
 
   Raises:
     ValueError: n:m, or another group.
@@ -120,28 +203,25 @@ def wanda_variant(
     )
   scores_IO = wanda_scores(w_IO, statistics)
   total_O = jnp.sum(scores_IO, axis=0)
+  size = scores_IO.size
+  removed = removed_count(size, pattern.sparsity)
 
-  def thresholds(alpha):
-    v_O = _share_thresholds(scores_IO, alpha * total_O)
-    # Counted in int32: a float32 sum of ones stops growing at 2^24.
-    gone = jnp.sum(scores_IO <= v_O[None], dtype=jnp.int32)
-    return v_O, gone / scores_IO.size
+  def counts_at(alpha):
+    return _counts_in_share(scores_IO, alpha * total_O)
 
-  def more(state):
-    _, low, high, _, sparsity = state
-    far = jnp.abs(sparsity - pattern.sparsity) > _CLOSE
-    return far & (high - low >= _CLOSE)
-
-  def step(state):
-    alpha, low, high, _, sparsity = state
-    much = sparsity > pattern.sparsity
-    low = jnp.where(much, low, alpha)
-    high = jnp.where(much, alpha, high)
-    alpha = (low + high) / 2
-    return (alpha, low, high, *thresholds(alpha))
-
-  start = jnp.float32(_ALPHA)
-  state = (start, jnp.float32(0), jnp.float32(_ALPHA_MOST), *thresholds(start))
-  v_O = jax.lax.while_loop(more, step, state)[3]
-  mask_IO = scores_IO > v_O[None]
-  return jnp.where(mask_IO, w_IO, 0).astype(w_IO.dtype), mask_IO
+  if removed:
+    official_O = _official_counts(counts_at, size, pattern.sparsity)
+    reached = jnp.sum(official_O) / size
+    zero = jax.lax.bitcast_convert_type(reached, jnp.int32) & 0
+    # 0.999 must not become 1, nor 0.001 twice that.
+    ends = min(pattern.sparsity, 1 - pattern.sparsity)
+    counts_O = jax.lax.cond(
+      jnp.abs(reached - pattern.sparsity) > min(_CLOSE, 0.1 * ends),
+      lambda: _exact_counts(counts_at, removed, zero),
+      lambda: official_O,
+    )
+  else:
+    counts_O = jnp.zeros_like(total_O, jnp.int32)
+  mask_IO = keep_mask_count(scores_IO, counts_O)
+  new_IO = jnp.where(mask_IO, w_IO, 0).astype(w_IO.dtype)
+  return nan_unless(jnp.all(jnp.isfinite(total_O)), new_IO), mask_IO
