@@ -126,29 +126,30 @@ def _counts_in_share(scores_IO: jax.Array, share_O: jax.Array) -> jax.Array:
   return lower_O + jnp.minimum(fit_O.astype(jnp.int32), ties_O)
 
 
-def _official_counts(counts_at, size, sparsity):
+def _official_counts(counts_at, none_O, size, sparsity):
   """How many leave each output after the reference's search, [O] int32."""
 
-  def at(alpha):
-    counts_O = counts_at(alpha)
-    # Counted in int32: a float32 sum of ones stops growing at 2^24.
-    return counts_O, jnp.sum(counts_O) / size
-
   def more(state):
-    _, low, high, _, reached = state
-    far = jnp.abs(reached - sparsity) > _CLOSE
-    return far & (high - low >= _CLOSE)
+    _, low, high, counts_O, begun = state
+    far = jnp.abs(jnp.sum(counts_O) / size - sparsity) > _CLOSE
+    return ~begun | (far & (high - low >= _CLOSE))
 
   def step(state):
-    alpha, low, high, _, reached = state
-    much = reached > sparsity
-    low = jnp.where(much, low, alpha)
-    high = jnp.where(much, alpha, high)
-    alpha = (low + high) / 2
-    return (alpha, low, high, *at(alpha))
+    alpha, low, high, counts_O, begun = state
+    # Counted in int32: a float32 sum of ones stops growing at 2^24.
+    much = jnp.sum(counts_O) / size > sparsity
+    low = jnp.where(begun & ~much, alpha, low)
+    high = jnp.where(begun & much, alpha, high)
+    alpha = jnp.where(begun, (low + high) / 2, alpha)
+    return alpha, low, high, counts_at(alpha), jnp.bool_(True)
 
-  start = jnp.float32(_ALPHA)
-  state = (start, jnp.float32(0), jnp.float32(_ALPHA_MOST), *at(start))
+  state = (
+    jnp.float32(_ALPHA),
+    jnp.float32(0),
+    jnp.float32(_ALPHA_MOST),
+    none_O,
+    jnp.bool_(False),
+  )
   return jax.lax.while_loop(more, step, state)[3]
 
 
@@ -161,11 +162,11 @@ def _exact_counts(counts_at, removed, zero):
   following = jax.lax.bitcast_convert_type(
     jax.lax.bitcast_convert_type(alpha, jnp.int32) + 1, jnp.float32
   )
+  most_O, more_O = jax.lax.map(counts_at, jnp.stack([alpha, following]))
   # Weights of score 0 leave even at alpha 0, though fewer may be asked for.
-  most_O = counts_at(alpha)
   few = jnp.sum(most_O) > removed
   least_O = jnp.where(few, 0, most_O)
-  most_O = jnp.where(few, most_O, counts_at(following))
+  most_O = jnp.where(few, most_O, more_O)
   left = removed - jnp.sum(least_O)
   upto_O = jax.lax.associative_scan(jnp.add, most_O - least_O)
   before_O = upto_O - (most_O - least_O)
@@ -210,7 +211,8 @@ def wanda_variant(
     return _counts_in_share(scores_IO, alpha * total_O)
 
   if removed:
-    official_O = _official_counts(counts_at, size, pattern.sparsity)
+    none_O = jax.lax.bitcast_convert_type(total_O, jnp.int32) & 0
+    official_O = _official_counts(counts_at, none_O, size, pattern.sparsity)
     reached = jnp.sum(official_O) / size
     zero = jax.lax.bitcast_convert_type(reached, jnp.int32) & 0
     # 0.999 must not become 1, nor 0.001 twice that.
