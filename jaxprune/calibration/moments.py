@@ -18,9 +18,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 
-from jaxprune.calibration.statistics import valid_inputs
+from jaxprune.calibration.statistics import sum_tokens, valid_inputs
 
 
 @jax.tree_util.register_dataclass
@@ -63,12 +62,12 @@ class Moments:
     return self.sum_centred / jnp.maximum(self.tokens - 1, 1)
 
 
-def _flat(x_BTI: jax.Array, valid_BT: jax.Array | None):
-  """Tokens in rows, float32, zero where not valid; and the weight of each."""
-  x_RI = rearrange(valid_inputs(x_BTI, valid_BT), "B T I -> (B T) I")
+def _weighed(x_BTI: jax.Array, valid_BT: jax.Array | None):
+  """Inputs in float32, zero where not valid; and the weight of each token."""
+  x_BTI = valid_inputs(x_BTI, valid_BT)
   if valid_BT is None:
-    return x_RI, jnp.ones((x_RI.shape[0],), jnp.float32)
-  return x_RI, rearrange(valid_BT, "B T -> (B T)").astype(jnp.float32)
+    return x_BTI, jnp.ones(x_BTI.shape[:2], jnp.float32)
+  return x_BTI, valid_BT.astype(jnp.float32)
 
 
 def observe_mean_abs(
@@ -83,8 +82,8 @@ def observe_mean_abs(
   Returns:
     MeanAbs of this batch.
   """
-  x_RI, weight_R = _flat(x_BTI, valid_BT)
-  return MeanAbs(sum_abs=jnp.abs(x_RI).sum(axis=0), tokens=weight_R.sum())
+  x_BTI, weight_BT = _weighed(x_BTI, valid_BT)
+  return MeanAbs(sum_abs=sum_tokens(jnp.abs(x_BTI)), tokens=weight_BT.sum())
 
 
 def observe_moments(
@@ -99,12 +98,12 @@ def observe_moments(
   Returns:
     Moments of this batch.
   """
-  x_RI, weight_R = _flat(x_BTI, valid_BT)
-  tokens = weight_R.sum()
-  mean_I = x_RI.sum(axis=0) / jnp.maximum(tokens, 1)
-  centred_RI = (x_RI - mean_I[None, :]) * weight_R[:, None]
+  x_BTI, weight_BT = _weighed(x_BTI, valid_BT)
+  tokens = weight_BT.sum()
+  mean_I = sum_tokens(x_BTI) / jnp.maximum(tokens, 1)
+  centred_BTI = (x_BTI - mean_I[None, None, :]) * weight_BT[:, :, None]
   return Moments(
-    mean=mean_I, sum_centred=(centred_RI**2).sum(axis=0), tokens=tokens
+    mean=mean_I, sum_centred=sum_tokens(centred_BTI**2), tokens=tokens
   )
 
 

@@ -117,6 +117,35 @@ def _count(x_BTI, valid_BT):
   return x_BTI, sequences, jnp.sum(valid_BT, dtype=jnp.int32)
 
 
+def sum_rows(x_RI: jax.Array) -> jax.Array:
+  """Sum over the rows of a matrix, with the same bits on any number of cores.
+
+  XLA cuts a sum over rows by the number of cores, and rounds accordingly. A
+  product with ones it does not.
+
+  Args:
+    x_RI: float32 [R, I].
+
+  Returns:
+    [I] float32.
+  """
+  ones_R = jnp.ones(x_RI.shape[:1], x_RI.dtype)
+  return jnp.einsum("R,RI->I", ones_R, x_RI, precision=_HIGHEST)
+
+
+def sum_tokens(x_BTI: jax.Array) -> jax.Array:
+  """Sum over the tokens of all sequences, by `sum_rows`.
+
+  Args:
+    x_BTI: float32 [B, T, I].
+
+  Returns:
+    [I] float32.
+  """
+  # The sum over tokens comes first: two short sums round less than a long one.
+  return sum_rows(jax.vmap(sum_rows)(x_BTI))
+
+
 def observe_squares(
   x_BTI: jax.Array, valid_BT: jax.Array | None = None
 ) -> SquaredNorm:
@@ -133,10 +162,10 @@ def observe_squares(
     ValueError: inputs or valid of another shape.
   """
   x_BTI, sequences, tokens = _count(x_BTI, valid_BT)
-  # The sum over tokens comes first: two short sums round less than a long one.
-  sum_BI = jnp.sum(jnp.square(x_BTI), axis=1)
   return SquaredNorm(
-    sum_squares=jnp.sum(sum_BI, axis=0), sequences=sequences, tokens=tokens
+    sum_squares=sum_tokens(jnp.square(x_BTI)),
+    sequences=sequences,
+    tokens=tokens,
   )
 
 

@@ -14,6 +14,8 @@ Reference: the layer-wise objective of Frantar and Alistarh, SparseGPT
 import jax
 import jax.numpy as jnp
 
+from jaxprune.calibration.statistics import sum_rows
+
 # A Gram spans many orders of magnitude; the reduced-precision products that
 # accelerators use by default would swamp the small errors compared here.
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -50,7 +52,7 @@ def output_errors(delta_IO: jax.Array, gram_II: jax.Array) -> jax.Array:
     1e-7 of |delta|^T |gram| |delta| is lost in that rounding.
   """
   delta_IO = delta_IO.astype(jnp.float32)
-  energy_O = jnp.sum(delta_IO * product(gram_II, delta_IO), axis=0)
+  energy_O = sum_rows(delta_IO * product(gram_II, delta_IO))
   return jnp.maximum(energy_O, 0.0)
 
 

@@ -7,7 +7,9 @@ Reference: Frantar and Alistarh, SparseGPT (arXiv 2301.00774), section 3.2;
 the Cholesky formulation is GPTQ's (arXiv 2210.17323), section 3.3.
 
 Differs from the reference in: one Cholesky factor of H with its inputs
-reversed and one triangular inverse, instead of two factors and a full inverse.
+reversed and one triangular inverse, instead of two factors and a full inverse;
+on a CPU the factor is built from small ones, so that its bits do not depend on
+the number of cores.
 A failed factorisation is said to have failed and can be retried with more
 damping; it is never replaced by another matrix.
 """
@@ -26,6 +28,9 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 # products.
 _PANELS = 8
 _SMALLEST = 256
+# The threads of LAPACK round a larger Cholesky factor in another way; measured
+# to be the same for up to 192 rows.
+_LEAF = 128
 # What damping is multiplied by when a factorisation failed, and how often.
 _STRONGER = 10.0
 _RETRIES = 3
@@ -46,6 +51,85 @@ class InverseFactor:
   upper: jax.Array
   dead: jax.Array
   ok: jax.Array
+
+
+def _leaf_factor(a_II: jax.Array) -> jax.Array:
+  """Lower Cholesky factor by a loop over columns of `_LEAF`."""
+  size = a_II.shape[0]
+  if size <= _LEAF:
+    return jax.lax.linalg.cholesky(a_II, symmetrize_input=False)
+  pad = -size % _LEAF
+  index_I = jnp.arange(size + pad)
+  # Padded with the identity, which factorises into itself.
+  ones_I = (index_I >= size).astype(a_II.dtype)
+  a_II = jnp.pad(a_II, ((0, pad), (0, pad))) + jnp.diag(ones_I)
+
+  def step(k, lower_II):
+    start = k * _LEAF
+    rows_JI = jax.lax.dynamic_slice_in_dim(lower_II, start, _LEAF, axis=0)
+    panel_IJ = jax.lax.dynamic_slice_in_dim(a_II, start, _LEAF, axis=1)
+    panel_IJ -= jnp.einsum("IK,JK->IJ", lower_II, rows_JI, precision=_HIGHEST)
+    corner_JJ = jax.lax.linalg.cholesky(
+      jax.lax.dynamic_slice_in_dim(panel_IJ, start, _LEAF, axis=0),
+      symmetrize_input=False,
+    )
+    # Above the corner there is what the factor has no use for.
+    panel_IJ = jnp.where(index_I[:, None] < start, 0.0, panel_IJ)
+    panel_IJ = _divided(panel_IJ, corner_JJ)
+    panel_IJ = jax.lax.dynamic_update_slice_in_dim(
+      panel_IJ, corner_JJ, start, axis=0
+    )
+    return jax.lax.dynamic_update_slice_in_dim(
+      lower_II, panel_IJ, start, axis=1
+    )
+
+  steps = (size + pad) // _LEAF
+  lower_II = jax.lax.fori_loop(0, steps, step, jnp.zeros_like(a_II))
+  return lower_II[:size, :size]
+
+
+def _divided(panel_IJ: jax.Array, corner_JJ: jax.Array) -> jax.Array:
+  """X of X L^T = panel, L lower triangular."""
+  return jax.lax.linalg.triangular_solve(
+    corner_JJ, panel_IJ, left_side=False, lower=True, transpose_a=True
+  )
+
+
+def _factor_by_panels(a_II: jax.Array) -> jax.Array:
+  """Lower Cholesky factor, of which only matrix products use several cores.
+
+  Of a block of columns, what the columns before it explain is subtracted; its
+  corner is factorised, and what lies below is divided by that.
+  """
+  inputs = a_II.shape[0]
+  size = max(math.ceil(inputs / _PANELS), _SMALLEST)
+  # Each entry is one column of blocks, from its diagonal block downwards.
+  columns = []
+  for start in range(0, inputs, size):
+    panel_IJ = a_II[start:, start : start + size]
+    for j, column in enumerate(columns):
+      below_IK = column[start - j * size :]
+      panel_IJ -= jnp.einsum(
+        "IK,JK->IJ", below_IK, below_IK[: panel_IJ.shape[1]], precision=_HIGHEST
+      )
+    corner_JJ = _leaf_factor(panel_IJ[:size])
+    columns.append(
+      jnp.concatenate([corner_JJ, _divided(panel_IJ[size:], corner_JJ)])
+    )
+  return jnp.concatenate(
+    [jnp.pad(c, ((inputs - len(c), 0), (0, 0))) for c in columns], axis=1
+  )
+
+
+def _lower_factor(a_II: jax.Array) -> jax.Array:
+  """Lower Cholesky factor, nan where there is none; reads one triangle."""
+
+  def whole(a_II):
+    return jax.lax.linalg.cholesky(a_II, symmetrize_input=False)
+
+  if a_II.shape[0] <= _LEAF:
+    return whole(a_II)
+  return jax.lax.platform_dependent(a_II, cpu=_factor_by_panels, default=whole)
 
 
 def _lower_inverse(lower_II: jax.Array) -> jax.Array:
@@ -106,7 +190,7 @@ def inverse_factor(
   eye_II = index_I[:, None] == index_I[None]
   h_II = jnp.where(eye_II, damped_I[None], h_II)
   # Symmetric only up to rounding: one triangle is read, the other ignored.
-  lower_II = jax.lax.linalg.cholesky(h_II[::-1, ::-1], symmetrize_input=False)
+  lower_II = _lower_factor(h_II[::-1, ::-1])
   upper_II = _lower_inverse(lower_II)[::-1, ::-1]
   # What a failed factor leaves behind differs between platforms.
   diagonal_I = jnp.diagonal(upper_II)

@@ -126,7 +126,8 @@ def remove_neurons(
   """Zero the hidden units of lowest score.
 
   Args:
-    mlp: as `mask_neurons` takes it.
+    mlp: {'gate', 'up', 'down'} or {'up', 'down'}, each {'kernel': [I, O]} with
+      a 'bias' [O] or without.
     scores_F: [F]; higher stays.
     sparsity: fraction of units removed, in [0, 1).
 

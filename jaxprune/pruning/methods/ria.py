@@ -16,7 +16,7 @@ here; a share of nothing is 0; no channel permutation for n:m.
 import jax
 import jax.numpy as jnp
 
-from jaxprune.calibration.statistics import SquaredNorm
+from jaxprune.calibration.statistics import SquaredNorm, sum_rows
 from jaxprune.pruning.patterns import Pattern, remove_lowest
 
 
@@ -37,7 +37,7 @@ def ria_scores(
   # A share of an infinite sum would be 0.
   into_O, from_I = (
     jnp.where(jnp.isfinite(total), total, jnp.nan)
-    for total in (jnp.sum(size_IO, axis=0), jnp.sum(size_IO, axis=1))
+    for total in (sum_rows(size_IO), jnp.sum(size_IO, axis=1))
   )
   share_IO = (
     size_IO / jnp.where(into_O == 0, 1.0, into_O)[None, :]
