@@ -19,7 +19,6 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 
 # Reduced-precision products, the default on accelerators, would be squared by
 # the condition number when the Gram is factorised.
@@ -183,8 +182,9 @@ def observe_gram(x_BTI: jax.Array, valid_BT: jax.Array | None = None) -> Gram:
     ValueError: inputs or valid of another shape.
   """
   x_BTI, sequences, tokens = _count(x_BTI, valid_BT)
-  x_RI = rearrange(x_BTI, "B T I -> (B T) I")
-  sum_II = jnp.einsum("RI,RJ->IJ", x_RI, x_RI, precision=_HIGHEST)
+  # Not flattened to rows: XLA would cut a long contraction by the number of
+  # cores, and round accordingly.
+  sum_II = jnp.einsum("BTI,BTJ->IJ", x_BTI, x_BTI, precision=_HIGHEST)
   return Gram(sum_outer=sum_II, sequences=sequences, tokens=tokens)
 
 
