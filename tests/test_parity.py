@@ -58,6 +58,24 @@ def test_rounding_is_judged_by_that_of_stock(factor, passed):
   assert wider.passed is (factor < 1e3)
 
 
+def test_a_yardstick_that_is_off_itself_is_none():
+  exact = np.array([[[3.0, -1.0, 0.5]]])
+  found = parity.judge(exact * 1.005, exact * 1.005, exact)
+  assert not found.passed and found.verdict.startswith("NOT as stock")
+
+
+def test_float64_is_of_what_float32_holds(tmp_path):
+  """Gemma's factor of the embedding is a buffer that bfloat16 would round."""
+  model, _, _ = hf_models.build(
+    "gemma3_text", num_hidden_layers=1, hidden_size=40
+  )
+  model.to(torch.bfloat16).save_pretrained(tmp_path / "m")
+  source = checkpoints.open_checkpoint(tmp_path / "m")
+  stock, exact, _ = parity._run_stock(source, TOKENS[:, :8], TOKENS[:1, :2], 1)
+  found = parity.judge(stock, stock, exact)
+  assert found.stock_relative_error < 3e-6
+
+
 def test_without_float64_there_is_a_bound():
   stock = np.array([[[3.0, -1.0, 0.5]]], np.float32)
   found = parity.judge(stock + np.float32(1e-5), stock, None)
@@ -155,9 +173,9 @@ def test_texts_go_on_behind_their_end(folder, tmp_path):
   for file in ("config.json", "model.safetensors"):
     (copy / file).write_bytes((folder / file).read_bytes())
   prompt = TOKENS[:1, :16]
-  write = lambda: parity._stock_float32(
+  write = lambda: parity._run_stock(
     checkpoints.open_checkpoint(copy), TOKENS, prompt, 8
-  )[1]
+  )[2]
   text = write()
   (copy / "generation_config.json").write_text(
     json.dumps({"eos_token_id": int(text[0]), "repetition_penalty": 9.0})
@@ -170,8 +188,7 @@ def test_another_epsilon_is_not_rounding(folder):
   config, params = checkpoints.load_params(folder, jnp.float32)
   source = checkpoints.open_checkpoint(folder)
   wrong = dataclasses.replace(config, norm_eps=1e-4)
-  stock, _ = parity._stock_float32(source, TOKENS, TOKENS[:1, :2], 1)
-  exact = parity._stock_float64(source, TOKENS)
+  stock, exact, _ = parity._run_stock(source, TOKENS, TOKENS[:1, :2], 1)
   z, other = (parity._logits(c, params, TOKENS) for c in (config, wrong))
   assert parity.judge(np.asarray(z), stock, exact).passed
   assert not parity.judge(np.asarray(other), stock, exact).passed
