@@ -21,7 +21,7 @@ import transformers
 from jaxprune import checkpoints, models
 from jaxprune.calibration.statistics import observe_gram
 from jaxprune.checkpoints import tables
-from jaxprune.models import decoder, generation
+from jaxprune.models import decoder, decoder_layer, generation
 from jaxprune.probes.decoder import interventions, transitions
 from jaxprune.probes.decoder.propagation import path
 from jaxprune.pruning import registry
@@ -492,7 +492,7 @@ def test_replaced_sublayers_are_those_of_a_block(name):
       for key in params["layers"]
     }
     sliding = config.sliding_layers[index]
-    return decoder.block(config, layer, x, context, sliding=sliding)[1]
+    return decoder_layer.block(config, layer, x, context, sliding=sliding)[1]
 
   for index in range(2):
     dense = run(index)

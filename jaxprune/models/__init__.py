@@ -7,7 +7,6 @@ from jaxprune.models.context import Context as Context
 from jaxprune.models.decoder import KERNEL_INPUTS as KERNEL_INPUTS
 from jaxprune.models.decoder import KERNELS as KERNELS
 from jaxprune.models.decoder import Decoder as Decoder
-from jaxprune.models.decoder import block as block
 from jaxprune.models.decoder import embed as embed
 from jaxprune.models.decoder import final_norm as final_norm
 from jaxprune.models.decoder import forward as forward
@@ -16,6 +15,7 @@ from jaxprune.models.decoder import kernels_of as kernels_of
 from jaxprune.models.decoder import make_context as make_context
 from jaxprune.models.decoder import make_gates as make_gates
 from jaxprune.models.decoder import unembed as unembed
+from jaxprune.models.decoder_layer import block as block
 from jaxprune.models.encoder import Encoder as Encoder
 from jaxprune.models.encoder import init_encoder as init_encoder
 from jaxprune.models.encoder import pool as pool

@@ -21,7 +21,7 @@ kept for all layers.
   >>> logits.shape == (*tokens.shape, config.vocab_size)
   True
 
-The functions below the modules (`forward`, `block`, `embed`, ...) are the same
+The functions below the modules (`forward`, `embed`, `unembed`, ...) are the same
 modules applied to parameters, for code that does not need to know Flax.
 
 Parameters are a nested dict, kernels [I, O]:
@@ -61,7 +61,7 @@ from jaxprune.models.blocks import KERNEL_INPUTS as KERNEL_INPUTS
 from jaxprune.models.blocks import Block
 from jaxprune.models.blocks import kernels_of as kernels_of
 from jaxprune.models.config import ModelConfig
-from jaxprune.models.context import Branches, Context, positions_of
+from jaxprune.models.context import Branches, positions_of
 from jaxprune.models.context import make_context as make_context
 from jaxprune.models.parts import Gates, Intermediates, Params
 
@@ -362,83 +362,6 @@ def unembed_change(
   )
 
 
-def block(
-  config: ModelConfig,
-  layer: Params,
-  x_BTD: jax.Array,
-  context: Context,
-  **options: Any,
-) -> tuple[jax.Array, Intermediates]:
-  """One layer: `Block` on its parameters.
-
-  Args:
-    config: the model.
-    layer: parameters of this layer.
-    x_BTD: residual [B, T, D].
-    context: from `make_context`, or a cached pass's.
-    **options: `sliding`, the two gates and `cache` of `Block`.
-
-  Returns:
-    The residual [B, T, D] and its intermediates, see `Block`.
-  """
-  return _apply_block(config, layer, x_BTD, context, **options)
-
-
-def heads(
-  config: ModelConfig,
-  layer: Params,
-  x_BTD: jax.Array,
-  context: Context,
-  *,
-  sliding: bool | jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """What one layer's attention compares and reads, for attention written anew.
-
-  Args:
-    config: the model.
-    layer: parameters of this layer.
-    x_BTD: residual [B, T, D].
-    context: whose angles are those of these T positions.
-    sliding: whether this layer slides; may be traced.
-
-  Returns:
-    Queries [B, T, N, H], keys and values [B, T, K, H] as a cache holds them.
-  """
-  return _apply_block(
-    config, layer, x_BTD, context, sliding=sliding, method="heads"
-  )
-
-
-def attention_output(
-  config: ModelConfig, layer: Params, read_BTNH: jax.Array
-) -> jax.Array:
-  """What attention adds to the residual, given what its heads read.
-
-  Args:
-    config: the model.
-    layer: parameters of this layer.
-    read_BTNH: [B, T, N, H].
-
-  Returns:
-    [B, T, D].
-  """
-  return _apply_block(config, layer, read_BTNH, method="attention_output")
-
-
-def mlp_output(
-  config: ModelConfig, layer: Params, x_BTD: jax.Array, mid_BTD: jax.Array
-) -> jax.Array:
-  """What the MLP of one layer adds to the residual, [B, T, D].
-
-  Args:
-    config: the model.
-    layer: parameters of this layer.
-    x_BTD: residual before the layer, [B, T, D]; read with `parallel_residual`.
-    mid_BTD: residual that attention was added to, [B, T, D]; read without.
-  """
-  return _apply_block(config, layer, x_BTD, mid_BTD, method="mlp_output")
-
-
 def over_layers(
   config: ModelConfig,
   layers: Params | tuple[Params, ...],
@@ -495,9 +418,3 @@ def layer_options(
   elif all(config.sliding_layers):
     sliding = True
   return dict(sliding=sliding, **parts.gate_options(gate))
-
-
-def _apply_block(config, layer, *inputs, method=None, **options):
-  return Block(config, parent=None).apply(
-    {"params": layer}, *inputs, method=method, **options
-  )

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.models import decoder
+from jaxprune.models import decoder, decoder_layer
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.context import Context, context_at, positions_of
 from jaxprune.models.families import FAMILIES
@@ -256,7 +256,7 @@ def read_with_cache(
 
   def body(x_BTD, inputs):
     layer, options, old = inputs
-    x_BTD, out = decoder.block(
+    x_BTD, out = decoder_layer.block(
       config, layer, x_BTD, context, cache=old, **options
     )
     new = out.pop("cache")

@@ -31,7 +31,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.models import attention, decoder
+from jaxprune.models import attention, decoder, decoder_layer
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.context import positions_of
 from jaxprune.probes import (
@@ -364,7 +364,7 @@ def _on_history(config, tree, past, text, x_BRD, given_BRD, place):
       mask_BRT,
       sliding=options["sliding"],
     )
-    added_BRD = decoder.mlp_output(config, layer, x_BRD, mid_BRD)
+    added_BRD = decoder_layer.mlp_output(config, layer, x_BRD, mid_BRD)
     return mid_BRD + added_BRD, x_BRD
 
   x_BRD, states = decoder.over_layers(

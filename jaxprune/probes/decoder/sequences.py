@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.models import decoder, generation
+from jaxprune.models import decoder, decoder_layer, generation
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.decoder import Gates
 from jaxprune.probes import scan, trajectories
@@ -147,7 +147,7 @@ def compare_sequences(
   def stack(model):
     def block(layer, x_BTD):
       weights, sliding, gate = layer
-      out_BTD, tape = decoder.block(
+      out_BTD, tape = decoder_layer.block(
         model.config,
         weights,
         x_BTD,

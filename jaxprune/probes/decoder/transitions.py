@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.models import attention, decoder
+from jaxprune.models import attention, decoder, decoder_layer
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.context import Context
 from jaxprune.probes import lm_head, transitions
@@ -159,9 +159,13 @@ def compare_transitions(
     options = decoder.layer_options(config, sliding, None)
     x_BRD, out_BTD = x_BTD[:, begin:], x_BTD[:, :begin]
     slides = dict(sliding=options["sliding"])
-    keys_values = decoder.heads(config, weights, x_BRD, measured, **slides)[1:]
+    keys_values = decoder_layer.heads(
+      config, weights, x_BRD, measured, **slides
+    )[1:]
     if begin:
-      out_BTD, tape = decoder.block(config, weights, out_BTD, before, **options)
+      out_BTD, tape = decoder_layer.block(
+        config, weights, out_BTD, before, **options
+      )
       keys_values = tuple(
         jnp.concatenate(parts, axis=1)
         for parts in zip((tape["key"], tape["value"]), keys_values)
@@ -185,21 +189,23 @@ def compare_transitions(
       attend(weights, keys_values, mask_BRS)
     )
     out_BRD = jax.lax.optimization_barrier(
-      mid_BRD + decoder.mlp_output(config, weights, x_BRD, mid_BRD)
+      mid_BRD + decoder_layer.mlp_output(config, weights, x_BRD, mid_BRD)
     )
     dense = mid_BRD, out_BRD
     out_BTD = jnp.concatenate([out_BTD, out_BRD], axis=1)
     if pruned is None:
       return out_BTD, dense, (x_BRD, mid_BRD)
     if history == "pruned":
-      keys_values = decoder.heads(config, pruned, x_BTD, context, **slides)[1:]
+      keys_values = decoder_layer.heads(
+        config, pruned, x_BTD, context, **slides
+      )[1:]
     return (
       out_BTD,
       dense,
       jax.lax.optimization_barrier(
         (
           attend(pruned, keys_values, mask_BRS & (history != "none")),
-          mid_BRD + decoder.mlp_output(config, pruned, x_BRD, mid_BRD),
+          mid_BRD + decoder_layer.mlp_output(config, pruned, x_BRD, mid_BRD),
         )
       ),
     )
@@ -284,7 +290,7 @@ def attention_on_history(
   Returns:
     [B, R, D].
   """
-  query_BRNH, *own_pair = decoder.heads(
+  query_BRNH, *own_pair = decoder_layer.heads(
     config, layer, x_BRD, context, sliding=sliding
   )
   read_BRNH = transitions.attend_to_history(
@@ -295,4 +301,4 @@ def attention_on_history(
     scale=config.score_scale,
     cap=config.score_cap,
   )
-  return decoder.attention_output(config, layer, read_BRNH)
+  return decoder_layer.attention_output(config, layer, read_BRNH)

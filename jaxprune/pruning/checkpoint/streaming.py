@@ -20,7 +20,13 @@ from jax.sharding import PartitionSpec as P
 
 from jaxprune import checkpoints, devices
 from jaxprune.calibration import tokens as tokens_lib
-from jaxprune.models import EncoderConfig, ModelConfig, decoder, encoder
+from jaxprune.models import (
+  EncoderConfig,
+  ModelConfig,
+  decoder,
+  decoder_layer,
+  encoder,
+)
 
 Tree = dict[str, Any]
 Config = ModelConfig | EncoderConfig
@@ -313,7 +319,7 @@ def run_layer(
     if not _decodes(config):
       return encoder.block(config, layer, x_BTD, valid_BT, **options)
     context = decoder.make_context(config, x_BTD.shape[1])
-    return decoder.block(
+    return decoder_layer.block(
       config, layer, x_BTD, context, sliding=sliding, **options
     )
 
