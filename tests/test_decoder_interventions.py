@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_config import tiny_llama
 
-from jaxprune.models import decoder, generation
+from jaxprune.models import decoder, decoder_layer, generation
 from jaxprune.probes import interventions
 from jaxprune.probes.decoder import interventions as driver
 from jaxprune.probes.decoder import logit_interventions
@@ -216,7 +216,9 @@ def test_a_patch_reaches_its_position_and_no_other(pair, text, patched):
   x_BTD = decoder.embed(CONFIG, pair.params, text.tokens)
   layer = lambda tree, n: jax.tree.map(lambda w: w[n], tree)
   context = decoder.make_context(CONFIG, text.tokens.shape[1], text.valid)
-  run = functools.partial(decoder.block, CONFIG, sliding=False, context=context)
+  run = functools.partial(
+    decoder_layer.block, CONFIG, sliding=False, context=context
+  )
   dense_BTD, own_BTD = x_BTD, x_BTD
   for n in range(k):
     dense_BTD, _ = run(layer(pair.params["layers"], n), dense_BTD)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.models import decoder, generation, rope
+from jaxprune.models import decoder, decoder_layer, generation, rope
 from jaxprune.models.config import ModelConfig, RopeConfig
 from jaxprune.probes import lm_head, spaces, transitions
 from jaxprune.probes.decoder import transitions as decoder_transitions
@@ -131,7 +131,7 @@ def step_by_step(config):
     )
   )
   block = jax.jit(
-    functools.partial(decoder.block, config), static_argnames="sliding"
+    functools.partial(decoder_layer.block, config), static_argnames="sliding"
   )
   found = []
   for step in range(STEPS):

@@ -21,8 +21,8 @@ kept for all layers.
   >>> logits.shape == (*tokens.shape, config.vocab_size)
   True
 
-The functions below the modules (`forward`, `embed`, `unembed`, ...) are the same
-modules applied to parameters, for code that does not need to know Flax.
+The functions below the modules (`forward`, `embed`, `unembed`, ...) are the
+same modules applied to parameters, for code that does not need to know Flax.
 
 Parameters are a nested dict, kernels [I, O]:
   embed/table [V, D], and /positions [rows, D] where they are learned;
