@@ -12,6 +12,7 @@ import pytest
 
 from jaxprune.models import decoder, decoder_layer, generation, rope
 from jaxprune.models.config import ModelConfig, RopeConfig
+from jaxprune.models.context import Context
 from jaxprune.probes import lm_head, spaces, transitions
 from jaxprune.probes.decoder import transitions as decoder_transitions
 from jaxprune.pruning.layerwise import similarities
@@ -140,7 +141,7 @@ def step_by_step(config):
     _, x_LBTD, after = decode(dense, cache, token_B1)
     position_B1 = jnp.sum(cache.valid, axis=1, keepdims=True)
     cos, sin = rope.angles(config, position_B1)
-    context = decoder.Context(
+    context = Context(
       positions=position_B1,
       cos=cos,
       sin=sin,
