@@ -15,7 +15,7 @@ otherwise. On a pod every process runs the same command with --distributed.
 
 from absl import flags
 
-from . import flag_groups, launch
+from . import descriptions, flag_groups, launch
 
 _MODEL = flag_groups.model(
   flag_groups.REQUIRED,
@@ -35,23 +35,33 @@ _SHARD_SIZE = flag_groups.shard_size()
 
 
 def main() -> None:
-  from jaxprune import checkpoints, devices
+  import pathlib
+
   from jaxprune.studies import convert, inputs
 
-  wrote, record = convert.convert(
-    _MODEL.model.value,
+  name = _MODEL.model.value
+  model = convert.identify(name)
+  description = descriptions.describe(seeds={}, models=model)
+  with launch.place(
     _OUT.value,
-    convert.Settings(
-      dtype=_DTYPE.value,
-      mesh=inputs.read_mesh(_MESH.value),
-      shard_size=inputs.read_size(_SHARD_SIZE.value),
-      overwrite=flags.FLAGS.overwrite,
-    ),
-  )
-  if devices.is_writer():
-    description = launch.describe(seeds={}, models=record["checkpoint_hash"])
-    checkpoints.atomic_write_json(f"{_OUT.value}/run.json", description)
-    print(f"wrote {wrote}")
+    description,
+    models=model,
+    model=True,
+    spare=[pathlib.Path(name)],
+  ) as (stage, _):
+    kind, record = convert.convert(
+      name,
+      stage.new,
+      convert.Settings(
+        dtype=_DTYPE.value,
+        mesh=inputs.read_mesh(_MESH.value),
+        shard_size=inputs.read_size(_SHARD_SIZE.value),
+      ),
+    )
+    with launch.records(stage, description) as study:
+      summary = {"checkpoint_hash": record["checkpoint_hash"]}
+      study.finish(summary, kind, wrote=("",))
+  study.close()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ seed only.
 
 from absl import flags
 
-from . import flag_groups, launch
+from . import descriptions, flag_groups, launch
 
 _MODEL = flag_groups.model()
 _CONFIGURATIONS = flag_groups.configurations(
@@ -96,7 +96,7 @@ def _places(stage, source):
   )
   scores.start(
     places.scores,
-    scores.job(launch.flag_values(), source),
+    scores.job(descriptions.flag_values(), source),
     None if launch.overwrites() else stage.folder,
   )
   return places

@@ -15,24 +15,19 @@ import contextlib
 import logging as python_logging
 import math
 import os
+import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags, logging
 
-from . import interrupts
+from . import descriptions, interrupts
 
 if TYPE_CHECKING:  # a script shows its --help without loading JAX
-  from jaxprune import checkpoints, report, staging
-  from jaxprune.calibration import prompts as prompts_lib
-  from jaxprune.calibration import tokens
+  from jaxprune import report, staging
   from jaxprune.evaluation import journal
-
-  _Models = (
-    checkpoints.Source | str | Mapping[str, checkpoints.Source | str | None]
-  ) | None
 
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed",
@@ -161,12 +156,6 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def flag_values() -> dict[str, Any]:
-  """The script's own flags with their resolved values, for run.json."""
-  script_flags = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-  return {flag.name: flag.value for flag in script_flags}
-
-
 class Study:
   """What a script does with its open run folder; made by `study`.
 
@@ -282,7 +271,7 @@ def study(
     answers: keep what `Study.bookkeeping` keeps of a run that did not end; the
       rows are written again.
     grows: flags whose values may become more from run to run.
-    **about: what run.json says, see `describe`.
+    **about: what run.json says, see `descriptions.describe`.
 
   Raises:
     ValueError: the folder holds something else, another run writes to it, or
@@ -291,7 +280,7 @@ def study(
   import jax
 
   jax.config.update("jax_default_matmul_precision", "highest")
-  description = describe(**about)
+  description = descriptions.describe(**about)
   with (
     place(
       out,
@@ -316,20 +305,22 @@ def place(
   out: str | os.PathLike,
   description: Mapping[str, Any],
   *,
-  models: "_Models" = None,
+  models: "descriptions.Models" = None,
   resume: bool = False,
   model: bool = False,
   grows: Sequence[str] = (),
+  spare: Sequence[pathlib.Path] = (),
 ) -> "Iterator[tuple[staging.Stage, bool]]":
   """Open the place where --out is made; see `run_stage.stage_run`.
 
   Args:
     out: the final folder.
-    description: from `describe`.
+    description: from `descriptions.describe`.
     models: that are read; --out may not hold them.
     resume: whether unfinished work is taken up.
     model: whether a model folder is written.
     grows: flags whose values may become more from run to run.
+    spare: other inputs that --out may not hold.
 
   Yields:
     The stage, whose `new` is to be filled, and whether there is earlier work.
@@ -348,14 +339,17 @@ def place(
       resume=resume,
       model=model,
       grows=grows,
-      spare=[source.folder for source in _sources(models).values()],
+      spare=[
+        *spare,
+        *(source.folder for source in descriptions.opened(models).values()),
+      ],
     ) as opened:
       if resume:
         interrupts.keep(f"what was finished is kept in {opened[0].scaffold}")
       yield opened
     kept = True
-  except run_stage.FinishedError as finished:
-    raise _FinishedError(str(finished)) from None
+  except run_stage.FinishedError:
+    end_as_finished(out)
   finally:
     if kept:
       interrupts.keep(None)
@@ -373,7 +367,7 @@ def records(
 
   Args:
     stage: from `place`.
-    description: from `describe`.
+    description: from `descriptions.describe`.
     resume: keep the rows that are there.
     extra_fields: columns of the records beside `report.FIELDS`.
   """
@@ -392,83 +386,17 @@ def records(
     yield Study(run, description, stage)
 
 
+def end_as_finished(out: str | os.PathLike) -> NoReturn:
+  """End the script well: its results are there already."""
+  raise _FinishedError(
+    f"{os.fspath(out)}: finished already, by the same command; add --overwrite"
+    " to run it again"
+  )
+
+
 def overwrites() -> bool:
   """Whether the results of another run may be replaced."""
   return "overwrite" in flags.FLAGS and bool(flags.FLAGS["overwrite"].value)
-
-
-def describe(
-  *,
-  seeds: Mapping[str, Any],
-  models: "_Models" = None,
-  calibration: "tokens.Calibration | Mapping[str, Any] | None" = None,
-  prompts: "prompts_lib.Prompts | Mapping[str, Any] | None" = None,
-  notes: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-  """What run.json says of this script.
-
-  Args:
-    seeds: by name, what was drawn with them.
-    models: checkpoints or folders, by name or alone, whose hashes are kept.
-    calibration: tokens that the method looked at, or a description of them.
-    prompts: what the models read, or a description of it.
-    notes: other entries.
-
-  Returns:
-    A JSON-able dict.
-  """
-  from jaxprune import report
-  from jaxprune.calibration import tokens
-  from jaxprune.studies import fingerprint, inputs
-
-  if isinstance(calibration, tokens.Calibration):
-    calibration = tokens.describe(calibration)
-  description = report.describe_run(
-    flags=flag_values(),
-    command=sys.argv,
-    seeds=seeds,
-    checkpoint_hash=_hashes(models),
-    calibration=calibration,
-  )
-  if prompts is not None:
-    description["prompts"] = (
-      dict(prompts)
-      if isinstance(prompts, Mapping)
-      else inputs.describe_prompts(prompts)
-    )
-  description["inputs"] = fingerprint.describe_inputs(
-    _sources(models),
-    {k: v for k, v in description["flags"].items() if k != "out"},
-  )
-  return description | dict(notes or {})
-
-
-def _sources(models) -> "dict[str, checkpoints.Source]":
-  """Those of the models that are opened checkpoints, by role."""
-  if models is None or isinstance(models, str):
-    return {}
-  if not isinstance(models, Mapping):
-    return {"model": models}
-  return {
-    role: model
-    for role, model in models.items()
-    if model is not None and not isinstance(model, str)
-  }
-
-
-def _hashes(models):
-  """Hashes of models that are given as they are, by role, or as hashes."""
-  from jaxprune import checkpoints
-
-  if models is None or isinstance(models, str):
-    return models
-  if isinstance(models, Mapping):
-    return {
-      role: _hashes(model)
-      for role, model in models.items()
-      if model is not None
-    }
-  return checkpoints.checkpoint_hash(models)
 
 
 class Progress:

@@ -29,7 +29,7 @@ from absl import flags
 from jaxprune.pruning import change as change_lib
 from jaxprune.pruning import registry
 
-from . import flag_groups, launch
+from . import descriptions, flag_groups, launch
 
 _MODEL = flag_groups.model(
   flag_groups.REQUIRED, about="Checkpoint to prune: a folder or a hub id."
@@ -124,7 +124,7 @@ def main() -> None:
   )
   ids, described = _read_calibration(source) if given else (None, None)
   _check_memory(source.config, change, ids, memory)
-  description = launch.describe(
+  description = descriptions.describe(
     seeds={"calibration": _SEED.value}, models=source, calibration=described
   )
   with launch.place(

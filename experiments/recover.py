@@ -20,7 +20,7 @@ the objectives.
 
 from absl import flags
 
-from . import flag_groups, launch
+from . import descriptions, flag_groups, launch
 
 _MODELS = flag_groups.models(
   dense=None, about_dense="The original model; not needed for language."
@@ -66,7 +66,7 @@ def main() -> None:
     "models": models,
     "calibration": calibration,
   }
-  description = launch.describe(**about)
+  description = descriptions.describe(**about)
   with launch.place(_OUT.value, description, models=models, model=True) as (
     stage,
     _,

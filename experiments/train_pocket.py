@@ -12,10 +12,11 @@ With --evaluate=FOLDER nothing is trained; the folder is scored.
 """
 
 import pathlib
+import shutil
 
 from absl import flags
 
-from . import flag_groups, launch
+from . import descriptions, flag_groups, launch
 
 _SEED = flag_groups.seed(
   "Seed of the initial parameters and the order of documents."
@@ -36,12 +37,53 @@ _OUT = flag_groups.out(about="Folder for everything.")
 
 
 def main() -> None:
+  from jaxprune import staging
+
+  out = pathlib.Path(_OUT.value)
+  with staging.lock(out):
+    out.mkdir(parents=True, exist_ok=True)
+    _begin(out)
+    _run(out)
+
+
+def _begin(out):
+  """Write run.json, or compare it with the run that began here."""
+  from jaxprune import files, staging
+  from jaxprune.report import records
+
+  free = ("save_every", "split")  # the training is the same
+  description = descriptions.describe(
+    seeds={"order": _SEED.value, "world": _WORLD_SEED.value}
+  )
+  if any(out.iterdir()) and not records.is_run(out):
+    raise ValueError(
+      f"--out={out}: is not empty and holds no run.json of this script; give a"
+      " new folder, or empty this one"
+    )
+  earlier = files.read_json(out / "run.json") if any(out.iterdir()) else None
+  if launch.overwrites():
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+  elif earlier is not None:
+    before, now = (records.identity(d, free) for d in (earlier, description))
+    if before != now:
+      raise ValueError(
+        f"--out={out}: holds another run"
+        f" ({staging.difference(before, now)}); choose another output folder,"
+        " or add --overwrite"
+      )
+    same = records.identity(earlier) == records.identity(description)
+    if same and (out / "summary.json").is_file():
+      launch.end_as_finished(out)
+  (out / "summary.json").unlink(missing_ok=True)
+  files.atomic_write_json(out / "run.json", description)
+
+
+def _run(out):
+  """Train and score, or score alone."""
   from jaxprune import files
   from jaxprune.pocket import build, documents, scores, tasks, training
   from jaxprune.pocket import world as world_lib
 
-  out = pathlib.Path(_OUT.value)
-  out.mkdir(parents=True, exist_ok=True)
   index = documents.make_index(world_lib.make_world(_WORLD_SEED.value))
   items = tasks.make_tasks(index, _SPLIT.value)
   settings = training.TrainConfig(

@@ -207,7 +207,7 @@ def test_the_script_both_ways(folder, tmp_path):
   before = sorted(os.listdir(tmp_path))
   for model, out, more, message in (
     (tmp_path, tmp_path / "x", (), "no config.json"),
-    (folder, back, (), "not empty"),
+    (folder, back, (), "add --overwrite"),
     (folder, tmp_path / "x", ("--mesh=data:3",), "needs 3 devices"),
     (folder, tmp_path / "x", ("--mesh=rows:8",), "axes data and model"),
     (there, tmp_path / "x", ("--mesh=model:8",), "leave them out"),

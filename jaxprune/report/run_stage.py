@@ -28,10 +28,7 @@ class FinishedError(Exception):
   """The folder holds what the same run has finished."""
 
   def __init__(self, folder: pathlib.Path):
-    super().__init__(
-      f"{folder}: finished already, by the same command; add --overwrite to"
-      " run it again"
-    )
+    super().__init__(f"{folder}: finished already, by the same run")
 
 
 @contextlib.contextmanager

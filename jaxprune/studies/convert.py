@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxprune import checkpoints
+from jaxprune import checkpoints, files
 from jaxprune.checkpoints import gguf_file, gguf_folder, orbax_folder
 from jaxprune.studies import inputs
 
@@ -28,6 +28,27 @@ class Settings:
   mesh: jax.sharding.Mesh | None = None
   shard_size: int = checkpoints.SHARD_SIZE
   overwrite: bool = False
+
+
+def identify(name: str) -> checkpoints.Source | str | None:
+  """What tells a model from others, before it is converted.
+
+  Args:
+    name: what `convert` takes.
+
+  Returns:
+    The opened checkpoint, the hash of an Orbax folder, or None for a GGUF file,
+    which is known by its own hash.
+
+  Raises:
+    ValueError: not a model.
+  """
+  if gguf_file.is_gguf(name):
+    return None
+  if not orbax_folder.is_orbax_folder(name):
+    return inputs.open_model(name, logits=False)
+  opened = orbax_folder.open_orbax(name)
+  return opened.record["checkpoint_hash"] or files.sha256_tree(opened.folder)
 
 
 def convert(
@@ -72,7 +93,7 @@ def convert(
         checkpoints.open_checkpoint(out)
       )
     }
-    return f"{out}: a Hugging Face folder, dequantised", record
+    return "a Hugging Face folder, dequantised", record
   if orbax_folder.is_orbax_folder(name):
     opened = orbax_folder.open_orbax(name)
     orbax_folder.write_huggingface(
@@ -82,7 +103,7 @@ def convert(
       shard_size=settings.shard_size,
       overwrite=settings.overwrite,
     )
-    return f"{out}: a Hugging Face folder", opened.record
+    return "a Hugging Face folder", opened.record
   source = inputs.open_model(name, logits=False)
   orbax_folder.write_orbax(
     source,
@@ -92,4 +113,4 @@ def convert(
     overwrite=settings.overwrite,
   )
   record = orbax_folder.open_orbax(out).record
-  return f"{out}: an Orbax checkpoint of Flax parameters", record
+  return "an Orbax checkpoint of Flax parameters", record
