@@ -1,5 +1,7 @@
 """The benchmark on models so small that its times mean nothing."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from jaxprune.pruning.checkpoint import weights
 from jaxprune.pruning.patterns import NofM
 from jaxprune.studies import inputs
 from jaxprune.studies.benchmark import (
+  evaluation,
   methods,
   models,
   references,
@@ -134,3 +137,40 @@ def test_suite_methods(two_layers):
   assert {r["reference"] for r in rows if r["metric"] == "layer_error"} == {
     wanda
   }
+
+
+def read_settings(data, **changes):
+  return evaluation.Settings(
+    **dict(
+      model="unused",
+      data=str(data),
+      work=evaluation.WORK,
+      items=1,
+      new_tokens=5,
+      batch=1,
+      reference_batch=1,
+      repeats=1,
+      threads=1,
+    )
+    | changes
+  )
+
+
+def test_requests_of_suite_evaluation(tmp_path):
+  with pytest.raises(ValueError, match="no questions for choice"):
+    evaluation.read_requests(read_settings(tmp_path))
+  questions = tmp_path / "qa" / "ARC-Easy"
+  questions.mkdir(parents=True)
+  text = (
+    "Please choose the correct answer to the question: Why?\n\n"
+    "Answer1: So. Answer2: 2 cats\n\nAnswer format: answer1/answer2"
+  )
+  (questions / "test.json").write_text(json.dumps([{"instruction": text}] * 2))
+  (tmp_path / "gsm8k").mkdir()
+  (tmp_path / "gsm8k" / "test.jsonl").write_text('{"question": "How many?"}')
+  got = evaluation.read_requests(read_settings(tmp_path))
+  context = "Question: Why?\nAnswer:"
+  assert got["choice"] == [(context, " So."), (context, " 2 cats")]
+  ((context, options),) = got["generation"]
+  assert context == "Question: How many?\nAnswer:"
+  assert options["max_gen_toks"] == 5 and not options["do_sample"]
