@@ -300,7 +300,7 @@ def test_the_script(tiny, tmp_path):
   [
     ("--method=awq", "--method=awq"),
     ("--sparsity=half", "--sparsity=half: give numbers"),
-    ("--drop_mlp=4", "4 sublayers of 3 layers"),
+    ("--drop_mlp=4", "drop count is 4, but mlp has 3 to drop"),
     ("--max_tokens=41", "40 positions"),
     ("--num_samples=9", "--num_samples=9"),
   ],
