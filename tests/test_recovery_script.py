@@ -77,7 +77,7 @@ def test_recovered_folder_is_verified_and_the_same_again(tiny, tmp_path):
   assert done.returncode == 0, done.stderr
   assert json.loads((tmp_path / "sound/summary.json").read_text())[
     "checks"
-  ] == dict.fromkeys(("shards", "masks", "pattern", "logits"), True)
+  ] == dict.fromkeys(("shards", "masks", "pattern", "stock"), True)
   record = json.loads((one / "config.json").read_text())["jaxprune"]
   assert record["method"] == "wanda"
   assert record["recovery"]["objective"] == "distill_variance"

@@ -98,7 +98,7 @@ def test_prune_then_compare(tiny, tmp_path):
   assert done.returncode == 0, done.stderr
   assert json.loads((tmp_path / "sound/summary.json").read_text())[
     "checks"
-  ] == dict.fromkeys(("shards", "masks", "pattern", "logits"), True)
+  ] == dict.fromkeys(("shards", "masks", "pattern", "stock"), True)
   done = scripts.start(
     "trajectories",
     f"--dense={tiny}/dense",
