@@ -4,6 +4,7 @@ The conversion is written out again instead of taken from
 `jaxprune.checkpoints`, so that one can be wrong without the other.
 """
 
+import importlib
 import json
 
 import jax
@@ -401,3 +402,12 @@ def greedy(model, tokens, max_new_tokens, valid=None, eos=None):
       use_cache=True,
     )
   return whole[:, tokens.shape[1] :].numpy()
+
+
+def stock_rotary(config):
+  """The rotary embedding of the family, without the model around it."""
+  module = importlib.import_module(
+    type(config).__module__.replace("configuration", "modeling")
+  )
+  (name,) = (name for name in vars(module) if name.endswith("RotaryEmbedding"))
+  return getattr(module, name)(config)

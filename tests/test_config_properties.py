@@ -1,9 +1,9 @@
 """Any config.json: what stock reads from it, or one line that says why not."""
 
-import importlib
 import json
 import pathlib
 
+import hf_models
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -227,11 +227,7 @@ def as_strict(family, fields):
 def stock_reading(family, fields):
   """Stock's configuration, rotary embedding and names of a model that runs."""
   config = transformers.AutoConfig.for_model(family, **fields)
-  module = importlib.import_module(
-    type(config).__module__.replace("configuration", "modeling")
-  )
-  (name,) = (name for name in vars(module) if name.endswith("RotaryEmbedding"))
-  rotary = getattr(module, name)(config)
+  rotary = hf_models.stock_rotary(config)
   with torch.no_grad():
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     model(torch.zeros((1, 5), dtype=torch.int64), use_cache=False)

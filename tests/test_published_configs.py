@@ -5,7 +5,6 @@ popular checkpoints, and where each was seen. Rows marked `as remembered` were
 seen nowhere while the table was made.
 """
 
-import importlib
 import json
 import pathlib
 
@@ -102,15 +101,6 @@ def stock_field(config, *names):
   return next(getattr(config, name) for name in names if hasattr(config, name))
 
 
-def stock_rotary(config):
-  """The rotary embedding of the family, without the model around it."""
-  module = importlib.import_module(
-    type(config).__module__.replace("configuration", "modeling")
-  )
-  (name,) = (name for name in vars(module) if name.endswith("RotaryEmbedding"))
-  return getattr(module, name)(config)
-
-
 def test_the_table_is_large_enough():
   names = [row["name"] for row in ROWS]
   assert len(set(names)) == len(names) and len(READ) >= 40
@@ -171,7 +161,7 @@ def test_read_as_stock_reads_it(row):
   )
   if ours.rope is None:
     return
-  rotary, parameters = stock_rotary(theirs), theirs.rope_parameters
+  rotary, parameters = hf_models.stock_rotary(theirs), theirs.rope_parameters
   ropes = [(ours.rope, parameters, "")]
   if ours.local_rope:
     kinds = ("full_attention", "sliding_attention")
