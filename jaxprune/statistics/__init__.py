@@ -6,6 +6,7 @@ bins         a mean in each bin of another quantity
 ranks        rank correlations
 separation   how well a threshold tells two classes apart
 survival     whether a task keeps enough of the dense score
+retention    the part of a score above chance that is kept, or unknown
 """
 
 from jaxprune.statistics.bins import (
@@ -28,6 +29,7 @@ from jaxprune.statistics.intervals import (
   statistic,
 )
 from jaxprune.statistics.ranks import rank_correlation, spearman
+from jaxprune.statistics.retention import Retention, retention
 from jaxprune.statistics.separation import (
   Threshold,
   auc,
@@ -39,6 +41,7 @@ from jaxprune.statistics.survival import Survival, is_enough, survive
 __all__ = [
   "Bin",
   "Estimate",
+  "Retention",
   "Survival",
   "Threshold",
   "UNKNOWN",
@@ -56,6 +59,7 @@ __all__ = [
   "quantile_edges",
   "rank_correlation",
   "ratio",
+  "retention",
   "spearman",
   "statistic",
   "survive",
