@@ -1,6 +1,6 @@
 """What does the output lose without each sublayer, and whose choice loses less?
 
-  python -m experiments.ablation --model=FOLDER --calibration=TEXT --out=OUT
+  jaxprune ablation --model=FOLDER --calibration=TEXT --out=OUT
 
 First part: every sublayer and layer is left out alone, and what the output
 loses is KL(dense || without it) in nats; beside it the second-order estimate

@@ -1,9 +1,9 @@
 """How fast is it, beside a reference on the same machine in the same run?
 
-  python -m experiments.benchmark --size=S --threads=2 --out=out/benchmark
-  python -m experiments.benchmark --suite=transitions --size=M --batch=8 \\
+  jaxprune benchmark --size=S --threads=2 --out=out/benchmark
+  jaxprune benchmark --suite=transitions --size=M --batch=8 \\
     --out=OUT
-  python -m experiments.benchmark --suite=methods --model=pocket --out=OUT
+  jaxprune benchmark --suite=methods --model=pocket --out=OUT
 
 Random weights of two shapes: S (Qwen2, width 256, 8 layers) and M (width 896,
 24 layers, MLP 4864, vocabulary 32000, tied). Every piece of work is timed as A
@@ -33,7 +33,7 @@ answers to word problems (GSM8K) beside lm-evaluation-harness' `hf` backend, in
 processes of their own; seconds, peak memory, differences, and the floor that
 the products of the tokens set. Needs the extras `eval` and `reference`.
 
-  python -m experiments.benchmark --suite=evaluation --model=FOLDER \\
+  jaxprune benchmark --suite=evaluation --model=FOLDER \\
     --data=DATA --items=80 --repeats=3 --out=OUT
 """
 

@@ -1,6 +1,6 @@
 """Does the code that a model writes pass its tests? HumanEval and MBPP.
 
-  python -m experiments.code_tasks --model=FOLDER \\
+  jaxprune code_tasks --model=FOLDER \\
     --tasks=HumanEval.jsonl.gz --allow_code_execution --out=OUT
 
 Code of a model is untrusted: without --allow_code_execution the completions are

@@ -1,6 +1,6 @@
 """Is one method better than another at equal amount, item by item?
 
-  python -m experiments.compare_methods --run=OUT --baseline=drop_attention \\
+  jaxprune compare_methods --run=OUT --baseline=drop_attention \\
     --out=PAIRS
 
 Reads the finished configurations of `experiments.discrepancy`. Each METHOD:

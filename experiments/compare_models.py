@@ -1,6 +1,6 @@
 """Does it hold for other dense models? The same sweep of several of them.
 
-  python -m experiments.compare_models --runs=SWEEP1,SWEEP2,SWEEP3 --out=OUT
+  jaxprune compare_models --runs=SWEEP1,SWEEP2,SWEEP3 --out=OUT
 
 Reads the finished configurations of `experiments.discrepancy`, one folder per
 dense model, and takes what all folders have: configurations, tasks and metrics.

@@ -1,8 +1,8 @@
 """Convert a model: GGUF to Hugging Face, and Hugging Face to Orbax and back.
 
-  python -m experiments.convert --model=FOLDER --out=ORBAX [--mesh=model:8]
-  python -m experiments.convert --model=ORBAX --out=FOLDER [--shard_size=2GB]
-  python -m experiments.convert --model=FILE.gguf --out=FOLDER
+  jaxprune convert --model=FOLDER --out=ORBAX [--mesh=model:8]
+  jaxprune convert --model=ORBAX --out=FOLDER [--shard_size=2GB]
+  jaxprune convert --model=FILE.gguf --out=FOLDER
 
 The input decides the way. ORBAX holds the Flax parameters under `params/`, for
 any JAX program, spread over the devices of --mesh, the masks of a pruned model

@@ -1,10 +1,9 @@
 """What does run.json say of a script: its flags, seeds, versions and inputs?"""
 
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
+from . import command_line
 
 if TYPE_CHECKING:  # a script shows its --help without loading JAX
   from jaxprune import checkpoints
@@ -18,8 +17,7 @@ if TYPE_CHECKING:  # a script shows its --help without loading JAX
 
 def flag_values() -> dict[str, Any]:
   """The script's own flags with their resolved values, for run.json."""
-  script_flags = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-  return {flag.name: flag.value for flag in script_flags}
+  return {flag.name: flag.value for flag in command_line.own_flags()}
 
 
 def describe(
@@ -50,7 +48,7 @@ def describe(
     calibration = tokens.describe(calibration)
   description = report.describe_run(
     flags=flag_values(),
-    command=sys.argv,
+    command=command_line.command(),
     seeds=seeds,
     checkpoint_hash=_hashes(models),
     calibration=calibration,

@@ -1,6 +1,6 @@
 """Which tasks does which pruning leave intact? Tasks over methods and seeds.
 
-  python -m experiments.discrepancy --model=pocket --pocket \\
+  jaxprune discrepancy --model=pocket --pocket \\
     --configurations=wanda:0.6,wanda:2:4,drop_attention:4 --seeds=0,1,2 \\
     --out=OUT
 

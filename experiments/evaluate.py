@@ -1,7 +1,7 @@
 """What do one or two models score on tasks, with intervals over the items?
 
-  python -m experiments.evaluate --model=pocket --pocket --out=OUT
-  python -m experiments.evaluate --dense=FOLDER --pruned=PRUNED \\
+  jaxprune evaluate --model=pocket --pocket --out=OUT
+  jaxprune evaluate --dense=FOLDER --pruned=PRUNED \\
     --choice=QUESTIONS.jsonl --generation=PROMPTS.jsonl --extract=normalised \\
     --perplexity=TEXT --retrieval=FOLDER --out=OUT
 

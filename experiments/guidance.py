@@ -1,9 +1,9 @@
 """May a pruned model still be used for a task? Learn the rule, or apply it.
 
-  python -m experiments.guidance --sweeps=SWEEP1,SWEEP2 --out=OUT
-  python -m experiments.guidance --rule=OUT/rule.json --dense=FOLDER \\
+  jaxprune guidance --sweeps=SWEEP1,SWEEP2 --out=OUT
+  jaxprune guidance --rule=OUT/rule.json --dense=FOLDER \\
     --pruned=PRUNED --prompts=FILE --out=JUDGED
-  python -m experiments.guidance --rule=OUT/rule.json --sweeps=OTHER \\
+  jaxprune guidance --rule=OUT/rule.json --sweeps=OTHER \\
     --out=CHECKED
 
 With --sweeps it reads the pruned models that `experiments.discrepancy` scored

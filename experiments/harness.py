@@ -1,8 +1,8 @@
 """What does lm-evaluation-harness say of a model, dense or pruned?
 
-  python -m experiments.harness --model=FOLDER --data=DATA \\
+  jaxprune harness --model=FOLDER --data=DATA \\
     --task=tinystories_choice --out=OUT
-  python -m experiments.harness --model=FOLDER --task=hellaswag --out=OUT
+  jaxprune harness --model=FOLDER --task=hellaswag --out=OUT
 
 The harness itself is not changed; the model is given to it by
 `jaxprune.evaluation.lm_eval_adapter`. Its own tasks fetch their data from the

@@ -8,9 +8,10 @@ process at once.
 import contextlib
 import shlex
 import signal
-import sys
 import threading
 from collections.abc import Iterator
+
+from . import command_line
 
 
 class SignalError(BaseException):
@@ -64,8 +65,6 @@ def as_exceptions(*, pod: bool) -> Iterator[None]:
 
 def closing_line() -> str:
   """What is kept, and the command that goes on or begins anew."""
-  spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-  program = ["python", "-m", spec.name] if spec else [sys.argv[0]]
   verb = "go on with" if _kept else "begin anew with"
-  command = shlex.join([*program, *sys.argv[1:]])
+  command = shlex.join(command_line.command())
   return f"stopped: {_kept or 'nothing is kept'}; {verb}: {command}"

@@ -1,8 +1,8 @@
 """Undo a part of what pruning did, and see how much of its effect goes.
 
-  python -m experiments.interventions --model=pocket --answers=pocket \\
+  jaxprune interventions --model=pocket --answers=pocket \\
     --configurations=wanda:0.5,drop_attention:4 --seeds=0,1,2 --out=OUT
-  python -m experiments.interventions --dense=FOLDER --pruned=PRUNED \\
+  jaxprune interventions --dense=FOLDER --pruned=PRUNED \\
     --prompts=FILE --answers=none --out=OUT
 
 Prunes the model once per configuration and calibration seed (or takes one

@@ -12,10 +12,12 @@ give the results that name when all went well.
 """
 
 import contextlib
+import functools
 import logging as python_logging
 import math
 import os
 import pathlib
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags, logging
 
-from . import descriptions, interrupts
+from . import command_line, descriptions, interrupts
 
 if TYPE_CHECKING:  # a script shows its --help without loading JAX
   from jaxprune import report, staging
@@ -63,8 +65,7 @@ def run(main: Callable[[], None]) -> None:
   """Parse the flags, join the pod if there is one, call `main()`, exit."""
 
   def entry(argv: list[str]) -> None:
-    if len(argv) > 1:
-      raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    del argv  # no word is left over
     # Without this absl shows what JAX logs about every accelerator that is
     # absent.
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)
@@ -91,7 +92,7 @@ def run(main: Callable[[], None]) -> None:
       print("error: " + " ".join(str(error).split()), file=sys.stderr)
       sys.exit(1)
 
-  app.run(entry)
+  app.run(entry, flags_parser=functools.partial(command_line.parse, main))
 
 
 class _FinishedError(Exception):
@@ -221,6 +222,7 @@ class Study:
     headline: str = "",
     *,
     wrote: Sequence[str] = ("report.html",),
+    then: Sequence[str] = (),
   ) -> None:
     """Write summary.json, with the seconds since the script began.
 
@@ -229,12 +231,14 @@ class Study:
       headline: what the script prints at its end, in one or more lines.
       wrote: files and folders of the run folder that the last line names; ""
         is the folder itself.
+      then: words of the command that is natural next; () for none.
     """
     self.run.write_summary({**summary, "seconds": _clock.seconds()})
     names = [f"{self.stage.shown}/{name}".rstrip("/") for name in wrote]
-    self._closing = "\n".join(
-      filter(None, (headline, f"wrote {' and '.join(names)}"))
-    )
+    lines = [headline, f"wrote {' and '.join(names)}"]
+    if then:
+      lines.append(f"next: {shlex.join((command_line.PROGRAM, *then))}")
+    self._closing = "\n".join(filter(None, lines))
 
   def close_journals(self) -> None:
     """Close what `bookkeeping` has opened."""

@@ -1,8 +1,8 @@
 """Defer single steps to the dense model, or stop, when a signal says so.
 
-  python -m experiments.monitoring --configurations=wanda:0.6,wanda:2:4 \\
+  jaxprune monitoring --configurations=wanda:0.6,wanda:2:4 \\
     --out=OUT
-  python -m experiments.monitoring --dense=FOLDER --pruned=PRUNED \\
+  jaxprune monitoring --dense=FOLDER --pruned=PRUNED \\
     --prompts=FILE --out=OUT
 
 The pruned model writes greedily. Where the risk of a step (`probes.monitoring`)

@@ -1,8 +1,8 @@
 """Divide what pruning did to the output among sublayers and decoding steps.
 
-  python -m experiments.propagation --model=pocket \\
+  jaxprune propagation --model=pocket \\
     --configurations=wanda:0.5,drop_attention:4 --seeds=0,1,2 --out=OUT
-  python -m experiments.propagation --dense=FOLDER --pruned=PRUNED \\
+  jaxprune propagation --dense=FOLDER --pruned=PRUNED \\
     --prompts=FILE --max_new_tokens=32 --out=OUT
 
 Prunes the model once per configuration and calibration seed, or takes one

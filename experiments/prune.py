@@ -1,6 +1,6 @@
 """Prune a checkpoint by any method and write a folder that transformers loads.
 
-  python -m experiments.prune --model=FOLDER --method=wanda --sparsity=0.5 \\
+  jaxprune prune --model=FOLDER --method=wanda --sparsity=0.5 \\
     --calibration=TEXT --num_samples=128 --seq_len=512 --out=PRUNED
 
 PRUNED is a Hugging Face checkpoint with zeros in place of what was removed,

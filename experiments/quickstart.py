@@ -1,7 +1,7 @@
 """The whole way once: prune a checkpoint, compare it with the original, report.
 
-  python -m experiments.quickstart
-  python -m experiments.quickstart --model=FOLDER --calibration=TEXT \\
+  jaxprune quickstart
+  jaxprune quickstart --model=FOLDER --calibration=TEXT \\
     --prompts=PROMPTS --out=OUT
 
 Without flags it prunes the pocket model that comes with the package, and needs
@@ -72,7 +72,12 @@ def main() -> None:
       "tasks": tasks,
     }
     headline = summary_lib.headline(summary)
-    study.finish(summary, headline, wrote=("report.html", "pruned"))
+    study.finish(
+      summary,
+      headline,
+      wrote=("report.html", "pruned"),
+      then=("prune", "FOLDER", "PRUNED", "--calibration=TEXT"),
+    )
     page.write_page(study.run, tables, summary)
 
 

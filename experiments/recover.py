@@ -1,6 +1,6 @@
 """Train a pruned model for a few hundred steps, its zeros kept.
 
-  python -m experiments.recover --dense=FOLDER --pruned=PRUNED \\
+  jaxprune recover --dense=FOLDER --pruned=PRUNED \\
     --objective=distill --calibration=TEXT --steps=200 --out=RECOVERED
 
 RECOVERED is a Hugging Face checkpoint of the same layout, with the masks of

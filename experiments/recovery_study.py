@@ -1,6 +1,6 @@
 """Which objective brings a pruned pocket model back? Equal steps, same text.
 
-  python -m experiments.recovery_study --out=OUT
+  jaxprune recovery_study --out=OUT
 
 For every configuration and calibration seed the dense model is pruned, trained
 with each objective, written as a folder, read back and scored: choose, retrieve

@@ -1,6 +1,6 @@
 """Prune a sentence encoder in many ways and see what retrieval keeps.
 
-  python -m experiments.retrieval --model=MINILM --collection=CRANFIELD \\
+  jaxprune retrieval --model=MINILM --collection=CRANFIELD \\
     --sts=sts-test.tsv --method=wanda,magnitude --sparsity=0.3,0.5,0.7 \\
     --drop_attention=1,2,3 --drop_mlp=1,2,3 --out=OUT
 

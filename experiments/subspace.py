@@ -1,7 +1,7 @@
 """Do answer options move less than the rest of the vocabulary?
 
-  python -m experiments.subspace --pruned=PRUNED --out=OUT
-  python -m experiments.subspace --dense=FOLDER --pruned=PRUNED \\
+  jaxprune subspace --pruned=PRUNED --out=OUT
+  jaxprune subspace --dense=FOLDER --pruned=PRUNED \\
     --items=QUESTIONS.jsonl --answer_as=letter --out=OUT
 
 Each line of the jsonl file has `context`, `options` and `answer`. At the

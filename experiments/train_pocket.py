@@ -1,6 +1,6 @@
 """Train the pocket model: world, tokenizer, training, export, scores.
 
-  python -m experiments.train_pocket --seed=0 --out=out/pocket
+  jaxprune train_pocket --seed=0 --out=out/pocket
 
 A run that was cut off goes on when the same command is given again. The
 folder `model` under --out is what is shipped as `pocket`; `summary.json` has

@@ -1,6 +1,6 @@
 """Compare a dense and a pruned model over positions and layers.
 
-  python -m experiments.trajectories --dense=FOLDER --pruned=PRUNED \\
+  jaxprune trajectories --dense=FOLDER --pruned=PRUNED \\
     --prompts=FILE --protocol=teacher_forced --max_new_tokens=32 --out=OUT
 
 The dense model continues every prompt (greedily, or by sampling at

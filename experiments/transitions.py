@@ -1,8 +1,8 @@
 """Replace or drop one sublayer at a time where everything else is dense.
 
-  python -m experiments.transitions --dense=FOLDER --pruned=PRUNED \\
+  jaxprune transitions --dense=FOLDER --pruned=PRUNED \\
     --prompts=FILE --max_new_tokens=64 --out=OUT
-  python -m experiments.transitions --dense=FOLDER --drop \\
+  jaxprune transitions --dense=FOLDER --drop \\
     --prompts=FILE --out=OUT
 
 The dense model continues every prompt, greedily or by sampling at

@@ -1,9 +1,9 @@
 """Is a folder what it says: a sound checkpoint, pruned where its masks say?
 
-  python -m experiments.verify --model=PRUNED --out=OUT
-  python -m experiments.verify --model=PRUNED --pattern=2:4 --out=OUT
-  python -m experiments.verify --model=PRUNED --against=OTHER --out=OUT
-  python -m experiments.verify --model=A --also=B,C --round_trip --out=OUT
+  jaxprune verify --model=PRUNED --out=OUT
+  jaxprune verify --model=PRUNED --pattern=2:4 --out=OUT
+  jaxprune verify --model=PRUNED --against=OTHER --out=OUT
+  jaxprune verify --model=A --also=B,C --round_trip --out=OUT
 
 Checks, each a line and a field of summary.json:
   shards     size and sha256 of every shard, as recorded when it was written

@@ -157,7 +157,7 @@ def test_what_the_library_logs_is_said_once(capsys):
     logger.debug("never said")
 
   with (
-    mock.patch.object(launch.app, "run", lambda entry: entry(["script"])),
+    mock.patch.object(launch.app, "run", lambda entry, **_: entry(["script"])),
     mock.patch.object(launch, "is_quiet", lambda: False),
     mock.patch.object(launch, "_DISTRIBUTED", mock.Mock(value=False)),
   ):

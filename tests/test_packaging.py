@@ -180,8 +180,8 @@ def test_a_script_runs_from_the_installed_wheel(built, tmp_path):
   (site / "dependencies.pth").write_text("\n".join(packages))
   done = run(python, "-m", "jaxprune.experiments.quickstart", "--help")
   assert "--max_new_tokens" in done.stdout, done.stderr
-  done = run(python, "-m", "jaxprune.experiments.harness", "--help")
-  assert "--task" in done.stdout, done.stderr
+  done = run(tmp_path / "venv/bin/jaxprune", "harness", "--help")
+  assert "usage: jaxprune harness MODEL TASK OUT" in done.stdout, done.stderr
   done = run(python, "-c", "import jaxprune; print(jaxprune.__file__)")
   assert done.stdout.startswith(str(tmp_path))
   done = run(python, "-c", "import experiments")

@@ -66,7 +66,8 @@ def test_help_is_quick_and_loads_no_jax(script):
     text=True,
     cwd=scripts.ROOT,
   )
-  assert "--out" in done.stdout
+  assert done.returncode == 0
+  assert "--out" in done.stdout and "--pdb" not in done.stdout
   assert done.stdout.strip().endswith("False")
   assert time.monotonic() - began < 30  # a hang, not a speed
 
