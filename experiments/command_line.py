@@ -76,7 +76,10 @@ def _subcommand() -> str | None:
 
 
 def _is_required(flag: flags.Flag) -> bool:
-  return flag.default is None and bool(flag.validators)
+  # Bounds of a number are a validator too, which admits None.
+  return flag.default is None and any(
+    not validator.checker(None) for validator in flag.validators
+  )
 
 
 def _named(words: Sequence[str]) -> list[str]:

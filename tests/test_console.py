@@ -77,3 +77,8 @@ def test_words_stand_for_required_flags(tmp_path):
     assert done.returncode == 1, words
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_flag_with_bounds_is_not_required():
+  done = scripts.call("trajectories", "--help")
+  assert "trajectories DENSE PRUNED PROMPTS OUT [" in done.stdout
