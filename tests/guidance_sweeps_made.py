@@ -57,12 +57,9 @@ def write_configuration(
   (folder / "configurations" / f"{name}.json").write_text(json.dumps(content))
 
 
-def write_sweep(folder, dense="aaaa", shift=0.0):
-  """Six methods, two seeds, three amounts; `choose` dies at damage 0.3.
-
-  Returns the folder. magnitude and rtn look at no data: one seed, 30 models.
-  """
-  write_configuration(folder, "dense", "dense", 0, 0.0, 20)
+def write_dense(folder, dense="aaaa", right=20):
+  """The score of a dense model, and what the scores are scores of."""
+  write_configuration(folder, "dense", "dense", 0, 0.0, right)
   (folder / "configurations" / "job.json").write_text(
     json.dumps(
       {
@@ -74,6 +71,14 @@ def write_sweep(folder, dense="aaaa", shift=0.0):
       }
     )
   )
+
+
+def write_sweep(folder, dense="aaaa", shift=0.0):
+  """Six methods, two seeds, three amounts; `choose` dies at damage 0.3.
+
+  Returns the folder. magnitude and rtn look at no data: one seed, 30 models.
+  """
+  write_dense(folder, dense)
   methods = {
     "magnitude": ("0.2", "0.5", "0.7"),
     "wanda": ("0.2", "0.5", "2:4"),

@@ -5,7 +5,11 @@ import json
 import pytest
 import scripts
 
-from tests.guidance_sweeps_made import write_sweep
+from tests.guidance_sweeps_made import (
+  write_configuration,
+  write_dense,
+  write_sweep,
+)
 
 
 @pytest.mark.slow
@@ -72,6 +76,53 @@ def test_learn_and_apply(two_layers, tmp_path):
   checked = json.loads((tmp_path / "checked/summary.json").read_text())
   assert not checked["same_dense_model"] and checked["no_rule"] == ["easy"]
   assert "other dense models" in done.stdout
+
+
+@pytest.mark.parametrize(
+  ("grid", "words"),
+  [
+    ({"wanda:0.5": (0.1, 20)}, "No rule can be learnt"),
+    (
+      # Six configurations of two methods: one method is left to resample.
+      {
+        "wanda:0.3": (0.05, 20),
+        "wanda:0.5": (0.1, 20),
+        "wanda:0.7": (0.6, 5),
+        "rtn:8": (0.01, 20),
+        "rtn:4": (0.2, 20),
+        "rtn:2": (1.0, 2),
+      },
+      "are wrong for",
+    ),
+  ],
+  ids=["one", "six"],
+)
+def test_a_grid_of_any_size(tmp_path, grid, words):
+  sweep = tmp_path / "sweep"
+  write_dense(sweep)
+  for name, (damage, right) in grid.items():
+    file = f"{name.replace(':', '_')}-seed0"
+    write_configuration(sweep, file, name, 0, damage, right)
+  out = tmp_path / "out"
+  done = scripts.call(
+    "guidance", f"--sweeps={sweep}", f"--out={out}", "--resamples=100"
+  )
+  assert done.returncode == 0, done.stderr
+  first = done.stdout.splitlines()[0]
+  assert first.startswith(f"Of {len(grid)} pruned model") and words in first
+  assert words in (out / "report.html").read_text()
+
+
+def test_nothing_to_learn_from_is_one_line(tmp_path):
+  write_dense(tmp_path, right=0)
+  write_configuration(tmp_path, "a-seed0", "wanda:0.5", 0, 0.1, 0)
+  for path in (tmp_path / "configurations").glob("*.json"):
+    score = json.loads(path.read_text())
+    if "tasks" in score:
+      del score["tasks"]["text"], score["tasks"]["easy"]
+      path.write_text(json.dumps(score))
+  done = scripts.call("guidance", f"--sweeps={tmp_path}", f"--out={tmp_path}/o")
+  assert done.returncode == 1 and "near chance" in done.stderr
 
 
 def test_bad_flags_are_one_line(tmp_path):

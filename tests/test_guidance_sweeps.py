@@ -378,9 +378,46 @@ def test_a_rule_file_is_recognised(tmp_path):
 
 
 def test_lines(sweeps, rules):
-  said = [summary.describe_rule(*item) for item in rules.items()]
-  assert said[0].startswith("choose: 20 of 30 survived; ")
-  assert "held-out error 0 % [0, 71]" in said[0]
-  assert "no threshold" in said[2]
+  lines = [summary.describe_rule(*item) for item in rules.items()]
+  assert lines[0].startswith("choose: 20 of 30 survived; use a model while")
+  assert "held-out error 0 % [0, 71]" in lines[0]
+  assert "no threshold" in lines[2]
   advice = summary.setting_lines(recommend.recommend(sweeps))
   assert "rtn:4" in advice[0] and "no wanda n:m" in advice[0]
+  assert summary.in_words("p90_kl") == "90th percentile of the KL"
+  assert all(map(summary.in_words, rules_lib.FEATURES))
+
+
+def test_the_answer_comes_first_and_in_words(sweeps, rules):
+  numbers = summary.summarise(sweeps, rules, SETTINGS, [])
+  first = summary.headline(numbers).splitlines()[0]
+  assert first == (
+    "Of 30 pruned models, 20 still do choose, 10 still do text and 30 still do"
+    " easy (at least 90 % of the dense score). Lost first is text. On models"
+    " that were not learnt from the rules are wrong for 0 % [0, 71] (choose),"
+    " 0 % [0, 71] (text)."
+  )
+  assert summary.verdict(numbers).startswith(first)
+
+
+def test_a_choice_is_corrected_for_chance(tmp_path):
+  """15 of 20 with a chance of one half: half of what could be lost is left."""
+  folder = write_sweep(tmp_path)
+  for path in (folder / "configurations").glob("*.json"):
+    score = json.loads(path.read_text())
+    if "tasks" in score:
+      score["tasks"]["choose"]["chance"] = 0.5
+      score["tasks"]["easy"]["chance"] = [0.9, 1.0, 1.0]
+      path.write_text(json.dumps(score))
+  write_configuration(tmp_path, "awq-seed0", "awq:4", 0, 0.1, 15)
+  found = sweeps_lib.read_sweeps([folder], keep=0.9, resamples=100)
+  kept = dict(
+    zip((m.configuration for m in found.models), found.tasks["choose"].kept)
+  )
+  assert kept["awq:4"] == pytest.approx(0.5)
+  # A dense model that is no better than a guess has nothing to lose.
+  assert list(found.tasks) == ["choose", "text"]
+  assert [line for line in found.left_out if "near chance" in line] == [
+    "easy: unknown, because the dense model aaaa may be near chance: it has"
+    " nothing to lose"
+  ]

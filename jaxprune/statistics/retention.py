@@ -43,6 +43,7 @@ class Retention:
     state: of STATES: kept or lost if the interval lies on one side of the
       threshold, else unknown.
     reason: why it is unknown, in words; empty otherwise.
+    near_chance: whether that is because the dense model may be near chance.
     probability: that the retention is at least the threshold, in (0, 1); 0.5
       where nothing is known.
     pruned, dense: mean score over the items.
@@ -56,6 +57,7 @@ class Retention:
   high: float
   state: str
   reason: str
+  near_chance: bool
   probability: float
   pruned: float
   dense: float
@@ -95,9 +97,10 @@ def retention(
   weights = np.concatenate([np.ones(pruned.size), np.full(4, _HALF)])
   moments = _moments(padded, weights)
   low, high = _fieller(*moments)
-  reason = _near_chance(*moments, least)
-  if reason:
+  near_chance, reason = _near_chance(*moments, least), ""
+  if near_chance:
     state = UNDECIDED
+    reason = "the dense model may be near chance, so there is little to lose"
   elif is_enough(low, threshold):
     state = KEPT
   elif not is_enough(high, threshold):
@@ -114,6 +117,7 @@ def retention(
     high=high,
     state=state,
     reason=reason,
+    near_chance=near_chance,
     probability=_probability(*moments, threshold),
     pruned=float(pruned.mean()),
     dense=float(dense.mean()),
@@ -143,12 +147,9 @@ def _fieller(means, covariance) -> tuple[float, float]:
   return float((half - root) / square), float((half + root) / square)
 
 
-def _near_chance(means, covariance, least) -> str:
-  """Why nothing can be said of a loss; empty where the dense model is good."""
-  margin = _z() * math.sqrt(covariance[1, 1])
-  if means[1] - margin > least:
-    return ""
-  return "the dense model may be near chance, so there is little to lose"
+def _near_chance(means, covariance, least) -> bool:
+  """Whether the dense model may be no better than `least` above chance."""
+  return bool(means[1] - _z() * math.sqrt(covariance[1, 1]) <= least)
 
 
 def _probability(means, covariance, threshold) -> float:

@@ -94,15 +94,13 @@ def feature_rows(sweeps: Sweeps, settings: Settings) -> list[dict[str, Any]]:
         "protocol": "feature",
         "task": name,
         "feature": feature,
-        "spearman": statistics.rank_correlation(values, task.kept),
+        "spearman": rules.rank_correlation(values, task.kept),
         "auc": separation.auc(values, ~task.survives),
         "auc_fit": separation.auc(values[learn], ~task.survives[learn]),
         "auc_held_out": separation.auc(values[ask], ~task.survives[ask]),
-        "spearman_held_out": statistics.rank_correlation(
+        "spearman_held_out": rules.rank_correlation(
           values[ask], task.kept[ask]
-        )
-        if ask.sum() > 1
-        else np.nan,
+        ),
       }
       fitted = separation.fit_threshold(values[learn], ~task.survives[learn])
       if fitted is not None and ask.any():

@@ -145,7 +145,7 @@ def fit_rule(
         "gap": [fitted.below, fitted.above],
         "balanced_error": fitted.balanced_error,
         "auc": separation.auc(values, ~survives),
-        "spearman": statistics.rank_correlation(values, kept),
+        "spearman": rank_correlation(values, kept),
         "tried": len(table),
       }
     )
@@ -159,6 +159,13 @@ def fit_rule(
       round(_worst(rule["spearman"]), 9),
     ),
   )
+
+
+def rank_correlation(values: np.ndarray, kept: np.ndarray) -> float:
+  """Spearman's, of a feature and the score that is kept; NaN below two."""
+  if len(values) < 2:
+    return math.nan
+  return statistics.rank_correlation(values, kept)
 
 
 def check_answers(

@@ -48,6 +48,24 @@ NAMES = {
   "majority": "majority",
 }
 
+_WORDS = {
+  "flip_rate": "share of changed next tokens",
+  "first_flip_hazard": "hazard of a first changed token",
+  "flipped_prompts": "share of prompts with a changed token",
+  "reachable": "share of positions where a change is not ruled out",
+  "mean": "mean",
+  "median": "median",
+  "p90": "90th percentile of the",
+  "max": "greatest",
+  "one_minus_cos_h": "1 - cosine of h",
+  "one_minus_cos_z": "1 - cosine of z",
+  "one_minus_cos_z_centred": "1 - cosine of centred z",
+  "one_minus_cos_p": "1 - cosine of p",
+  "kl": "KL",
+  "sd_p": "standard deviation of the change of the logits",
+  "relative_shift": "shift of the logits over the margin",
+}
+
 
 def rows(sweeps: Sweeps) -> Iterator[dict[str, Any]]:
   """Records: per model its features, and per model and task its score."""
@@ -98,13 +116,68 @@ def summarise(
 
 
 def headline(summary: dict[str, Any]) -> str:
-  """A line per task: what was learnt; and one: how far each method goes."""
+  """The answer in words, a line per task, and how far each method goes."""
   return "\n".join(
     [
+      lead(summary),
       *(describe_rule(*item) for item in summary["tasks"].items()),
       *setting_lines(summary["settings"]),
+      *(line for line in summary["left_out"] if ": unknown, " in line),
     ]
   )
+
+
+def lead(summary: dict[str, Any]) -> str:
+  """Which tasks survive pruning, and whether that can be told beforehand.
+
+  Args:
+    summary: from `summarise`.
+  """
+  rules = summary["tasks"]
+  shares = {
+    task: entry["survived"] / entry["models"] for task, entry in rules.items()
+  }
+  text = f"Of {_count(summary['models'], 'pruned model')}, " + _list(
+    f"{entry['survived']} still "
+    + ("does " if entry["survived"] == 1 else "do ")
+    + task
+    for task, entry in rules.items()
+  )
+  text += f" (at least {100 * summary['keep']:.0f} % of the dense score)."
+  least, most = min(shares.values()), max(shares.values())
+  if least < most:
+    first = [task for task, share in shares.items() if share == least]
+    verb = "is" if len(first) == 1 else "are"
+    text += f" Lost first {verb} {_list(first)}."
+  told = [task for task, entry in rules.items() if entry["feature"]]
+  checked = [task for task in told if rules[task]["held_out"]]
+  if not told:
+    return (
+      f"{text} No rule can be learnt: there are too few models, or all of those"
+      " that are learnt from survived, or none."
+    )
+  if not checked:
+    return f"{text} The rules below were not checked on other models."
+  return (
+    text
+    + " On models that were not learnt from the rules are wrong for "
+    + (
+      ", ".join(
+        f"{format_error(rules[task]['held_out'])} ({task})" for task in checked
+      )
+      + "."
+    )
+  )
+
+
+def _count(number: int, noun: str) -> str:
+  return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _list(words) -> str:
+  """Words with commas between them, and `and` before the last."""
+  *some, last = words
+  return f"{', '.join(some)} and {last}" if some else last
 
 
 def describe_rule(task: str, entry: dict[str, Any]) -> str:
@@ -123,15 +196,24 @@ def describe_rule(task: str, entry: dict[str, Any]) -> str:
     if split != HALF
   )
   return (
-    f"{head}{entry['feature']} <= {entry['threshold']:.3g}, held-out error"
+    f"{head}use a model while its {in_words(entry['feature'])} is at most"
+    f" {entry['threshold']:.3g}: held-out error"
     f" {format_error(entry['held_out'])} ({others})"
   )
+
+
+def in_words(feature: str) -> str:
+  """A feature of `rules.FEATURES` as a reader would say it."""
+  if feature in _WORDS:
+    return _WORDS[feature]
+  statistic, _, quantity = feature.partition("_")
+  return f"{_WORDS[statistic]} {_WORDS[quantity]}"
 
 
 def verdict(summary: dict[str, Any]) -> str:
   """What the numbers say, in plain words."""
   rules = summary["tasks"]
-  parts = [describe_rule(*item) for item in rules.items()]
+  parts = [lead(summary), *(describe_rule(*item) for item in rules.items())]
   for task, entry in rules.items():
     baselines = entry.get("splits", {}).get(HALF, {}).get("baselines", {})
     better = [
@@ -139,7 +221,7 @@ def verdict(summary: dict[str, Any]) -> str:
       for name, other in baselines.items()
       if (other["rule_less_this"]["high"] or 0) < 0
     ]
-    if entry["feature"] is not None:
+    if baselines:
       parts.append(
         f"{task}: the rule is wrong less often than "
         + (", ".join(better) if better else "none of the baselines")
@@ -171,7 +253,8 @@ def format_error(error: dict[str, Any] | None) -> str:
   """An error with its interval, in percent; of `rules.check_answers`."""
   if error is None:
     return "not checked"
-  ends = [error["low"], error["high"]]
+  # With one method there is nothing to resample, and no interval.
+  ends = [error.get("low"), error.get("high")]
   shown = (
     "no interval"
     if any(end is None or not np.isfinite(end) for end in ends)

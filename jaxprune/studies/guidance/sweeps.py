@@ -19,7 +19,9 @@ from jaxprune.studies.sweep import scores as scores_lib
 
 # The score of a task is the first of these that it has. Other columns only
 # describe it, such as the length of a text.
-METRICS = ("acc", "ndcg@10", "exact", "same", "nll")
+METRICS = ("acc", "ndcg@10", "exact", "passed", "same", "nll")
+# Score of a guess, for sweeps that do not say it of their tasks.
+_CHANCE = {"pocket choose": 0.25, "pocket stories": 0.25}
 KINDS = {
   "weights": configurations.ENTRIES,
   "units": configurations.UNITS,
@@ -78,7 +80,7 @@ class Task:
 
   @property
   def kept(self) -> np.ndarray:
-    """Share of the dense score, float [n]."""
+    """Share of the dense score above chance, float [n]."""
     return np.array([each.kept for each in self.survivals])
 
   @property
@@ -221,7 +223,10 @@ def read_sweeps(
   }
   tasks = {name: task for name, task in tasks.items() if task is not None}
   if not tasks:
-    raise ValueError("--sweeps: no task has a score that can be lost")
+    raise ValueError(
+      "--sweeps: no task has a score that can be lost"
+      + (f" ({left_out[0]})" if left_out else "")
+    )
   perplexity = {}
   for name, task in tasks.items():
     if task.metric == "nll":
@@ -312,17 +317,30 @@ def _task(name, scores, models, left_out, *, keep, seed, resamples):
         if entry["weights"] is None
         else np.array(entry["weights"], np.float64)
       )
+    reference, chance = columns[metric], chance_of(name, entry)
+    if metric != "nll" and _near_chance(reference, chance):
+      line = (
+        f"{name}: unknown, because the dense model {models[place].dense[:12]}"
+        " may be near chance: it has nothing to lose"
+      )
+      if line not in left_out:
+        left_out.append(line)
+      continue
     try:
       if values.shape != weights.shape:
         raise ValueError("has other items than the first sweep")
-      survival = statistics.survive(
-        np.array(columns[metric], np.float64),
-        values,
-        weights=weights,
-        lower_is_better=metric == "nll",
-        keep=keep,
-        seed=seed,
-        resamples=resamples,
+      survival = (
+        statistics.survive(
+          np.array(reference, np.float64),
+          values,
+          weights=weights,
+          lower_is_better=True,
+          keep=keep,
+          seed=seed,
+          resamples=resamples,
+        )
+        if metric == "nll"
+        else _survive(values, reference, chance, keep)
       )
     except ValueError as error:
       model = models[place]
@@ -341,4 +359,33 @@ def _task(name, scores, models, left_out, *, keep, seed, resamples):
     survivals=survivals,
     items=np.array(items),
     weights=weights,
+  )
+
+
+def chance_of(task: str, entry: dict[str, Any]) -> float | np.ndarray:
+  """Score of a guess at a task: one number, or one per item.
+
+  Args:
+    task: its name.
+    entry: what a configuration of a sweep says of it.
+  """
+  chance = entry.get("chance", _CHANCE.get(task, 0.0))
+  return np.asarray(chance, np.float64) if np.ndim(chance) else float(chance)
+
+
+def _near_chance(reference, chance) -> bool:
+  """Whether the dense model may be no better than a guess."""
+  return statistics.retention(reference, reference, chance).near_chance
+
+
+def _survive(pruned, reference, chance, keep) -> statistics.Survival:
+  """Survival of a score above chance."""
+  kept = statistics.retention(pruned, reference, chance, keep)
+  survives = bool(statistics.is_enough(kept.value, keep))
+  return statistics.Survival(
+    score=kept.pruned,
+    dense=kept.dense,
+    kept=kept.value,
+    survives=survives,
+    certainty=kept.probability if survives else 1 - kept.probability,
   )
