@@ -220,6 +220,10 @@ class Tasks:
   pocket: flags.FlagHolder[bool]
   limit: flags.FlagHolder[int | None]
   chat: flags.FlagHolder[str]
+  named: flags.FlagHolder[list[str]]
+  data: flags.FlagHolder[str | None]
+  few_shot: flags.FlagHolder[int | None]
+  allow_code_execution: flags.FlagHolder[bool]
 
   def read(self, **others: Any) -> "scores.Tasks":
     """What is asked of a model.
@@ -237,6 +241,10 @@ class Tasks:
       pocket=self.pocket.value,
       limit=self.limit.value,
       chat=self.chat.value,
+      named=tuple(self.named.value),
+      data=self.data.value,
+      few_shot=self.few_shot.value,
+      allow_code_execution=self.allow_code_execution.value,
       **others,
     )
 
@@ -438,8 +446,8 @@ def new_tokens(
 def tasks() -> Tasks:
   """Define what names tasks, any of them several times, and --limit.
 
-  The flags are --perplexity, --documents, --choice, --generation, --chat and
-  --pocket.
+  The flags are --tasks with --data, --few_shot and --allow_code_execution;
+  --perplexity, --documents, --choice, --generation, --chat and --pocket.
   """
   return Tasks(
     perplexity=flags.DEFINE_multi_string(
@@ -464,7 +472,30 @@ def tasks() -> Tasks:
     ),
     limit=_limit(None, "Only the first so many items of each task."),
     chat=chat(
-      "auto", about="Whether prompts of --generation are turns of a chat"
+      "auto",
+      about="Whether prompts of --generation and of exact --tasks are turns of"
+      " a chat",
+    ),
+    named=flags.DEFINE_list(
+      "tasks",
+      [],
+      "Tasks by name, NAME or NAME:ITEMS, such as arc_easy:200,gsm8k; all of"
+      " them are in jaxprune/evaluation/tasks/table.py.",
+    ),
+    data=flags.DEFINE_string(
+      "data", None, "Folder with the files of --tasks; by default the hub."
+    ),
+    few_shot=flags.DEFINE_integer(
+      "few_shot",
+      None,
+      "Solved problems before a prompt without a chat template; by default what"
+      " the task says.",
+      lower_bound=0,
+    ),
+    allow_code_execution=flags.DEFINE_bool(
+      "allow_code_execution",
+      False,
+      "Run the code that a model writes in --tasks=humaneval and mbpp.",
     ),
   )
 

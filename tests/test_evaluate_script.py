@@ -25,6 +25,24 @@ def files(tmp_path_factory):
       for item in items
     )
   )
+  (folder / "openbookqa.jsonl").write_text(
+    "\n".join(
+      json.dumps(
+        {
+          "question_stem": item.prompt,
+          "choices": {
+            "text": [option.strip() for option in item.options],
+            "label": ["A", "B", "C", "D"],
+          },
+          "answerKey": "ABCD"[item.label],
+        }
+      )
+      for item in items
+    )
+  )
+  (folder / "svamp.jsonl").write_text(
+    json.dumps({"Body": "Two cats.", "Question": "How many?", "Answer": 2})
+  )
   written = shipped._tasks().generate[:4]
   (folder / "sums.jsonl").write_text(
     "\n".join(
@@ -47,6 +65,9 @@ def test_two_models(files, tmp_path):
     f"--generation={files}/sums.jsonl",
     "--extract=final_number",
     f"--perplexity={files}/text.txt",
+    f"--data={files}",
+    "--tasks=openbookqa,svamp",
+    "--few_shot=0",
     "--seq_len=32",
     "--max_new_tokens=80",
     f"--out={out}",
@@ -61,6 +82,10 @@ def test_two_models(files, tmp_path):
     == tasks["choice facts"]["flip changed"]["change"]["value"]
     == 0
   )
+  # The same questions under a name are the same task.
+  for name in ("acc", "margin", "ece@10"):
+    assert tasks["openbookqa"][name] == tasks["choice facts"][name]
+  assert tasks["svamp"]["exact"]["dense"]["count"] == 1
   assert tasks["generation sums"]["exact"]["dense"]["value"] >= 0.75
   assert tasks["generation sums"]["same"]["pruned"]["value"] == 1
   rows = [
@@ -68,7 +93,10 @@ def test_two_models(files, tmp_path):
     for line in (out / "records.jsonl").read_text().splitlines()
   ]
   own = [
-    row for row in rows if row["model"] == "dense" and row["metric"] == "margin"
+    row
+    for row in rows
+    if (row["model"], row["task"], row["metric"])
+    == ("dense", "choice facts", "margin")
   ]
   assert len(own) == 6 and np.isclose(
     np.mean([row["value"] for row in own]),

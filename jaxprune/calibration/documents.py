@@ -29,6 +29,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+from jaxprune.calibration import hub
+
 # (name, held out): hub data set, configuration, file of it, split.
 _HUB = {
   ("c4", False): (
@@ -311,26 +313,10 @@ def _from_parquet(path: pathlib.Path, field: str) -> list[str]:
 
 def _from_hub(name: str, held_out: bool) -> list[str]:
   path, configuration, file, split = _HUB[name, held_out]
-  local = f"give a local copy ({file or 'the raw text'}) instead of {name}"
-  try:
-    import datasets
-  except ImportError as error:
-    raise ValueError(
-      f"{name}: the hub data set {path} needs the package datasets: pip"
-      f" install 'jaxprune[data]', or {local}"
-    ) from error
-  try:
-    rows = datasets.load_dataset(
-      path,
-      configuration,
-      split=split,
-      data_files=None if file is None else {split: file},
-    )
-  # the hub client raises many unrelated types when offline
-  except Exception as error:
-    reason = " ".join(str(error).split())
-    raise ValueError(
-      f"{name}: {path} is not to be had from the hub"
-      f" ({type(error).__name__}: {reason:.200}); {local}"
-    ) from error
+  rows = hub.load(
+    name,
+    (path, configuration, split),
+    file=file,
+    otherwise=f"give a local copy ({file or 'the raw text'}) instead of {name}",
+  )
   return list(rows["text"])

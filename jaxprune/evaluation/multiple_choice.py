@@ -36,11 +36,19 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
-  """A question: `answer` is the index of the right option."""
+  """A question with options.
 
-  context: str
+  Attributes:
+    context: what all options follow; empty where `contexts` are given.
+    options: texts.
+    answer: index of the right option.
+    contexts: what each option follows, where they differ in it; else empty.
+  """
+
   options: tuple[str, ...]
   answer: int
+  context: str = ""
+  contexts: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,14 +163,14 @@ def score_questions(
   requests = [
     encode_pair(
       tokenizer,
-      question.context,
+      context,
       joining.delimiter + option,
       add_bos=joining.add_bos,
       bos_id=config.bos_id,
       empty_context=empty,
     )
     for question in questions
-    for option in question.options
+    for context, option in zip(_contexts(question), question.options)
   ]
   scores = loglikelihoods(
     config,
@@ -314,3 +322,13 @@ def _check(question: Question, place: str) -> None:
     )
   if not all(question.options):
     raise ValueError(f"{place}: an option is empty; give it some text")
+  if question.contexts and len(question.contexts) != count:
+    raise ValueError(
+      f"{place}: {len(question.contexts)} contexts for {count} options; give"
+      " one each"
+    )
+
+
+def _contexts(question: Question) -> tuple[str, ...]:
+  """What stands before each option."""
+  return question.contexts or (question.context,) * len(question.options)

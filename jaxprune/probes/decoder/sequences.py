@@ -200,6 +200,67 @@ def compare_sequences(
   return inner, output
 
 
+@jax.jit
+def read_outputs(model: Model, reading: Reading) -> jax.Array:
+  """What the LM head reads at some positions of a text.
+
+  Args:
+    model: who reads.
+    reading: what it reads, and where it is looked at.
+
+  Returns:
+    h after the final norm, [B, R, D].
+  """
+  x_BTD, _ = decoder.forward(
+    model.config,
+    model.params,
+    reading.tokens,
+    valid_BT=reading.valid,
+    gates=model.gates,
+  )
+  return decoder.final_norm(
+    model.config, model.params, scan.pick_rows(x_BTD, reading.rows)
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("measure",))
+def compare_outputs(
+  dense: Model,
+  pruned: Model,
+  h_BRD: jax.Array,
+  g_BRD: jax.Array,
+  *others_BR: jax.Array,
+  measure: Callable[..., Any],
+) -> Any:
+  """Compare what two LM heads make of what they read.
+
+  Args:
+    dense: the dense model.
+    pruned: the pruned model.
+    h_BRD: from `read_outputs` of the dense model, [B, R, D].
+    g_BRD: of the pruned model, [B, R, D].
+    *others_BR: what else `measure` is told of a position, each [B, R].
+    measure: `(h_D, g_D, z_V, z_pruned_V, *others) -> scalars`.
+
+  Returns:
+    The tree of `measure`, leaves [B, R].
+  """
+  return scan.measure_rows(
+    lambda h_D, g_D, *others: measure(
+      h_D,
+      g_D,
+      *(
+        decoder.unembed(model.config, model.params, x_D, "raw")
+        for model, x_D in ((dense, h_D), (pruned, g_D))
+      ),
+      *others,
+    ),
+    h_BRD,
+    g_BRD,
+    *others_BR,
+  )
+
+
 @functools.partial(jax.jit, static_argnames=("decodings", "sampling"))
 def compare_decodings(
   dense: Model,

@@ -7,7 +7,7 @@ decodings.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -211,31 +211,71 @@ def measure_output(h, h_pruned, z, z_pruned, temperature) -> dict[str, Any]:
   }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class DenseReading:
+  """What the dense model wrote, and how it reads that.
+
+  Attributes:
+    text: what it wrote after one batch of prompts.
+    reading: the same for a model that reads it.
+    h: what the LM head of the dense model reads, [B, R, D].
+  """
+
+  text: texts.DenseTexts
+  reading: sequences.Reading
+  h: Any
+
+
+def read_dense(
+  dense: sequences.Model, prompts: prompts_lib.Prompts, settings: texts.Writing
+) -> list[DenseReading]:
+  """Let the dense model write and read once, for any number of comparisons.
+
+  Args:
+    dense: the dense model.
+    prompts: to continue.
+    settings: how; one text of each prompt.
+  """
+  readings = []
+  for text in texts.dense_texts(
+    dense.config, dense.params, prompts.tokens, settings
+  ):
+    reading = _reading(text)
+    readings.append(
+      DenseReading(
+        text=text, reading=reading, h=sequences.read_outputs(dense, reading)
+      )
+    )
+  return readings
+
+
 def compare_outputs(
   dense: sequences.Model,
   pruned: sequences.Model,
-  prompts: prompts_lib.Prompts,
-  settings: Settings,
+  readings: Sequence[DenseReading],
 ) -> dict[str, np.ndarray]:
-  """Compare the output on the dense text, and write no records.
+  """Compare the output on the dense text at T = 1, and write no records.
 
   Args:
     dense: the dense model.
     pruned: the pruned model.
-    prompts: to continue.
-    settings: how; one text of each prompt.
+    readings: from `read_dense`.
 
   Returns:
     Columns over positions: prompt, step, and the fields of
     `probes.position.Position`.
   """
   parts: dict[str, list[np.ndarray]] = {}
-  for text in texts.dense_texts(
-    dense.config, dense.params, prompts.tokens, settings
-  ):
-    _, output = _compare(dense, pruned, text, settings)
-    row, step = np.nonzero(text.alive)
-    columns = {"prompt": text.prompts[row], "step": step} | {
+  for read in readings:
+    output = sequences.compare_outputs(
+      dense,
+      pruned,
+      read.h,
+      sequences.read_outputs(pruned, read.reading),
+      measure=position.compare_position,
+    )
+    row, step = np.nonzero(read.text.alive)
+    columns = {"prompt": read.text.prompts[row], "step": step} | {
       name: np.asarray(leaf_BR)[row, step]
       for name, leaf_BR in position.fields_of(output).items()
     }
@@ -290,18 +330,21 @@ def _compare(
   dense, pruned, text, settings, measure=position.compare_position
 ) -> tuple[position.Position, Any]:
   """Both models read a text: what `measure` finds inside and at the output."""
-  reading = sequences.Reading(
-    tokens=jnp.asarray(text.tokens),
-    valid=jnp.asarray(text.valid),
-    rows=jnp.asarray(text.rows),
-  )
   return sequences.compare_sequences(
     dense,
     pruned,
-    reading,
+    _reading(text),
     temperature=settings.analysis_temperature,
     lens=settings.lens,
     measure=measure,
+  )
+
+
+def _reading(text) -> sequences.Reading:
+  return sequences.Reading(
+    tokens=jnp.asarray(text.tokens),
+    valid=jnp.asarray(text.valid),
+    rows=jnp.asarray(text.rows),
   )
 
 

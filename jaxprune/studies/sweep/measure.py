@@ -21,10 +21,12 @@ from jaxprune.calibration.tokens import Calibration
 from jaxprune.evaluation import chat, generation
 from jaxprune.evaluation.journal import Bookkeeping, Journal
 from jaxprune.probes.decoder import sequences
+from jaxprune.studies import texts
 from jaxprune.studies.comparison import measure as comparison
-from jaxprune.studies.sweep import configurations
+from jaxprune.studies.sweep import configurations, paths
 from jaxprune.studies.sweep import scores as scores_lib
 from jaxprune.studies.sweep.scores import Score
+from jaxprune.studies.tasks import named
 from jaxprune.studies.tasks import scores as task_scores
 
 NUM_PROMPTS, NEW_TOKENS = 16, 32  # that are measured on, and written after each
@@ -47,6 +49,7 @@ class Dense:
   source: checkpoints.Source
   tasks: task_scores.Tasks
   prompts: prompts_lib.Prompts | None
+  _paths: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
   @functools.cached_property
   def model(self) -> task_scores.Model:
@@ -56,10 +59,47 @@ class Dense:
     model = task_scores.load(
       self.source, tokenizer, special_tokens(folder, tokenizer)
     )
-    if not self.tasks.generation:
+    if not self.tasks.writes:
       return model
     template = chat.template(folder, self.tasks.chat)
     return dataclasses.replace(model, template=template)
+
+  @functools.cached_property
+  def readings(self) -> list[comparison.DenseReading]:
+    """What the dense model writes after the prompts, made once."""
+    return _read_dense(_bare(self.model), self.prompts, NEW_TOKENS)
+
+  def paths(
+    self, written: Mapping[str, list[generation.Continuation]]
+  ) -> dict[str, dict[str, tuple[list[int], list[paths.Batch]]]]:
+    """What the pruned models follow, read by the dense model once.
+
+    Args:
+      written: by task, what the dense model wrote.
+
+    Returns:
+      By named task and kind (`written`, `reference`): the items that have such
+      a text, and their batches.
+    """
+    if not self._paths:
+      for name, limit in named.names(self.tasks):
+        if name not in written:
+          continue
+        prompts = named.prompts_of(self.model, name, limit, self.tasks)
+        texts_of = {
+          "written": [text.tokens for text in written[name]],
+          "reference": [prompt.reference for prompt in prompts],
+        }
+        for kind, right in texts_of.items():
+          items = [index for index, text in enumerate(right) if len(text)]
+          if items:
+            read = [
+              paths.Path(prompt=prompts[index].ids, text=right[index])
+              for index in items
+            ]
+            batches = paths.read(_bare(self.model), read)
+            self._paths.setdefault(name, {})[kind] = items, batches
+    return self._paths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,14 +215,19 @@ def measure_output(
     Columns over positions: prompt, step, and the fields of
     `probes.position.Position` at the output.
   """
+  dense, pruned = _bare(dense), _bare(pruned)
   return comparison.compare_outputs(
-    *(
-      sequences.Model(config=model.config, params=model.params)
-      for model in (dense, pruned)
-    ),
-    prompts,
-    comparison.Settings(max_new_tokens=steps, batch=len(prompts.tokens)),
+    dense, pruned, _read_dense(dense, prompts, steps)
   )
+
+
+def _bare(model: task_scores.Model) -> sequences.Model:
+  return sequences.Model(config=model.config, params=model.params)
+
+
+def _read_dense(model, prompts, steps) -> list[comparison.DenseReading]:
+  writing = texts.Writing(max_new_tokens=steps, batch=len(prompts.tokens))
+  return comparison.read_dense(model, prompts, writing)
 
 
 def _make(dense, job, calibration, work, references) -> Score:
@@ -210,8 +255,8 @@ def _make(dense, job, calibration, work, references) -> Score:
       if dense.prompts is None
       else {
         name: column.tolist()
-        for name, column in measure_output(
-          dense.model, model, dense.prompts, NEW_TOKENS
+        for name, column in comparison.compare_outputs(
+          _bare(dense.model), _bare(model), dense.readings
         ).items()
       }
     )
@@ -231,7 +276,26 @@ def _make(dense, job, calibration, work, references) -> Score:
       scored.task: _as_json(scored)
       for scored in task_scores.score(model, dense.tasks, references)
     }
+  if job.configuration is not None:
+    score["paths"] = _follow(dense, model, references)
   return score
+
+
+def _follow(dense, pruned, references) -> dict[str, Any]:
+  """By task and kind of text, how far the pruned model follows it."""
+  return {
+    task: {
+      kind: {"items": items}
+      | {
+        name: column.tolist()
+        for name, column in paths.follow(
+          _bare(dense.model), _bare(pruned), batches
+        ).items()
+      }
+      for kind, (items, batches) in kinds.items()
+    }
+    for task, kinds in dense.paths(references).items()
+  }
 
 
 def _as_json(scored: task_scores.Scored) -> dict[str, Any]:
@@ -248,6 +312,8 @@ def _as_json(scored: task_scores.Scored) -> dict[str, Any]:
     entry["traits"] = {
       name: values.tolist() for name, values in scored.traits.items()
     }
+  if scored.named:
+    entry["named"] = scored.named
   if isinstance(scored.detail, list):
     entry["written"] = [list(text.tokens) for text in scored.detail]
   return entry

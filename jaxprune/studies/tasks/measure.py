@@ -82,7 +82,7 @@ def measure(
   folder = next(iter(sources.values())).folder
   tokenizer = load_tokenizer(folder)
   specials = special_tokens(folder, tokenizer)
-  template = chat.template(folder, tasks.chat) if tasks.generation else None
+  template = chat.template(folder, tasks.chat) if tasks.writes else None
   by_model: dict[str, dict[str, Scored]] = {}
   for index, (name, source) in enumerate(sources.items()):
     references = None

@@ -5,7 +5,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,11 +20,13 @@ from jaxprune.evaluation import (
   perplexity,
   retrieval,
 )
-from jaxprune.evaluation.journal import NO_BOOKKEEPING, Bookkeeping
-from jaxprune.models import ModelConfig
+from jaxprune.evaluation.tasks import table
 from jaxprune.pocket import shipped
 from jaxprune.studies import inputs
-from jaxprune.studies.tasks import retrieval_data
+from jaxprune.studies.tasks import named, retrieval_data
+from jaxprune.studies.tasks.asked import NO_SPECIALS, Model
+from jaxprune.studies.tasks.asked import Scored as Scored
+from jaxprune.studies.tasks.asked import Tasks as Tasks
 
 EXTRACTIONS = {
   "final_number": generation.final_number,
@@ -33,96 +35,6 @@ EXTRACTIONS = {
 # The fields that hold a prompt and an answer, in files of different origin.
 _PROMPT = ("prompt", "question", "instruction", "text")
 _ANSWER = ("answer", "reference", "output")
-
-
-NO_SPECIALS = SpecialTokens()  # the config alone says what ends a text
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tasks:
-  """What is asked of a model.
-
-  Attributes:
-    perplexity: texts that are read in windows: files, wikitext2 or c4.
-    documents: files whose documents are each read by themselves.
-    choice: jsonl files of multiple-choice questions.
-    retrieval: folders of retrieval collections.
-    generation: jsonl files of prompts that are continued greedily.
-    pocket: whether the tasks of the pocket model's world are asked.
-    limit: only the first so many items of each task; None is all.
-    seq_len: tokens of a window for perplexity.
-    max_new_tokens: most tokens that are written after a prompt.
-    extract: what is compared with the answer of a generation item, a key of
-      `EXTRACTIONS`, or none.
-    pooling: how tokens become the embedding of a text, one of
-      `embeddings.POOLINGS`; None is what modules.json of the folder says, or
-      else the mean.
-    query_prompt: put in front of every query: the name of a prompt of the
-      folder, or a text. None is the folder's prompt 'query', if it has one.
-    chat: whether the prompts of generation are turns of a conversation, one of
-      `chat.CHAT`.
-  """
-
-  perplexity: tuple[str, ...] = ()
-  documents: tuple[str, ...] = ()
-  choice: tuple[str, ...] = ()
-  retrieval: tuple[str, ...] = ()
-  generation: tuple[str, ...] = ()
-  pocket: bool = False
-  limit: int | None = None
-  seq_len: int = 512
-  max_new_tokens: int = 64
-  extract: str = "none"
-  pooling: str | None = None
-  query_prompt: str | None = None
-  chat: str = "no"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Model:
-  """A loaded model.
-
-  Attributes:
-    config: of the model.
-    params: its parameters, float32.
-    tokenizer: what encodes the texts; two models that are compared share that
-      of the dense one.
-    specials: what begins and ends a text by that tokenizer's files.
-    recipe: how the folder says that texts are embedded; None where it does not.
-    template: from the words of a prompt to what is read, see `chat.template`;
-      None where they are the same.
-    bookkeeping: keeps what the model answers, and tells of it.
-  """
-
-  config: ModelConfig
-  params: Any
-  tokenizer: Any
-  specials: SpecialTokens = NO_SPECIALS
-  recipe: checkpoints.Recipe | None = None
-  template: Callable[[str], str] | None = None
-  bookkeeping: Bookkeeping = NO_BOOKKEEPING
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Scored:
-  """What one model scored.
-
-  Attributes:
-    task: its name.
-    item: what an item is: `question`, `prompt`, `window` or `document`.
-    columns: metric to float64 [items].
-    weights: what the mean of a column divides by, [items]; None is 1. Of a
-      perplexity: tokens, for the column nll.
-    traits: what an item is like whatever the model, name to float64 [items].
-    detail: what a comparison of two models needs besides.
-  """
-
-  task: str
-  item: str
-  columns: dict[str, np.ndarray]
-  weights: np.ndarray | None = None
-  traits: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-  detail: Any = None
 
 
 def check(tasks: Tasks, sources: Sequence[checkpoints.Source]) -> None:
@@ -143,17 +55,19 @@ def check(tasks: Tasks, sources: Sequence[checkpoints.Source]) -> None:
     or tasks.choice
     or tasks.retrieval
     or tasks.generation
+    or tasks.named
     or tasks.pocket
   ):
     raise ValueError(
-      "no task: give at least one, such as --perplexity, --choice,"
-      " --generation or --pocket"
+      "no task: give at least one, such as --tasks=arc_easy, --perplexity,"
+      " --choice, --generation or --pocket"
     )
   needs_logits = bool(
     tasks.perplexity
     or tasks.documents
     or tasks.choice
     or tasks.generation
+    or named.needs_logits(tasks)
     or tasks.pocket
   )
   for source in sources:
@@ -164,6 +78,7 @@ def check(tasks: Tasks, sources: Sequence[checkpoints.Source]) -> None:
         f"--pocket: {source.folder} does not speak the pocket model's"
         " language; leave the flag out"
       )
+  named.check(tasks, sources)
   for path in tasks.choice:
     multiple_choice.read_questions(path)
   for folder in tasks.retrieval:
@@ -224,12 +139,39 @@ def score(
       for path in tasks.generation
     ),
     *(score_pocket(model) if tasks.pocket else ()),
+    *(
+      scored
+      for name, limit in named.names(tasks)
+      for scored in score_named(model, name, limit, tasks)
+    ),
   ]
   if len({entry.task for entry in scored}) < len(scored):
     raise ValueError(
       "two files of one task have the same name: rename one of them"
     )
   return scored
+
+
+def score_named(
+  model: Model, name: str, limit: int | None, tasks: Tasks
+) -> list[Scored]:
+  """Score a task of `evaluation.tasks`.
+
+  Args:
+    model: who answers.
+    name: of the task.
+    limit: only the first so many items; None is all.
+    tasks: where the data is, and how texts are written and embedded.
+  """
+  task = table.TASKS[name]
+  chosen = dataclasses.replace(tasks, limit=limit)
+  if task.kind == table.PERPLEXITY:
+    scored = score_perplexity(model, *named.read(tasks, name, limit), chosen)
+  elif task.kind == table.RETRIEVAL:
+    scored = score_retrieval(model, *named.read(tasks, name, limit), chosen)
+  else:
+    return named.score(model, name, limit, tasks)
+  return [dataclasses.replace(scored, task=name, named=name)]
 
 
 def score_perplexity(model: Model, source: str, tasks: Tasks) -> Scored:

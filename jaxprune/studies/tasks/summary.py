@@ -11,7 +11,16 @@ from jaxprune.statistics import Estimate
 from jaxprune.studies.tasks.scores import Scored
 
 # Scores of an item that are right or wrong.
-PROPORTIONS = ("acc", "acc_norm", "exact", "same", "loop", "ended_eos")
+PROPORTIONS = (
+  "acc",
+  "acc_norm",
+  "exact",
+  "passed",
+  "writes",
+  "same",
+  "loop",
+  "ended_eos",
+)
 
 
 def estimate(
