@@ -20,6 +20,7 @@ from jaxprune.calibration import prompts as prompts_lib
 from jaxprune.calibration.tokens import Calibration
 from jaxprune.evaluation import chat, generation
 from jaxprune.evaluation.journal import Bookkeeping, Journal
+from jaxprune.evaluation.tasks.table import TASKS
 from jaxprune.probes.decoder import sequences
 from jaxprune.studies import texts
 from jaxprune.studies.comparison import measure as comparison
@@ -314,6 +315,7 @@ def _as_json(scored: task_scores.Scored) -> dict[str, Any]:
     }
   if scored.named:
     entry["named"] = scored.named
+    entry["chance"] = TASKS[scored.named].chance
   if isinstance(scored.detail, list):
     entry["written"] = [list(text.tokens) for text in scored.detail]
   return entry

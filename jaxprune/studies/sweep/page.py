@@ -4,6 +4,7 @@ from typing import Any
 
 from jaxprune.report import page
 from jaxprune.statistics import Estimate
+from jaxprune.studies.sweep import accounts, retained
 from jaxprune.studies.sweep.scores import DENSE, by_metric
 
 
@@ -15,7 +16,7 @@ def render(summary: dict[str, Any], description: dict[str, Any]) -> str:
     description: of the run.
   """
   digits = page.format_number
-  sections = []
+  sections = [*_kept_sections(summary), *_account_sections(summary)]
   for task, metric, entries in by_metric(summary["table"]):
     unit = "nll per token" if metric == "perplexity" else metric
     sections.append(
@@ -56,6 +57,106 @@ def render(summary: dict[str, Any], description: dict[str, Any]) -> str:
     sections=sections,
     run=description,
   )
+
+
+def _kept_sections(summary) -> list[page.Section]:
+  """A row per configuration, a column per task by name."""
+  entries = summary["retained"]
+  if not entries:
+    return []
+  columns = list(
+    dict.fromkeys((entry["task"], entry["use"]) for entry in entries)
+  )
+  rows: dict[str, dict[Any, str]] = {}
+  for entry in entries:
+    low, high = (
+      "?" if end is None else page.format_number(end, 2)
+      for end in (entry["low"], entry["high"])
+    )
+    rows.setdefault(entry["configuration"], {})[entry["task"], entry["use"]] = (
+      f"{entry['state']}: {page.format_number(entry['value'], 2)}"
+      f" [{low}, {high}]"
+    )
+  return [
+    page.Section(
+      title="What is kept",
+      paragraphs=retained.headline(entries),
+      tables=[
+        page.Table(
+          caption="(score - chance) / (dense - chance) with its 95 % interval;"
+          " kept or lost if the whole interval is on one side of 0.9.",
+          columns=("configuration", *(f"{t} ({u})" for t, u in columns)),
+          rows=[
+            (name, *(row.get(column, "–") for column in columns))
+            for name, row in rows.items()
+          ],
+        )
+      ],
+    )
+  ]
+
+
+def _account_sections(summary) -> list[page.Section]:
+  """Measured beside every account, and how well each does."""
+  entries, fits = summary["accounts"]["entries"], summary["accounts"]["fits"]
+  if not entries:
+    return []
+  tables = [
+    page.Table(
+      caption="Of the items that the dense model answers right: the share that"
+      " stayed right, and what each account says of it; flips per token of the"
+      " dense text; texts that changed, and those of them that stayed right.",
+      columns=(
+        "configuration",
+        "task",
+        "items",
+        "measured",
+        *accounts.ACCOUNTS,
+        "flips",
+        "sure flips",
+        "changed",
+        "stayed right",
+      ),
+      rows=[
+        (
+          entry["configuration"],
+          entry["task"],
+          entry["items"],
+          Estimate.from_json(entry["interval"]),
+          *(entry[account] for account in accounts.ACCOUNTS),
+          entry["flip_rate"],
+          entry["sure_flip_rate"],
+          entry["changed"],
+          entry["forgiven_count"],
+        )
+        for entry in entries
+      ],
+    )
+  ]
+  if fits:
+    tables.append(
+      page.Table(
+        caption="Predicted less measured, over configurations and tasks: mean"
+        " size, mean, and rank correlation of both.",
+        columns=("account", "error", "bias", "rank correlation"),
+        rows=[
+          (
+            account,
+            Estimate.from_json(fit["error"]),
+            Estimate.from_json(fit["bias"]),
+            fit["spearman"],
+          )
+          for account, fit in fits.items()
+        ],
+      )
+    )
+  return [
+    page.Section(
+      title="Why writing fails",
+      paragraphs=[accounts.headline(summary["accounts"])],
+      tables=tables,
+    )
+  ]
 
 
 def _bin_section(bins, task, metric, trait) -> page.Section:

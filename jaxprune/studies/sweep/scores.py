@@ -57,8 +57,10 @@ def read_scores(folder: pathlib.Path) -> dict[str, list[Score]]:
   scores = [
     read_score(path) for path in sorted(find_folder(folder).glob("*.json"))
   ]
-  # job.json has no tasks.
-  grouped = by_configuration(score for score in scores if "tasks" in score)
+  # job.json is of no configuration.
+  grouped = by_configuration(
+    score for score in scores if "configuration" in score
+  )
   if DENSE not in grouped:
     raise ValueError(
       f"{folder}: no scores of a dense model in {FOLDER}/; give a folder"

@@ -12,6 +12,8 @@ import numpy as np
 
 from jaxprune import statistics
 from jaxprune.statistics import Estimate
+from jaxprune.studies.sweep import accounts as accounts_lib
+from jaxprune.studies.sweep import retained as retained_lib
 from jaxprune.studies.sweep import scores as scores_lib
 from jaxprune.studies.sweep.scores import Score
 from jaxprune.studies.tasks import summary as task_summary
@@ -25,10 +27,16 @@ def summarise(scores: Iterable[Score], bins: int = 3) -> dict[str, Any]:
     bins: of the items of a task, by each of their traits.
 
   Returns:
-    `table`, see `tabulate`, and `breakdown`, see `break_down`.
+    `table`, see `tabulate`, `breakdown`, see `break_down`, and of tasks by name
+    `retained` and `accounts`, see the modules of these names.
   """
   grouped = scores_lib.by_configuration(scores)
-  return {"table": tabulate(grouped), "breakdown": break_down(grouped, bins)}
+  return {
+    "table": tabulate(grouped),
+    "breakdown": break_down(grouped, bins),
+    "retained": retained_lib.retained(grouped),
+    "accounts": accounts_lib.accounts(grouped),
+  }
 
 
 def tabulate(grouped: dict[str, list[Score]]) -> list[dict[str, Any]]:
@@ -102,12 +110,17 @@ def break_down(
 
 
 def headline(summary: dict[str, Any]) -> str:
-  """One line per entry of the table."""
+  """What is kept in words, then one line per entry of the table."""
+  words = retained_lib.headline(summary["retained"])
+  words += [accounts_lib.headline(summary["accounts"])]
   return "\n".join(
-    f"{entry['configuration']:>18} {entry['task']}, {entry['metric']}:"
-    f" {Estimate.from_json(entry).format()}, {entry['seeds']} seeds"
-    f" {entry['seed_low']:.4g} to {entry['seed_high']:.4g}"
-    for entry in summary["table"]
+    [line for line in words if line]
+    + [
+      f"{entry['configuration']:>18} {entry['task']}, {entry['metric']}:"
+      f" {Estimate.from_json(entry).format()}, {entry['seeds']} seeds"
+      f" {entry['seed_low']:.4g} to {entry['seed_high']:.4g}"
+      for entry in summary["table"]
+    ]
   )
 
 

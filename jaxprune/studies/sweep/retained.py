@@ -1,0 +1,89 @@
+"""What does each configuration keep of what the dense model can do?
+
+Of every task by name, (score - chance) / (dense - chance) with its interval,
+and whether that is kept, lost, or not to be told from so many items.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxprune import statistics
+from jaxprune.evaluation.tasks.table import TASKS, USE
+from jaxprune.statistics.retention import STATES
+from jaxprune.studies.sweep.scores import DENSE, Score, item_scores
+
+# The task whose answers are one token, written instead of chosen.
+ONE_TOKEN = "writes"
+_ORDER = ("choice", "one token", "retrieval", "generation")
+
+
+def retained(
+  grouped: dict[str, list[Score]], threshold: float = 0.9
+) -> list[dict[str, Any]]:
+  """One entry per configuration and named task; choices come first.
+
+  Args:
+    grouped: scores by configuration, the dense model's among them.
+    threshold: least part that is called kept.
+
+  Returns:
+    `configuration`, `removed`, `task`, `use` (choice, one token, retrieval or
+    generation) and the fields of `statistics.Retention`.
+  """
+  dense = grouped[DENSE][0]
+  entries = []
+  for task, metric, use, chance in _columns(dense):
+    base_X = item_scores([dense], task, metric)[0]
+    for name, seeds in grouped.items():
+      if name == DENSE:
+        continue
+      kept = statistics.retention(
+        item_scores(seeds, task, metric).mean(axis=0), base_X, chance, threshold
+      )
+      entries.append(
+        {
+          "configuration": name,
+          "removed": float(np.mean([score["removed"] for score in seeds])),
+          "task": task,
+          "use": use,
+        }
+        | dataclasses.asdict(kept)
+      )
+  return sorted(entries, key=lambda entry: _ORDER.index(entry["use"]))
+
+
+def headline(entries: list[dict[str, Any]]) -> list[str]:
+  """A sentence per configuration: what it keeps, loses, and what is unknown."""
+  sentences = []
+  for name in dict.fromkeys(entry["configuration"] for entry in entries):
+    own = [entry for entry in entries if entry["configuration"] == name]
+    parts = []
+    for state in STATES:
+      tasks = [
+        f"{entry['task']} {entry['value']:.2f}"
+        + (" (one token)" if entry["use"] == "one token" else "")
+        for entry in own
+        if entry["state"] == state
+      ]
+      if tasks:
+        parts.append(f"{state}: {', '.join(tasks)}")
+    sentences.append(f"{name} {'; '.join(parts)}")
+  return sentences
+
+
+def _columns(dense) -> Iterator[tuple[str, str, str, float]]:
+  """(task, metric, use, chance) of what can be kept or lost."""
+  for task, entry in dense["tasks"].items():
+    if "named" not in entry:
+      continue
+    row = TASKS[entry["named"]]
+    if USE[row.kind] == "perplexity":
+      continue
+    yield task, row.metric, USE[row.kind], row.chance
+    # Whether greedy decoding would write the answer: only one-token answers
+    # are ever written by a model that was asked for a choice.
+    if entry["named"] == "mmlu":
+      yield task, ONE_TOKEN, "one token", 0.0
