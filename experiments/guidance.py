@@ -5,6 +5,8 @@
     --pruned=PRUNED --prompts=FILE --out=JUDGED
   jaxprune guidance --rule=OUT/rule.json --sweeps=OTHER \\
     --out=CHECKED
+  jaxprune guidance --dense=FOLDER --pruned=PRUNED --prompts=FILE --out=JUDGED
+  jaxprune guidance --sweeps=SWEEP1,SWEEP2 --ship=rule.json --out=LEARNT
 
 With --sweeps it reads the pruned models that `experiments.discrepancy` scored
 and measured (with --prompts), and learns for each task from label-free
@@ -15,8 +17,15 @@ measures one pruned model and answers for each task; with both it counts how
 often the rule is wrong in a sweep that it was not learnt from. It takes
 seconds; only --pruned loads a model.
 
+That rule is for the dense models of the sweeps. With --ship it learns one for
+each kind of task (choice, retrieval, generation) that is meant for any model,
+and counts its errors on every model while that is left out. The package comes
+with such a rule, which --pruned asks where no --rule is given.
+
 Reference: He et al., arXiv 2603.24652, section 8.
 """
+
+import dataclasses
 
 from absl import flags
 
@@ -65,22 +74,36 @@ _SEED = flag_groups.seed("Of resampling and shuffling.")
 _RESAMPLES = flags.DEFINE_integer(
   "resamples", 2000, "Of methods, for the intervals of errors.", lower_bound=100
 )
+_SHIP = flags.DEFINE_string(
+  "ship",
+  None,
+  "With --sweeps: learn the rule for any model, and write it here as well."
+  " That of the package is jaxprune/studies/guidance/rule.json.",
+)
+_DOCS = flags.DEFINE_string(
+  "docs", None, "With --ship: page of the docs whose tables are made anew."
+)
 _OUT = flag_groups.out()
 
 
 def main() -> None:
-  if not (_SWEEPS.value or _RULE.value):
+  if not (_SWEEPS.value or _RULE.value or _MODELS.pruned.value):
     raise ValueError(
-      "give --sweeps=FOLDERS to learn rules, or --rule=rule.json to apply them"
+      "give --sweeps=FOLDERS to learn rules, or --dense and --pruned to ask"
+      " about a pruned model"
     )
   if _SWEEPS.value and _MODELS.pruned.value:
     raise ValueError("--pruned and --sweeps: a rule judges one or the other")
-  if not _RULE.value:
-    _learn()
+  if _SHIP.value and (_RULE.value or not _SWEEPS.value):
+    raise ValueError("--ship: is learnt from --sweeps alone; give these only")
+  if _DOCS.value and not _SHIP.value:
+    raise ValueError("--docs: shows what --ship writes; give both")
+  if _SHIP.value:
+    _ship()
   elif _SWEEPS.value:
-    _check()
+    _check() if _RULE.value else _learn()
   else:
-    _apply()
+    _apply() if _RULE.value else _ask()
 
 
 def _learn() -> None:
@@ -165,6 +188,56 @@ def _apply() -> None:
     judged = apply.judge(rule, hashes["dense"], prompts.hash, steps, columns)
     study.run.write_page(page.render_judged(judged, study.description))
     study.finish(judged, apply.headline(judged))
+
+
+def _ship() -> None:
+  from jaxprune.studies.guidance import cases, shipped, shipped_page, transfer
+
+  found = cases.read_cases(_SWEEPS.value, keep=_KEEP.value, skip=_SKIP.value)
+  kinds = transfer.learn(found, seed=_SEED.value)
+  rule = shipped.make_rule(found, kinds, _KEEP.value)
+  if _DOCS.value:
+    shipped_page.write_markdown(_DOCS.value, rule)
+  shipped.write_rule(_SHIP.value, rule)
+  with launch.study(
+    _OUT.value,
+    seeds={"bootstrap": _SEED.value},
+    models={s["model"]: s["checkpoint_hash"] for s in found.sources},
+    extra_fields=cases.FIELDS,
+  ) as study:
+    study.run.write_all(cases.rows(found.cases))
+    shipped.write_rule(study.run.folder / "rule.json", rule)
+    study.run.write_page(
+      shipped_page.render(rule, found.left_out, study.description)
+    )
+    study.finish(
+      rule, shipped_page.headline(rule), wrote=("rule.json", "report.html")
+    )
+
+
+def _ask() -> None:
+  """What the rule of the package says of one pruned model."""
+  from jaxprune.studies.guidance import apply, shipped, shipped_page
+  from jaxprune.studies.sweep import measure
+
+  rule = shipped.load_rule()
+  steps = _PROMPTS.max_new_tokens.value or measure.NEW_TOKENS
+  models = _MODELS.open()
+  prompts = _PROMPTS.read(
+    models["dense"], limit=measure.NUM_PROMPTS, max_new_tokens=steps
+  )
+  with launch.study(
+    _OUT.value, seeds={}, models=models, prompts=prompts
+  ) as study:
+    columns = apply.measure(*models.values(), prompts, steps, study.run)
+    judged = shipped.judge(columns, rule=rule)
+    study.run.write_page(
+      shipped_page.render_judged(judged, rule, study.description)
+    )
+    study.finish(
+      {kind: dataclasses.asdict(each) for kind, each in judged.items()},
+      shipped_page.judged_headline(judged, rule),
+    )
 
 
 def _read(keep, num_prompts):

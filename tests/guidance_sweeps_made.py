@@ -24,6 +24,11 @@ def measurements(damage, flips):
     "max_abs_dz": (2 * same).tolist(),
     "margin": [2.0] * count,
     "flip": [index < flips for index in range(count)],
+    "tv": (same / 20).tolist(),
+    "entropy": [1.0] * count,
+    "one_minus_cos_h": (same / 100).tolist(),
+    "one_minus_cos_z_centred": (same / 40).tolist(),
+    "one_minus_cos_p": (same / 20).tolist(),
   }
 
 

@@ -125,9 +125,52 @@ def test_nothing_to_learn_from_is_one_line(tmp_path):
   assert done.returncode == 1 and "near chance" in done.stderr
 
 
+def test_ship_and_ask(two_layers, tmp_path):
+  sweeps = [
+    write_sweep(tmp_path / name, dense=name * 4, shift=0.001 * place)
+    for place, name in enumerate("abc")
+  ]
+  docs = tmp_path / "rule.md"
+  docs.write_text("<!-- rule: begin -->\n<!-- rule: end -->\n")
+  done = scripts.call(
+    "guidance",
+    f"--sweeps={','.join(map(str, sweeps))}",
+    f"--ship={tmp_path}/rule.json",
+    f"--docs={docs}",
+    f"--out={tmp_path}/learnt",
+  )
+  assert done.returncode == 0, done.stderr
+  rule = json.loads((tmp_path / "rule.json").read_text())
+  assert rule["kinds"]["choice"]["cases"] == 90
+  assert rule["kinds"]["retrieval"]["feature"] is None
+  assert "3 models (made, made bbbb, made cccc)" in docs.read_text()
+  assert (tmp_path / "learnt/rule.json").read_text() == (
+    tmp_path / "rule.json"
+  ).read_text()
+  rows = (tmp_path / "learnt/records.jsonl").read_text().splitlines()
+  assert len(rows) == 180
+
+  done = scripts.call(
+    "guidance",
+    f"--dense={two_layers}",
+    f"--pruned={two_layers}",
+    "--num_prompts=2",
+    "--max_new_tokens=3",
+    f"--out={tmp_path}/judged",
+  )
+  assert done.returncode == 0, done.stderr
+  assert "generation: kept, because both models say the same" in done.stdout
+  judged = json.loads((tmp_path / "judged/summary.json").read_text())
+  assert judged["choice"]["state"] == "kept"
+  assert "How good the rule is" in (tmp_path / "judged/report.html").read_text()
+
+
 def test_bad_flags_are_one_line(tmp_path):
   for flags, words in (
     ([], "give --sweeps"),
+    (["--ship=x"], "give --sweeps"),
+    (["--ship=x", "--pruned=y"], "--ship: is learnt from --sweeps"),
+    (["--docs=x", "--sweeps=y"], "--docs: shows what --ship writes"),
     (["--rule=x", "--sweeps=y", "--pruned=z"], "one or the other"),
     (["--sweeps=y", "--features=mean_kl,x"], "--features=x: unknown"),
     ([f"--sweeps={tmp_path}"], "no finished dense model"),

@@ -29,7 +29,7 @@ from jaxprune.statistics.intervals import (
   statistic,
 )
 from jaxprune.statistics.ranks import rank_correlation, spearman
-from jaxprune.statistics.retention import Retention, retention
+from jaxprune.statistics.retention import STATES, Retention, retention
 from jaxprune.statistics.separation import (
   Threshold,
   auc,
@@ -42,6 +42,7 @@ __all__ = [
   "Bin",
   "Estimate",
   "Retention",
+  "STATES",
   "Survival",
   "Threshold",
   "UNKNOWN",

@@ -167,7 +167,7 @@ def read_sweeps(
   models, measured, task_scores, left_out, sources = [], [], [], [], []
   digest, seen = hashlib.sha256(), set()
   for folder in folders:
-    job, dense, pruned = _read_folder(pathlib.Path(folder), digest)
+    job, dense, pruned = read_folder(pathlib.Path(folder), digest)
     taken = []
     for score in pruned:
       model = Model(
@@ -246,8 +246,19 @@ def read_sweeps(
   )
 
 
-def _read_folder(folder, digest):
-  """job.json, the dense score and the others, in order of their names."""
+def read_folder(folder, digest):
+  """Read what is finished of one sweep.
+
+  Args:
+    folder: that `experiments.discrepancy` wrote.
+    digest: of hashlib, updated with every file that is read.
+
+  Returns:
+    job.json, the dense score and the others, in order of their names.
+
+  Raises:
+    ValueError: there is no finished dense model.
+  """
   paths = sorted(scores_lib.find_folder(folder).glob("*.json"))
   contents = {}
   for path in paths:
