@@ -153,7 +153,6 @@ TASKS = {
     few_shot=5,
     instruction=_MATHS,
     stop=("Question:",),
-    max_new_tokens=128,
   ),
   "humaneval": Task(
     kind=CODE,
