@@ -55,6 +55,32 @@ def test_accounts_by_hand():
   assert (found["changed"], found["forgiven_count"]) == (1, 1)
 
 
+def test_published_solutions_by_hand():
+  path = {
+    "items": [0, 1],
+    "tokens": [4.0, 6.0],
+    "flips": [1.0, 0.0],
+    "misses": [2.0, 3.0],
+    "dense_misses": [1.0, 3.0],
+    "nll": [8.0, 2.0],
+    "dense_nll": [4.0, 1.0],
+  }
+  pruned = PRUNED | {"paths": {"gsm8k": {"reference": path}}}
+  (found,) = accounts.references({"dense": [DENSE], "wanda:0.5": [pruned]})
+  values = {
+    name: found[name]["value"]
+    for name in found
+    if name not in ("configuration", "task")
+  }
+  assert values == {
+    "flips": 0.1,
+    "misses": 0.5,
+    "dense_misses": 0.4,
+    "perplexity": math.e,
+    "dense_perplexity": math.exp(0.5),
+  }
+
+
 def test_fits_need_three_configurations():
   grouped = {"dense": [DENSE]} | {
     name: [PRUNED | {"configuration": name}] for name in ("a", "b", "c")

@@ -15,6 +15,9 @@ If writing failed because errors feed on themselves, texts would fail more often
 than independent flips say; if most flips are harmless, less often. `forgiven`
 is the share of right answers among the texts that did change: what an account
 in which every flip is fatal leaves out.
+
+Between choosing and writing stands reading a right text that somebody else
+wrote (`references`): no error feeds on another there.
 """
 
 from typing import Any
@@ -39,7 +42,8 @@ def accounts(grouped: dict[str, list[Score]]) -> dict[str, Any]:
     `entries`, see `_entry`, one per configuration and task; and `fits`, per
     account: `count` of entries, `error`, the mean of |predicted - measured|
     with its interval, `bias`, the mean of predicted - measured, and `spearman`,
-    the rank correlation. NaN where there are fewer than three entries.
+    the rank correlation, {} where there are fewer than three entries; and
+    `references`.
   """
   dense = grouped[DENSE][0]
   entries = []
@@ -59,7 +63,41 @@ def accounts(grouped: dict[str, list[Score]]) -> dict[str, Any]:
       "bias": statistics.mean(predicted - measured).to_json(),
       "spearman": float(statistics.rank_correlation(predicted, measured)),
     }
-  return {"entries": entries, "fits": fits}
+  return {"entries": entries, "fits": fits, "references": references(grouped)}
+
+
+def references(grouped: dict[str, list[Score]]) -> list[dict[str, Any]]:
+  """How both models read the published solutions.
+
+  Args:
+    grouped: scores by configuration, the dense model's among them.
+
+  Returns:
+    Per configuration and task that has solutions: `perplexity` and
+    `dense_perplexity` of a token, and per token `flips`, where the likeliest
+    one changed, and `misses` and `dense_misses`, where it is not that of the
+    solution. Estimates over items, of the first seed.
+  """
+  entries = []
+  for name, seeds in grouped.items():
+    for task, kinds in seeds[0].get("paths", {}).items():
+      path = kinds.get("reference")
+      if path is None:
+        continue
+      tokens = np.array(path["tokens"])
+      entry = {
+        column: statistics.ratio(np.array(path[column]), tokens).to_json()
+        for column in ("flips", "misses", "dense_misses")
+      }
+      for column, source in (
+        ("perplexity", "nll"),
+        ("dense_perplexity", "dense_nll"),
+      ):
+        entry[column] = statistics.ratio(
+          np.array(path[source]), tokens, transform=np.exp
+        ).to_json()
+      entries.append({"configuration": name, "task": task} | entry)
+  return entries
 
 
 def headline(summary: dict[str, Any]) -> str:

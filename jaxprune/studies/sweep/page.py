@@ -133,6 +133,41 @@ def _account_sections(summary) -> list[page.Section]:
       ],
     )
   ]
+  read = summary["accounts"]["references"]
+  if read:
+    tables.append(
+      page.Table(
+        caption="The published solutions, read and not written: perplexity of"
+        " a token, and per token the choices that changed and those that are"
+        " not the solution's; 95 % intervals resampling items.",
+        columns=(
+          "configuration",
+          "task",
+          "perplexity",
+          "of dense",
+          "flips",
+          "misses",
+          "of dense",
+        ),
+        rows=[
+          (
+            entry["configuration"],
+            entry["task"],
+            *(
+              Estimate.from_json(entry[column])
+              for column in (
+                "perplexity",
+                "dense_perplexity",
+                "flips",
+                "misses",
+                "dense_misses",
+              )
+            ),
+          )
+          for entry in read
+        ],
+      )
+    )
   if fits:
     tables.append(
       page.Table(
