@@ -39,7 +39,12 @@ class FallingCurve:
 
   def probability(self, x: np.ndarray) -> np.ndarray:
     """In [0, 1], at every x."""
-    return scipy.special.expit(self.log_odds(x))
+    return from_log_odds(self.log_odds(x))
+
+
+def from_log_odds(odds: np.ndarray) -> np.ndarray:
+  """Probabilities in [0, 1] of log odds of any shape."""
+  return scipy.special.expit(odds)
 
 
 def fit_falling(

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy  # its parts are imported when first used
 
 from jaxprune import statistics
 from jaxprune.statistics import logistic
@@ -52,7 +51,7 @@ class Line:
 
   def probability(self, x: np.ndarray) -> np.ndarray:
     """That a task is kept, at values from `amounts`."""
-    return scipy.special.expit(self.trust * self.curve.log_odds(x))
+    return logistic.from_log_odds(self.trust * self.curve.log_odds(x))
 
 
 def line_of(kind: str, entry: dict[str, Any]) -> Line:
@@ -280,7 +279,7 @@ def _trust(cases, feature) -> float:
   odds = np.concatenate(odds)
   tried = np.linspace(0.05, 1, 39)
   losses = [
-    logistic.log_loss(scipy.special.expit(trust * odds), np.array(good))
+    logistic.log_loss(logistic.from_log_odds(trust * odds), np.array(good))
     for trust in tried
   ]
   return float(tried[int(np.argmin(losses))])
