@@ -76,8 +76,8 @@ def observe_mean_abs(
   """Sum |x| over the tokens of a batch.
 
   Args:
-    x_BTI: input of a kernel, [B, T, I], any float dtype.
-    valid_BT: bool [B, T], True where a token counts; None for all.
+    x_BTI, valid_BT: inputs of a kernel, [B, T, I], and which tokens count,
+      bool [B, T] or None for all.
 
   Returns:
     MeanAbs of this batch.
@@ -92,11 +92,8 @@ def observe_moments(
   """Take mean and centred squares over the tokens of a batch, in two passes.
 
   Args:
-    x_BTI: input of a kernel, [B, T, I], any float dtype.
-    valid_BT: bool [B, T], True where a token counts; None for all.
-
-  Returns:
-    Moments of this batch.
+    x_BTI, valid_BT: inputs of a kernel, [B, T, I], and which tokens count,
+      bool [B, T] or None for all.
   """
   x_BTI, weight_BT = _weighed(x_BTI, valid_BT)
   tokens = weight_BT.sum()

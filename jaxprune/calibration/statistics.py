@@ -56,8 +56,7 @@ class Gram:
 
   Attributes:
     sum_outer: [I, I] float32, symmetric up to rounding.
-    sequences: number of sequences with a token that counts, [] int32.
-    tokens: number of tokens that count, [] int32.
+    sequences, tokens: how many, see `SquaredNorm`; [] int32.
   """
 
   sum_outer: jax.Array
@@ -172,8 +171,8 @@ def observe_gram(x_BTI: jax.Array, valid_BT: jax.Array | None = None) -> Gram:
   """Sum the outer product of the inputs over the tokens of a batch.
 
   Args:
-    x_BTI: input of a kernel, [B, T, I], any float dtype.
-    valid_BT: bool [B, T], True where a token counts; None for all.
+    x_BTI, valid_BT: inputs of a kernel, [B, T, I], and which tokens count,
+      bool [B, T] or None for all.
 
   Returns:
     Gram of this batch.

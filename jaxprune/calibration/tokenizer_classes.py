@@ -114,6 +114,18 @@ def text_of(token: Any) -> str | None:
   return text if isinstance(text, str) else None
 
 
+# The options of a BPE model that was given none.
+_NEW_BPE = {
+  "dropout": None,
+  "unk_token": None,
+  "continuing_subword_prefix": None,
+  "end_of_word_suffix": None,
+  "fuse_unk": False,
+  "byte_fallback": False,
+  "ignore_merges": False,
+}
+
+
 def _set_bpe(tokenizer, **options) -> bool:
   """Set the options of a BPE model, the others as a new one has them."""
   import tokenizers
@@ -121,16 +133,7 @@ def _set_bpe(tokenizer, **options) -> bool:
   model = tokenizer.model
   if not isinstance(model, tokenizers.models.BPE):
     return False
-  plain = dict(
-    dropout=None,
-    unk_token=None,
-    continuing_subword_prefix=None,
-    end_of_word_suffix=None,
-    fuse_unk=False,
-    byte_fallback=False,
-    ignore_merges=False,
-  )
-  for name, value in (plain | options).items():
+  for name, value in (_NEW_BPE | options).items():
     setattr(model, name, value)
   return True
 

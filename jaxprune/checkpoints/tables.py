@@ -81,6 +81,30 @@ def _fused(name: str, inputs: str, paths: Mapping[str, str]) -> tuple[Row, ...]:
   )
 
 
+def _thirds(
+  name: str,
+  size: str,
+  bias: Any = None,
+  *,
+  groups: str = "",
+  transpose: bool = True,
+) -> tuple[Row, ...]:
+  """The rows of query, key and value, of one size in one tensor."""
+  return tuple(
+    row
+    for index, path in enumerate(("query", "key", "value"))
+    for row in _projection(
+      name,
+      "attention/" + path,
+      "D",
+      "NH",
+      bias,
+      transpose=transpose,
+      part=Part((size,) * 3, index, groups),
+    )
+  )
+
+
 _QUERY_KEY_VALUE = (
   *_projection(_ATTENTION + "q_proj", "attention/query", "D", "NH", _QKV_BIAS),
   *_projection(_ATTENTION + "k_proj", "attention/key", "D", "KH", _QKV_BIAS),
@@ -217,18 +241,7 @@ GPT2 = Table(
   ),
   layer=(
     *_layer_norm(_LAYER + "ln_1", "attention_norm"),
-    *(
-      row
-      for index, name in enumerate(("query", "key", "value"))
-      for row in _projection(
-        _ATTENTION + "c_attn",
-        "attention/" + name,
-        "D",
-        "NH",
-        transpose=False,
-        part=Part(("NH", "NH", "NH"), index),
-      )
-    ),
+    *_thirds(_ATTENTION + "c_attn", "NH", transpose=False),
     *_projection(
       _ATTENTION + "c_proj", "attention/output", "NH", "D", transpose=False
     ),
@@ -254,18 +267,7 @@ GPT_NEOX = Table(
   ),
   layer=(
     *_layer_norm(_LAYER + "input_layernorm", "attention_norm"),
-    *(
-      row
-      for index, name in enumerate(("query", "key", "value"))
-      for row in _projection(
-        _ATTENTION + "query_key_value",
-        "attention/" + name,
-        "D",
-        "NH",
-        _QKV_BIAS,
-        part=Part(("H", "H", "H"), index, groups="N"),
-      )
-    ),
+    *_thirds(_ATTENTION + "query_key_value", "H", _QKV_BIAS, groups="N"),
     *_projection(
       _ATTENTION + "dense", "attention/output", "NH", "D", _OUTPUT_BIAS
     ),

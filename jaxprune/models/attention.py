@@ -157,14 +157,9 @@ def chunked(
 
   Args:
     query_BTNH: [B, T, N, H].
-    key_BTKH: [B, T, K, H]; query head n reads key head n // G.
-    value_BTKH: [B, T, K, H].
+    key_BTKH, value_BTKH: [B, T, K, H]; query head n reads key head n // G.
     mask_BTS: bool [B or 1, T, T], causal, no row empty.
-    scale: see `scaled`.
-    cap: see `scaled`.
-
-  Returns:
-    [B, T, N, H] in the dtype of the queries.
+    scale, cap: see `scaled`.
   """
   mask_BTS = jnp.broadcast_to(
     mask_BTS, (query_BTNH.shape[0], *mask_BTS.shape[1:])

@@ -162,15 +162,9 @@ class ModelConfig:
     """
     if isinstance(source, Mapping):
       return _parse(Fields("config", source), None)
-    folder = pathlib.Path(source)
-    file = folder / "config.json"
-    if not file.is_file():
-      raise ValueError(
-        f"{folder}: no config.json there; give a Hugging Face checkpoint folder"
-      )
-    generation = folder / "generation_config.json"
+    generation = pathlib.Path(source) / "generation_config.json"
     return _parse(
-      Fields(str(file), config_fields.read_object(file)),
+      config_fields.read_folder(source),
       config_fields.read_object(generation) if generation.is_file() else None,
     )
 

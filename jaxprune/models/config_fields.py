@@ -410,3 +410,17 @@ def _text(value: Any) -> str:
   except ValueError:  # an integer of more digits than Python prints
     text = f"({type(value).__name__})"
   return text if len(text) < 100 else text[:97] + "..."
+
+
+def read_folder(folder: str | os.PathLike) -> Fields:
+  """The fields of the config.json of a checkpoint folder.
+
+  Raises:
+    ValueError: there is none, or it is not as `read_object` wants it.
+  """
+  file = pathlib.Path(folder) / "config.json"
+  if not file.is_file():
+    raise ValueError(
+      f"{folder}: no config.json there; give a Hugging Face checkpoint folder"
+    )
+  return Fields(str(file), read_object(file))

@@ -35,18 +35,16 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from jaxprune.models import activations, attention, parts
+from jaxprune.models import activations, attention, blocks, parts
 from jaxprune.models.encoder_config import EncoderConfig
 from jaxprune.models.parts import Gates, Intermediates, Params
 
 # Prunable kernels, and which of a block's intermediates is the input of each.
+# Those of a decoder whose MLP has no gate.
 KERNEL_INPUTS = {
-  ("attention", "query"): "attention_in",
-  ("attention", "key"): "attention_in",
-  ("attention", "value"): "attention_in",
-  ("attention", "output"): "output_in",
-  ("mlp", "up"): "mlp_in",
-  ("mlp", "down"): "down_in",
+  kernel: name
+  for kernel, name in blocks.KERNEL_INPUTS.items()
+  if kernel != ("mlp", "gate")
 }
 KERNELS = tuple(KERNEL_INPUTS)
 POOLINGS = ("mean", "cls")

@@ -9,7 +9,6 @@ Differs from the reference in: relative positions, RoPE and decoder use raise.
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,8 +36,8 @@ class EncoderConfig:
       was pretrained with. No embedding here uses it; it is read and written so
       that a checkpoint stays whole. config.json does not say: opening the
       checkpoint does.
-    ignored: keys of config.json that have no effect, here and in stock
-      transformers. Configurations that differ in these only are equal.
+    ignored: keys of config.json without effect here and in stock transformers;
+      two configurations may differ in them and be equal.
   """
 
   family: str
@@ -66,13 +65,7 @@ class EncoderConfig:
   def from_hf(
     cls, source: str | os.PathLike | Mapping[str, Any]
   ) -> "EncoderConfig":
-    """Read a Hugging Face configuration.
-
-    Args:
-      source: a checkpoint folder, or the parsed content of its config.json.
-
-    Returns:
-      The configuration.
+    """Read the config.json of BERT, given the folder or what is in it.
 
     Raises:
       ValueError: one line that names the file and every field that is wrong,
@@ -80,12 +73,7 @@ class EncoderConfig:
     """
     if isinstance(source, Mapping):
       return _parse(Fields("config", source))
-    file = pathlib.Path(source) / "config.json"
-    if not file.is_file():
-      raise ValueError(
-        f"{source}: no config.json there; give a Hugging Face checkpoint folder"
-      )
-    return _parse(Fields(str(file), config_fields.read_object(file)))
+    return _parse(config_fields.read_folder(source))
 
 
 _ABSOLUTE = "only learned absolute positions are computed"

@@ -30,9 +30,7 @@ def score(
   """Score a model on all items of a split.
 
   Args:
-    config: the model.
-    params: its parameters; computed in their dtype.
-    tokenizer: the model's.
+    config, params, tokenizer: the model, computed in the dtype of params.
     tasks: items.
     gates: which sublayers stay; None is all.
 
@@ -61,9 +59,7 @@ def item_scores(
   """Score every item of a split, see `score`.
 
   Args:
-    config: the model.
-    params: its parameters; computed in their dtype.
-    tokenizer: the model's.
+    config, params, tokenizer: the model, computed in the dtype of params.
     tasks: items.
     gates: which sublayers stay; None is all.
     answers: from `read_answers`, where they are known already.
@@ -106,9 +102,7 @@ def option_log_likelihoods(
   """Read each option after its prompt.
 
   Args:
-    config: the model.
-    params: its parameters.
-    tokenizer: the model's.
+    config, params, tokenizer: the model.
     items: n questions.
     gates: which sublayers stay; None is all.
 
@@ -139,9 +133,7 @@ def read_answers(
   `jaxprune.models.generation`.
 
   Args:
-    config: the model.
-    params: its parameters.
-    tokenizer: the model's.
+    config, params, tokenizer: the model.
     items: prompts with their answers.
     gates: which sublayers stay; None is all.
   """
@@ -165,9 +157,7 @@ def embed_texts(
   """Unit vectors: mean over BOS and all tokens of the normed hidden states.
 
   Args:
-    config: the model.
-    params: its parameters.
-    tokenizer: the model's.
+    config, params, tokenizer: the model.
     texts: n of them.
     gates: which sublayers stay; None is all.
 

@@ -135,8 +135,7 @@ def distance(a: object, b: object, *, per: str = "matrix") -> object:
   """Hamming distance as a fraction of all entries, in [0, 1].
 
   Args:
-    a: pytree of bool [..., I, O].
-    b: the same structure and shapes.
+    a, b: pytrees of bool [..., I, O], alike.
     per: 'matrix' or 'all'.
 
   Returns:

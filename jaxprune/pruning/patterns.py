@@ -194,8 +194,8 @@ def remove_lowest(
     inf or nan; and the mask, bool [I, O], True = keep.
 
   Raises:
-    ValueError: scores that are no matrix, group 'global', or inputs that
-      n:m does not divide.
+    ValueError: an unknown group or 'global', scores that are no matrix, or
+      inputs that n:m does not divide.
   """
   mask_IO = keep_mask(scores_IO, pattern)
   new_IO = jnp.where(mask_IO, w_IO, 0).astype(w_IO.dtype)

@@ -68,8 +68,7 @@ def logit_variance(z, z_pruned, temperature=1.0) -> jax.Array:
   """Var_p(dz) / (2 T^2), nats; 0 for a constant dz.
 
   Args:
-    z, z_pruned: logits [V] of one position, finite.
-    temperature: T > 0.
+    z, z_pruned, temperature: logits [V], finite, and T > 0.
 
   Raises:
     ValueError: shapes differ or are not one-dimensional, or T <= 0.

@@ -68,9 +68,7 @@ def finite_mean(
 
   Args:
     values: real or bool [rows]; NaN and infinite rows are left out.
-    groups: [rows], equal for rows of one prompt; None: every row is its own.
-    seed: of the resampling.
-    resamples: number of resamples, at least 100.
+    groups, seed, resamples: see `mean`.
 
   Raises:
     ValueError: shapes differ.

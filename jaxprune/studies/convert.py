@@ -80,14 +80,13 @@ def convert(
       )
   elif settings.mesh is None and jax.process_count() > 1:
     raise ValueError("--distributed: say over which --mesh; or leave it out")
+  folder = dict(
+    dtype=settings.dtype,
+    shard_size=settings.shard_size,
+    overwrite=settings.overwrite,
+  )
   if gguf:
-    gguf_folder.write_gguf(
-      name,
-      out,
-      dtype=settings.dtype,
-      shard_size=settings.shard_size,
-      overwrite=settings.overwrite,
-    )
+    gguf_folder.write_gguf(name, out, **folder)
     record = {
       "checkpoint_hash": checkpoints.checkpoint_hash(
         checkpoints.open_checkpoint(out)
@@ -96,13 +95,7 @@ def convert(
     return "a Hugging Face folder, dequantised", record
   if orbax_folder.is_orbax_folder(name):
     opened = orbax_folder.open_orbax(name)
-    orbax_folder.write_huggingface(
-      opened,
-      out,
-      dtype=settings.dtype,
-      shard_size=settings.shard_size,
-      overwrite=settings.overwrite,
-    )
+    orbax_folder.write_huggingface(opened, out, **folder)
     return "a Hugging Face folder", opened.record
   source = inputs.open_model(name, logits=False)
   orbax_folder.write_orbax(

@@ -121,8 +121,7 @@ def ablate_gates(
   """KL of any sets of dropped sublayers.
 
   Args:
-    config: the model.
-    params: its parameters, whole.
+    config, params: the model, whole.
     tokens: int [sequences, T].
     candidates: leaves [1 + P, L]; what is measured against is at index 0.
     temperature: T of the softmax.

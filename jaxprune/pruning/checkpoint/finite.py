@@ -60,10 +60,8 @@ def check_statistics(
   """Refuse statistics of kernel inputs that hold an inf or a nan.
 
   Args:
-    config: the model.
+    config, layer, index: the model, and the layer in float32 with its number.
     statistic: a name in `observers.OBSERVERS`.
-    layer: the layer, float32.
-    index: of the layer.
     states: the calibration activations that enter it.
     finite: by input, bool []: whether the total up to each micro-batch is
       finite.

@@ -33,8 +33,7 @@ def magnitude(
     mask, bool [I, O], True = keep.
 
   Raises:
-    ValueError: an unknown group, a kernel that is no matrix, or inputs that
-      n:m does not divide.
+    ValueError: what `patterns.remove_lowest` refuses.
   """
   del statistics
   return remove_lowest(w_IO, jnp.abs(w_IO), pattern)

@@ -67,7 +67,6 @@ def ria(
     mask, bool [I, O], True = keep.
 
   Raises:
-    ValueError: an unknown group, a kernel that is no matrix, or inputs that
-      n:m does not divide.
+    ValueError: what `patterns.remove_lowest` refuses.
   """
   return remove_lowest(w_IO, ria_scores(w_IO, statistics, power), pattern)

@@ -75,8 +75,7 @@ def wanda(
     mask, bool [I, O], True = keep.
 
   Raises:
-    ValueError: an unknown group, a kernel that is no matrix, or inputs that
-      n:m does not divide.
+    ValueError: what `patterns.remove_lowest` refuses.
   """
   return remove_lowest(w_IO, wanda_scores(w_IO, statistics), pattern)
 
