@@ -86,10 +86,10 @@ def main() -> None:
 
 def _read_tokens(source):
   """Tokens that choices look at, and tokens that sets are measured on."""
-  seen = _CALIBRATION.read(source, _SEED.value)
+  seen = _CALIBRATION.read(source, _SEED.value, activations=False)
   # Far from every seed that a choice would be made with.
   held_out = _CALIBRATION.read(
-    source, _SEED.value + 2**20, name=_HELD_OUT.value
+    source, _SEED.value + 2**20, name=_HELD_OUT.value, activations=False
   )
   if seen.hash == held_out.hash:
     raise ValueError(

@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # a script shows its --help without loading JAX
 flags.disclaim_key_flags()
 
 REQUIRED = object()
+# What numpy, Python and JAX all take as it is: JAX drops higher bits.
+MAX_SEED = 2**31 - 1
 
 _A_MODEL = "a folder, a GGUF file, a hub id, or pocket"
 _TEXTS = "pocket, a txt or jsonl file, or an .npz of token ids"
@@ -163,6 +165,7 @@ class Calibration:
     *,
     name: str | None = None,
     sampling: str | None = None,
+    activations: bool = True,
   ) -> "tokens.Calibration":
     """Read the calibration tokens for a model.
 
@@ -171,9 +174,11 @@ class Calibration:
       seed: of the draw from the text.
       name: another text, in place of --calibration.
       sampling: how sequences are cut from text, see `calibration.tokens`.
+      activations: whether those of all sequences will be in memory together.
 
     Raises:
-      ValueError: the sequences are longer than the context of the model.
+      ValueError: the sequences are longer than the context of the model, or
+        more than fit into the memory.
     """
     from jaxprune.studies import inputs
 
@@ -184,6 +189,19 @@ class Calibration:
       seq_len=self.seq_len.value,
       seed=seed,
       sampling=sampling,
+      activations=activations,
+    )
+
+  def shape(self) -> tuple[int, int]:
+    """How many sequences of how many tokens there will be; none is read.
+
+    Raises:
+      ValueError: more than the memory holds.
+    """
+    from jaxprune.studies import inputs
+
+    return inputs.calibration_shape(
+      self.calibration.value, self.num_samples.value, self.seq_len.value
     )
 
   def read_seeds(
@@ -259,12 +277,15 @@ class Seeds:
   def value(self) -> list[int]:
     """The seeds; a ValueError names the flag if one is no integer."""
     try:
-      return [int(seed) for seed in self.seeds.value]
+      seeds = [int(seed) for seed in self.seeds.value]
     except ValueError:
+      seeds = []
+    if not seeds or not all(0 <= seed <= MAX_SEED for seed in seeds):
       raise ValueError(
-        f"--seeds={','.join(self.seeds.value)}: give integers, divided by"
-        " commas"
-      ) from None
+        f"--seeds={','.join(self.seeds.value)!s:.200}: give integers, divided"
+        f" by commas, from 0 to {MAX_SEED}"
+      )
+    return seeds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -657,7 +678,9 @@ def pruned_models(
 
 def seed(about: str = "Seed of every draw.") -> flags.FlagHolder[int]:
   """Define --seed, 0 where it is not given."""
-  return flags.DEFINE_integer("seed", 0, about)
+  return flags.DEFINE_integer(
+    "seed", 0, about, lower_bound=0, upper_bound=MAX_SEED
+  )
 
 
 def out(

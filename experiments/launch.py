@@ -1,7 +1,7 @@
 """How every script starts, keeps its run, tells where it is, and ends.
 
-Leftover arguments are refused, and an error that the user can mend is one
-line on stderr with exit status 1. `--verbosity=1` shows the whole traceback.
+Leftover arguments are refused, and whatever goes wrong is one line on stderr
+with exit status 1, see `failures`. `--verbosity=1` shows the whole traceback.
 Ctrl-C and SIGTERM end a script with a line that says what is kept and how to go
 on, and the exit status 130 or 143.
 
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags, logging
 
-from . import command_line, descriptions, interrupts
+from . import command_line, descriptions, failures, interrupts
 
 if TYPE_CHECKING:  # a script shows its --help without loading JAX
   from jaxprune import report, staging
@@ -86,10 +86,12 @@ def run(main: Callable[[], None]) -> None:
     except _FinishedError as finished:
       if not is_quiet():
         print(finished)
-    except (ValueError, OSError) as error:
+    except (SystemExit, GeneratorExit, KeyboardInterrupt):
+      raise
+    except BaseException as error:  # a panic of Rust code is no Exception
       if logging.get_verbosity() >= logging.DEBUG:
         raise
-      print("error: " + " ".join(str(error).split()), file=sys.stderr)
+      failures.tell(error)
       sys.exit(1)
 
   app.run(entry, flags_parser=functools.partial(command_line.parse, main))

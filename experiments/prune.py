@@ -96,7 +96,7 @@ _SAMPLING = flags.DEFINE_enum(
 )
 _SEED = flag_groups.seed()
 _MICRO_BATCH = flags.DEFINE_integer(
-  "micro_batch", 8, "Sequences in a layer at once.", lower_bound=1
+  "micro_batch", 8, "Sequences in a layer at once.", 1, 1 << 16
 )
 _OFFLOAD = flags.DEFINE_bool(
   "offload", False, "Keep activations on the host between layers."
@@ -122,8 +122,9 @@ def main() -> None:
   prune.check(
     source.config, change, tokens=given, slim=_SLIM.value, earlier=earlier
   )
+  shape = _CALIBRATION.shape() if given else (0, 0)
+  _check_memory(source.config, change, shape, memory)
   ids, described = _read_calibration(source) if given else (None, None)
-  _check_memory(source.config, change, ids, memory)
   description = descriptions.describe(
     seeds={"calibration": _SEED.value}, models=source, calibration=described
   )
@@ -207,16 +208,15 @@ def _read_calibration(source):
   return calibration.tokens, tokens.describe(calibration)
 
 
-def _check_memory(config, change, ids, memory):
+def _check_memory(config, change, shape, memory):
   """Say what the run will hold, and refuse what cannot fit."""
   from jaxprune.pruning.checkpoint import memory as memory_lib
 
+  held = {"sequences": shape[0], "length": shape[1], "memory": memory}
   if change.drops:
-    return
-  sequences, length = (0, 0) if ids is None else ids.shape
-  estimate = memory_lib.estimate_bytes(
-    config, change.method, sequences=sequences, length=length, memory=memory
-  )
+    estimate = memory_lib.estimate_drop_bytes(config, change, **held)
+  else:
+    estimate = memory_lib.estimate_bytes(config, change.method, **held)
   launch.say(f"memory: {estimate.text}")
   memory_lib.check_fits(estimate)
 

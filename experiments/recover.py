@@ -59,7 +59,7 @@ def main() -> None:
   models = _MODELS.open()
   pruned, dense = models["pruned"], models.get("dense")
   recovery = _recovery()
-  calibration = _CALIBRATION.read(pruned, _SEED.value)
+  calibration = _CALIBRATION.read(pruned, _SEED.value, activations=False)
   train.check(pruned, dense, recovery, calibration.tokens)
   about = {
     "seeds": {"calibration": _SEED.value, "order": _SEED.value},

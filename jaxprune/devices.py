@@ -220,11 +220,22 @@ def available_bytes() -> tuple[int | None, int | None]:
   On a CPU both are the same memory: that of the machine, or of the control
   group that the process may use.
   """
-  host = _host_bytes()
+  host = host_bytes()
   if jax.default_backend() == "cpu":
     return host, host
   stats = jax.local_devices()[0].memory_stats() or {}
   return stats.get("bytes_limit"), host
+
+
+def total_bytes() -> int | None:
+  """Bytes of all hosts and devices together; None where they are not told."""
+  device, host = available_bytes()
+  if host is None or device is None:
+    return None
+  total = host * jax.process_count()
+  if jax.default_backend() != "cpu":
+    total += device * jax.device_count()
+  return total
 
 
 def peak_bytes() -> int:
@@ -249,7 +260,11 @@ def gib(count: int) -> str:
   return f"{count / 2**30:.3g} GiB"
 
 
-def _host_bytes() -> int | None:
+def host_bytes() -> int | None:
+  """Bytes of memory of the machine, or of the control group of this process.
+
+  None where the system does not tell. No device is asked.
+  """
   limits = []
   if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
     limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

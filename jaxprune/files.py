@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 CHECKSUMS = "checksums.json"
+MAX_DEPTH = 64  # levels of lists and objects in JSON
 _DEPTH = 3  # folders above a file in which its checksum is looked for
 _CHUNK = 1 << 22  # bytes read at a time when hashing
 
@@ -118,7 +119,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     ValueError: the file cannot be read or does not hold a JSON object.
   """
   try:
-    value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    value = parse_json(pathlib.Path(path).read_bytes())
   except (OSError, ValueError) as error:
     raise ValueError(
       f"{path}: not readable as JSON ({error}); copy or download it again"
@@ -129,6 +130,96 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
       " or download it again"
     )
   return value
+
+
+def parse_json(text: str | bytes, *, constants: bool = False) -> Any:
+  """Parse JSON that somebody else wrote.
+
+  Args:
+    text: bytes are UTF-8.
+    constants: whether NaN and Infinity are read, which JSON does not know but
+      many programs write.
+
+  Raises:
+    ValueError: it is no JSON, has a constant that is not read, is nested deeper
+      than MAX_DEPTH levels, or has half of a surrogate pair, which is no
+      character. The caller names the file.
+  """
+  if isinstance(text, bytes):
+    text = text.decode("utf-8")
+  try:
+    value = json.loads(text, parse_constant=None if constants else _no_constant)
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+      _check_depth(value)
+    if "\\ud" in text or "\\uD" in text:
+      check_characters(value)
+  except RecursionError:
+    raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
+  return value
+
+
+def check_characters(value: Any) -> None:
+  """Refuse parsed JSON with half of a surrogate pair, which is no character.
+
+  Raises:
+    ValueError: a text or a key has one.
+  """
+  try:
+    json.dumps(value, ensure_ascii=False).encode("utf-8")
+  except UnicodeEncodeError:
+    raise ValueError(
+      "a text has half of a surrogate pair, which is no character"
+    ) from None
+
+
+def _no_constant(name: str):
+  raise ValueError(f"{name} is not JSON")
+
+
+def _check_depth(value: Any) -> None:
+  """Refuse what is nested so deep that comparing or writing it would fail."""
+  level = [value]
+  for _ in range(MAX_DEPTH + 1):
+    level = [
+      inner
+      for outer in level
+      if isinstance(outer, list | dict)
+      for inner in (outer.values() if isinstance(outer, dict) else outer)
+    ]
+    if not level:
+      return
+  raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+
+
+def expand(path: str | os.PathLike) -> pathlib.Path:
+  """Replace `~` and `~user` at the beginning of a path.
+
+  Raises:
+    ValueError: there is no such user, or the path has a NUL.
+  """
+  if "\0" in os.fspath(path):
+    raise ValueError(f"{os.fspath(path)!r}: no path, it has a NUL in it")
+  try:
+    return pathlib.Path(path).expanduser()
+  except RuntimeError:
+    raise ValueError(
+      f"{os.fspath(path)!r}: no such user; write ./ in front where the name"
+      " begins with ~"
+    ) from None
+
+
+def resolve(path: str | os.PathLike) -> pathlib.Path:
+  """The absolute path without links.
+
+  Raises:
+    ValueError: links lead in a circle, or see `expand`.
+  """
+  try:
+    return expand(path).resolve()
+  except (OSError, RuntimeError) as error:
+    raise ValueError(
+      f"{os.fspath(path)!r}: cannot be followed ({error}); remove the link"
+    ) from None
 
 
 def write_checksums(

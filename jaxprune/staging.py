@@ -60,9 +60,7 @@ class Stage:
 
 def stage(folder: str | os.PathLike) -> Stage:
   """Where `folder` is made; nothing is touched."""
-  return Stage(
-    folder=pathlib.Path(folder).expanduser().resolve(), shown=os.fspath(folder)
-  )
+  return Stage(folder=files.resolve(folder), shown=os.fspath(folder))
 
 
 def check_place(folder: pathlib.Path) -> None:

@@ -7,8 +7,9 @@
 | .json | the same of a list entry; or lines, as in the shards of C4 |
 | .parquet | the column `text` of a row (needs pyarrow) |
 
-`.gz` may follow .txt, .json and .jsonl. An entry of a JSON list or a line may
-also be a bare string. The names `c4` and `wikitext2` are the two data sets of
+`.gz` may follow .txt, .json and .jsonl; it is unpacked as it is read, and
+refused where it becomes more than text does. An entry of a JSON list or a line
+may also be a bare string. The names `c4` and `wikitext2` are the two data sets of
 the pruning papers, fetched through `datasets`; without it, or without a
 network, give a local copy of the same file.
 
@@ -21,14 +22,15 @@ that names the file, the row and the field.
 import contextlib
 import gzip
 import io
-import json
 import os
 import pathlib
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+from jaxprune import devices, files
 from jaxprune.calibration import hub
 
 # (name, held out): hub data set, configuration, file of it, split.
@@ -60,6 +62,10 @@ _HUB = {
 }
 NAMES = ("c4", "wikitext2")
 END_OF_TEXT = "<|endoftext|>"
+# Text is packed to a third or a tenth of its size, a decompression bomb to a
+# thousandth. Below so many bytes any rate is taken.
+PACKED_RATE = 100
+PACKED_FREE = 1 << 28
 FORMATS = (".txt", ".jsonl", ".json", ".parquet")
 
 
@@ -214,9 +220,8 @@ def _open(path: pathlib.Path) -> Iterator[IO[str]]:
       f"{path}: no such file; give an existing one or a name of"
       f" {', '.join(NAMES)}"
     )
-  opener = gzip.open if path.suffix == ".gz" else open
   try:
-    with opener(path, "rt", encoding="utf-8-sig") as file:
+    with _raw(path) as raw, io.TextIOWrapper(raw, "utf-8-sig") as file:
       yield file
   except UnicodeDecodeError as error:
     raise ValueError(
@@ -227,6 +232,49 @@ def _open(path: pathlib.Path) -> Iterator[IO[str]]:
     raise ValueError(
       f"{path}: cannot be read ({error}); copy or download it again"
     ) from error
+
+
+def _raw(path: pathlib.Path) -> io.BufferedReader:
+  """Open the bytes of a text, of which there may not be too many."""
+  size = path.stat().st_size
+  memory = devices.host_bytes()
+  # A character takes up to four bytes, and there are two copies at a time.
+  most = sys.maxsize if memory is None else memory // 8
+  if path.suffix != ".gz":
+    if size > most:
+      raise ValueError(
+        f"{path}: {size} bytes of text do not fit into the memory of this"
+        f" machine, which holds {most}; cut the file"
+      )
+    return open(path, "rb")
+  most = min(most, max(PACKED_FREE, PACKED_RATE * size))
+  return io.BufferedReader(_Unpacked(path, most), 1 << 20)
+
+
+class _Unpacked(io.RawIOBase):
+  """The bytes in a .gz file, up to a limit."""
+
+  def __init__(self, path: pathlib.Path, most: int):
+    self._path, self._most, self._count = path, most, 0
+    self._file = gzip.open(path)
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer) -> int:
+    count = self._file.readinto(buffer)
+    self._count += count
+    if self._count > self._most:
+      raise ValueError(
+        f"{self._path}: unpacks to more than {self._most} bytes, the limit for"
+        " a file of its size on this machine; text does not: unpack it"
+        " yourself if you trust it"
+      )
+    return count
+
+  def close(self) -> None:
+    self._file.close()
+    super().close()
 
 
 def _json_entries(
@@ -249,7 +297,7 @@ def _json_entries(
 
 def _parse(text: str, place: str) -> Any:
   try:
-    return json.loads(text)
+    return files.parse_json(text, constants=True)
   except ValueError as error:
     raise ValueError(
       f"{place}: not JSON ({error}); expected one object per line, or one list"
@@ -292,10 +340,10 @@ def _from_parquet(path: pathlib.Path, field: str) -> list[str]:
     ) from error
   column, names = [], []
   try:
-    names = pyarrow.parquet.read_schema(path).names
-    if field in names:
-      table = pyarrow.parquet.read_table(path, columns=[field])
-      column = table[field].to_pylist()
+    with pyarrow.parquet.ParquetFile(path) as file:
+      names = file.schema_arrow.names
+      if field in names:
+        column = _column(file, field, path)
   except (pyarrow.ArrowException, OSError) as error:
     raise ValueError(
       f"{path}: not readable as parquet ({error}); copy or download it again"
@@ -309,6 +357,21 @@ def _from_parquet(path: pathlib.Path, field: str) -> list[str]:
     _text_of({field: text}, (field,), f"{path}: row {row}")
     for row, text in enumerate(column)
   ]
+
+
+def _column(file, field: str, path: pathlib.Path) -> list[Any]:
+  """Read a column piece by piece, up to the limit of `_raw`."""
+  size, column = 0, []
+  most = max(PACKED_FREE, PACKED_RATE * path.stat().st_size)
+  for batch in file.iter_batches(batch_size=1024, columns=[field]):
+    size += batch.nbytes
+    if size > most:
+      raise ValueError(
+        f"{path}: column {field} unpacks to more than {most} bytes, the limit"
+        " for a file of its size; write it as .jsonl if you trust it"
+      )
+    column += batch.column(0).to_pylist()
+  return column
 
 
 def _from_hub(name: str, held_out: bool) -> list[str]:

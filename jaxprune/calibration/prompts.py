@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxprune.calibration import documents, tokens
+from jaxprune.calibration import documents, id_files, tokens
 from jaxprune.calibration.tokenizer import adds_bos, encode
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def read_prompts(
   if limit is not None and limit < 1:
     raise ValueError(f"limit={limit}: must be at least 1, or None for all")
   if name.endswith(".npz"):
-    ids = tokens.read_ids(name, "prompt", vocab_size)[:limit]
+    ids = id_files.read_ids(name, "prompt", vocab_size)[:limit]
     return Prompts(tokens=tuple(map(tuple, ids.tolist())), source=name)
   texts = read_prompt_texts(name)[:limit]
   if tokenizer is None:
@@ -85,7 +85,7 @@ def read_prompts(
     if not ids:
       raise ValueError(f"{name}: prompt {number} has no token; remove it")
     rows.append(tuple(ids))
-    tokens.check_vocabulary(
+    id_files.check_vocabulary(
       np.asarray([ids]), name, f"prompt {number}", vocab_size
     )
   return Prompts(

@@ -9,11 +9,11 @@ for are switched off, because a calibration window is cut here.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
+from jaxprune import devices, files
 from jaxprune.calibration import tokenizer_classes
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ _OTHER_FILES = (
   "vocab.txt",
   "tekken.json",
 )
+_LONG = 1 << 20  # characters
+# Of memory for a character of a text that is one document, at most.
+_BYTES = 128
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,12 +108,22 @@ def load_tokenizer(folder: str | os.PathLike) -> "tokenizers.Tokenizer":
     )
   try:
     tokenizer = tokenizers.Tokenizer.from_file(os.fspath(path))
-  except Exception as error:  # the Rust side raises bare Exception
+    fields, name = _read_class(pathlib.Path(folder))
+    _as_stock(tokenizer, fields, tokenizer_classes.find_class(name))
+  except ValueError:
+    raise
+  except BaseException as error:  # the Rust side raises bare Exception, panics
+    if not isinstance(error, Exception) and not _is_panic(error):
+      raise
+    reason = " ".join(str(error).split())
     raise ValueError(
-      f"{path}: not a tokenizer ({error}); copy or download it again"
+      f"{path}: not a tokenizer ({reason:.200}); copy or download it again"
     ) from error
-  fields, name = _read_class(pathlib.Path(folder))
-  found = tokenizer_classes.find_class(name)
+  return tokenizer
+
+
+def _as_stock(tokenizer, fields, found) -> None:
+  """Change what AutoTokenizer would, for a class that it would take."""
   if found:
     found.rebuild(tokenizer, fields)
   tokenizer_classes.add_special_tokens(
@@ -119,7 +132,6 @@ def load_tokenizer(folder: str | os.PathLike) -> "tokenizers.Tokenizer":
   tokenizer.encode_special_tokens = bool(fields.get("split_special_tokens"))
   tokenizer.no_padding()
   tokenizer.no_truncation()
-  return tokenizer
 
 
 def encode(
@@ -139,20 +151,54 @@ def encode(
     bos_id: needed for True.
 
   Raises:
-    ValueError: add_bos=True without bos_id.
+    ValueError: add_bos=True without bos_id, or the tokenizer is damaged and
+      fails on the text, or the text is too long for the memory.
   """
   if add_bos and bos_id is None:
     raise ValueError(
       "add_bos=True: the model names no beginning-of-text token; use None"
     )
-  ids = tokenizer.encode(text, add_special_tokens=add_bos is None).ids
+  ids = _ids(tokenizer, text, add_bos is None)
   return [bos_id, *ids] if add_bos else ids
 
 
 def adds_bos(tokenizer: "tokenizers.Tokenizer") -> bool:
-  """Whether `encode` puts a token before a text by itself."""
-  plain = tokenizer.encode("a", add_special_tokens=False).ids
-  return tokenizer.encode("a").ids[: len(plain)] != plain
+  """Whether `encode` puts a token before a text by itself.
+
+  Raises:
+    ValueError: the tokenizer is damaged.
+  """
+  plain = _ids(tokenizer, "a", False)
+  return _ids(tokenizer, "a", True)[: len(plain)] != plain
+
+
+def _ids(tokenizer, text, special) -> list[int]:
+  memory = devices.host_bytes()
+  if memory is not None and len(text) * _BYTES > memory:
+    raise ValueError(
+      f"a text of {len(text)} characters ({text[:40]!r}...) needs some"
+      f" {devices.gib(len(text) * _BYTES)} to be turned into tokens, there are"
+      f" {devices.gib(memory)}: divide it, for example by blank lines"
+    )
+  try:
+    if len(text) < _LONG:
+      return tokenizer.encode(text, add_special_tokens=special).ids
+    # Without the place of each token in the text, which takes half the memory.
+    return tokenizer.encode_batch_fast([text], add_special_tokens=special)[
+      0
+    ].ids
+  except BaseException as error:  # a panic of the Rust side is no Exception
+    if not isinstance(error, Exception) and not _is_panic(error):
+      raise
+    reason = " ".join(str(error).split())
+    raise ValueError(
+      f"tokenizer.json fails on the text {text[:40]!r} ({reason:.200}); copy or"
+      " download the tokenizer again"
+    ) from error
+
+
+def _is_panic(error: BaseException) -> bool:
+  return type(error).__name__ == "PanicException"
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
@@ -160,8 +206,8 @@ def _read_object(path: pathlib.Path) -> dict[str, Any]:
   if not path.is_file():
     return {}
   try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-  except (ValueError, RecursionError) as error:
+    content = files.parse_json(path.read_bytes())
+  except ValueError as error:
     raise ValueError(f"{path}: not JSON ({error}); mend it") from error
   if not isinstance(content, dict):
     raise ValueError(f"{path}: not a JSON object; mend it")

@@ -18,17 +18,17 @@ dropped, and blank documents give no token there.
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
-import pathlib
 import random
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxprune.calibration import documents
+from jaxprune import devices
+from jaxprune.calibration import documents, id_files
 from jaxprune.calibration.tokenizer import adds_bos, encode
 
 if TYPE_CHECKING:
@@ -156,10 +156,40 @@ def read_calibration(
     ValueError: the source is missing, broken or too short, or an id is outside
       the vocabulary.
   """
+  return next(read_seeds(source, tokenizer, draw, [draw.seed], vocabulary))
+
+
+def read_seeds(
+  source: str | os.PathLike,
+  tokenizer: "tokenizers.Tokenizer | None",
+  draw: Draw,
+  seeds: Iterable[int],
+  vocabulary: Vocabulary = Vocabulary(),
+) -> Iterator[Calibration]:
+  """Read a calibration set per seed; the source is read once.
+
+  A document is tokenised when it is drawn first, and kept.
+
+  Args:
+    source: as for `read_calibration`.
+    tokenizer: from `tokenizer.load_tokenizer`.
+    draw: which sequences are taken, whatever its seed.
+    seeds: of the draws.
+    vocabulary: of the model.
+
+  Yields:
+    The set of each seed.
+
+  Raises:
+    ValueError: see `read_calibration`; or the sequences alone are more than the
+      memory holds.
+  """
   name = os.fspath(source)
   if name.endswith(".npz"):
-    tokens = read_ids(name, "calibration", vocabulary.size)
-    return Calibration(tokens=tokens, source=name)
+    tokens = id_files.read_ids(name, "calibration", vocabulary.size)
+    for _ in seeds:
+      yield Calibration(tokens=tokens, source=name)
+    return
   if tokenizer is None:
     raise ValueError(
       f"{name}: text needs a tokenizer; give one, or token ids in an .npz"
@@ -169,6 +199,7 @@ def read_calibration(
       raise ValueError(
         f"{argument}={getattr(draw, argument)}: must be at least 1"
       )
+  check_room(draw.num_samples, draw.seq_len)
   sampling = draw.sampling or ("joined" if name == "wikitext2" else "documents")
   if sampling not in SAMPLINGS:
     raise ValueError(
@@ -182,120 +213,84 @@ def read_calibration(
       " between documents"
     )
 
-  def ids_of(text: str) -> list[int]:
-    return encode(tokenizer, text, vocabulary.add_bos, vocabulary.bos_id)
+  if sampling == "joined":
+    texts = [" ".join(texts)]
+
+  @functools.cache
+  def ids_of(index: int) -> np.ndarray:
+    text, add_bos = texts[index], vocabulary.add_bos
+    return np.asarray(
+      encode(tokenizer, text, add_bos, vocabulary.bos_id), np.int32
+    )
 
   shape = (draw.num_samples, draw.seq_len)
-  if sampling == "packed":
-    rows = _packed(texts, ids_of, vocabulary.eos_id, shape, name)
-  elif sampling == "joined":
-    rows = _windows(ids_of(" ".join(texts)), shape, draw.seed, name)
-  else:
-    rows = _from_documents(texts, ids_of, shape, draw.seed, name)
-  tokens = np.asarray(rows, np.int32)
-  check_vocabulary(tokens, name, "the tokenizer's output", vocabulary.size)
   add_bos = vocabulary.add_bos
-  return Calibration(
-    tokens=tokens,
-    source=name,
-    sampling=sampling,
-    seed=None if sampling == "packed" else draw.seed,
-    bos=adds_bos(tokenizer) if add_bos is None else add_bos,
-  )
+  for seed in seeds:
+    if sampling == "packed":
+      rows = _packed(texts, ids_of, vocabulary.eos_id, shape, name)
+    elif sampling == "joined":
+      rows = _windows(ids_of(0), shape, seed, name)
+    else:
+      rows = _from_documents(len(texts), ids_of, shape, seed, name)
+    tokens = np.asarray(rows, np.int32)
+    id_files.check_vocabulary(
+      tokens, name, "the tokenizer's output", vocabulary.size
+    )
+    yield Calibration(
+      tokens=tokens,
+      source=name,
+      sampling=sampling,
+      seed=None if sampling == "packed" else seed,
+      bos=adds_bos(tokenizer) if add_bos is None else add_bos,
+    )
 
 
-def read_ids(
-  path: str | os.PathLike, key: str, vocab_size: int | None = None
-) -> np.ndarray:
-  """Read token ids [rows, length] from an .npz, exactly as they are.
+def check_room(num_samples: int, seq_len: int) -> None:
+  """Refuse so many token ids that no memory of this machine holds them.
 
   Args:
-    path: of the file.
-    key: of the array in it.
-    vocab_size: ids must be below it; None does not check.
+    num_samples: sequences.
+    seq_len: tokens of each.
 
   Raises:
-    ValueError: naming file, field and fix.
+    ValueError: there are too many.
   """
-  if not pathlib.Path(path).is_file():
-    raise ValueError(f"{path}: no such file; give an existing one")
-  try:
-    with np.load(path, allow_pickle=False) as content:
-      keys = content.files
-      ids = content[key] if key in keys else None
-  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+  memory = devices.host_bytes()
+  need = 3 * 4 * num_samples * seq_len  # as rows, as a matrix, and compared
+  if memory is not None and need > memory:
     raise ValueError(
-      f"{path}: not readable as .npz ({error}); write it with numpy.savez"
-    ) from error
-  if ids is None:
-    raise ValueError(
-      f"{path}: no array {key} (it has {', '.join(keys) or 'none'}); save"
-      f" the token ids under {key}"
-    )
-  if ids.ndim != 2 or not ids.size:
-    raise ValueError(
-      f"{path}: {key} has shape {list(ids.shape)}; token ids must be"
-      " [rows, length], neither zero"
-    )
-  if not np.issubdtype(ids.dtype, np.integer):
-    raise ValueError(
-      f"{path}: {key} holds {ids.dtype}; token ids must be integers, save"
-      " them as int32"
-    )
-  check_vocabulary(ids, path, key, vocab_size)
-  return np.ascontiguousarray(ids, np.int32)
-
-
-def check_vocabulary(
-  ids: np.ndarray, name: str, key: str, vocab_size: int | None
-) -> None:
-  """Refuse ids that the embedding table does not have.
-
-  Args:
-    ids: int [rows, length].
-    name: of the file, for the error.
-    key: what holds the ids, for the error.
-    vocab_size: ids must be below it; None is 2**31.
-
-  Raises:
-    ValueError: names the first id that is outside.
-  """
-  limit = 2**31 if vocab_size is None else vocab_size
-  bad = (ids < 0) | (ids >= limit)
-  if bad.any():
-    row, column = np.argwhere(bad)[0]
-    raise ValueError(
-      f"{name}: {key} has id {ids[row, column]} at [{row}, {column}], outside"
-      f" the vocabulary of {limit}; use this model's own tokenizer"
+      f"--num_samples={num_samples} sequences of --seq_len={seq_len} tokens"
+      f" need {devices.gib(need)}, there are {devices.gib(memory)}: use fewer"
+      " or shorter ones"
     )
 
 
-def _from_documents(texts, ids_of, shape, seed, name):
+def _from_documents(count, ids_of, shape, seed, name):
   """Wanda's get_c4: same draws from the same generator."""
   num_samples, seq_len = shape
   generator = random.Random(seed)
   short, longest, rows = set(), 0, []
   while len(rows) < num_samples:
     for _ in range(_MAX_REJECTIONS):
-      index = generator.randint(0, len(texts) - 1)
+      index = generator.randint(0, count - 1)
       if index in short:
         continue
-      ids = ids_of(texts[index])
+      ids = ids_of(index)
       if len(ids) > seq_len:
         break
       short.add(index)
       longest = max(longest, len(ids))
-      if len(short) == len(texts):
-        raise _too_short(name, texts, longest, seq_len, len(short))
+      if len(short) == count:
+        raise _too_short(name, count, longest, seq_len, len(short))
     else:
-      raise _too_short(name, texts, longest, seq_len, len(short))
+      raise _too_short(name, count, longest, seq_len, len(short))
     rows.append(_cut(ids, seq_len, generator))
   return rows
 
 
-def _too_short(name, texts, longest, seq_len, tried):
+def _too_short(name, count, longest, seq_len, tried):
   return ValueError(
-    f"{name}: none of the {tried} documents tried of {len(texts)} is longer"
+    f"{name}: none of the {tried} documents tried of {count} is longer"
     f" than seq_len={seq_len} tokens (the longest has {longest}); use"
     f" sampling='packed', or seq_len below {longest}"
   )
@@ -323,8 +318,8 @@ def _packed(texts, ids_of, eos_id, shape, name):
   num_samples, seq_len = shape
   needed = num_samples * seq_len
   ids = []
-  for text in texts:
-    document = ids_of(text) if text.strip() else [eos_id]
+  for index, text in enumerate(texts):
+    document = ids_of(index).tolist() if text.strip() else [eos_id]
     if document == [eos_id]:
       continue
     # Some tokenizers end a text by themselves.

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxprune import files
 from jaxprune.checkpoints import names, shards
 from jaxprune.models.config import ModelConfig
 
@@ -151,9 +152,9 @@ def _read(path):
       f" {header.get('format')!r}; point to the masks of a pruned model"
     )
   try:
-    shapes = json.loads(header["shapes"])
-    metadata = json.loads(header["metadata"])
-    shapes = {name: tuple(map(int, shape)) for name, shape in shapes.items()}
+    shapes = files.parse_json(header["shapes"])
+    metadata = files.parse_json(header["metadata"])
+    shapes = {name: _sizes(shape) for name, shape in shapes.items()}
   except (KeyError, ValueError, TypeError, AttributeError) as error:
     raise ValueError(
       f"{path}: header of a mask file is damaged ({error!r}); write the"
@@ -185,6 +186,12 @@ def _read(path):
       " the one in the header); copy the file again, or prune again"
     )
   return tensors, shapes, metadata
+
+
+def _sizes(shape: list[Any]) -> tuple[int, ...]:
+  if not all(type(size) is int for size in shape):
+    raise ValueError(f"{shape!r:.80} is no shape")
+  return tuple(shape)
 
 
 def _hash(packed, shapes) -> str:

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 
+from jaxprune import files
 from jaxprune.checkpoints import (
   folders,
   gguf_file,
@@ -33,7 +34,7 @@ def resolve_model(name: str | os.PathLike) -> pathlib.Path:
   Raises:
     ValueError: no such folder, and not a hub id or not to be had from the hub.
   """
-  folder = pathlib.Path(name).expanduser()
+  folder = files.expand(name)
   if os.fspath(name) and folder.is_dir():  # Path("") is the current folder
     return folder
   if gguf_file.is_gguf(folder):

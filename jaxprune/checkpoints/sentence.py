@@ -10,7 +10,6 @@ a normalisation raises; the pooling may also lie beside modules.json as
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -194,7 +193,7 @@ def copy_sentence_files(
 def _module_kinds(path: pathlib.Path) -> list[str]:
   """Last names of the classes that modules.json lists."""
   try:
-    modules = json.loads(path.read_text(encoding="utf-8"))
+    modules = files.parse_json(path.read_bytes())
     return [module["type"].rpartition(".")[2] for module in modules]
   except (ValueError, TypeError, KeyError, AttributeError) as error:
     raise ValueError(

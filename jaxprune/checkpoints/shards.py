@@ -83,7 +83,12 @@ def read_header(
       stamp = _stamp(os.fstat(file.fileno()))
       length = int.from_bytes(file.read(8), "little")
       header = json.loads(file.read(length), object_pairs_hook=_once)
-  except (OSError, ValueError, safetensors.SafetensorError) as error:
+  except (
+    OSError,
+    RecursionError,
+    ValueError,
+    safetensors.SafetensorError,
+  ) as error:
     reason = " ".join(str(error).split())
     raise ValueError(
       f"{path}: not a whole safetensors file ({reason}); copy, download or"

@@ -18,7 +18,6 @@ flips.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from jaxprune import files
 from jaxprune.evaluation.journal import NO_BOOKKEEPING, Bookkeeping
 from jaxprune.evaluation.loglikelihoods import encode_pair, loglikelihoods
 from jaxprune.models import Gates, ModelConfig
@@ -106,15 +106,15 @@ def read_questions(
   questions = []
   if not os.path.isfile(path):
     raise ValueError(f"{path}: no such file; give a jsonl of questions")
-  with open(path, encoding="utf-8") as lines:
+  with open(path, "rb") as lines:
     for number, line in enumerate(lines, 1):
       if not line.strip() or len(questions) == limit:
         continue
       try:
-        row = json.loads(line)
+        row = files.parse_json(line, constants=True)
         question = Question(
-          context=str(row["context"]),
-          options=tuple(map(str, row["options"])),
+          context=_text(row["context"]),
+          options=tuple(map(_text, _listed(row["options"]))),
           answer=row["answer"],
         )
       except (ValueError, KeyError, TypeError) as error:
@@ -305,6 +305,19 @@ def item_rows(choices: Choices) -> list[dict[str, float]]:
     dict(zip(columns, row))
     for row in zip(*(column.tolist() for column in columns.values()))
   ]
+
+
+def _listed(value: Any) -> list[Any]:
+  if not isinstance(value, list):
+    raise TypeError(f"options are {value!r:.40}, no list")
+  return value
+
+
+def _text(value: Any) -> str:
+  """A text, or a number as one."""
+  if isinstance(value, bool) or not isinstance(value, str | int | float):
+    raise TypeError(f"{value!r:.40} is no text")
+  return str(value)
 
 
 def _check(question: Question, place: str) -> None:

@@ -24,6 +24,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from jaxprune import files
 from jaxprune.models.activations import STOCK_NAMES
 
 MAX_BYTES = 1 << 22
@@ -141,6 +142,7 @@ def read_object(file: str | os.PathLike) -> dict[str, Any]:
       object_pairs_hook=_without_duplicates,
       parse_constant=_no_constant,
     )
+    files.check_characters(value)
   except RecursionError:
     raise ValueError(f"{file}: nested deeper than {MAX_DEPTH} levels") from None
   except ValueError as error:

@@ -8,7 +8,6 @@ another process wrote.
 import array
 import csv
 import io
-import json
 import math
 import os
 import pathlib
@@ -38,7 +37,7 @@ def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
   rows = []
   for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
     try:
-      row = json.loads(line)
+      row = files.parse_json(line)
     except ValueError as error:
       raise ValueError(
         f"{path}: line {number}: not JSON ({error}); remove it"

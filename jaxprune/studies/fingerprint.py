@@ -7,7 +7,6 @@ model, and every file that a setting names.
 
 import json
 import os
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -63,12 +62,15 @@ def _model(source) -> dict[str, Any]:
 def _files(value) -> Iterator[tuple[str, str]]:
   """Paths and hashes of the files that a setting names."""
   for text in value if isinstance(value, list | tuple) else [value]:
-    if not isinstance(text, str) or not text or "\0" in text:
+    if not isinstance(text, str) or not text:
       continue
-    path = pathlib.Path(text).expanduser()
-    if path.is_file():
+    try:
+      path = files.expand(text)
+    except ValueError:
+      continue
+    if os.path.isfile(path):  # of a text that is no path, too
       yield text, files.sha256_file(path)
-    elif path.is_dir() and not (path / "config.json").is_file():
+    elif os.path.isdir(path) and not (path / "config.json").is_file():
       for below in sorted(path.rglob("*")):
         if below.suffix in _DATA and below.is_file():
           yield os.fspath(below), files.sha256_file(below)

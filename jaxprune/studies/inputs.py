@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from jaxprune import checkpoints, devices
-from jaxprune.calibration import prompts, tokenizer, tokens
+from jaxprune.calibration import id_files, prompts, tokenizer, tokens
 from jaxprune.pocket import shipped
 from jaxprune.pruning.methods.quantize import Levels
 from jaxprune.pruning.patterns import NofM, Unstructured
@@ -44,6 +44,7 @@ def read_calibration(
   seq_len: int,
   seed: int,
   sampling: str | None = None,
+  activations: bool = True,
 ) -> tokens.Calibration:
   """Read calibration tokens for a model, no longer than its context.
 
@@ -55,39 +56,87 @@ def read_calibration(
     seq_len: tokens of a sequence.
     seed: of the draw from the text.
     sampling: how sequences are cut from text; None is what is usual for it.
+    activations: whether those of all sequences will be in memory together.
 
   Raises:
-    ValueError: the sequences are longer than the context, or the text cannot be
-      read or is too short.
+    ValueError: the sequences are longer than the context, or more than fit into
+      the memory, or the text cannot be read or is too short.
   """
-  config = source.config
-  if seq_len > config.max_positions and not name.endswith(".npz"):
+  draw = tokens.Draw(
+    num_samples=num_samples, seq_len=seq_len, seed=seed, sampling=sampling
+  )
+  _check_calibration(source, name, draw, activations)
+  return next(_read_seeds(source, name, draw, [seed]))
+
+
+def calibration_shape(
+  name: str, num_samples: int, seq_len: int
+) -> tuple[int, int]:
+  """How many calibration tokens there will be, before any is read.
+
+  Args:
+    name: as for `read_calibration`; of token ids only the header is read.
+    num_samples: sequences of a text.
+    seq_len: tokens of each.
+
+  Raises:
+    ValueError: token ids that are none, or more of them than fit into memory.
+  """
+  if not name.endswith(".npz"):
+    tokens.check_room(num_samples, seq_len)
+    return num_samples, seq_len
+  shape = id_files.ids_shape(name, "calibration")
+  if len(shape) != 2 or not all(shape):
     raise ValueError(
-      f"--seq_len={seq_len} is longer than the context of"
-      f" {source.folder}, {config.max_positions}: use a smaller one"
+      f"{name}: calibration has shape {list(shape)}; token ids must be [rows,"
+      " length], neither zero"
     )
+  return shape
+
+
+def _check_calibration(source, name, draw, activations) -> None:
+  """Refuse calibration tokens before any is read."""
+  config = source.config
+  rows, length = calibration_shape(name, draw.num_samples, draw.seq_len)
+  if length > config.max_positions:
+    said = f"--seq_len={length} is"
+    if name.endswith(".npz"):
+      said = f"{name}: calibration rows of {length} tokens are"
+    raise ValueError(
+      f"{said} longer than the context of {source.folder},"
+      f" {config.max_positions}: use shorter ones"
+    )
+  memory = devices.total_bytes()
+  need = 4 * rows * length * config.embed_dim  # float32
+  if activations and memory is not None and need > memory:
+    raise ValueError(
+      f"{name}: the activations of {rows} calibration sequences of"
+      f" {length} tokens need {devices.gib(need)}, there are"
+      f" {devices.gib(memory)}: use fewer (--num_samples) or shorter ones"
+      " (--seq_len)"
+    )
+
+
+def _read_seeds(source, name, draw, seeds):
+  """The tokens of each seed."""
+  config = source.config
   if name == "pocket":
     _check_pocket(source)
-    return shipped.calibration_tokens(num_samples, seq_len, seed)
-  calibration = tokens.read_calibration(
+    return (
+      shipped.calibration_tokens(draw.num_samples, draw.seq_len, seed)
+      for seed in seeds
+    )
+  return tokens.read_seeds(
     name,
     _tokenizer(source, name),
-    tokens.Draw(
-      num_samples=num_samples, seq_len=seq_len, seed=seed, sampling=sampling
-    ),
+    draw,
+    seeds,
     tokens.Vocabulary(
       bos_id=config.bos_id,
       eos_id=config.eos_ids[0] if config.eos_ids else None,
       size=config.vocab_size,
     ),
   )
-  if calibration.tokens.shape[1] > config.max_positions:
-    raise ValueError(
-      f"{name}: calibration rows of {calibration.tokens.shape[1]} tokens are"
-      f" longer than the context of {source.folder}, {config.max_positions}:"
-      " cut them"
-    )
-  return calibration
 
 
 def read_calibrations(
@@ -110,12 +159,9 @@ def read_calibrations(
   Returns:
     The tokens by seed, and one description of them all for run.json.
   """
-  drawn = {
-    seed: read_calibration(
-      source, name, num_samples=num_samples, seq_len=seq_len, seed=seed
-    )
-    for seed in seeds
-  }
+  draw = tokens.Draw(num_samples=num_samples, seq_len=seq_len)
+  _check_calibration(source, name, draw, True)
+  drawn = dict(zip(seeds, _read_seeds(source, name, draw, seeds)))
   return drawn, tokens.describe(drawn[seeds[0]]) | {
     "seed": ", ".join(map(str, seeds)),
     "hash": ", ".join(drawn[seed].hash for seed in seeds),

@@ -16,6 +16,7 @@ from jaxprune.calibration.observers import OBSERVERS
 from jaxprune.checkpoints import names
 from jaxprune.models import KERNEL_INPUTS, ModelConfig
 from jaxprune.pruning import registry
+from jaxprune.pruning.change import Change
 from jaxprune.pruning.checkpoint.streaming import Memory
 
 _FLOAT = 4  # bytes; everything is pruned in float32
@@ -107,6 +108,50 @@ def estimate_bytes(
     working=working,
     device=layer + statistics + on_device + working,
     host=host,
+  )
+
+
+def estimate_drop_bytes(
+  config: ModelConfig,
+  change: Change,
+  *,
+  sequences: int,
+  length: int,
+  memory: Memory,
+) -> Estimate:
+  """Count the bytes of choosing sublayers to drop.
+
+  Args:
+    config: the model.
+    change: a drop.
+    sequences: calibration sequences; 0 without calibration.
+    length: tokens of each.
+    memory: how activations are held, and on which devices.
+  """
+  sizes = names.file_shapes(config).values()
+  model = _FLOAT * sum(map(math.prod, sizes))
+  ways = memory.mesh.shape["data"] if memory.mesh else 1
+  layer = model // config.num_layers
+  tokens = sequences * length
+  activations = _FLOAT * tokens * config.embed_dim
+  batch = memory.size(sequences) // ways if sequences else 0
+  wide = 3 * config.mlp_dim + 6 * config.embed_dim
+  if change.row.score == "kl":
+    # The whole model, two copies of the logits, and four numbers a position and
+    # candidate.
+    layer, wide = model, wide + 2 * config.vocab_size
+    activations = 4 * _FLOAT * tokens * config.num_layers
+  elif change.row.selection == "consecutive":
+    activations *= 1 + change.drop_count
+  working = 2 * _FLOAT * batch * length * wide
+  offloaded = activations if memory.offload else 0
+  return Estimate(
+    layer=layer,
+    statistics=0,
+    activations=activations,
+    working=working,
+    device=layer + working + (activations - offloaded) // ways,
+    host=layer + offloaded,
   )
 
 

@@ -1,6 +1,5 @@
 """May this one pruned model still be used, by a rule that was learnt before?"""
 
-import json
 import pathlib
 from typing import Any
 
@@ -28,8 +27,8 @@ def read_rule(path: str) -> dict[str, Any]:
   if not file.is_file():
     raise ValueError(f"--rule={path}: no such file; learn one with --sweeps")
   try:
-    rule = json.loads(file.read_text())
-  except ValueError as error:
+    rule = files.parse_json(file.read_bytes())
+  except (OSError, ValueError) as error:
     raise ValueError(f"--rule={path}: not JSON ({error})") from error
   if not isinstance(rule, dict) or rule.get("made_by") != MADE_BY:
     raise ValueError(f"--rule={path}: not written by experiments.guidance")

@@ -6,13 +6,12 @@ Here they become columns over all pruned models.
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from jaxprune import statistics
+from jaxprune import files, statistics
 from jaxprune.studies.guidance import rules
 from jaxprune.studies.sweep import configurations
 from jaxprune.studies.sweep import scores as scores_lib
@@ -289,7 +288,7 @@ def _source(folder, job, measurements) -> dict[str, Any]:
   """Where a rule comes from, as the rule file keeps it."""
   prompts = None
   if (folder / "run.json").is_file():
-    prompts = json.loads((folder / "run.json").read_text()).get("prompts")
+    prompts = files.read_json(folder / "run.json").get("prompts")
   return {
     "checkpoint_hash": job["checkpoint_hash"],
     "model": job.get("model"),

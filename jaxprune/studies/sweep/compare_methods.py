@@ -1,11 +1,10 @@
 """Methods against a baseline at equal amount, item by item: the numbers."""
 
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from jaxprune import report, statistics
+from jaxprune import files, report, statistics
 from jaxprune.statistics import Estimate
 from jaxprune.studies.sweep import scores as scores_lib
 from jaxprune.studies.sweep.scores import DENSE, Score
@@ -29,7 +28,7 @@ def read_run(folder: str) -> tuple[Scores, dict[str, Any]]:
   """
   path = pathlib.Path(folder)
   scores = scores_lib.read_scores(path)
-  return scores, json.loads((path / "run.json").read_text())
+  return scores, files.read_json(path / "run.json")
 
 
 def summarise(

@@ -10,8 +10,9 @@ arXiv:2104.08663; Cer et al., STS Benchmark, arXiv:1708.00055.
 
 import csv
 import dataclasses
-import json
 import pathlib
+
+from jaxprune import files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,8 +145,7 @@ def _cran_entries(path: pathlib.Path) -> list[tuple[int, str]]:
 def _beir(folder: pathlib.Path) -> Collection:
   corpus = _rows(folder / "corpus.jsonl")
   documents = {
-    row["_id"]: f"{row.get('title', '')} {row['text']}".strip()
-    for row in corpus
+    row["_id"]: f"{row['title']} {row['text']}".strip() for row in corpus
   }
   queries = {row["_id"]: row["text"] for row in _rows(folder / "queries.jsonl")}
   place = {name: index for index, name in enumerate(documents)}
@@ -174,9 +174,11 @@ def _rows(path: pathlib.Path) -> list[dict]:
   rows = []
   for number, line in enumerate(_text(path).splitlines(), 1):
     try:
-      row = json.loads(line)
-      row["_id"], row["text"]
-    except (ValueError, TypeError, KeyError):
+      row = files.parse_json(line, constants=True)
+      if not all(isinstance(row[name], str) for name in ("_id", "text")):
+        raise TypeError
+      row["title"] = str(row.get("title") or "")
+    except (ValueError, TypeError, KeyError, AttributeError):
       raise ValueError(
         f"{path}: line {number} is no object with _id and text; get the file"
         " again"
