@@ -113,7 +113,7 @@ def _explain_system(error: OSError) -> str:
 
 
 def _flag_of(name: str) -> str | None:
-  """The flag whose value is a path, or lies above or beside it."""
+  """The flag whose value is a path, or lies above, below or beside it."""
   wanted = os.path.abspath(name)
   best = None
   for flag in command_line.own_flags():
@@ -123,7 +123,10 @@ def _flag_of(name: str) -> str | None:
         continue
       path = os.path.abspath(os.path.expanduser(value))
       beside = os.path.join(os.path.dirname(path), "." + os.path.basename(path))
-      if wanted == path or wanted.startswith((path + "/", path + ".", beside)):
+      below = path.startswith(wanted.rstrip("/") + "/")
+      if below or wanted == path or wanted.startswith(
+        (path + "/", path + ".", beside)
+      ):
         if best is None or len(path) > best[0]:
           best = len(path), f"--{flag.name}={value}"
   return best and best[1]

@@ -170,8 +170,17 @@ def every_point(run, out: pathlib.Path, points) -> list[str]:
   return wrong
 
 
-def save_model(folder: pathlib.Path, **fields) -> pathlib.Path:
-  """A tiny random model with ids to calibrate on."""
+def save_model(
+  home: pathlib.Path, *, folder: str = "dense", shard: str = "5GB", **fields
+) -> pathlib.Path:
+  """A tiny random model with ids to calibrate on.
+
+  Args:
+    home: where both are written.
+    folder: name of the model.
+    shard: size of a file of weights.
+    **fields: of its configuration.
+  """
   import hf_models
   import numpy as np
 
@@ -184,12 +193,15 @@ def save_model(folder: pathlib.Path, **fields) -> pathlib.Path:
     "vocab_size": 32,
   }
   with open(os.devnull, "w") as sink, contextlib.redirect_stderr(sink):
-    hf_models.save_llama(folder / "dense", **small | fields)
+    model = hf_models.save_llama(home / folder, **small | fields)
+    if shard != "5GB":
+      (home / folder / "model.safetensors").unlink()
+      model.save_pretrained(home / folder, max_shard_size=shard)
   np.savez(
-    folder / "ids.npz",
+    home / "ids.npz",
     calibration=np.random.default_rng(0).integers(3, 30, (4, 8)),
   )
-  return folder
+  return home
 
 
 def prune_flags(folder: pathlib.Path, method: str) -> list[str]:
@@ -288,43 +300,85 @@ def full(sizes: int, home: pathlib.Path) -> list[str]:
   return wrong
 
 
+def mutated(
+  home: pathlib.Path, count: int, seed: int, first: int = 0
+) -> list[str]:
+  """Inputs with one change each: the right result, or one clear line.
+
+  Args:
+    home: an empty folder.
+    count: of inputs.
+    seed: of the changes.
+    first: number of the first input; each depends on its number alone.
+
+  Returns:
+    What went wrong, by number.
+  """
+  import mutation_judges
+
+  worlds, wrong = mutation_judges.make_worlds(home), []
+  began = time.monotonic()
+  for number in range(first, first + count):
+    world = worlds[number % len(worlds)]
+    draw = random.Random(f"{seed} {number}")
+    found = mutation_judges.try_one(world, draw)
+    if found:
+      wrong.append(f"{number}: {found}")
+      print(wrong[-1], file=sys.stderr, flush=True)
+    if (number + 1) % 1000 == 0:
+      seconds = time.monotonic() - began
+      print(
+        f"{number + 1} inputs, {len(wrong)} wrong, {seconds:.0f} s",
+        file=sys.stderr,
+        flush=True,
+      )
+  return wrong
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--kind", choices=("points", "kills", "full"))
+  kinds = ("points", "kills", "full", "mutations")
+  parser.add_argument("--kind", choices=kinds, required=True)
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--count", type=int, default=200, help="of kills")
+  parser.add_argument("--count", type=int, default=200, help="kills, mutations")
+  parser.add_argument("--first", type=int, default=0, help="of mutations")
   parser.add_argument("--every", type=int, default=1, help="n-th point only")
   options = parser.parse_args()
   os.environ.update(JAX_PLATFORMS="cpu", HF_HUB_OFFLINE="1")
   began = time.monotonic()
   with tempfile.TemporaryDirectory() as name:
-    home = save_model(pathlib.Path(name), num_hidden_layers=2)
-    if options.kind == "points":
-      flags, chosen = prune_flags(home, "magnitude"), []
-
-      def points(number):
-        chosen.extend(range(1 + options.seed, number + 1, options.every))
-        return chosen
-
-      out = home / "out"
-      wrong = every_point(
-        lambda: call("prune", *flags, f"--out={out}"), out, points
-      )
-      tried = len(chosen)
-    elif options.kind == "kills":
-      _load()
-      tried = options.count // 2 * 2
-      wrong = kills(tried, options.seed, home)
-    else:
-      _load()
-      tried = 15
-      wrong = full(tried, home)
+    tried, wrong = _try(options, pathlib.Path(name))
   print("\n".join(wrong))
   print(
     f"{options.kind}: {tried - len(wrong)} of {tried} as they should be,"
     f" {time.monotonic() - began:.0f} s"
   )
   sys.exit(bool(wrong))
+
+
+def _try(options, home: pathlib.Path) -> tuple[int, list[str]]:
+  """How many cases of a kind were tried, and what went wrong."""
+  if options.kind == "mutations":
+    return options.count, mutated(
+      home, options.count, options.seed, options.first
+    )
+  save_model(home, num_hidden_layers=2)
+  if options.kind == "points":
+    flags, chosen = prune_flags(home, "magnitude"), []
+
+    def points(number):
+      chosen.extend(range(1 + options.seed, number + 1, options.every))
+      return chosen
+
+    out = home / "out"
+    wrong = every_point(
+      lambda: call("prune", *flags, f"--out={out}"), out, points
+    )
+    return len(chosen), wrong
+  _load()
+  if options.kind == "kills":
+    return options.count // 2 * 2, kills(options.count, options.seed, home)
+  return 15, full(15, home)
 
 
 def _load() -> None:

@@ -9,8 +9,8 @@
 
 `.gz` may follow .txt, .json and .jsonl; it is unpacked as it is read, and
 refused where it becomes more than text does. An entry of a JSON list or a line
-may also be a bare string. The names `c4` and `wikitext2` are the two data sets of
-the pruning papers, fetched through `datasets`; without it, or without a
+may also be a bare string. The names `c4` and `wikitext2` are the two data sets
+of the pruning papers, fetched through `datasets`; without it, or without a
 network, give a local copy of the same file.
 
 Reference: the loaders of SparseGPT (arXiv:2301.00774) and Wanda

@@ -1,7 +1,8 @@
 """Which answers are there already, of a run that was killed?
 
-Every finished batch is one line of a file, appended and flushed to disk. A line
-that was cut off is forgotten, and its batch is computed again.
+Every finished batch is one line of a file, appended and flushed to disk, with a
+checksum in front. A line that was cut off or changed is forgotten with all
+behind it, and what they held is computed again.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ class Journal:
     head = json.dumps({"origin": origin}, sort_keys=True)
     kept = 0
     if self._path.is_file():
-      kept = self._read(self._path.read_bytes(), head.encode())
+      kept = self._read(self._path.read_bytes(), _signed(head.encode()))
     self._path.parent.mkdir(parents=True, exist_ok=True)
     self._file = open(self._path, "r+b" if kept else "wb")
     self._file.truncate(kept)
@@ -66,7 +67,7 @@ class Journal:
     self._file.close()
 
   def _write(self, line):
-    self._file.write(line.encode() + b"\n")
+    self._file.write(_signed(line.encode()) + b"\n")
     self._file.flush()
     os.fsync(self._file.fileno())
 
@@ -77,12 +78,17 @@ class Journal:
       return 0
     kept = len(head) + 1
     for line in lines[1:-1]:  # the last one is empty or was cut off
-      try:
-        self._answers |= json.loads(line)
-      except (ValueError, TypeError):
+      answers = line.partition(b" ")[2]
+      if line != _signed(answers):
         break
+      self._answers |= json.loads(answers)
       kept += len(line) + 1
     return kept
+
+
+def _signed(line: bytes) -> bytes:
+  digest = hashlib.blake2b(line, digest_size=8).hexdigest()
+  return digest.encode() + b" " + line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -109,8 +109,17 @@ def identity(
 
   Returns:
     Its entries, without those that change no result.
+
+  Raises:
+    ValueError: a run.json whose entries are of another kind.
   """
   kept = {k: v for k, v in description.items() if k not in _FREE_ENTRIES}
+  for entry in ("flags", "versions", "device"):
+    if not isinstance(kept.get(entry) or {}, Mapping):
+      raise ValueError(
+        f"{RUN} is damaged: {entry} is {kept[entry]!r:.80}, no object; remove"
+        " the folder, or copy it again"
+      )
   free = {*_FREE_FLAGS, *grows}
   kept["flags"] = {
     name: value
