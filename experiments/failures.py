@@ -103,7 +103,7 @@ def _explain_system(error: OSError) -> str:
   names = [
     os.fsdecode(name)
     for name in (error.filename, error.filename2)
-    if isinstance(name, str | bytes)
+    if isinstance(name, str | bytes | os.PathLike)
   ]
   for name in names:
     flag = _flag_of(name)
@@ -124,8 +124,10 @@ def _flag_of(name: str) -> str | None:
       path = os.path.abspath(os.path.expanduser(value))
       beside = os.path.join(os.path.dirname(path), "." + os.path.basename(path))
       below = path.startswith(wanted.rstrip("/") + "/")
-      if below or wanted == path or wanted.startswith(
-        (path + "/", path + ".", beside)
+      if (
+        below
+        or wanted == path
+        or wanted.startswith((path + "/", path + ".", beside))
       ):
         if best is None or len(path) > best[0]:
           best = len(path), f"--{flag.name}={value}"

@@ -304,7 +304,7 @@ def exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
 def _locked(path: pathlib.Path, folder: pathlib.Path) -> int:
   """Open the file of a lock and lock it."""
   while True:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
       fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -243,8 +243,9 @@ def _as_named(folder, config, hf, in_files) -> ModelConfig:
         " them all in one way"
       )
   config = dataclasses.replace(config, bare_names=bare)
-  architectures = hf.get("architectures") or [""]
-  headless = bare or str(architectures[0]).endswith("Model")
+  architectures = hf.get("architectures")
+  named = isinstance(architectures, list) and architectures[:1]
+  headless = bare or bool(named) and str(named[0]).endswith("Model")
   if headless and table.tied and table.tied[0] not in in_files:
     config = dataclasses.replace(config, has_head=config.tie_embeddings)
   return config
