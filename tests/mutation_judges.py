@@ -192,11 +192,16 @@ def _config_world(model) -> World:
 def _unlike_stock(model: pathlib.Path, config: ModelConfig) -> str | None:
   """In what a configuration differs from the reading of stock."""
   import hf_models
+  import test_config_properties
   import transformers
 
   from jaxprune.models import rope
 
-  theirs = transformers.AutoConfig.from_pretrained(model)
+  fields = json.loads((model / "config.json").read_bytes())
+  theirs = transformers.AutoConfig.for_model(
+    fields.pop("model_type"),
+    **test_config_properties.as_strict("llama", fields),
+  )
   ends = transformers.GenerationConfig.from_pretrained(model).eos_token_id
   ends = ends if isinstance(ends, list) else [ends]
   pairs = {
