@@ -143,6 +143,33 @@ def test_near_chance_is_left_out_and_said_once(tmp_path):
     read(folder)
 
 
+def test_tasks_known_by_name_say_what_counts(tmp_path):
+  """Which column, and what it asks of a model; a text is only read."""
+  folder = write_model(tmp_path, "d")
+  for path in (folder / "configurations").glob("*.json"):
+    score = json.loads(path.read_text())
+    if "tasks" not in score:
+      continue
+    right = score["tasks"]["asked"]["columns"]["acc"]
+    named = {
+      "arc_challenge": {"acc": [0.0] * 200, "acc_norm": right},
+      "humaneval": {"passed": right},
+      "wikitext2": {"acc": [0.0] * 200, "nll": [1.0] * 200},
+    }
+    score["tasks"] = {
+      f"task {name}": {"named": name, "columns": columns, "weights": None}
+      for name, columns in named.items()
+    }
+    path.write_text(json.dumps(score))
+  found = read(folder).cases
+  assert {(case.task, case.kind) for case in found} == {
+    ("task arc_challenge", "choice"),
+    ("task humaneval", "generation"),
+  }
+  assert {case.retention.dense for case in found} == {1.0}
+  assert {case.shifts["perplexity"] for case in found} == {0.0}
+
+
 def test_answers_have_a_length(tmp_path):
   """Twice the length is twice as many tokens that may be lost."""
   folder = write_model(tmp_path, "d", kind="exact")

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from jaxprune import report, statistics
+from jaxprune.evaluation.tasks.table import TASKS, USE
 from jaxprune.studies.guidance import shifts as shifts_lib
 from jaxprune.studies.guidance import sweeps
 
-# Kind of a task by its metric. Perplexities are no task but a baseline.
+# Kind of a task by its metric, for tasks that are not known by name.
+# Perplexities are no task but a baseline.
 KINDS = {
   "acc": "choice",
   "ndcg@10": "retrieval",
@@ -137,7 +139,7 @@ def read_cases(
             configuration=score["configuration"],
             seed=score["seed"],
             task=task,
-            kind=KINDS[_metric(entry)],
+            kind=_kind(entry),
             retention=retention,
             shifts=shifts,
             tokens=_tokens(dense["tasks"][task]),
@@ -183,7 +185,18 @@ def rows(cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
 
 
 def _metric(entry) -> str | None:
-  return next((name for name in KINDS if name in entry["columns"]), None)
+  """The column that counts; None where nothing can be kept or lost."""
+  if _kind(entry) is None:
+    return None
+  return sweeps.metric_of(entry)
+
+
+def _kind(entry) -> str | None:
+  """What the task asks of a model: a value of KINDS."""
+  if "named" in entry:
+    use = USE[TASKS[entry["named"]].kind]
+    return use if use in KINDS.values() else None
+  return KINDS.get(sweeps.metric_of(entry))
 
 
 def _retention(task, entry, dense, keep) -> statistics.Retention:

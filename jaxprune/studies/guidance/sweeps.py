@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune import files, statistics
+from jaxprune.evaluation.tasks.table import TASKS
 from jaxprune.studies.guidance import rules
 from jaxprune.studies.sweep import configurations
 from jaxprune.studies.sweep import scores as scores_lib
@@ -312,7 +313,7 @@ def _task(name, scores, models, left_out, *, keep, seed, resamples):
     if name not in dense:
       continue
     entry, columns = dense[name], dense[name]["columns"]
-    metric = metric or next((m for m in METRICS if m in columns), None)
+    metric = metric or metric_of(entry)
     if metric not in columns:
       left_out.append(
         f"{name}: has no score among {', '.join(METRICS)}"
@@ -370,6 +371,17 @@ def _task(name, scores, models, left_out, *, keep, seed, resamples):
     items=np.array(items),
     weights=weights,
   )
+
+
+def metric_of(entry: dict[str, Any]) -> str | None:
+  """The column of a task that counts, or None.
+
+  Args:
+    entry: what a configuration of a sweep says of the task.
+  """
+  if "named" in entry:
+    return TASKS[entry["named"]].metric
+  return next((name for name in METRICS if name in entry["columns"]), None)
 
 
 def chance_of(task: str, entry: dict[str, Any]) -> float | np.ndarray:
