@@ -335,9 +335,13 @@ def test_a_rule_file_is_recognised(tmp_path, rule):
   path = tmp_path / "rule.json"
   with pytest.raises(ValueError, match="no such file"):
     shipped.load_rule(path)
-  for text in ("{", "[]", '{"made_by": "x"}'):
+  for text, words in (
+    ("{", "not readable"),
+    ("[]", "expected a JSON object"),
+    ('{"made_by": "x"}', "not written by"),
+  ):
     path.write_text(text)
-    with pytest.raises(ValueError, match="rule.json: not"):
+    with pytest.raises(ValueError, match=f"rule.json: {words}"):
       shipped.load_rule(path)
   shipped.write_rule(path, rule)
   assert shipped.load_rule(path) == rule

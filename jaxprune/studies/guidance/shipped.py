@@ -6,7 +6,6 @@ one was left out. It needs no label and no sweep of one's own.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -51,11 +50,8 @@ def load_rule(path: pathlib.Path | str = PATH) -> dict[str, Any]:
   path = pathlib.Path(path)
   if not path.is_file():
     raise ValueError(f"{path}: no such file; make it with guidance --ship")
-  try:
-    rule = json.loads(path.read_text())
-  except ValueError as error:
-    raise ValueError(f"{path}: not JSON ({error})") from error
-  if not isinstance(rule, dict) or rule.get("made_by") != MADE_BY:
+  rule = files.read_json(path)
+  if rule.get("made_by") != MADE_BY:
     raise ValueError(f"{path}: not written by experiments.guidance --ship")
   return rule
 
