@@ -5,8 +5,9 @@
 
 Code of a model is untrusted: without --allow_code_execution the completions are
 written to the records and nothing is run. With it every program runs in a
-process of its own with limits on time, memory, files and network; read
-`jaxprune.evaluation.code_execution` for what that stops and what not.
+sandbox with limits, and where the system has none (bubblewrap, or Linux
+namespaces) nothing is run unless --without_isolation is given, too. What is and
+is not contained: docs/code_execution.md.
 
 The format is told by the fields: HumanEval has prompt, test and entry_point,
 MBPP has prompt and test_list. Writes a row per completion, and pass@k over the
@@ -22,9 +23,8 @@ _MODEL = flag_groups.model(flag_groups.REQUIRED)
 _TASKS = flags.DEFINE_string(
   "tasks", None, "HumanEval or MBPP, json or jsonl, perhaps .gz.", required=True
 )
-_ALLOW = flags.DEFINE_bool(
-  "allow_code_execution", False, "Run what the model wrote, on this machine."
-)
+_ALLOW = flag_groups.allow_code_execution()
+_WITHOUT_ISOLATION = flag_groups.without_isolation()
 _SAMPLES = flags.DEFINE_integer(
   "samples", 1, "Completions of each task.", lower_bound=1
 )
@@ -36,7 +36,7 @@ _TEMPERATURE = flag_groups.temperature(
 )
 _MAX_NEW_TOKENS = flag_groups.new_tokens(256)
 _SECONDS = flags.DEFINE_integer(
-  "seconds", 5, "Processor time of one program.", lower_bound=1
+  "seconds", 10, "Processor time of one program.", lower_bound=1
 )
 _LIMIT = flag_groups.limit(about="Only the first so many tasks.")
 _SEED = flag_groups.seed("Of sampling and of the interval.")
@@ -53,6 +53,7 @@ def main() -> None:
     max_new_tokens=_MAX_NEW_TOKENS.value,
     seconds=_SECONDS.value,
     allow_code_execution=_ALLOW.value,
+    without_isolation=_WITHOUT_ISOLATION.value,
     limit=_LIMIT.value,
     seed=_SEED.value,
   )

@@ -642,6 +642,23 @@ def survival() -> flags.FlagHolder[float]:
   )
 
 
+def allow_code_execution() -> flags.FlagHolder[bool]:
+  """Define --allow_code_execution."""
+  return flags.DEFINE_bool(
+    "allow_code_execution", False, "Run what the model wrote, on this machine."
+  )
+
+
+def without_isolation() -> flags.FlagHolder[bool]:
+  """Define --without_isolation."""
+  return flags.DEFINE_bool(
+    "without_isolation",
+    False,
+    "Run it as an ordinary process of this user: it can read, change and send"
+    " whatever that user can.",
+  )
+
+
 def seeds(
   default: tuple[int, ...] = (0, 1, 2), *, about: str = "Of the calibration."
 ) -> Seeds:

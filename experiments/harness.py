@@ -9,8 +9,11 @@ The harness itself is not changed; the model is given to it by
 hub. Tasks of `experiments/lm_eval_tasks` read files below --data (for the word
 DATA in the file) and need no network. A yaml file is a task, too. Writes the
 harness's metrics with an interval over items where a metric is a mean over
-them. Needs the extra `eval`. tinystories_choice takes half a minute on two CPU
-cores for a model of 260,000 parameters.
+them. Tasks of the harness that run what a model wrote isolate nothing: they
+need both --allow_code_execution and --without_isolation, and the harness's own
+HF_ALLOW_CODE_EVAL=1 (docs/code_execution.md). Needs the extra `eval`.
+tinystories_choice takes half a minute on two CPU cores for a model of 260,000
+parameters.
 """
 
 import pathlib
@@ -47,6 +50,8 @@ _MAX_LENGTH = flags.DEFINE_integer(
   "max_length", None, "Most tokens that are read; else the model's context."
 )
 _CHAT = flag_groups.chat("no", about="Whether questions are turns of a chat")
+_ALLOW = flag_groups.allow_code_execution()
+_WITHOUT_ISOLATION = flag_groups.without_isolation()
 _SEED = flag_groups.seed()
 _OUT = flag_groups.out()
 
@@ -61,6 +66,7 @@ def main() -> None:
     limit=_LIMIT.value,
     chat=_CHAT.value,
     seed=_SEED.value,
+    run_code=_ALLOW.value and _WITHOUT_ISOLATION.value,
     model={
       "dtype": _DTYPE.value,
       "max_length": _MAX_LENGTH.value,

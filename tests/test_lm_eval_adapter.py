@@ -289,3 +289,32 @@ def test_tasks_are_found_before_any_work(tmp_path):
     find(["own"], tmp_path, None)
   with pytest.raises(ValueError, match="no such file"):
     find([str(tmp_path / "other.yaml")], tmp_path, None)
+
+
+def test_tasks_that_run_code_are_refused_before_the_model_is_read(tmp_path):
+  from lm_eval.tasks import TaskManager
+
+  from jaxprune.studies.tasks import harness as harness_lib
+
+  (tmp_path / "code.yaml").write_text("task: own_code\nunsafe_code: true\n")
+  tasks = harness_lib.find_tasks([f"{tmp_path}/code.yaml"], tmp_path, None)
+  with pytest.raises(ValueError, match="own_code runs what .* code_tasks") as e:
+    harness_lib.evaluate(tmp_path, tasks, harness_lib.Settings())
+  assert "--without_isolation" in str(e.value) and "\n" not in str(e.value)
+  for name, text in (
+    ("safe", "task: safe\ntag: both\n"),
+    ("tagged", "task: tagged\ntag: both\nunsafe_code: true\n"),
+    ("group", "group: all\ntask: [safe, {group: inner, task: [tagged]}]\n"),
+    ("inner", "group: inner\ntask: [tagged, all]\n"),
+    ("inline", "group: inline\ntask: [{task: safe, unsafe_code: true}]\n"),
+  ):
+    (tmp_path / f"{name}.yaml").write_text(text)
+  manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+  for name, expected in (
+    ("safe", []),
+    ("unknown", []),
+    ("both", ["tagged"]),
+    ("all", ["tagged"]),
+    ("inline", ["safe"]),
+  ):
+    assert harness_lib.code_tasks(manager, [name]) == expected, name

@@ -3,7 +3,10 @@
 perplexity, loglikelihoods   the probability of a given text
 multiple_choice              the likeliest option of a question
 generation                   texts that a model writes
-code_execution               tests of code that a model wrote
+code_execution               tests of code that a model wrote, by
+  isolation                    a sandbox that the system has
+  code_sides                   its two processes, program and tests
+  supervision                  the one that watches them
 embeddings, sentences        vectors of texts, of a decoder or an encoder
 retrieval                    rankings of documents by those vectors
 
@@ -14,6 +17,7 @@ need packages of their own.
 from jaxprune.evaluation.code_execution import (
   Limits,
   Outcome,
+  Program,
   pass_at_k,
   run_program,
 )
@@ -50,6 +54,7 @@ __all__ = [
   "Limits",
   "LogLikelihoods",
   "Outcome",
+  "Program",
   "Question",
   "Scores",
   "Writing",

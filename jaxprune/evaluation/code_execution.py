@@ -1,16 +1,12 @@
 """Does the code that a model wrote pass the tests of its task?
 
 Code of a model is untrusted. It is never run unless the caller says
-`allow_code_execution=True`, and then only in a process of its own: an isolated
-interpreter without environment, in an empty folder that is removed, with limits
-on processor time, memory, file size, processes and wall time, and whose whole
-process group is killed at the end. Its socket module refuses to work; where the
-system has namespaces, there is no network either, and nothing that it started
-outlives it.
-
-This stops accidents and simple mischief. It is no jail: the process can still
-read what its user can read, and the limit on processes does not hold for root.
-Run it as nobody, or in a container, where that matters.
+`allow_code_execution=True`, and then only isolated (`isolation`), unless the
+caller says `without_isolation=True` as well. The program and its tests are two
+processes that cannot reach each other (`code_sides`), watched by this one
+(`supervision`): what the program prints, raises, exits with or does to its own
+interpreter cannot make a wrong answer right. docs/code_execution.md says what
+is contained and what is not.
 
   pass@k = 1 - C(n - c, k) / C(n, k), n samples of which c are right
 
@@ -18,115 +14,118 @@ Reference: Chen et al., HumanEval, arXiv:2107.03374, equation 1; Austin et al.,
 MBPP, arXiv:2108.07732.
 """
 
+import ast
+import builtins
 import dataclasses
-import functools
 import math
 import os
-import pathlib
-import secrets
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxprune.calibration import documents
-
-_MEGABYTE = 1 << 20
-_OUTPUT = 1 << 16  # bytes of each stream that are kept
-# Read by the child before the program, so that nothing of it runs unlimited.
-_RUNNER = """
-import os, resource, sys
-child = os.fork()
-if child:  # Tells how the program ended: the first of a namespace cannot.
-  code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-  os._exit(code if code >= 0 else 128 - code)
-seconds, memory, size, processes, path, token = sys.argv[1:]
-for kind, limit, more in (
-    (resource.RLIMIT_CPU, int(seconds), 1),
-    (resource.RLIMIT_AS, int(memory), 0),
-    (resource.RLIMIT_FSIZE, int(size), 0), (resource.RLIMIT_CORE, 0, 0),
-    (resource.RLIMIT_NPROC, int(processes), 0),
-    (resource.RLIMIT_NOFILE, 64, 0)):
-  try:
-    resource.setrlimit(kind, (limit, limit + more))
-  except ValueError:  # the system's own limit is lower still
-    pass
-import _socket, socket
-def _refuse(*args, **options):
-  raise OSError("no network")
-for module in (socket, _socket):
-  for name in ("socket", "create_connection", "getaddrinfo", "socketpair",
-               "gethostbyname"):
-    if hasattr(module, name):
-      setattr(module, name, _refuse)
-with open(path, encoding="utf-8") as file:
-  code = compile(file.read(), "program", "exec")
-del sys.argv[1:]
-_write, _out = sys.stdout.write, sys.stdout
-exec(code, {"__name__": "__main__"})
-_write("\\n" + token + "\\n")
-_out.flush()
-"""
+from jaxprune.evaluation import isolation, supervision
+from jaxprune.evaluation.isolation import Limits
+from jaxprune.evaluation.supervision import Outcome
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Limits:
-  """What a program may use.
+class Program:
+  """A program and its tests, which run in different processes.
 
   Attributes:
-    seconds: processor time, and wall time plus two.
-    memory: bytes of address space.
-    file_size: bytes of any file it writes.
-    processes: of this user while it runs.
+    code: Python source that a model wrote.
+    tests: trusted source; the program passes if it raises nothing.
+    functions: names that the tests take from the program.
+    setup: trusted source that runs before the tests, in their process.
   """
 
-  seconds: int = 5
-  memory: int = 512 * _MEGABYTE
-  file_size: int = _MEGABYTE
-  processes: int = 64
+  code: str
+  tests: str
+  functions: tuple[str, ...]
+  setup: str = ""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
-  """How a program ended.
-
-  Attributes:
-    passed: it ran to its end.
-    reason: 'passed', 'failed' (an exception, or it left early), 'timeout', or
-      'limit' (memory, or killed by a limit).
-    message: the last line of what it said on stderr.
-  """
-
-  passed: bool
-  reason: str
-  message: str
-
-
-def humaneval_program(task: Mapping[str, str], completion: str) -> str:
+def humaneval_program(task: Mapping[str, str], completion: str) -> Program:
   """Make one program of a HumanEval task.
+
+  Helpers that the prompt defines are the prompt's own for the tests, whatever
+  the completion makes of them.
 
   Args:
     task: with prompt, test and entry_point.
     completion: continues the prompt; cut at one of `HUMANEVAL_STOP`.
   """
-  return "\n".join(
-    (task["prompt"] + completion, task["test"], f"check({task['entry_point']})")
+  return Program(
+    code=task["prompt"] + completion,
+    setup=_whole(task["prompt"]),
+    functions=(task["entry_point"],),
+    tests=f"{task['test']}\ncheck({task['entry_point']})\n",
   )
 
 
-def mbpp_program(task: Mapping[str, Sequence[str]], completion: str) -> str:
+def mbpp_program(task: Mapping[str, Any], completion: str) -> Program:
   """Make one program of an MBPP task.
 
   Args:
-    task: with test_list, perhaps test_imports.
+    task: with test_list, perhaps test_imports and the reference's code.
     completion: the whole function, with its own imports.
   """
-  return "\n".join(
-    (completion, *task.get("test_imports", ()), *task["test_list"])
+  tests = "\n".join(task["test_list"])
+  names, modules = _free_names(tests)
+  imports = [*task.get("test_imports", ()), *(f"import {m}" for m in modules)]
+  setup = "\n".join(imports)
+  own = _bound_names(setup) | set(dir(builtins)) - _bound_names(
+    task.get("code", "")
   )
+  return Program(
+    code=completion,
+    setup=setup,
+    functions=tuple(sorted(names - own)),
+    tests=tests,
+  )
+
+
+def _parsed(source: str) -> ast.Module:
+  try:
+    return ast.parse(source)
+  except (SyntaxError, ValueError):
+    return ast.Module(body=[], type_ignores=[])
+
+
+def _whole(prompt: str) -> str:
+  """A prompt as source that can run; "" if it is none."""
+  for source in (prompt, prompt + "\n pass\n"):
+    if _parsed(source).body:
+      return source
+  return ""
+
+
+def _free_names(source: str) -> tuple[set[str], set[str]]:
+  """Names that a source takes from elsewhere: others, and Python's modules."""
+  nodes = list(ast.walk(_parsed(source)))
+  names = [node for node in nodes if isinstance(node, ast.Name)]
+  bound = {each.id for each in names if not isinstance(each.ctx, ast.Load)}
+  bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+  dotted = {
+    node.value.id
+    for node in nodes
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+  }
+  free = {each.id for each in names} - bound - _bound_names(source)
+  modules = free & dotted & sys.stdlib_module_names
+  return free - modules, modules
+
+
+def _bound_names(source: str) -> set[str]:
+  """Names of the functions and classes that a source defines or imports."""
+  names: set[str] = set()
+  for node in ast.walk(_parsed(source)):
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+      names.add(node.name)
+    elif isinstance(node, (ast.Import, ast.ImportFrom)):
+      names |= {(a.asname or a.name).split(".")[0] for a in node.names}
+  return names
 
 
 # Where one of these begins, the function is over, and so is the completion.
@@ -149,7 +148,7 @@ class Benchmark:
   name: str
   fields: tuple[str, ...]
   prompt: Callable[[Mapping[str, Any]], str]
-  program: Callable[[Mapping[str, Any], str], str]
+  program: Callable[[Mapping[str, Any], str], Program]
   stop: tuple[str, ...]
 
 
@@ -196,42 +195,37 @@ def read_tasks(
 
 
 def run_program(
-  program: str,
+  program: Program,
   *,
   allow_code_execution: bool = False,
+  without_isolation: bool = False,
   limits: Limits | None = None,
 ) -> Outcome:
-  """Run one program to its end, see the module.
-
-  It passes when its last line is reached; leaving by `sys.exit(0)` before the
-  tests is a failure.
+  """Run one program and its tests to their end, see the module.
 
   Args:
-    program: Python source with its tests.
+    program: from `Benchmark.program`.
     allow_code_execution: must be True; say so only for code that may run here.
+    without_isolation: run it as an ordinary process of this user.
     limits: None is the default of `Limits`.
 
   Raises:
-    ValueError: it was not allowed, or this system cannot limit a process.
+    ValueError: it was not allowed, this system cannot isolate a process and
+      that was not allowed either, or the tests cannot be judged from outside.
+    OSError: a sandbox did not start.
   """
   if allow_code_execution is not True:
     raise ValueError(
       "running code that a model wrote is off: give"
       " allow_code_execution=True on a machine where it may do harm"
     )
-  if os.name != "posix":
-    raise ValueError(
-      f"code execution needs limits that {sys.platform} does not have; use"
-      " Linux"
-    )
-  limits = limits or Limits()
-  token = secrets.token_hex(16)
-  folder = pathlib.Path(tempfile.mkdtemp(prefix="program_"))
-  try:
-    (folder / "program.py").write_text(program, encoding="utf-8")
-    return _run(folder, token, limits)
-  finally:
-    shutil.rmtree(folder, ignore_errors=True)
+  found = isolation.find(without_isolation=without_isolation)
+  request = {
+    "setup": program.setup,
+    "functions": program.functions,
+    "tests": program.tests,
+  }
+  return supervision.supervise(found, program.code, request, limits or Limits())
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
@@ -251,86 +245,3 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
       " samples, and no more can be right"
     )
   return 1 - math.comb(samples - right, k) / math.comb(samples, k)
-
-
-@functools.cache
-def namespaces() -> tuple[str, ...]:
-  """The command that takes network and other processes away, if there is one.
-
-  In a process namespace everything ends with the program, whatever it started.
-  """
-  unshare = shutil.which("unshare")
-  if unshare is None:
-    return ()
-  network = (unshare, "--user", "--map-root-user", "--net")
-  for command in ((*network, "--pid", "--fork", "--kill-child"), network):
-    done = subprocess.run(
-      [*command, sys.executable, "-I", "-S", "-c", "pass"],
-      capture_output=True,
-      timeout=60,
-    )
-    if done.returncode == 0:
-      return command
-  return ()
-
-
-def _run(folder, token, limits) -> Outcome:
-  command = [
-    *namespaces(),
-    sys.executable,
-    "-I",
-    "-c",
-    _RUNNER,
-    str(limits.seconds),
-    str(limits.memory),
-    str(limits.file_size),
-    str(limits.processes),
-    str(folder / "program.py"),
-    token,
-  ]
-  with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
-    process = subprocess.Popen(
-      command,
-      cwd=folder,
-      stdin=subprocess.DEVNULL,
-      stdout=out,
-      stderr=err,
-      env={"PATH": os.defpath},
-      start_new_session=True,
-    )
-    try:
-      status = process.wait(limits.seconds + 2)
-    except subprocess.TimeoutExpired:
-      status = None
-    finally:
-      _kill_group(process)
-  ended = _tail(folder / "out").split("\n")[-2:-1] == [token]
-  message = (_tail(folder / "err").strip().split("\n") or [""])[-1]
-  if status == 0 and ended:
-    return Outcome(passed=True, reason="passed", message="")
-  if status in (None, 128 + signal.SIGXCPU):
-    reason = "timeout"
-  elif "MemoryError" in message or status in (
-    128 + signal.SIGKILL,
-    128 + signal.SIGXFSZ,
-    128 + signal.SIGSEGV,
-  ):
-    reason = "limit"
-  else:
-    reason = "failed"
-  return Outcome(passed=False, reason=reason, message=message)
-
-
-def _kill_group(process) -> None:
-  """End the program and everything it started."""
-  try:
-    os.killpg(process.pid, signal.SIGKILL)
-  except ProcessLookupError:
-    pass
-  process.wait()
-
-
-def _tail(path: pathlib.Path) -> str:
-  with open(path, "rb") as file:
-    file.seek(max(0, path.stat().st_size - _OUTPUT))
-    return file.read().decode(errors="replace")

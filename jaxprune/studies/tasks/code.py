@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxprune import checkpoints, report, statistics
 from jaxprune.calibration import encode, load_tokenizer, special_tokens
-from jaxprune.evaluation import code_execution, generation
+from jaxprune.evaluation import code_execution, generation, isolation
 from jaxprune.evaluation.journal import NO_BOOKKEEPING, Bookkeeping
 from jaxprune.models import Sampling
 from jaxprune.statistics import Estimate
@@ -31,6 +31,7 @@ class Settings:
     max_new_tokens: most tokens to write.
     seconds: processor time of one program.
     allow_code_execution: whether what the model wrote is run.
+    without_isolation: whether it is run as an ordinary process of this user.
     limit: only the first so many tasks; None is all.
     seed: of sampling and of the interval.
   """
@@ -39,8 +40,9 @@ class Settings:
   k: int = 1
   temperature: float = 0.8
   max_new_tokens: int = 256
-  seconds: int = 5
+  seconds: int = 10
   allow_code_execution: bool = False
+  without_isolation: bool = False
   limit: int | None = None
   seed: int = 0
 
@@ -73,9 +75,11 @@ def read(path: str, source: checkpoints.Source, settings: Settings) -> Tasks:
     settings: how much it will write, and for how many tasks.
 
   Raises:
-    ValueError: the file is broken, k exceeds the samples, or a prompt and its
-      completion exceed the context.
+    ValueError: the file is broken, k exceeds the samples, a prompt and its
+      completion exceed the context, or code is to be run and cannot be
+      isolated here.
   """
+  isolation_name(settings)
   if settings.k > settings.samples:
     raise ValueError(
       f"--k={settings.k} is more than --samples={settings.samples}: draw more"
@@ -98,6 +102,18 @@ def read(path: str, source: checkpoints.Source, settings: Settings) -> Tasks:
     prompts=prompts,
     end_ids=special_tokens(source.folder, tokenizer).end_ids,
   )
+
+
+def isolation_name(settings: Settings) -> str:
+  """What code is isolated by: a name of `isolation.BACKENDS`, or "none".
+
+  Raises:
+    ValueError: code is to be run and cannot be isolated here.
+  """
+  if not settings.allow_code_execution:
+    return "none"
+  found = isolation.find(without_isolation=settings.without_isolation)
+  return found.name
 
 
 def measure(
@@ -152,6 +168,7 @@ def measure(
         outcome = code_execution.run_program(
           tasks.benchmark.program(entry, text.text),
           allow_code_execution=True,
+          without_isolation=settings.without_isolation,
           limits=code_execution.Limits(seconds=settings.seconds),
         )
         passed[index] += outcome.passed
@@ -176,8 +193,9 @@ def summarise(
     settings: how.
 
   Returns:
-    `tasks`, their number, `format`, `executed`, and `pass@K` with an interval
-    over tasks: Wilson's for one sample each, else resampling tasks.
+    `tasks`, their number, `format`, `executed`, and where it was, `isolation`
+    and `pass@K` with an interval over tasks: Wilson's for one sample each, else
+    resampling tasks.
   """
   summary = {
     "tasks": len(tasks.entries),
@@ -185,6 +203,7 @@ def summarise(
     "executed": settings.allow_code_execution,
   }
   if settings.allow_code_execution:
+    summary["isolation"] = isolation_name(settings)
     chances = np.array(
       [
         code_execution.pass_at_k(settings.samples, int(count), settings.k)

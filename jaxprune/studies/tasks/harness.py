@@ -27,6 +27,8 @@ class Settings:
     limit: items per task; None is all.
     chat: whether questions are turns of a conversation, one of `chat.CHAT`.
     seed: of every draw of the harness.
+    run_code: whether its tasks that run what the model wrote may do so, in
+      the harness's own way, which isolates nothing.
     model: keyword arguments of `JaxpruneLM`.
   """
 
@@ -34,6 +36,7 @@ class Settings:
   limit: int | None = None
   chat: str = "no"
   seed: int = 0
+  run_code: bool = False
   model: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -132,7 +135,8 @@ def evaluate(
     bookkeeping: keeps what the model answers, and tells of it.
 
   Raises:
-    ValueError: a chat template is wanted and the model has none.
+    ValueError: a chat template is wanted and the model has none, or a task
+      runs code and that is not allowed.
   """
   import lm_eval
   from lm_eval.tasks import TaskManager
@@ -147,6 +151,13 @@ def evaluate(
       include_path=str(folder) if tasks.paths else None,
       include_defaults=not local,
     )
+    unsafe = [] if settings.run_code else code_tasks(manager, tasks.names)
+    if unsafe:
+      raise ValueError(
+        f"--task={unsafe[0]} runs what the model wrote, and the harness does"
+        " not isolate it: use code_tasks, or give --allow_code_execution and"
+        " --without_isolation where the code may do harm"
+      )
     return lm_eval.simple_evaluate(
       model=JaxpruneLM(model, **settings.model, bookkeeping=bookkeeping),
       tasks=list(tasks.names),
@@ -160,7 +171,40 @@ def evaluate(
       numpy_random_seed=settings.seed,
       torch_random_seed=settings.seed,
       fewshot_random_seed=settings.seed,
+      confirm_run_unsafe_code=settings.run_code,
     )
+
+
+def code_tasks(manager: Any, names: Sequence[str]) -> list[str]:
+  """Those of some tasks, or of the groups and tags they name, that run code.
+
+  Args:
+    manager: the harness's `TaskManager`.
+    names: of tasks, groups or tags; unknown ones are the harness's to refuse.
+  """
+  found: list[str] = []
+  waiting: list[Any] = list(names)
+  seen: set[str] = set()
+  while waiting:
+    part = waiting.pop(0)
+    config = part  # within a group, a task may be written out
+    if isinstance(part, str):
+      entry = manager.task_index.get(part)
+      if entry is None or part in seen:
+        continue
+      seen.add(part)
+      config = entry.cfg
+      if config is None:  # a tag
+        waiting += sorted(entry.tags)
+        continue
+    name = config.get("group") or config.get("task")
+    if config.get("unsafe_code"):
+      found.append(name)
+    if "group" in config:
+      waiting += config.get("task") or ()
+    if config is part:  # what it is made from
+      waiting.append(name)
+  return found
 
 
 def rows(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
