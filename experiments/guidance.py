@@ -137,9 +137,7 @@ def _learn() -> None:
     apply.write_rule(study.run.folder, sweeps, rules, settings)
     recommended = recommend.recommend(every, seed=settings.seed)
     numbers = summary.summarise(sweeps, rules, settings, recommended)
-    page.write_learnt(
-      study.run, study.description, sweeps, numbers, features, settings
-    )
+    page.write_learnt(study.run, sweeps, numbers, features, settings)
     study.finish(
       numbers, summary.headline(numbers), wrote=("rule.json", "report.html")
     )

@@ -63,14 +63,15 @@ def main() -> None:
     progress = study.progress("batch", batches)
     tables = measure.compare(*models, prompts, settings, study.run, progress)
     tasks = measure.score_pocket(source, *models, seed=_SEED.value)
-    study.run.write_all({"task": name, **row} for name, row in tasks.items())
-    summary = {
-      "method": _METHOD.value,
-      **inputs.describe_pattern(pattern),
-      **summary_lib.summarise(tables),
-      **summary_lib.mean_of_layers(log),
-      "tasks": tasks,
-    }
+    study.run.write_all(measure.task_rows(tasks))
+    summary = summary_lib.summarise_all(
+      tables,
+      (source, pruned),
+      models,
+      method=_METHOD.value,
+      tasks=tasks,
+      **inputs.describe_pattern(pattern) | summary_lib.mean_of_layers(log),
+    )
     headline = summary_lib.headline(summary)
     study.finish(
       summary,

@@ -74,8 +74,8 @@ def main() -> None:
     batches = batching.number_of_batches(len(prompts.tokens), settings.batch)
     progress = study.progress("batch", settings.num_seeds * batches)
     tables = measure.compare(*pair, prompts, settings, study.run, progress)
-    summary = summary_lib.summarise(tables)
-    summary |= summary_lib.summarise_texts(tables)
+    sources = (models["dense"], models["pruned"])
+    summary = summary_lib.summarise_all(tables, sources, pair)
     study.finish(summary, summary_lib.headline(summary))
     page.write_page(study.run, tables, summary)
 

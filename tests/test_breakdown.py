@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxprune import report
-from jaxprune.studies.comparison import breakdown, decodings, page
+from jaxprune.studies.comparison import breakdown, decodings, text_sections
 
 
 def row(
@@ -142,9 +142,9 @@ def test_parts_of_the_decodings(tables):
 
 
 def test_sections(tables):
-  made = page.breakdown_sections(decodings.break_down(tables, seed=0))
+  made = text_sections.of_breakdowns(decodings.break_down(tables, seed=0))
   assert len(made) == 1 and made[0].figures and made[0].tables
   assert "kl_by_entropy" in {figure.name for figure in made[0].figures}
-  assert page.breakdown_sections({}) == []
-  (section,) = page.decoding_sections(decodings.summarise(tables, seed=0))
+  assert text_sections.of_breakdowns({}) == []
+  (section,) = text_sections.of_decodings(decodings.summarise(tables, seed=0))
   assert [row[0] for row in section.tables[2].rows] == ["free_running"]

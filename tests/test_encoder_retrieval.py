@@ -276,7 +276,7 @@ def test_the_script(tiny, tmp_path):
   assert np.mean(mine) == pytest.approx(half["ndcg@10"]["value"])
   page = (tmp_path / "out" / "report.html").read_text()
   assert "magnitude-0.5" in page
-  assert (tmp_path / "out" / "figures" / "kept.png").stat().st_size
+  assert (tmp_path / "out" / "figures" / "kept.svg").stat().st_size
   assert not dense["dropped"]["mlp"]
   assert len(summary["models"]["drop_mlp-1"]["dropped"]["mlp"]) == 1
   # A kept model measured as a given one gives the same numbers.

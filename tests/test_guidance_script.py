@@ -28,9 +28,9 @@ def test_learn_and_apply(two_layers, tmp_path):
   assert rule["sources"][0]["checkpoint_hash"] == "aaaa"
   assert summary["models"] == 30 and len(summary["settings"]) == 3 * 7
   assert sorted(p.name for p in (tmp_path / "learnt/figures").iterdir()) == [
-    "score_choose.png",
-    "score_easy.png",
-    "score_text.png",
+    "score_choose.svg",
+    "score_easy.svg",
+    "score_text.svg",
   ]
   assert "Prune this way" in (tmp_path / "learnt/report.html").read_text()
   rows = [

@@ -50,7 +50,7 @@ ALLOWED = {
   "recovery": ARRAYS | {"optax"},
   "evaluation": ARRAYS
   | {"lm_eval", "mteb", "tokenizers", "torch", "transformers"},
-  "report": {"jax", "matplotlib", "numpy"},
+  "report": {"jax", "jinja2", "numpy"},
   "pocket": ARRAYS | {"ml_dtypes", "optax", "tokenizers"},
   "studies": ARRAYS | {"tokenizers"},
   "studies/benchmark": ARRAYS | {"lm_eval", "torch", "transformers"},

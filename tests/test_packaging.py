@@ -147,7 +147,7 @@ def test_the_wheel_has_one_top_level_package(built):
   ):
     wanted = {
       f"{target}/{path.relative_to(ROOT / source).as_posix()}"
-      for kind in ("*.py", "*.yaml", "*.json", "*.safetensors")
+      for kind in ("*.py", "*.yaml", "*.json", "*.safetensors", "templates/*")
       for path in (ROOT / source).rglob(kind)
     }
     assert wanted <= set(names)

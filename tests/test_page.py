@@ -1,26 +1,28 @@
 """The page is valid, alone in the world, and safe; figures are repeatable."""
 
+import csv
 import dataclasses
 import html.parser
-import io
 import math
 import re
+import urllib.parse
+import xml.etree.ElementTree
 
-import matplotlib
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from jaxprune import report, statistics
 from jaxprune.report import (
   attribution_figures,
   canvas,
   figures,
+  maps,
   page,
-  stylesheet,
+  points,
 )
+from jaxprune.report import html as html_lib
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 HOSTILE = '</td><script>alert("x")</script>&amp;\'"><img src=http://e.com/x>'
@@ -68,7 +70,7 @@ class Reader(html.parser.HTMLParser):
     return [attrs for name, attrs in self.elements if name == tag]
 
 
-def png(value=1.0):
+def chart(value=1.0):
   x = np.arange(3)
   return figures.lines({"cos_h": figures.Series(x=x, y=value * x)})
 
@@ -101,7 +103,7 @@ def render(**changes):
 
 
 def test_valid_html():
-  figure = page.Figure(png=png(), caption="Fig", alt="A line")
+  figure = page.Figure(chart=chart(), caption="Fig", alt="A line")
   text = render(sections=[dataclasses.replace(SECTION, figures=[figure])])
   assert text.startswith('<!DOCTYPE html>\n<html lang="en">')
   reader = Reader(text)
@@ -109,11 +111,12 @@ def test_valid_html():
   assert {"charset": "utf-8"} in reader.find("meta")
   names = {attrs.get("name") for attrs in reader.find("meta")}
   assert {"viewport", "color-scheme"} <= names
-  for tag in ("title", "h1", "main", "body", "head", "style"):
+  for tag in ("h1", "main", "body", "head", "style", "script", "header"):
     assert len(reader.find(tag)) == 1, tag
   assert reader.texts["h2"] == ["Tasks", "How this was measured"]
-  assert reader.texts["p"] == ["It works.", "Mostly.", "One."]
-  assert reader.find("img")[0]["alt"] == "A line"
+  assert reader.texts["p"][:3] == ["It works.", "Mostly.", "One."]
+  panel = next(each for each in reader.find("div") if "role" in each)
+  assert panel == {"class": "panels", "role": "img", "aria-label": "A line"}
   for table in re.findall("<table>.*?</table>", text, re.S):
     widths = {
       len(re.findall("<t[hd]", row))
@@ -123,22 +126,61 @@ def test_valid_html():
   assert text.encode("utf-8").isascii() is False  # real minus and dash signs
 
 
-def test_nothing_is_fetched_and_nothing_runs():
-  reader = Reader(render(title=HOSTILE, verdict=HOSTILE))
+def test_the_finding_is_the_headline():
+  parts = [page.Part(text="It is "), {"text": "lost", "tone": "bad"}]
+  tile = page.estimate_tile(
+    INTERVAL, "of all", unit="%", scale=100, about="KL", source=page.PAPER
+  )
+  step = page.Next(why="Next:", command="python -m x")
+  reader = Reader(render(finding=parts, tiles=[tile], next=step))
+  assert reader.texts["h1"] == ["It is lost"]
+  assert reader.texts["title"] == ["A page"]
+  assert {"class": "bad"} in reader.find("span")
+  assert reader.texts["strong"] == ["49 %"]
+  assert "[40, 57]" in reader.texts["ul"][0]
+  assert reader.texts["pre"][-1] == "python -m x"
+  assert reader.texts["p"][0] == "A page"  # what was measured, above it
+
+
+@pytest.mark.parametrize(
+  "text, first, rest",
+  [
+    ("It moved 0.5 nats. No more.", "It moved 0.5 nats.", "No more."),
+    ("One.\n\nTwo.", "One.", "Two."),
+    ("no stop", "no stop", ""),
+    ("no stop\n\nTwo.", "no stop", "Two."),
+    ("One. Two.\n\nThree.", "One.", "Two.\n\nThree."),
+    ("Only one.", "Only one.", ""),
+    ("", "", ""),
+  ],
+)
+def test_a_first_sentence(text, first, rest):
+  assert page.first_sentence(text) == (first, rest)
+
+
+def test_nothing_is_fetched_and_nothing_else_runs():
+  text = render(title=HOSTILE, verdict=HOSTILE)
+  reader = Reader(text)
   for tag, attrs in reader.elements:
-    assert tag not in ("script", "iframe", "object", "base", "form"), tag
+    assert tag not in ("iframe", "object", "base", "form"), tag
     for name, value in attrs.items():
-      assert not name.startswith("on"), name
-      if name in ("src", "href", "srcset", "action", "data"):
+      assert not name.startswith("on") and name != "style", name
+      if name in ("src", "srcset", "action", "data"):
         assert value.startswith("data:"), value
-  style = reader.texts["style"][0]
+      if name == "href":  # a link that somebody may follow
+        assert value == page.PAPER or value.startswith(("data:", "#")), value
+  style, script = reader.texts["style"][0], reader.texts["script"][0]
   assert "url(" not in style and "@import" not in style
-  policy = [
+  assert len(reader.find("script")) == 1 and reader.find("script")[0] == {}
+  (policy,) = [
     attrs["content"]
     for attrs in reader.find("meta")
     if attrs.get("http-equiv") == "Content-Security-Policy"
   ]
-  assert policy and policy[0].startswith("default-src 'none'")
+  rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+  assert rules["default-src"] == "'none'" and rules["base-uri"] == "'none'"
+  assert rules["script-src"] == html_lib.csp_hash(script)
+  assert rules["style-src"] == html_lib.csp_hash(style)
 
 
 def test_hostile_text_is_shown_as_text_everywhere():
@@ -153,21 +195,21 @@ def test_hostile_text_is_shown_as_text_everywhere():
         tables=[
           page.Table(caption=HOSTILE, columns=(HOSTILE,), rows=[[HOSTILE]])
         ],
-        figures=[page.Figure(png=png(), caption=HOSTILE, alt=HOSTILE)],
+        figures=[page.Figure(chart=chart(), caption=HOSTILE, alt=HOSTILE)],
       )
     ],
   )
   reader = Reader(text)
-  assert "<script" not in text and "http://e.com" in text
+  assert text.count("<script") == 1 and "http://e.com" in text
   for tag in ("title", "h1", "h2", "p", "figcaption", "th"):
     assert HOSTILE in reader.texts[tag], tag
-  assert len(reader.find("img")) == 1
-  assert reader.find("img")[0]["alt"] == HOSTILE
+  assert not reader.find("img")
+  assert HOSTILE in [each.get("aria-label") for each in reader.find("div")]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.text())
-@example("\x00\x1b[31m\ud800\x85")
+@example("\x00\x1b[31m\ud800\x85\u202e")
 def test_any_text_survives(value):
   reader = Reader(
     render(
@@ -185,7 +227,7 @@ def test_any_text_survives(value):
   shown.encode("utf-8")
   # The parser, like a browser, reads every line end as it stands in the file.
   expected = "".join(
-    "\ufffd" if page._FORBIDDEN.match(letter) else letter for letter in value
+    "\ufffd" if html_lib.FORBIDDEN.match(letter) else letter for letter in value
   )
   assert shown == expected
 
@@ -215,10 +257,10 @@ def test_numbers_stand_on_the_right():
   text = render()
   row = re.search('<tr><th scope="row">b</th>.*?</tr>', text)[0]
   assert re.search(
-    r'<td class=num>0\.49 <span class="ends">\[0\.40, 0\.57\]</span>', row
+    r'<td class="num">0\.49 <span class="ends">\[0\.40, 0\.57\]</span>', row
   )
   assert "<td>–</td>" in row
-  assert '<th scope="col" class=num>Dense</th>' in text
+  assert '<th scope="col" class="num">Dense</th>' in text
   assert '<th scope="col">Note</th>' in text
   assert "<td>yes</td>" in text
 
@@ -280,12 +322,14 @@ def test_estimates_in_a_cell(ends, expected):
       "table 'T': a row has 2 cells and there are 1",
     ),
     (
-      dict(figures=[page.Figure(png=b"GIF89a", caption="F", alt="x")]),
-      "figure 'F': not a PNG",
+      dict(figures=[page.Figure(chart=b"GIF89a", caption="F", alt="x")]),
+      "figure 'F': not a chart",
     ),
     (
       dict(
-        figures=[page.Figure(png=b"\x89PNG\r\n\x1a\n", caption="F", alt=" ")]
+        figures=[
+          page.Figure(chart=canvas.Chart(panels=()), caption="F", alt="")
+        ]
       ),
       "figure 'F': alt is empty",
     ),
@@ -306,15 +350,16 @@ def test_colours_can_be_read():
     ]
     return np.dot([0.2126, 0.7152, 0.0722], parts)
 
-  sets = re.findall(r":root \{(.*?)\}", stylesheet.STYLE, re.S)
+  sets = re.findall(r":root \{(.*?)\}", html_lib.read_asset("page.css"), re.S)
   assert len(sets) == 3
   for each in sets:
-    colours = dict(re.findall(r"--(\w+): (#\w{6})", each))
+    colours = dict(re.findall(r"--([\w-]+): (#\w{6})", each))
     for front, back in (
-      ("ink", "page"),
-      ("soft", "page"),
+      *((front, "page") for front in ("ink", "soft", "accent")),
+      *((front, "page") for front in ("good", "care", "bad")),
       ("ink", "panel"),
       ("soft", "panel"),
+      ("accent", "panel"),
     ):
       low, high = sorted(luminance(colours[name]) for name in (front, back))
       assert (high + 0.05) / (low + 0.05) >= 4.5, (front, back, each)
@@ -349,27 +394,27 @@ DRAWN = {
   "nothing": lambda: figures.lines({}),
   "layers": lambda: figures.lines_by_sublayer(spaces(28), spaces(28)),
   "one layer": lambda: figures.lines_by_sublayer(spaces(1), {}),
-  "heat map": lambda: figures.heat_map(
+  "heat map": lambda: maps.heat_map(
     np.arange(12.0).reshape(3, 4), value="kl", log=True
   ),
-  "one cell": lambda: figures.heat_map([[1.0]], value="kl"),
-  "no cell": lambda: figures.heat_map([[np.nan]], value="kl", log=True),
-  "scatter": lambda: figures.scatter_against_truth(
+  "one cell": lambda: maps.heat_map([[1.0]], value="kl"),
+  "no cell": lambda: maps.heat_map([[np.nan]], value="kl", log=True),
+  "scatter": lambda: maps.scatter_against_truth(
     np.logspace(-4, 0, 50), np.logspace(-4, 0.1, 50), x="kl", y="kl_estimate"
   ),
-  "one pair": lambda: figures.scatter_against_truth(
+  "one pair": lambda: maps.scatter_against_truth(
     [0.1], [0.12], x="kl", y="kl_estimate"
   ),
-  "no pair": lambda: figures.scatter_against_truth(
+  "no pair": lambda: maps.scatter_against_truth(
     [0.0, np.nan], [1.0, 1.0], x="kl", y="kl_estimate"
   ),
-  "dots": lambda: figures.interval_dots(
+  "dots": lambda: points.interval_dots(
     [f"row {index}" for index in range(10)],
     {"kl": [INTERVAL] * 9 + [None]},
     x="kl",
     reference=0.5,
   ),
-  "scores": lambda: figures.score_against_feature(
+  "scores": lambda: points.score_against_feature(
     [0, 0.1, 0.2],
     [1, 0.9, 0.1],
     np.array([True, False, True]),
@@ -378,55 +423,117 @@ DRAWN = {
     keep=0.9,
     threshold=0.15,
   ),
+  "cloud": lambda: maps.scatter_against_truth(
+    np.logspace(-4, 0, 900), np.logspace(-4, 0.1, 900), x="kl", y="kl_estimate"
+  ),
+  "linked map": lambda: maps.heat_map(
+    np.arange(12.0).reshape(3, 4), value="kl", link=lambda step: f"#t0-{step}"
+  ),
+  "paired bars": lambda: figures.paired_bars(
+    ("Options", ["a", "<b>"], [0.1, 0.5], [0.4, math.nan], "mass")
+  ),
   "bars": lambda: attribution_figures.contribution_bars(
     [INTERVAL, INTERVAL], [INTERVAL, INTERVAL], y="share", completeness="all"
   ),
+  "stacks": lambda: attribution_figures.stacked_steps(
+    {"layers 0–1": np.array([0.1, -0.2])},
+    {"layers 0–1": np.array([0.3, 0.4])},
+    np.array([0.4, 0.2]),
+    y="kl",
+  ),
+  "influence": lambda: attribution_figures.time_influence(
+    {"layer 0": np.array([[0.1, np.nan], [0.2, -0.3]])}, value="kl"
+  ),
+  "pairs": lambda: attribution_figures.pair_table(np.eye(4), value="kl"),
 }
 
 
+def numbers_of(element):
+  """Every number that places an element."""
+  names = ("x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "width", "height")
+  found = [float(element.get(name, 0)) for name in names[:-2]]
+  path = re.findall(r"-?[\d.]+", element.get("d", ""))
+  return found + [float(number) for number in path]
+
+
 @pytest.mark.parametrize("name", DRAWN)
-def test_figures_are_repeatable_and_fit(name):
-  first = DRAWN[name]()
-  # The reader's own settings must not matter.
-  with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red"}):
-    assert DRAWN[name]() == first
-  picture = Image.open(io.BytesIO(first))
-  assert picture.format == "PNG" and not picture.text
-  assert 600 < picture.width < 1300 and 500 < picture.height < 900
-  pixels = np.asarray(picture.convert("L"), float)
-  assert pixels.std() > 1  # something is drawn
-  # Nothing is cut off: ink does not touch the border.
-  border = np.concatenate(
-    [
-      pixels[:2].ravel(),
-      pixels[-2:].ravel(),
-      pixels[:, :2].ravel(),
-      pixels[:, -2:].ravel(),
-    ]
-  )
-  assert border.min() == 255
+def test_figures_are_repeatable_and_fit(name, tmp_path):
+  drawn = DRAWN[name]()
+  assert drawn == DRAWN[name]()
+  shown = page.Figure(chart=drawn, caption="F", alt=HOSTILE, name="f")
+  section = page.Section(title="S", figures=[shown])
+  with report.RunFolder(tmp_path / "out", RUN | {"flags": {}}) as run:
+    page.write_report(run, title="T", verdict="V", sections=[section])
+  Reader((tmp_path / "out/report.html").read_text())
+  text = (tmp_path / "out/figures/f.svg").read_text()
+  svg = xml.etree.ElementTree.fromstring(text)  # it is well formed
+  assert svg.get("aria-label") == HOSTILE
+  panels = [each for each in svg if each.tag.endswith("}svg")]
+  assert len(panels) == len(drawn.panels) > 0
+  for panel in panels:
+    width, height = float(panel.get("width")), float(panel.get("height"))
+    for element in panel.iter():
+      numbers = numbers_of(element)
+      assert np.isfinite(numbers).all()
+      assert min(numbers, default=0) >= 0 and max(numbers) <= max(width, height)
+    assert any(each.tag.endswith("}text") for each in panel)
+  if name not in ("nothing", "one layer", "no pair", "no cell", "one cell"):
+    assert "<title>" in text  # it can be pointed at
 
 
 def test_figures_show_the_data():
-  assert png(1.0) != png(2.0)
+  assert chart(1.0) != chart(2.0)
   good = np.array([0.1, 0.2])
   options = dict(x="kl", y="kl_estimate")
-  some_missing = figures.scatter_against_truth(
+  some_missing = maps.scatter_against_truth(
     np.append(good, 0), np.append(good, 1), **options
   )
-  assert some_missing != figures.scatter_against_truth(good, good, **options)
+  assert some_missing != maps.scatter_against_truth(good, good, **options)
+  assert some_missing.panels[0].note == "not shown: 1 (not finite or positive)"
   with pytest.raises(ValueError, match=r"shape \[3\]"):
-    figures.heat_map(np.zeros(3), value="kl")
+    maps.heat_map(np.zeros(3), value="kl")
+  text = render(
+    sections=[
+      page.Section(
+        title="S",
+        figures=[page.Figure(chart=chart(), caption="F", alt="A line")],
+      )
+    ]
+  )
+  titles = Reader(text).texts["title"]
+  assert "decoding step 2\ncosine of embeddings h: 2" in titles
+
+
+def test_axes_ignore_stray_extremes():
+  usual = np.linspace(0.1, 0.2, 200)
+  low, high = canvas.span(np.append(usual, 1e6))
+  assert 0 <= low <= 0.1 and 0.2 <= high < 0.4
+  low, high = canvas.span(np.append(usual, 1e-9), log=True)
+  assert 0.01 < low <= 0.1
+  assert canvas.span(usual)[1] >= 0.2 and canvas.span([0.5]) != (0.5, 0.5)
+  stray = figures.lines({"kl": figures.Series(x=range(201), y=[*usual, 1e6])})
+  assert stray.panels[0].note == "1 beyond the axis, drawn at its edge"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.booleans(), st.booleans())
+def test_ticks_stand_on_the_axis(low, width, log, whole):
+  if log:
+    low = abs(low) + 1e-6
+  scale = canvas.Scale(low, low + width, 50, 500, log)
+  ticks = canvas.ticks(scale, whole=whole)
+  places = [tick.at for tick in ticks]
+  assert places == sorted(places) and len(places) < 15
+  assert all(50 <= place <= 500 for place in places)
+  assert scale(low) == 50 and scale(low + width) == 500
 
 
 def test_dots_need_one_entry_per_label():
   one = statistics.mean([1.0, 2, 4])
-  draw = figures.interval_dots
-  png = draw(["a", "b"], {"kl": [one, None]}, x="kl", log_x=True)
-  assert png.startswith(b"\x89PNG") and png == draw(
-    ["a", "b"], {"kl": [one, None]}, x="kl", log_x=True
-  )
-  assert png != draw(["a", "b"], {"kl": [one, one]}, x="kl", log_x=True)
+  draw = points.interval_dots
+  drawn = draw(["a", "b"], {"kl": [one, None]}, x="kl", log_x=True)
+  assert drawn == draw(["a", "b"], {"kl": [one, None]}, x="kl", log_x=True)
+  assert drawn != draw(["a", "b"], {"kl": [one, one]}, x="kl", log_x=True)
   with pytest.raises(ValueError, match="'kl' has 1 entries for 2 labels"):
     draw(["a", "b"], {"kl": [one]}, x="kl")
 
@@ -442,16 +549,16 @@ def test_a_line_of_estimates():
 
 def test_a_space_looks_the_same_in_every_figure():
   names = ("cos_p", "cos_h", "cos_z_centred", "rho_z")
-  styles = {
-    name: canvas.style_of(name, index) for index, name in enumerate(names)
-  }
-  assert styles["cos_p"] == canvas._STYLES["_p"]
-  assert styles["cos_h"] == canvas._STYLES["_h"]
-  assert styles["cos_z_centred"] == canvas._STYLES["_z_centred"]
-  assert styles["rho_z"] == canvas._STYLES["_z"]
-  looks = list(canvas._STYLES.values())
-  for part in range(3):  # colour, line style and marker each tell them apart
-    assert len({look[part] for look in looks}) == len(looks)
+  looks = {name: canvas.look_of(name, i) for i, name in enumerate(names)}
+  assert list(looks.values()) == ["p", "h", "z-centred", "z"]
+  style = html_lib.read_asset("page.css")
+  dashes = [
+    re.search(rf"^\.{look} {{ --series: var\(--{look}\);(.*)}}$", style, re.M)[
+      1
+    ]
+    for look in looks.values()
+  ]
+  assert len(set(dashes)) == len(dashes)  # dashes tell them apart in print
 
 
 # --- from a summary to the page --------------------------------------------
@@ -476,11 +583,11 @@ def test_stored_estimates_are_cells():
   value, ends = INTERVAL.format(2).split(" ", 1)
   assert f'{value} <span class="ends">{ends}</span>' in text
   assert '0.5 <span class="ends">[no interval]</span>' in text
-  assert '<th scope="col" class=num>KL (nats)</th>' in text
+  assert '<th scope="col" class="num">KL (nats)</th>' in text
 
 
 def test_a_report_writes_its_named_figures(tmp_path):
-  shown = page.Figure(png=png(), caption="F", alt="A line", name="steps")
+  shown = page.Figure(chart=chart(), caption="F", alt="A line", name="steps")
   other = dataclasses.replace(shown, name="")
   content = dict(
     title="T",
@@ -492,6 +599,29 @@ def test_a_report_writes_its_named_figures(tmp_path):
   with report.RunFolder(tmp_path / "out", description) as run:
     page.write_report(run, **content)
   (figure,) = (tmp_path / "out" / "figures").iterdir()
-  assert figure.name == "steps.png" and figure.read_bytes() == shown.png
+  assert figure.name == "steps.svg"
+  assert figure.read_text().startswith(
+    '<svg xmlns="http://www.w3.org/2000/svg"'
+  )
   text = (tmp_path / "out" / "report.html").read_text()
   assert text == page.render_page(**content, run=description)
+
+
+def test_a_table_can_be_taken_along():
+  table = page.Table(
+    caption="T",
+    columns=("name", "kl"),
+    rows=[["=1+1", INTERVAL], ["b", 1 / 3], [HOSTILE, None]],
+    folded="All of it",
+  )
+  reader = Reader(render(sections=[page.Section(title="S", tables=[table])]))
+  assert reader.texts["summary"][0] == "All of it"
+  link = next(a for a in reader.find("a") if "download" in a)["href"]
+  kind, _, content = link.partition(",")
+  assert kind == "data:text/csv;charset=utf-8"
+  rows = list(csv.reader(urllib.parse.unquote(content).splitlines()))
+  assert rows[0] == ["name", "kl", "kl, low", "kl, high"]
+  # No spreadsheet runs it as a formula, and numbers keep all their digits.
+  assert rows[1][0] == "'=1+1" and float(rows[1][1]) == INTERVAL.value
+  assert float(rows[2][1]) == 1 / 3 and rows[2][2:] == ["", ""]
+  assert rows[3] == [HOSTILE, "", "", ""]

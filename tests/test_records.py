@@ -139,7 +139,7 @@ def test_other_processes_write_nothing(tmp_path):
   ) as run:
     run.write(dict(step=0))
     run.write_summary({})
-    run.write_figure("a", b"")
+    run.write_figure("a", "")
     run.write_page("")
   assert not (tmp_path / "out").exists()
 
@@ -163,16 +163,16 @@ def test_a_second_run_starts_anew_and_spares_other_files(tmp_path):
   with report.RunFolder(tmp_path, describe()) as run:
     run.write(dict(step=0))
     run.write_summary({})
-    run.write_figure("old", b"png")
+    run.write_figure("old", "<svg/>")
     run.write_page("<html>")
   (tmp_path / "model.safetensors").write_text("weights")
   with report.RunFolder(tmp_path, describe(seeds={"calibration": 1})) as run:
     run.write(dict(step=5))
-    run.write_figure("new", b"png")
+    run.write_figure("new", "<svg/>")
   assert report.read_records(tmp_path) == [dict(step=5)]
   assert contents(tmp_path) == [
     "figures",
-    "figures/new.png",
+    "figures/new.svg",
     "model.safetensors",
     "records.jsonl",
     "run.json",

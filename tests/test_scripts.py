@@ -113,12 +113,16 @@ def test_prune_then_compare(tiny, tmp_path):
     json.loads(line)
     for line in (out / "records.jsonl").read_text().splitlines()
   ]
+  own = [row for row in rows if row["protocol"] == "alone"]
+  assert {row["prompt"] for row in own} == {0, 1, 2} and len(own) <= 9
+  rows = [row for row in rows if row["protocol"] != "alone"]
   assert len(rows) == 3 * 3 * (1 + 2 * 2)
   output = [row for row in rows if "layer" not in row]
   assert {row["step"] for row in output} == {0, 1, 2}
   mean = json.loads((out / "summary.json").read_text())["output"]["kl"]["value"]
   assert mean == pytest.approx(np.mean([row["kl"] for row in output]))
-  assert "<h1>" in (out / "report.html").read_text()
+  page = (out / "report.html").read_text()
+  assert "unstructured" not in page and "2:4 · " in page
 
 
 @pytest.mark.slow
@@ -135,6 +139,9 @@ def test_dense_against_itself(tiny, tmp_path):
   assert done.returncode == 0, done.stderr
   for line in (tmp_path / "out/records.jsonl").read_text().splitlines():
     row = json.loads(line)
+    if row["protocol"] == "alone":  # it writes the same text
+      assert row["aligned"] is True
+      continue
     assert row["kl"] == row["rho_h"] == row["rho_z"] == row["tv"] == 0
     assert row["cos_h"] == row["cos_z"] == row["cos_p"] == 1
     assert row["flip"] is False
@@ -162,6 +169,7 @@ def test_all_protocols(tiny, tmp_path):
   ]
   names = {row["protocol"] for row in rows}
   assert names == {
+    "alone",
     "teacher_forced",
     "free_running",
     "control",
@@ -174,14 +182,16 @@ def test_all_protocols(tiny, tmp_path):
     "resynchronised_8",
     "resynchronised_16",
   }
-  assert all(row["kl"] == 0 for row in rows if row["protocol"] != "control")
+  measured = [row for row in rows if row["protocol"] != "alone"]
+  assert all(row["kl"] == 0 for row in measured if row["protocol"] != "control")
   parted = [
     row for row in rows if row["protocol"] == "control" and not row["aligned"]
   ]
   assert parted and all(row["kl"] > 0 for row in parted)
   summary = json.loads((tmp_path / "out/summary.json").read_text())
   decodings = summary["decodings"]
-  assert set(decodings) == names - {"teacher_forced"}
+  assert set(decodings) == names - {"teacher_forced", "alone"}
+  assert summary["alone"]["same"] == summary["alone"]["texts"]
   assert decodings["free_running"]["fraction_aligned"] == 1
   assert 0 < decodings["control"]["fraction_aligned"] < 1
 

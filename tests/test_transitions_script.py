@@ -93,7 +93,9 @@ def test_rows_summary_and_page(tiny, tmp_path, change):
     "cos_p_layer_1",
     "kl_estimate",
   } <= names
-  assert "<h1>One sublayer at a time" in (out / "report.html").read_text()
+  page = (out / "report.html").read_text()
+  turned = summary["orderings"]["attention"]["cos_z_above_cos_h"]
+  assert f"<h1>Logits turn less than h in {turned} of 2 attention" in page
 
 
 @pytest.mark.slow
@@ -152,7 +154,6 @@ def test_bars_of_the_mean_are_drawn():
   bare = figures.lines_by_sublayer(panel, panel)
   bars = {"cos_h": series(0.5, 0.05)}
   with_bars = figures.lines_by_sublayer(panel, panel, intervals=(bars, bars))
-  assert bare.startswith(b"\x89PNG") and with_bars.startswith(b"\x89PNG")
   assert bare != with_bars
   assert with_bars == figures.lines_by_sublayer(
     panel, panel, intervals=(bars, bars)

@@ -1,8 +1,9 @@
 """What does a person read? Records, figures and one page.
 
 records, tables, fields                  rows of numbers, and what each means
-canvas, figures, attribution_figures     figures as PNG
-page, stylesheet                         report.html"""
+canvas, figures, maps, points            figures, as data
+attribution_figures                      figures of divided changes
+page, html, templates/                   report.html, and figures as SVG"""
 
 from jaxprune.report.fields import FIELDS, Field, axis_label
 from jaxprune.report.records import RunFolder, Summary, describe_run

@@ -1,16 +1,15 @@
-"""What does a change that is divided among sublayers look like? PNG bytes."""
+"""What does a change that is divided among sublayers look like?"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxprune.report import canvas
-from jaxprune.statistics import Estimate, as_estimate
+from jaxprune.report import canvas, maps
+from jaxprune.report.canvas import Chart, Mark, Scale
+from jaxprune.statistics import Estimate, as_estimate, format_number
 
-# From early to late layers, for attention and for MLPs.
-_BLUES = ("#0b3c5d", "#0072B2", "#56B4E9", "#a6d8f5")
-_REDS = ("#7a3300", "#D55E00", "#E69F00", "#f3d08a")
+_SHADES = 4  # of groups of layers, from early to late
 
 
 def contribution_bars(
@@ -19,7 +18,7 @@ def contribution_bars(
   *,
   y: str,
   completeness: str,
-) -> bytes:
+) -> Chart:
   """Contribution of every sublayer with its interval; two bars per layer.
 
   Args:
@@ -27,36 +26,39 @@ def contribution_bars(
     mlp: one estimate per layer.
     y: label of the contributions.
     completeness: how nearly they add up to the change, for the title.
-
-  Returns:
-    A PNG.
   """
-  with canvas.style():
-    figure, (axes,) = canvas.panels(canvas.WIDE)
-    for index, (name, bars) in enumerate(
-      (("attention", attention), ("MLP", mlp))
-    ):
-      places = np.arange(len(bars)) + 0.4 * index - 0.2
-      heights, low, high = (
-        np.array([getattr(as_estimate(bar), field) for bar in bars], np.float64)
-        for field in ("value", "low", "high")
+  bars = [list(map(as_estimate, each)) for each in (attention, mlp)]
+  ends = [0.0] + [
+    end for each in bars for b in each for end in (b.value, b.low, b.high)
+  ]
+  y_scale, x, ticks = _axes(ends, len(bars[0]))
+  marks = [_zero(x, y_scale)]
+  for kind, (name, each) in enumerate(zip(("attention", "MLP"), bars)):
+    for layer, bar in enumerate(each):
+      left, right = layer - 0.4 + 0.4 * kind, layer + 0.4 * kind
+      title = f"{name} {layer}: {bar.format()}"
+      marks.append(
+        _bar(x, y_scale, (left, right), (0.0, bar.value), f"s{kind}", title)
       )
-      colour = (canvas.BLUE, canvas.VERMILION)[index]
-      axes.bar(
-        places,
-        heights,
-        0.38,
-        color=colour,
-        label=name,
-        hatch=(None, "//")[index],
-        edgecolor="white",
-      )
-      axes.vlines(places, low, high, color=canvas.INK, linewidth=1.2)
-    axes.axhline(0, color=canvas.GREY, linewidth=0.8)
-    canvas.remark(axes, completeness)
-    canvas.name_axes(axes, "layer", y)
-    canvas.legend(figure, axes, 2)
-    return canvas.to_png(figure)
+      if np.isfinite(bar.low) and np.isfinite(bar.high):
+        middle = x((left + right) / 2)
+        marks.append(
+          canvas.segment(
+            middle, y_scale(bar.low), middle, y_scale(bar.high), "rule"
+          )
+        )
+  panel = canvas.frame(
+    x,
+    y_scale,
+    canvas.WIDE,
+    x_label="layer",
+    y_label=y,
+    x_ticks=tuple(canvas.ticks(x, whole=True, most=8)),
+    y_ticks=tuple(ticks),
+    marks=tuple(marks),
+    note=completeness,
+  )
+  return Chart(panels=(panel,), legend=(("s0", "attention"), ("s1", "MLP")))
 
 
 def stacked_steps(
@@ -65,7 +67,7 @@ def stacked_steps(
   truth: np.ndarray,
   *,
   y: str,
-) -> bytes:
+) -> Chart:
   """Contributions of groups of sublayers at each step, one on the other.
 
   What is positive is stacked up, what is negative down, so that both together
@@ -77,53 +79,54 @@ def stacked_steps(
     mlp: contributions [steps] of the MLP sublayers by group of layers.
     truth: the change [steps].
     y: label.
-
-  Returns:
-    A PNG.
   """
-  with canvas.style():
-    figure, (axes,) = canvas.panels(canvas.WIDE)
-    places = np.arange(len(truth))
-    up, down = np.zeros(len(truth)), np.zeros(len(truth))
-    count = 1
-    for kind, groups, colours, hatch in (
-      ("attention", attention, _BLUES, None),
-      ("MLP", mlp, _REDS, "//"),
-    ):
-      for index, (name, values) in enumerate(groups.items()):
-        values = np.asarray(values, np.float64)
-        base = np.where(values >= 0, up, down)
-        axes.bar(
-          places,
-          values,
-          0.85,
-          bottom=base,
-          hatch=hatch,
-          color=colours[index % len(colours)],
-          edgecolor="white",
-          linewidth=0.3,
-          label=f"{kind}, {name}",
-        )
-        up += np.maximum(values, 0)
-        down += np.minimum(values, 0)
-        count += 1
-    axes.plot(places, truth, "o", color=canvas.INK, markersize=3, label="true")
-    axes.axhline(0, color=canvas.GREY, linewidth=0.8)
-    canvas.name_axes(axes, "step", y)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-      handles,
-      labels,
-      loc="outside upper left",
-      ncols=4,
-      handlelength=1.6,
-      columnspacing=1.2,
-      fontsize=7.5,
+  named = [
+    (f"{kind}, {name}", f"s{which} shade{index % _SHADES}", values)
+    for which, (kind, groups) in enumerate(
+      (("attention", attention), ("MLP", mlp))
     )
-    return canvas.to_png(figure)
+    for index, (name, values) in enumerate(groups.items())
+  ]
+  truth = np.asarray(truth, np.float64)
+  up, down = np.zeros(len(truth)), np.zeros(len(truth))
+  pieces = []
+  for label, look, values in named:
+    values = np.asarray(values, np.float64)
+    base = np.where(values >= 0, up, down)
+    pieces.append((label, look, values, base.copy()))
+    up, down = up + np.maximum(values, 0), down + np.minimum(values, 0)
+  y_scale, x, ticks = _axes([0.0, *up, *down, *truth], len(truth))
+  marks = [_zero(x, y_scale)]
+  for label, look, values, base in pieces:
+    for step, value in enumerate(values.tolist()):
+      if value:
+        title = f"step {step}, {label}: {format_number(value, 3)}"
+        ends = (float(base[step]), float(base[step]) + value)
+        sides = (step - 0.42, step + 0.42)
+        marks.append(_bar(x, y_scale, sides, ends, look, title))
+  marks += [
+    Mark(
+      tag="circle",
+      attributes={"class": "truth", "cx": x(s), "cy": y_scale(t), "r": 2.5},
+      title=f"step {s}, true: {format_number(t, 3)}",
+    )
+    for s, t in enumerate(truth.tolist())
+  ]
+  panel = canvas.frame(
+    x,
+    y_scale,
+    canvas.WIDE,
+    x_label="step",
+    y_label=y,
+    x_ticks=tuple(canvas.ticks(x, whole=True, most=8)),
+    y_ticks=tuple(ticks),
+    marks=tuple(marks),
+  )
+  legend = [(look, label) for label, look, _, _ in pieces]
+  return Chart(panels=(panel,), legend=(*legend, ("truth", "true")))
 
 
-def time_influence(panels: Mapping[str, np.ndarray], *, value: str) -> bytes:
+def time_influence(panels: Mapping[str, np.ndarray], *, value: str) -> Chart:
   """Heat maps of what each step's change did to each later output.
 
   Args:
@@ -131,9 +134,6 @@ def time_influence(panels: Mapping[str, np.ndarray], *, value: str) -> bytes:
       grey. Row 0 is the text before the first step.
     value: label of the colours, which are symmetric about 0 and the same in
       all panels.
-
-  Returns:
-    A PNG.
   """
   size = (
     max(
@@ -141,63 +141,81 @@ def time_influence(panels: Mapping[str, np.ndarray], *, value: str) -> bytes:
     )
     or 1.0
   )
-  with canvas.style():
-    figure, row = canvas.panels(
-      canvas.WIDE if len(panels) > 1 else canvas.SQUARE, len(panels)
-    )
-    for axes, (title, values) in zip(row, panels.items()):
-      image = _signed(
-        axes,
-        values,
-        size,
-        (-0.5, values.shape[1] - 0.5, -1.5, values.shape[0] - 1.5),
+  return Chart(
+    panels=tuple(
+      maps.map_panel(
+        np.asarray(values, np.float64),
+        maps.signed_look(size),
+        canvas.SQUARE,
+        labels=("step", "step changed (−1: text before)"),
+        value=value,
+        first_row=-1,
+        title=title,
+        note=_scale_note(size),
       )
-      canvas.name_axes(axes, "step", "")
-      axes.set_title(title)
-    row[0].set_ylabel("step changed (−1: text before)")
-    _colour_bar(figure, image, row, value)
-    return canvas.to_png(figure)
+      for title, values in panels.items()
+    ),
+    legend=(("plus", f"adds to {value}"), ("minus", "takes away")),
+  )
 
 
-def pair_table(values: np.ndarray, *, value: str) -> bytes:
+def pair_table(values: np.ndarray, *, value: str) -> Chart:
   """Heat map of pairs of sublayers: attention 0, MLP 0, attention 1, ...
 
   Args:
     values: [P, P].
     value: label of the colours, symmetric about 0.
-
-  Returns:
-    A PNG.
   """
   values = np.asarray(values, np.float64)
-  with canvas.style():
-    figure, (axes,) = canvas.panels(canvas.SQUARE)
-    image = _signed(axes, values, float(np.abs(values).max()) or 1.0, None)
-    names = [f"{'am'[index % 2]}{index // 2}" for index in range(len(values))]
-    every = max(1, len(names) // 16)
-    for axis in (axes.xaxis, axes.yaxis):
-      axis.set_ticks(np.arange(len(names))[::every], names[::every], fontsize=7)
-    axes.set_xlabel("sublayer: a attention, m MLP")
-    _colour_bar(figure, image, [axes], value)
-    return canvas.to_png(figure)
-
-
-def _signed(axes, values, size, extent):
-  axes.grid(False)
-  axes.set_facecolor("#bbbbbb")
-  return axes.imshow(
-    np.ma.masked_invalid(values),
-    aspect="auto",
-    origin="lower",
-    cmap="RdBu_r",
-    vmin=-size,
-    vmax=size,
-    interpolation="nearest",
-    extent=extent,
+  size = float(np.abs(values).max()) or 1.0
+  names = [f"{'am'[index % 2]}{index // 2}" for index in range(len(values))]
+  left, top, right, bottom = canvas.edges(canvas.SQUARE, [names[-1]])
+  last = len(names) - 0.5
+  panel = maps.map_panel(
+    values,
+    maps.signed_look(size),
+    canvas.SQUARE,
+    labels=("sublayer: a attention, m MLP", ""),
+    value=value,
+    x_ticks=maps.named_ticks(names, Scale(-0.5, last, left, right)),
+    y_ticks=maps.named_ticks(names, Scale(-0.5, last, bottom, top)),
+    note=_scale_note(size),
+  )
+  return Chart(
+    panels=(panel,),
+    legend=(("plus", f"positive {value}"), ("minus", "negative")),
   )
 
 
-def _colour_bar(figure, image, row, value):
-  bar = figure.colorbar(image, ax=list(row), pad=0.02)
-  bar.set_label(value)
-  bar.outline.set_visible(False)
+def _scale_note(size):
+  return f"full colour: {format_number(size, 3)}"
+
+
+def _axes(values, count):
+  """The vertical scale of some values, that of `count` places, and ticks."""
+  good = [float(value) for value in values if np.isfinite(value)]
+  low, high = min(good), max(good)
+  pad = 0.05 * (high - low) or 0.5
+  y = Scale(low - pad * (low < 0), high + pad, canvas.WIDE[1] - 40, 24)
+  ticks = canvas.ticks(y)
+  left, _, right, _ = canvas.edges(canvas.WIDE, [t.label for t in ticks])
+  return y, Scale(-0.5, max(count, 1) - 0.5, left, right), ticks
+
+
+def _bar(x, y, sides, ends, look, title) -> Mark:
+  low, high = sorted(ends)
+  return Mark(
+    tag="rect",
+    attributes={
+      "class": f"fill {look}",
+      "x": x(sides[0]),
+      "y": y(high),
+      "width": round(x(sides[1]) - x(sides[0]), 1),
+      "height": round(y(low) - y(high), 1),
+    },
+    title=title,
+  )
+
+
+def _zero(x, y) -> Mark:
+  return canvas.segment(x.start, y(0.0), x.end, y(0.0), "rule")

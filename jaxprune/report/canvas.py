@@ -1,196 +1,362 @@
-"""What do all figures share? Colours, sizes, axes and the way to PNG bytes.
+"""What do all figures share? Scales, ticks, marks and the looks of series.
 
-The same numbers give the same bytes: the style is set here and not by the
-user's configuration, the fonts are those that come with matplotlib, and no date
-or version is written. Colours are Okabe and Ito's, which colour-blind readers
-can tell apart; line styles and markers repeat the difference for print.
+A figure is data: panels with marks at places in pixels, which a template
+draws as SVG. Colours are names of classes, so that a figure follows the light
+or dark setting of its reader; dashes repeat the difference for print. The same
+numbers give the same figure.
 """
 
-import io
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import (
-  FuncFormatter,
-  LogFormatterMathtext,
-  LogLocator,
-  MaxNLocator,
-  NullFormatter,
-)
+import numpy as np
 
 from jaxprune.report.fields import axis_label
+from jaxprune.statistics import format_number
 
-DPI = 160
-WIDE, SQUARE = (7.5, 3.7), (4.6, 4.4)  # inches
-INK, GREY, FAINT = "#222222", "#666666", "#d9d9d9"
-BLUE, VERMILION, ORANGE, GREEN = "#0072B2", "#D55E00", "#E69F00", "#009E73"
-_STYLES = {
-  "_h": (BLUE, "-", "o"),
-  "_z": (VERMILION, "--", "s"),
-  "_z_centred": (ORANGE, "-.", "D"),
-  "_p": (GREEN, ":", "^"),
-}
-COLOURS = (
-  (BLUE, "-", "o"),
-  (VERMILION, "--", "s"),
-  (GREEN, ":", "^"),
-  ("#CC79A7", "-.", "D"),
-  ("#56B4E9", (0, (5, 1)), "v"),
-  ("#000000", (0, (1, 1)), "x"),
-  (ORANGE, (0, (3, 1, 1, 1)), "P"),
-)
+WIDE, SQUARE = (560, 280), (400, 360)  # pixels of one panel
 FEW = 40  # points up to which each has a marker
-
-_RC = {
-  "axes.axisbelow": True,
-  "axes.edgecolor": GREY,
-  "axes.grid": True,
-  "axes.labelcolor": INK,
-  "axes.labelsize": 9.5,
-  "axes.linewidth": 0.8,
-  "axes.spines.right": False,
-  "axes.spines.top": False,
-  "axes.titlelocation": "left",
-  "axes.titlesize": 10,
-  "axes.unicode_minus": True,
-  "figure.facecolor": "white",
-  "font.family": ["DejaVu Sans"],
-  "font.size": 9,
-  "grid.color": FAINT,
-  "grid.linewidth": 0.6,
-  "legend.fontsize": 8.5,
-  "legend.frameon": False,
-  "lines.linewidth": 1.6,
-  "lines.markersize": 4,
-  "text.color": INK,
-  "xtick.color": "#444444",
-  "ytick.color": "#444444",
-}
+HEAT_LEVELS = 20
+_SPACES = {"_z_centred": "z-centred", "_h": "h", "_z": "z", "_p": "p"}
+_OTHERS = 7  # looks of series that belong to no space
+_LETTER = 6.2  # width of a letter of the labels, pixels
+_LINE = 16  # height of a line of labels, pixels
 
 
-def style():
-  """Returns a context with our style, whatever style the user has set."""
-  return matplotlib.rc_context({**matplotlib.rcParamsDefault, **_RC})
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mark:
+  """One element of a panel.
 
-
-def panels(
-  size: tuple[float, float], count: int = 1, *, share_y: bool = True
-) -> tuple[Figure, Sequence[Axes]]:
-  """A figure with panels side by side.
-
-  Args:
-    size: width and height in inches, such as `WIDE`.
-    count: number of panels.
-    share_y: whether the panels have one vertical scale.
-
-  Returns:
-    The figure and its axes [count].
+  Attributes:
+    tag: of SVG: path, rect, circle, line, or a around other marks.
+    attributes: of the element; numbers are pixels.
+    title: what a reader sees who points at it; '' for none.
+    marks: inside the element.
   """
-  figure = Figure(figsize=size, layout="constrained")
-  FigureCanvasAgg(figure)
-  return figure, figure.subplots(1, count, sharey=share_y, squeeze=False)[0]
+
+  tag: str
+  attributes: Mapping[str, Any]
+  title: str = ""
+  marks: tuple["Mark", ...] = ()
 
 
-def to_png(figure: Figure) -> bytes:
-  """Returns the figure as a PNG of `DPI` dots per inch."""
-  file = io.BytesIO()
-  figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
-  return file.getvalue()
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tick:
+  """A tick: its place in pixels and its label."""
+
+  at: float
+  label: str
 
 
-def style_of(name: str, index: int):
-  """The look of a series.
+@dataclasses.dataclass(frozen=True)
+class Scale:
+  """From numbers to pixels.
+
+  Attributes:
+    low, high: ends of the axis.
+    start, end: their pixels.
+    log: whether it is logarithmic; the ends are positive then.
+  """
+
+  low: float
+  high: float
+  start: float
+  end: float
+  log: bool = False
+
+  def __call__(self, value: float) -> float:
+    """The pixel of a number; what lies beyond an end is drawn at the end."""
+    low, high = self._inner(self.low), self._inner(self.high)
+    value = self._inner(min(max(value, self.low), self.high))
+    part = (value - low) / (high - low) if high > low else 0.5
+    return round(self.start + part * (self.end - self.start), 1)
+
+  def holds(self, value: float) -> bool:
+    """Whether a number is on the axis."""
+    return self.low <= value <= self.high
+
+  def _inner(self, value):
+    return math.log10(value) if self.log else value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Panel:
+  """One pair of axes with what is drawn in it.
+
+  Attributes:
+    width, height: of the picture, pixels.
+    left, top, right, bottom: of the axes, pixels.
+    title: above the axes.
+    x_label, y_label: of the axes.
+    x_ticks, y_ticks: see Tick.
+    marks: in the order in which they are drawn.
+    note: a small line above the axes at the right, or ''.
+    grid: whether ticks have lines across the panel.
+  """
+
+  width: float
+  height: float
+  left: float
+  top: float
+  right: float
+  bottom: float
+  title: str = ""
+  x_label: str = ""
+  y_label: str = ""
+  x_ticks: tuple[Tick, ...] = ()
+  y_ticks: tuple[Tick, ...] = ()
+  marks: tuple[Mark, ...] = ()
+  note: str = ""
+  grid: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chart:
+  """A figure: panels side by side and what names their series.
+
+  Attributes:
+    panels: see Panel.
+    legend: class and label of each series; none where there is one series.
+  """
+
+  panels: tuple[Panel, ...]
+  legend: tuple[tuple[str, str], ...] = ()
+
+  @property
+  def width(self) -> float:
+    """Of all panels side by side, pixels."""
+    return sum(panel.width for panel in self.panels)
+
+  @property
+  def height(self) -> float:
+    """Of the highest panel, pixels."""
+    return max((panel.height for panel in self.panels), default=0)
+
+
+def look_of(name: str, index: int) -> str:
+  """The class of a series, which decides its colour and dashes.
 
   Args:
     name: field name or label. One that ends in a space (h, z, centred z or p)
       has the look of that space in every figure.
     index: place among the series of the figure, which decides otherwise.
+  """
+  for ending, look in _SPACES.items():
+    if name.endswith(ending):
+      return look
+  return f"s{index % _OTHERS}"
+
+
+def name_series(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+  """The legend of some series; a single one needs none.
+
+  Args:
+    names: field names or labels, in order.
+  """
+  named = [
+    (look_of(name, index), axis_label(name)) for index, name in enumerate(names)
+  ]
+  return tuple(named) if len(named) > 1 else ()
+
+
+def span(values: Iterable[float], *, log: bool = False) -> tuple[float, float]:
+  """The ends of an axis that shows some numbers, but no stray extremes.
+
+  An end leaves out what lies further from the middle 96 % of the numbers than
+  these are apart.
+
+  Args:
+    values: numbers; what is not finite does not count.
+    log: whether the axis is logarithmic; what is not positive does not count.
 
   Returns:
-    Colour, line style and marker.
+    Low and high, low < high.
   """
-  for ending in ("_z_centred", "_h", "_z", "_p"):
-    if name.endswith(ending):
-      return _STYLES[ending]
-  return COLOURS[index % len(COLOURS)]
+  numbers = np.asarray(list(values), np.float64)
+  numbers = numbers[np.isfinite(numbers) & ((numbers > 0) | (not log))]
+  if not numbers.size:
+    return (1e-3, 1.0) if log else (0.0, 1.0)
+  inner = np.log10(numbers) if log else numbers
+  low, high = np.quantile(inner, (0.02, 0.98))
+  width = high - low
+  low, high = max(inner.min(), low - width), min(inner.max(), high + width)
+  pad = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
+  low, high = low - pad, high + pad
+  return (10**low, 10**high) if log else (float(low), float(high))
 
 
-def name_axes(axes: Axes, x: str, y: str) -> None:
-  """Label both axes; steps and layers get whole numbers.
+def whole_span(
+  values: Iterable[float], *, log: bool = False
+) -> tuple[float, float]:
+  """The ends of an axis that shows all of some numbers, however far.
 
   Args:
-    axes: the panel.
-    x: field name or label of the horizontal axis.
-    y: field name or label of the vertical axis.
+    values: numbers; what is not finite does not count.
+    log: whether the axis is logarithmic; what is not positive does not count.
   """
-  axes.set(xlabel=axis_label(x), ylabel=axis_label(y))
-  if x in ("step", "layer"):
-    axes.xaxis.set_major_locator(whole_numbers())
+  good = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
+  if not good:
+    return (1e-3, 1.0) if log else (0.0, 1.0)
+  low, high = min(good), max(good)
+  if log:
+    return low / 1.3, high * 1.3
+  pad = 0.05 * (high - low) or 0.5
+  return low - pad, high + pad
 
 
-def legend(figure: Figure, axes: Axes, entries: int) -> None:
-  """Put a legend above the panels, where it covers no data.
+def segment(x1: float, y1: float, x2: float, y2: float, look: str) -> Mark:
+  """A straight line.
 
   Args:
-    figure: the figure.
-    axes: the panel whose series are named.
-    entries: number of series; a single one needs no legend.
+    x1, y1: where it begins, pixels.
+    x2, y2: where it ends, pixels.
+    look: its classes.
   """
-  if entries > 1:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-      handles,
-      labels,
-      loc="outside upper left",
-      ncols=2 if entries > 3 else entries,
-      handlelength=2.6,
-      columnspacing=1.6,
-    )
+  return Mark(
+    tag="line",
+    attributes={"class": look, "x1": x1, "y1": y1, "x2": x2, "y2": y2},
+  )
 
 
-def note_left_out(axes: Axes, count: int, what: str, *, positive: bool) -> None:
-  """Say in the figure how many values are missing from it.
+def dot(x: float, y: float, look: str, title: str = "") -> Mark:
+  """A point.
 
   Args:
-    axes: the panel.
-    count: number of values that are missing; 0 says nothing.
+    x, y: its centre, pixels.
+    look: its classes.
+    title: what a reader sees who points at it.
+  """
+  return Mark(
+    tag="circle",
+    attributes={"class": f"dot {look}", "cx": x, "cy": y, "r": 3},
+    title=title,
+  )
+
+
+def ticks(scale: Scale, *, whole: bool = False, most: int = 6) -> list[Tick]:
+  """Ticks at round numbers.
+
+  Args:
+    scale: of the axis.
+    whole: at whole numbers only, as steps and layers are.
+    most: number of ticks that there is room for, about.
+  """
+  most = min(most, max(2, int(abs(scale.end - scale.start) / 45)))
+  values = (
+    _log_values(scale.low, scale.high, most)
+    if scale.log
+    else _values(scale.low, scale.high, most, whole)
+  )
+  return [Tick(at=scale(v), label=format_number(v, 3)) for v in values]
+
+
+def _values(low, high, most, whole):
+  raw = (high - low) / max(most - 1, 1)
+  power = 10.0 ** math.floor(math.log10(raw)) if raw > 0 else 1.0
+  step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+  step = max(step, 1) if whole else step
+  first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+  values = [round(index * step, 12) for index in range(first, last + 1)]
+  return [int(value) for value in values] if whole else values
+
+
+def _log_values(low, high, most):
+  first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+  decades = math.log10(high / low)
+  parts = (
+    (1,) if decades > 2.5 else (1, 2, 5) if decades > 0.6 else range(1, 10)
+  )
+  values = [
+    part * 10.0**power for power in range(first, last + 1) for part in parts
+  ]
+  values = [value for value in values if low <= value <= high]
+  every = math.ceil(len(values) / (most + 1)) or 1
+  return values[::every]
+
+
+def frame(x: Scale, y: Scale, size: tuple[float, float], **about: Any) -> Panel:
+  """An empty panel between two scales, with their pixels for its edges.
+
+  Args:
+    x: of the horizontal axis, from left to right.
+    y: of the vertical axis, from bottom to top.
+    size: width and height of the picture, pixels.
+    **about: other fields of Panel; labels may be names of fields.
+  """
+  for name in ("x_label", "y_label"):
+    about[name] = axis_label(about.get(name, ""))
+  return Panel(
+    width=size[0],
+    height=size[1],
+    left=x.start,
+    right=x.end,
+    bottom=y.start,
+    top=y.end,
+    **about,
+  )
+
+
+def edges(
+  size: tuple[float, float], y_labels: Sequence[str], *, tall: bool = False
+) -> tuple[float, float, float, float]:
+  """Where the axes of a panel stand, so that their labels have room.
+
+  Args:
+    size: width and height of the picture, pixels.
+    y_labels: labels at the vertical axis.
+    tall: whether there is a title above the axes.
+
+  Returns:
+    left, top, right, bottom, pixels.
+  """
+  longest = max(map(len, y_labels), default=0)
+  left = min(14 + _LINE + _LETTER * longest, 0.45 * size[0])
+  return left, 2 * _LINE if tall else 1.5 * _LINE, size[0] - 12, size[1] - 40
+
+
+def path(points: Iterable[tuple[float, float]], *, closed: bool = False) -> str:
+  """The `d` of a path through points in pixels.
+
+  Args:
+    points: x and y; one that is not finite leaves a gap.
+    closed: whether the last point is joined to the first.
+  """
+  text, pen_down = [], False
+  for x, y in points:
+    if not (math.isfinite(x) and math.isfinite(y)):
+      pen_down = False
+      continue
+    text.append(f"{'L' if pen_down else 'M'}{x:g} {y:g}")
+    pen_down = True
+  return "".join(text) + ("Z" if closed and text else "")
+
+
+def heat_level(value: float, low: float, high: float) -> float:
+  """How dark a cell is, 0 to 1 in `HEAT_LEVELS` steps.
+
+  Args:
+    value: of the cell.
+    low: what is lightest.
+    high: what is darkest.
+  """
+  part = (value - low) / (high - low) if high > low else 1.0
+  return round(min(max(part, 0), 1) * HEAT_LEVELS) / HEAT_LEVELS
+
+
+def beyond(count: int) -> str:
+  """Says how many values lie beyond an axis; '' for none."""
+  return f"{count} beyond the axis, drawn at its edge" if count else ""
+
+
+def left_out(count: int, what: str, *, positive: bool) -> str:
+  """Says how many values are missing from a figure; '' for none.
+
+  Args:
+    count: number of values.
     what: what became of them, `not shown` for example.
     positive: whether values must be positive to be shown.
   """
-  if count:
-    why = "not finite or positive" if positive else "not finite"
-    remark(axes, f"{what}: {count} ({why})")
-
-
-def remark(axes: Axes, text: str) -> None:
-  """Write a small grey line above the panel.
-
-  Args:
-    axes: the panel.
-    text: one line.
-  """
-  axes.set_title(text, fontsize=8, color=GREY)
-
-
-def whole_numbers() -> MaxNLocator:
-  """Returns a locator that puts ticks at whole numbers only."""
-  return MaxNLocator(8, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
-
-
-def log_ticks(axis, low: float, high: float) -> None:
-  """Put ticks at powers of ten, and between them where there are few.
-
-  Args:
-    axis: the horizontal or vertical axis of a panel.
-    low: lower end of the axis, positive.
-    high: upper end of the axis.
-  """
-  wide = high / low > 300
-  axis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
-  axis.set_major_formatter(
-    LogFormatterMathtext() if wide else FuncFormatter(lambda v, _: f"{v:g}")
-  )
-  axis.set_minor_formatter(NullFormatter())
+  why = "not finite or positive" if positive else "not finite"
+  return f"{what}: {count} ({why})" if count else ""

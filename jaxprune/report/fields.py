@@ -153,6 +153,10 @@ FIELDS: Mapping[str, Field] = {
         l1_top10 | logits | sum of |dz| over the 10 top tokens of p
         l2_top5 | logits | Euclidean norm of dz over the 5 top tokens of p
         l2_top10 | logits | Euclidean norm of dz over the 10 top tokens of p
+        top_p | | p of the most likely token under p
+        top_q | | q of the most likely token under q
+        p_of_pruned | | p of the most likely token under q
+        q_of_dense | | q of the most likely token under p
         mass | | probability of the token set under p
         mass_pruned | | probability of the token set under q
         kl_mass | nats | KL of the variable "in the token set or not"

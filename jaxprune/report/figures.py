@@ -1,4 +1,4 @@
-"""What does a measurement look like? Lines, maps, points and bars as PNG bytes.
+"""What does a measurement look like? Lines, points and bars.
 
 Reference: He et al., arXiv:2603.24652, Figs 4 (by layer), 6 (estimate and
 truth) and 7 (over steps). Differs from the reference in: nothing is smoothed,
@@ -6,18 +6,19 @@ and what cannot be drawn is counted in the figure.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 
 from jaxprune.report import canvas
+from jaxprune.report.canvas import Chart, Mark, Scale, Tick
 from jaxprune.report.fields import axis_label
-from jaxprune.statistics import Estimate, as_estimate
+from jaxprune.statistics import Estimate, as_estimate, format_number
 
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_WHOLE = ("step", "layer")  # axes that count
+_MOST_HITS = 80  # places of a line at which its values are shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,25 +62,28 @@ def lines(
   *,
   x: str = "step",
   y: str = "cosine",
+  log_x: bool = False,
   log_y: bool = False,
-) -> bytes:
+  identity: bool = False,
+  size: tuple[float, float] = canvas.WIDE,
+) -> Chart:
   """Lines with bands, one per entry.
 
   Args:
     series: by field name (`cos_h`) or by free label.
     x: field name or label of the horizontal axis.
     y: field name or label of the vertical axis.
+    log_x: logarithmic horizontal axis; positive numbers only.
     log_y: logarithmic vertical axis; what is not positive leaves a gap.
-
-  Returns:
-    A PNG.
+    identity: whether the line y = x is drawn.
+    size: width and height, pixels.
   """
-  with canvas.style():
-    figure, (axes,) = canvas.panels(canvas.WIDE)
-    _draw(axes, series, log_y)
-    canvas.name_axes(axes, x, y)
-    canvas.legend(figure, axes, len(series))
-    return canvas.to_png(figure)
+  y_range = _y_range([series], log_y)
+  axes = _Axes(x=x, y=y, log_x=log_x, log_y=log_y, y_range=y_range, size=size)
+  return Chart(
+    panels=(_panel(series, axes, identity=identity),),
+    legend=canvas.name_series(series),
+  )
 
 
 def lines_by_sublayer(
@@ -90,7 +94,7 @@ def lines_by_sublayer(
   y: str = "cosine",
   log_y: bool = False,
   intervals: tuple[Mapping[str, Series], Mapping[str, Series]] = ({}, {}),
-) -> bytes:
+) -> Chart:
   """Two panels, attention and MLP, over layers or steps, of one vertical axis.
 
   Args:
@@ -101,328 +105,226 @@ def lines_by_sublayer(
     log_y: logarithmic vertical axis; what is not positive leaves a gap.
     intervals: for attention and MLP, by the same names: where the mean lies,
       `low` to `high` at each x, drawn as bars over the band. NaN draws none.
-
-  Returns:
-    A PNG.
   """
-  with canvas.style():
-    figure, panels = canvas.panels(canvas.WIDE, 2)
-    for axes, series, bars, title in zip(
-      panels, (attention, mlp), intervals, ("Attention", "MLP")
-    ):
-      _draw(axes, series, log_y)
-      for index, (name, bar) in enumerate(bars.items()):
-        axes.vlines(
-          bar.x,
-          bar.low,
-          bar.high,
-          color=canvas.style_of(name, index)[0],
-          linewidth=2.4,
-          alpha=0.7,
-        )
-      canvas.name_axes(axes, x, y if axes is panels[0] else "")
-      axes.set_title(title)
-    shown = panels[0] if attention else panels[1]
-    canvas.legend(figure, shown, len(attention or mlp))
-    return canvas.to_png(figure)
-
-
-def heat_map(
-  values: np.ndarray,
-  *,
-  value: str,
-  x: str = "step",
-  y: str = "layer",
-  log: bool = False,
-) -> bytes:
-  """A number for every layer and step.
-
-  Args:
-    values: [rows of y, columns of x], both counted from 0; what is not finite,
-      or not positive with `log`, is grey.
-    value: field name or label of the colours.
-    x: field name or label of the columns.
-    y: field name or label of the rows; row 0 is at the bottom.
-    log: logarithmic colours.
-
-  Returns:
-    A PNG.
-
-  Raises:
-    ValueError: `values` is not a matrix.
-  """
-  values = np.asarray(values, np.float64)
-  if values.ndim != 2 or not values.size:
-    raise ValueError(
-      f"values: shape {list(values.shape)}; give [layers, steps]"
-    )
-  shown = np.isfinite(values) & ((values > 0) | (not log))
-  with canvas.style():
-    figure, (axes,) = canvas.panels(canvas.WIDE)
-    axes.grid(False)
-    axes.set_facecolor("#bbbbbb")
-    norm = LogNorm() if log and shown.any() else None
-    image = axes.imshow(
-      np.ma.masked_array(values, ~shown),
-      aspect="auto",
-      origin="lower",
-      cmap="cividis",
-      interpolation="nearest",
-      norm=norm,
-    )
-    canvas.name_axes(axes, x, y)
-    axes.yaxis.set_major_locator(canvas.whole_numbers())
-    bar = figure.colorbar(image, ax=axes, pad=0.02)
-    bar.set_label(axis_label(value))
-    bar.outline.set_visible(False)
-    canvas.note_left_out(axes, np.sum(~shown), "grey", positive=log)
-    return canvas.to_png(figure)
-
-
-def scatter_against_truth(
-  truth: np.ndarray, estimate: np.ndarray, *, x: str, y: str
-) -> bytes:
-  """Estimates over what they estimate, both logarithmic, with the identity.
-
-  Args:
-    truth: [n].
-    estimate: [n]. Pairs that are not both finite and positive are left out and
-      counted in the figure.
-    x: field name or label of the truth.
-    y: field name or label of the estimate.
-
-  Returns:
-    A PNG.
-  """
-  truth, estimate = (
-    np.asarray(array, np.float64).ravel() for array in (truth, estimate)
+  axes = _Axes(x=x, y=y, log_y=log_y, y_range=_y_range([attention, mlp], log_y))
+  panels = zip((attention, mlp), intervals, ("Attention", "MLP"))
+  return Chart(
+    panels=tuple(
+      _panel(series, axes, title=title, intervals=bars)
+      for series, bars, title in panels
+    ),
+    legend=canvas.name_series(attention or mlp),
   )
-  good = np.isfinite(truth) & np.isfinite(estimate)
-  good &= (truth > 0) & (estimate > 0)
-  truth_shown, estimate_shown = truth[good], estimate[good]
-  ends = np.array([1e-3, 1.0])
-  if good.any():
-    both = np.concatenate([truth_shown, estimate_shown])
-    ends = np.array([both.min() / 1.6, both.max() * 1.6])
-  with canvas.style():
-    figure, (axes,) = canvas.panels(canvas.SQUARE)
-    axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
-    axes.plot(ends, ends, color=canvas.GREY, linewidth=1, label="equal")
-    axes.plot(
-      truth_shown,
-      estimate_shown,
-      "o",
-      color=canvas.BLUE,
-      markeredgewidth=0,
-      markersize=6 if good.sum() <= canvas.FEW else 4,
-      alpha=max(0.15, min(0.8, 60 / max(good.sum(), 1))),
-    )
-    for axis in (axes.xaxis, axes.yaxis):
-      canvas.log_ticks(axis, *ends)
-    axes.set(xlabel=axis_label(x), ylabel=axis_label(y))
-    axes.legend(loc="upper left", handlelength=1.4)
-    canvas.note_left_out(axes, np.sum(~good), "not shown", positive=True)
-    return canvas.to_png(figure)
 
 
 def paired_bars(
   *panels: tuple[str, Sequence[str], np.ndarray, np.ndarray, str],
-) -> bytes:
+) -> Chart:
   """Dense beside pruned for a few named things, as in Fig 8 of the paper.
 
   Args:
     *panels: title, labels [n], dense values [n], pruned values [n], and the
-      label of the vertical axis. What is not finite has no bar.
-
-  Returns:
-    A PNG.
+      label of the values. What is not finite has no bar.
   """
-  with canvas.style():
-    figure, row = canvas.panels(canvas.WIDE, len(panels), share_y=False)
-    for axes, (title, labels, dense, pruned, y) in zip(row, panels):
-      places = np.arange(len(labels))
-      for values, shift, colour, hatch, name in (
-        (dense, -0.2, canvas.BLUE, None, "dense"),
-        (pruned, 0.2, canvas.VERMILION, "///", "pruned"),
-      ):
-        values = np.asarray(values, np.float64)
-        axes.bar(
-          places + shift,
-          np.where(np.isfinite(values), values, 0),
-          0.4,
-          color=colour,
-          hatch=hatch,
-          edgecolor="white",
-          label=name,
-        )
-      # A dollar sign would begin a formula.
-      names = [label.replace("$", r"\$") for label in labels]
-      axes.set_xticks(
-        places,
-        names,
-        rotation=40 if len(places) > 5 else 0,
-        ha="right" if len(places) > 5 else "center",
-      )
-      axes.set(ylabel=axis_label(y), title=title)
-      axes.grid(False, axis="x")
-    canvas.legend(figure, row[0], 2)
-    return canvas.to_png(figure)
+  return Chart(
+    panels=tuple(_bar_panel(*panel) for panel in panels),
+    legend=(("s0", "dense"), ("s1", "pruned")),
+  )
 
 
-def interval_dots(
-  labels: Sequence[str],
-  series: Mapping[str, Sequence[Estimate | Mapping[str, Any] | None]],
-  *,
-  x: str,
-  reference: float | None = None,
-  log_x: bool = False,
-) -> bytes:
-  """Estimates with intervals, one row per label, the first on top.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Axes:
+  """Names and kinds of the axes of a panel of lines."""
 
-  Args:
-    labels: [n], names of the rows.
-    series: by label, [n] estimates, as a summary stores them or not; None
-      leaves a row empty.
-    x: field name or label of the horizontal axis.
-    reference: where a vertical line is drawn; None draws none.
-    log_x: logarithmic; what is not positive is left out and counted in the
-      figure.
-
-  Returns:
-    A PNG.
-
-  Raises:
-    ValueError: a series has not one entry per label.
-  """
-  left_out, count = 0, max(len(series), 1)
-  with canvas.style():
-    size = (canvas.WIDE[0], 1.1 + 0.26 * len(labels))  # inches
-    figure, (axes,) = canvas.panels(size)
-    if log_x:
-      axes.set_xscale("log")
-    for index, (name, entries) in enumerate(series.items()):
-      if len(entries) != len(labels):
-        raise ValueError(
-          f"series {name!r} has {len(entries)} entries for {len(labels)}"
-          " labels: give one each"
-        )
-      colour, _, marker = canvas.style_of(name, index)
-      entries = list(map(as_estimate, entries))
-      shown = [
-        (row, entry)
-        for row, entry in enumerate(entries)
-        if entry is not None
-        and np.isfinite(entry.value)
-        and (entry.value > 0 or not log_x)
-      ]
-      left_out += sum(entry is not None for entry in entries) - len(shown)
-      places = np.array([row for row, _ in shown]) + 0.5 * (
-        (index + 0.5) / count - 0.5
-      )
-      middle, low, high = (
-        np.array([getattr(entry, field) for _, entry in shown], np.float64)
-        for field in ("value", "low", "high")
-      )
-      if log_x and len(shown):
-        low = np.where(low > 0, low, middle)
-      axes.hlines(places, low, high, color=colour, linewidth=1.6)
-      axes.plot(middle, places, marker, color=colour, label=axis_label(name))
-    if reference is not None:
-      axes.axvline(reference, color=canvas.GREY, linewidth=0.8)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_xlabel(axis_label(x))
-    canvas.note_left_out(axes, left_out, "not shown", positive=log_x)
-    canvas.legend(figure, axes, len(series))
-    return canvas.to_png(figure)
+  x: str
+  y: str
+  y_range: tuple[float, float]
+  log_x: bool = False
+  log_y: bool = False
+  size: tuple[float, float] = canvas.WIDE
 
 
-def score_against_feature(
-  feature: np.ndarray,
-  kept: np.ndarray,
-  learnt: np.ndarray,
-  kinds: Mapping[str, np.ndarray],
-  *,
-  x: str,
-  keep: float,
-  threshold: float | None,
-) -> bytes:
-  """Share of the dense score over a feature, a point per pruned model.
-
-  Args:
-    feature: float [models], not negative; 0 is drawn left of the least value.
-    kept: share of the dense score, float [models].
-    learnt: whether the threshold was learnt from it, bool [models].
-    kinds: label to bool [models]; each has a marker of its own.
-    x: field name or label of the feature.
-    keep: share that is called survival, a horizontal line.
-    threshold: a vertical line, or None.
-
-  Returns:
-    A PNG. Learnt-from models are hollow, others are filled.
-  """
-  feature, kept = np.asarray(feature, float), np.asarray(kept, float)
-  positive = feature[feature > 0]
-  if threshold:
-    positive = np.append(positive, threshold)
-  floor = positive.min() / 2 if positive.size else 1e-3
-  shown = np.maximum(feature, floor)
-  with canvas.style():
-    figure, (axes,) = canvas.panels(canvas.WIDE)
-    axes.set_xscale("log")
-    for index, (name, chosen) in enumerate(kinds.items()):
-      colour = canvas.COLOURS[index % len(canvas.COLOURS)][0]
-      for hollow, drawn in ((True, chosen & learnt), (False, chosen & ~learnt)):
-        axes.plot(
-          shown[drawn],
-          kept[drawn],
-          _MARKERS[index % len(_MARKERS)],
-          alpha=0.8,
-          color=colour,
-          markerfacecolor="none" if hollow else colour,
-          label=None if hollow else name,
-        )
-    axes.axhline(keep, color=canvas.GREY, linewidth=1)
-    if threshold is not None:
-      axes.axvline(
-        max(threshold, floor), color=canvas.INK, linewidth=1, linestyle="--"
-      )
-    low, high = axes.get_xlim()
-    canvas.log_ticks(axes.xaxis, low, high)
-    canvas.name_axes(axes, x, "share of the dense score kept")
-    zeros = int(np.sum(feature <= 0))
-    if zeros:
-      canvas.remark(axes, f"{zeros} at 0, drawn at the left edge")
-    canvas.legend(figure, axes, len(kinds))
-    return canvas.to_png(figure)
+def _y_range(panels, log):
+  return canvas.span(
+    (
+      number
+      for series in panels
+      for line in series.values()
+      for values in (line.y, line.low, line.high)
+      if values is not None
+      for number in np.asarray(values, np.float64)
+    ),
+    log=log,
+  )
 
 
-def _draw(axes: Axes, series: Mapping[str, Series], log_y: bool) -> None:
-  if log_y:
-    if not any((np.asarray(line.y) > 0).any() for line in series.values()):
-      axes.set_ylim(1e-3, 1)  # a scale needs something to scale to
-    axes.set_yscale("log", nonpositive="mask")
-  for index, (name, line) in enumerate(series.items()):
-    colour, style, marker = canvas.style_of(name, index)
-    few = len(line.x) <= canvas.FEW
-    axes.plot(
-      line.x,
-      line.y,
-      color=colour,
-      linestyle=style,
-      label=axis_label(name),
-      marker=marker if few else None,
+def _panel(series, axes, *, title="", intervals=None, identity=False):
+  """A panel of lines with their bands and what a pointer shows."""
+  size = axes.size
+  y = Scale(*axes.y_range, size[1] - 40, 32 if title else 24, axes.log_y)
+  y_ticks = canvas.ticks(y)
+  left, _, right, _ = canvas.edges(size, [tick.label for tick in y_ticks])
+  xs = sorted({float(x) for line in series.values() for x in line.x})
+  if axes.log_x:
+    x_range = canvas.whole_span(xs, log=True)
+  else:
+    pad = 0.5 if len(xs) == 1 or axes.x in _WHOLE else 0.0
+    x_range = (xs[0] - pad, xs[-1] + pad) if xs else (0, 1)
+  x = Scale(*x_range, left, right, axes.log_x)
+  looks = {name: canvas.look_of(name, i) for i, name in enumerate(series)}
+  marks, hidden = [], 0
+  if identity:
+    ends = [max(x.low, y.low), min(x.high, y.high)]
+    if ends[0] < ends[1]:
+      a, b = ends
+      marks.append(canvas.segment(x(a), y(a), x(b), y(b), "rule dashed"))
+  for name, line in series.items():
+    marks += _band(line, x, y, looks[name])
+  for name, line in series.items():
+    drawn, off = _line(line, x, y, looks[name])
+    marks, hidden = marks + drawn, hidden + off
+  for name, bar in (intervals or {}).items():
+    marks += _bars(bar, x, y, looks.get(name, "s0"))
+  marks += _hits(series, xs, x, y, axes)
+  return canvas.frame(
+    x,
+    y,
+    size,
+    title=title,
+    x_label=axes.x,
+    y_label=axes.y,
+    x_ticks=tuple(canvas.ticks(x, whole=axes.x in _WHOLE, most=8)),
+    y_ticks=tuple(y_ticks),
+    marks=tuple(marks),
+    note=canvas.beyond(hidden),
+  )
+
+
+def _usable(value, scale) -> bool:
+  return math.isfinite(value) and (value > 0 or not scale.log)
+
+
+def _point(x, y, at, value):
+  value = float(value)
+  return (x(float(at)), y(value) if _usable(value, y) else math.nan)
+
+
+def _band(line, x, y, look) -> list[Mark]:
+  if line.low is None or line.high is None:
+    return []
+  good = [
+    (at, max(low, y.low) if y.log else low, high)
+    for at, low, high in zip(line.x, line.low, line.high)
+    if math.isfinite(low) and _usable(high, y)
+  ]
+  if len(good) == 1:  # a band without width
+    at, low, high = good[0]
+    return [canvas.segment(x(at), y(low), x(at), y(high), f"line faint {look}")]
+  upper = [_point(x, y, at, high) for at, _, high in good]
+  lower = [_point(x, y, at, low) for at, low, _ in reversed(good)]
+  d = canvas.path(upper + lower, closed=True)
+  band = Mark(tag="path", attributes={"class": f"band {look}", "d": d})
+  return [band] if d else []
+
+
+def _line(line, x, y, look) -> tuple[list[Mark], int]:
+  """The line with its markers, and how many values lie beyond the axis."""
+  points = [_point(x, y, at, value) for at, value in zip(line.x, line.y)]
+  marks = [
+    Mark(
+      tag="path", attributes={"class": f"line {look}", "d": canvas.path(points)}
     )
-    if line.low is None:
-      continue
-    axes.fill_between(
-      line.x, line.low, line.high, color=colour, alpha=0.14, linewidth=0
+  ]
+  if len(line.x) <= canvas.FEW:
+    marks += [
+      canvas.dot(*point, look) for point in points if math.isfinite(point[1])
+    ]
+  hidden = sum(
+    _usable(value, y) and not y.holds(value) for value in map(float, line.y)
+  )
+  return marks, hidden
+
+
+def _bars(bar, x, y, look) -> list[Mark]:
+  return [
+    canvas.segment(x(at), y(low), x(at), y(high), f"bar {look}")
+    for at, low, high in zip(bar.x, bar.low, bar.high)
+    if math.isfinite(low) and math.isfinite(high) and (low > 0 or not y.log)
+  ]
+
+
+def _hits(series, xs, x, y, axes) -> list[Mark]:
+  """Columns without colour that say the values of all lines at a place."""
+  values: dict[float, list[str]] = {}
+  for name, line in series.items():
+    for index, at in enumerate(line.x):
+      text = f"{axis_label(name)}: {format_number(float(line.y[index]), 3)}"
+      if line.low is not None and line.high is not None:
+        low, high = (float(v[index]) for v in (line.low, line.high))
+        text += f" ({format_number(low, 3)} to {format_number(high, 3)})"
+      values.setdefault(float(at), []).append(text)
+  every = max(1, math.ceil(len(xs) / _MOST_HITS))
+  places = xs[::every]
+  pixels = [x(place) for place in places]
+  middles = [(a + b) / 2 for a, b in zip(pixels, pixels[1:])]
+  return [
+    Mark(
+      tag="rect",
+      attributes={
+        "class": "hit",
+        "x": f"{left:g}",
+        "y": y.end,
+        "width": f"{max(right - left, 1):g}",
+        "height": y.start - y.end,
+      },
+      title="\n".join(
+        [f"{axis_label(axes.x)} {format_number(place, 3)}", *values[place]]
+      ),
     )
-    if len(line.x) == 1:  # a band without width
-      axes.vlines(line.x, line.low, line.high, color=colour, alpha=0.4)
-  x_values = {float(x) for line in series.values() for x in line.x}
-  if len(x_values) == 1:
-    axes.set_xlim(min(x_values) - 0.5, max(x_values) + 0.5)
-  if log_y:
-    low, high = axes.get_ylim()
-    canvas.log_ticks(axes.yaxis, low, high)
+    for place, left, right in zip(
+      places, [x.start, *middles], [*middles, x.end]
+    )
+  ]
+
+
+def _bar_panel(title, labels, dense, pruned, y):
+  """Horizontal bars: labels of any length can be read."""
+  size = (canvas.WIDE[0], 84 + 26 * max(len(labels), 2))
+  left, top, right, bottom = canvas.edges(size, labels, tall=True)
+  values = [np.asarray(each, np.float64) for each in (dense, pruned)]
+  low, high = canvas.whole_span([0.0, *values[0], *values[1]])
+  has_negative = any((each < 0).any() for each in values)
+  scale = Scale(low if has_negative else 0.0, high, left, right)
+  row = (bottom - top) / max(len(labels), 1)
+  marks = []
+  for index, label in enumerate(labels):
+    for which, (name, each) in enumerate(zip(("dense", "pruned"), values)):
+      if not math.isfinite(each[index]):
+        continue
+      ends = sorted((scale(0.0), scale(float(each[index]))))
+      marks.append(
+        Mark(
+          tag="rect",
+          attributes={
+            "class": f"fill s{which}",
+            "x": ends[0],
+            "y": round(top + index * row + 4 + which * (row - 8) / 2, 1),
+            "width": round(ends[1] - ends[0], 1),
+            "height": round((row - 8) / 2, 1),
+          },
+          title=f"{label}, {name}: {format_number(float(each[index]))}",
+        )
+      )
+  return canvas.frame(
+    scale,
+    Scale(0, 1, bottom, top),
+    size,
+    title=title,
+    x_label=y,
+    x_ticks=tuple(canvas.ticks(scale)),
+    y_ticks=tuple(
+      Tick(at=round(top + (index + 0.5) * row, 1), label=label)
+      for index, label in enumerate(labels)
+    ),
+    marks=tuple(marks),
+  )

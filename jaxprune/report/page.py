@@ -1,37 +1,88 @@
 """What does the whole run look like on one page?
 
-One HTML file that needs nothing else: figures are inside it, there is no script
-and no link to anywhere, and a content policy forbids the browser to fetch
-anything. Everything that comes from outside is escaped, generated text above
+One HTML file that needs nothing else: figures are inside it, and a content
+policy forbids the browser to fetch anything or to run another script than the
+page's own. Everything that comes from outside is escaped, generated text above
 all. It follows the reader's light or dark setting, prints, and fits a phone.
 """
 
-import base64
 import dataclasses
-import html
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxprune.report.canvas import DPI
+from jaxprune.report import html
+from jaxprune.report.canvas import Chart
 from jaxprune.report.records import RunFolder
-from jaxprune.report.stylesheet import DOCUMENT, STYLE
 from jaxprune.statistics import Estimate, as_estimate, format_number
 
 __all__ = [
   "Figure",
+  "Next",
+  "PAPER",
+  "Part",
   "Section",
   "Table",
+  "Tile",
+  "as_parts",
   "estimate_table",
+  "estimate_tile",
+  "first_sentence",
   "format_number",
   "render_page",
   "write_report",
 ]
 
+PAPER = "https://arxiv.org/abs/2603.24652"
 # A mapping is an estimate as a summary stores it, from `Estimate.to_json`.
 Cell = str | int | float | bool | Estimate | Mapping[str, Any] | None
-_DIGITS = 2  # significant digits of the width of an interval
-_SCREEN_DPI = 96  # of a CSS inch
+_LINE = 18  # of the legend of a figure's file, pixels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+  """Some words of a headline.
+
+  Attributes:
+    text: the words.
+    tone: good, care or bad, which colours them; '' for none.
+  """
+
+  text: str
+  tone: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tile:
+  """A number of the first screen.
+
+  Attributes:
+    value: as it is shown, with its unit.
+    label: what it is.
+    ends: its interval, or ''.
+    about: what its symbols mean, or ''.
+    source: address of the paper that defines them, or ''.
+  """
+
+  value: str
+  label: str
+  ends: str = ""
+  about: str = ""
+  source: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Next:
+  """What the reader may want to do next.
+
+  Attributes:
+    why: a sentence that ends in a colon.
+    command: a command line.
+  """
+
+  why: str
+  command: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,13 +90,13 @@ class Figure:
   """A figure.
 
   Attributes:
-    png: bytes, see `figures`.
+    chart: see `figures`, `maps` and `attribution_figures`.
     caption: what is seen and what to look at.
     alt: what the figure shows, for those who cannot see it.
-    name: of its file in figures/, without .png; '' for none.
+    name: of its file in figures/, without .svg; '' for none.
   """
 
-  png: bytes
+  chart: Chart
   caption: str
   alt: str
   name: str = ""
@@ -60,11 +111,21 @@ class Table:
     columns: headings.
     rows: one cell per column; the first names the row. Numbers and
       estimates are aligned to the right; None is shown as a dash.
+    folded: what to click on to see the table; '' shows it at once.
   """
 
   caption: str
   columns: tuple[str, ...]
   rows: Sequence[Sequence[Cell]]
+  folded: str = ""
+
+  @property
+  def numeric(self) -> list[bool]:
+    """Which columns hold numbers only."""
+    return [
+      _is_numeric([row[index] for row in self.rows])
+      for index in range(len(self.columns))
+    ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,14 +135,67 @@ class Section:
   Attributes:
     title: heading.
     paragraphs: plain text.
-    tables: see Table.
     figures: see Figure.
+    tables: see Table.
   """
 
   title: str
   paragraphs: Sequence[str] = ()
-  tables: Sequence[Table] = ()
   figures: Sequence[Figure] = ()
+  tables: Sequence[Table] = ()
+
+
+def as_parts(finding: str | Sequence[Part | Mapping[str, str]]) -> list[Part]:
+  """A headline as its parts, whether text, parts, or parts of a summary."""
+  if isinstance(finding, str):
+    return [Part(text=finding)]
+  return [part if isinstance(part, Part) else Part(**part) for part in finding]
+
+
+def first_sentence(text: str) -> tuple[str, str]:
+  """The first sentence of a text, to be its headline, and the rest.
+
+  Args:
+    text: sentences; a full stop ends one where a blank and a capital follow, or
+      nothing. Blank lines divide paragraphs, which end a sentence too.
+  """
+  paragraph, _, others = text.partition("\n\n")
+  found = re.match(r"(.+?\.) +(?=[A-Z])", paragraph, re.S)
+  if not found:
+    return paragraph, others
+  rest = paragraph[found.end() :]
+  return found[1], f"{rest}\n\n{others}" if others else rest
+
+
+def estimate_tile(
+  estimate: Estimate | Mapping[str, Any],
+  label: str,
+  *,
+  unit: str = "",
+  scale: float = 1,
+  about: str = "",
+  source: str = "",
+) -> Tile:
+  """A tile of an estimate.
+
+  Args:
+    estimate: as a summary stores it or not.
+    label: what it is.
+    unit: behind the number.
+    scale: by which the number and its ends are multiplied; 100 for percent.
+    about: what its symbols mean.
+    source: address of the paper that defines them.
+  """
+  estimate = as_estimate(estimate)
+  scaled = Estimate(
+    estimate.value * scale,
+    estimate.low * scale,
+    estimate.high * scale,
+    estimate.count,
+  )
+  number, _, ends = scaled.format(2).partition(" ")
+  value = f"{number} {unit}".strip()
+  return Tile(value=value, label=label, ends=ends, about=about, source=source)
 
 
 def estimate_table(
@@ -89,6 +203,8 @@ def estimate_table(
   heading: str,
   measures: Mapping[str, str],
   rows: Mapping[str, Mapping[str, Any]],
+  *,
+  folded: str = "",
 ) -> Table:
   """A table of stored estimates: a row per thing, a column per measure.
 
@@ -98,6 +214,7 @@ def estimate_table(
     measures: heading of the column by key of the entries of `rows`.
     rows: by the name of the row, the summary's entry: estimates and numbers by
       key. A key that is missing is shown as a dash.
+    folded: see Table.
   """
   return Table(
     caption=caption,
@@ -106,40 +223,26 @@ def estimate_table(
       (name, *(entry.get(key) for key in measures))
       for name, entry in rows.items()
     ],
+    folded=folded,
   )
 
 
-def write_report(
-  run: RunFolder,
-  *,
-  title: str,
-  verdict: str,
-  sections: Sequence[Section],
-  protocol: Mapping[str, Cell] | None = None,
-) -> None:
-  """Write report.html, and figures/NAME.png for every figure with a name.
+def write_report(run: RunFolder, **content: Any) -> None:
+  """Write report.html, and figures/NAME.svg for every figure with a name.
 
   Args:
     run: the open run folder; the page shows its description.
-    title: what was measured.
-    verdict: the answer in plain words; blank lines divide paragraphs.
-    sections: the evidence.
-    protocol: what else a reader must know to compare or repeat the numbers.
+    **content: of `render_page`, but for `run`.
 
   Raises:
-    ValueError: a row has not one cell per column, or a figure is not a PNG.
+    ValueError: a row has not one cell per column, or a figure does not say
+      what it shows.
   """
-  text = render_page(
-    title=title,
-    verdict=verdict,
-    sections=sections,
-    run=run.description,
-    protocol=protocol,
-  )
-  for section in sections:
+  text = render_page(**content, run=run.description)
+  for section in content["sections"]:
     for figure in section.figures:
       if figure.name:
-        run.write_figure(figure.name, figure.png)
+        run.write_figure(figure.name, _figure_file(figure))
   run.write_page(text)
 
 
@@ -150,6 +253,9 @@ def render_page(
   sections: Sequence[Section],
   run: Mapping[str, Any],
   protocol: Mapping[str, Cell] | None = None,
+  finding: str | Sequence[Part | Mapping[str, str]] = (),
+  template: str = "report.html.j2",
+  **more: Any,
 ) -> str:
   """Render report.html.
 
@@ -160,117 +266,70 @@ def render_page(
     run: content of run.json, from `records.describe_run`.
     protocol: what else a reader must know to compare or repeat the numbers:
       context length, analysis temperature T, lens, number of prompts.
+    finding: the answer in one sentence, the headline; without, the title is.
+    template: of `templates/`.
+    **more: `about`, the line above the headline; `tiles`, see Tile; `next`,
+      see Next; and what the template shows beside.
 
   Returns:
     An HTML document.
 
   Raises:
-    ValueError: a row has not one cell per column, a figure is not a PNG, or
-      its alternative text is missing.
+    ValueError: a row has not one cell per column, or a figure does not say
+      what it shows.
   """
-  body = [
-    f"<h1>{_text(title)}</h1>",
-    '<section class="verdict" aria-label="Verdict">',
-    *_paragraphs(verdict.split("\n\n")),
-    "</section>",
-    *(line for section in sections for line in _section(section)),
-    *_section(
-      Section(
-        title="How this was measured",
-        tables=_protocol_tables(run, protocol or {}),
-      )
-    ),
-  ]
-  return DOCUMENT.format(title=_text(title), style=STYLE, body="\n".join(body))
-
-
-# What HTML may not contain: control characters and halves of surrogate pairs.
-_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def _text(value: Any) -> str:
-  return html.escape(_FORBIDDEN.sub("\ufffd", str(value)))
-
-
-def _paragraphs(paragraphs):
-  return [
-    f"<p>{_text(each.strip())}</p>" for each in paragraphs if each.strip()
-  ]
-
-
-def _section(section: Section) -> list[str]:
-  return [
-    "<section>",
-    f"<h2>{_text(section.title)}</h2>",
-    *_paragraphs(section.paragraphs),
-    *map(_table, section.tables),
-    *map(_figure, section.figures),
-    "</section>",
-  ]
-
-
-def _figure(figure: Figure) -> str:
-  if not figure.png.startswith(b"\x89PNG\r\n\x1a\n"):
-    raise ValueError(
-      f"figure {figure.caption!r}: not a PNG; give the bytes of one"
-    )
-  if not figure.alt.strip():
-    raise ValueError(
-      f"figure {figure.caption!r}: alt is empty; say what it shows"
-    )
-  # The size is read from the header of the PNG, so that the figure is sharp on
-  # dense screens and the browser knows its size before it decodes it.
-  width, height = (
-    round(
-      int.from_bytes(figure.png[offset : offset + 4], "big") * _SCREEN_DPI / DPI
-    )
-    for offset in (16, 20)
-  )
-  data = base64.b64encode(figure.png).decode("ascii")
-  return (
-    f'<figure>\n<img src="data:image/png;base64,{data}"'
-    f' alt="{_text(figure.alt)}" width="{width}" height="{height}">\n'
-    f"<figcaption>{_text(figure.caption)}</figcaption>\n</figure>"
+  for section in sections:
+    _check(section)
+  content = {
+    "about": title if finding else "",
+    "tiles": (),
+    "next": None,
+  } | more
+  return html.render(
+    template,
+    title=title,
+    finding=as_parts(finding or title),
+    lead=[part.strip() for part in verdict.split("\n\n") if part.strip()],
+    sections=sections,
+    protocol=_protocol_tables(run, protocol or {}),
+    command=run.get("command"),
+    paper=PAPER,
+    **content,
   )
 
 
-def _table(table: Table) -> str:
-  for row in table.rows:
-    if len(row) != len(table.columns):
+def _check(section: Section) -> None:
+  for table in section.tables:
+    for row in table.rows:
+      if len(row) != len(table.columns):
+        raise ValueError(
+          f"table {table.caption!r}: a row has {len(row)} cells and there are"
+          f" {len(table.columns)} columns: {list(row)!r:.80}"
+        )
+  for figure in section.figures:
+    if not isinstance(figure.chart, Chart):
       raise ValueError(
-        f"table {table.caption!r}: a row has {len(row)} cells and there are"
-        f" {len(table.columns)} columns: {list(row)!r:.80}"
+        f"figure {figure.caption!r}: not a chart; make one with `figures`"
       )
-  numeric = [
-    _is_numeric([row[index] for row in table.rows])
-    for index in range(len(table.columns))
-  ]
-
-  def line(tags, cells):
-    return (
-      "<tr>"
-      + "".join(
-        f"<{tag}{' class=num' if right else ''}>{cell}</{tag.split()[0]}>"
-        for tag, right, cell in zip(tags, numeric, cells)
+    if not figure.alt.strip():
+      raise ValueError(
+        f"figure {figure.caption!r}: alt is empty; say what it shows"
       )
-      + "</tr>"
-    )
 
-  tags = ['th scope="row"'] + ["td"] * (len(table.columns) - 1)
-  return "\n".join(
-    [
-      f"<figure>\n<figcaption>{_text(table.caption)}</figcaption>",
-      '<div class="scroll" tabindex="0" role="region"'
-      f' aria-label="{_text(table.caption)}">',
-      "<table>",
-      "<thead>",
-      line(['th scope="col"'] * len(table.columns), map(_text, table.columns)),
-      "</thead>",
-      "<tbody>",
-      *(line(tags, map(_cell, row)) for row in table.rows),
-      "</tbody>",
-      "</table>\n</div>\n</figure>",
-    ]
+
+def _figure_file(figure: Figure) -> str:
+  """The figure as an SVG file of its own."""
+  chart = figure.chart
+  top = _LINE * len(chart.legend) + (6 if chart.legend else 0)
+  widths = [panel.width for panel in chart.panels]
+  return html.render(
+    "chart.svg.j2",
+    chart=chart,
+    alt=figure.alt,
+    width=chart.width,
+    height=chart.height + top,
+    top=top,
+    places=list(zip(itertools.accumulate([0, *widths]), chart.panels)),
   )
 
 
@@ -280,20 +339,6 @@ def _is_numeric(cells) -> bool:
   return bool(known) and all(
     isinstance(cell, numbers) and not isinstance(cell, bool) for cell in known
   )
-
-
-def _cell(value: Cell) -> str:
-  if value is None:
-    return "–"
-  if isinstance(value, bool):
-    return "yes" if value else "no"
-  if isinstance(value, (int, float)):
-    return format_number(value)
-  value = as_estimate(value)
-  if isinstance(value, Estimate):
-    number, _, ends = value.format(_DIGITS).partition(" ")
-    return f'{number} <span class="ends">{ends}</span>' if ends else number
-  return _text(value)
 
 
 def _protocol_tables(run, protocol) -> list[Table]:
@@ -315,17 +360,17 @@ def _protocol_tables(run, protocol) -> list[Table]:
     (name.capitalize(), _listed(run.get(name) or {}))
     for name in ("seeds", "device", "versions")
   ]
-  rows.append(("Command", run.get("command")))
   flags = list((run.get("flags") or {}).items())
   return [
     Table(
       caption=caption,
       columns=(heading, "Value"),
       rows=[(name, _setting(value)) for name, value in chosen],
+      folded=folded,
     )
-    for caption, heading, chosen in (
-      ("Protocol", "Setting", rows),
-      ("Flags", "Flag", flags),
+    for caption, heading, chosen, folded in (
+      ("What the numbers depend on.", "Setting", rows, "Protocol"),
+      ("Every flag of the script.", "Flag", flags, "Flags"),
     )
     if chosen
   ]

@@ -290,15 +290,15 @@ class RunFolder:
     if self._file is not None:
       files.atomic_write_json(self.folder / SUMMARY, content)
 
-  def write_figure(self, name: str, png: bytes) -> None:
-    """Write figures/NAME.png.
+  def write_figure(self, name: str, svg: str) -> None:
+    """Write figures/NAME.svg.
 
     Args:
-      name: of the file, without .png.
-      png: bytes of the picture.
+      name: of the file, without .svg.
+      svg: the picture.
     """
     if self._file is not None:
-      files.atomic_write_bytes(self.folder / FIGURES / f"{name}.png", png)
+      files.atomic_write_text(self.folder / FIGURES / f"{name}.svg", svg)
 
   def write_page(self, page: str) -> None:
     """Write report.html."""
@@ -420,6 +420,8 @@ def _plain(value):
     return _plain(np.asarray(value).tolist())
   if isinstance(value, os.PathLike):
     return os.fspath(value)
+  if isinstance(value, str):  # half of a surrogate pair has no UTF-8
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
   return value
 
 

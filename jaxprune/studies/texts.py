@@ -147,3 +147,31 @@ def dense_texts(
       alive=alive_BR & (np.arange(writing.batch) < count)[:, None],
       key=key,
     )
+
+
+def own_text(
+  config: ModelConfig, params: Params, text: DenseTexts, writing: Writing
+) -> tuple[np.ndarray, np.ndarray]:
+  """What another model writes after the prompts of one batch.
+
+  Sampled, it draws with the same random numbers as the dense model did.
+
+  Args:
+    config: of that model.
+    params: of that model.
+    text: of the dense model, for its prompts and its key.
+    writing: as the dense text was written.
+
+  Returns:
+    Chosen tokens, int32 [B, R], and lengths of the texts, int [B].
+  """
+  own = generation.generate(
+    config,
+    params,
+    jnp.asarray(text.prompt_tokens),
+    valid_BT=jnp.asarray(text.prompt_valid),
+    max_new_tokens=writing.max_new_tokens,
+    sampling=generation.Sampling(temperature=writing.temperature),
+    key=text.key,
+  )
+  return np.asarray(own.tokens), np.asarray(own.lengths)

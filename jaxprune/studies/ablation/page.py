@@ -42,10 +42,12 @@ def write_page(run: report.RunFolder, summary: dict[str, Any]) -> None:
     run: the run folder.
     summary: from `summary.summarise`.
   """
+  said, rest = page.first_sentence(_verdict(summary))
   page.write_report(
     run,
     title="What the output loses without each sublayer",
-    verdict=_verdict(summary),
+    finding=said,
+    verdict=rest,
     sections=[
       _single_section(summary),
       _agreement_section(summary),
@@ -88,7 +90,7 @@ def _single_section(summary):
     figures=[
       page.Figure(
         name="ablation_by_layer",
-        png=figures.lines_by_sublayer(
+        chart=figures.lines_by_sublayer(
           series["attention"], series["mlp"], y="kl", log_y=True
         ),
         caption="KL at the output without one sublayer; bands are 95 %"
@@ -147,7 +149,7 @@ def _curve_section(summary, target):
     figures=[
       page.Figure(
         name=f"selection_{target}",
-        png=figures.lines(
+        chart=figures.lines(
           {
             _LABELS[curve["selection"]]: figures.estimated(counts, curve["kl"])
             for curve in curves

@@ -3,13 +3,14 @@
 The dense model continues every prompt, and both models are compared on that
 text, after every sublayer and at the output. Other protocols decode step by
 step, see `probes.trajectories`, and add rows under the names of their
-decodings.
+decodings. What the pruned model writes on its own is kept token by token.
 """
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,6 +21,7 @@ from jaxprune.probes.decoder import sequences
 from jaxprune.studies import inputs, texts
 
 TEACHER_FORCED = "teacher_forced"
+ALONE = "alone"  # what the pruned model writes on its own
 SUBLAYERS = ("attention", "mlp")
 # Protocols that decode step by step, and the decodings of each.
 PROTOCOLS = {
@@ -35,6 +37,8 @@ PROTOCOLS = {
 # iteration stops before it has told them apart.
 _MAX_ITERATIONS = 32
 _TOLERANCE = 1e-2
+# Score of a guess: choose has four options, retrieve some hundred passages.
+_POCKET_TASKS = {"choose": 0.25, "retrieve": 0.0, "generate": 0.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,14 +72,18 @@ class Tables:
 
   Attributes:
     settings: how it was measured.
+    prompts: token ids of each prompt.
     output: a row for each position of the teacher-forced text, at the output.
     inner: a row for each of these positions, layer and sublayer.
+    alone: a row for each token that the pruned model writes on its own.
     decodings: by name of the decoding, a row for each step of its texts.
   """
 
   settings: Settings
+  prompts: Sequence[Sequence[int]]
   output: Mapping[str, np.ndarray]
   inner: Mapping[str, np.ndarray]
+  alone: Mapping[str, np.ndarray]
   decodings: Mapping[str, Mapping[str, np.ndarray]]
 
 
@@ -157,13 +165,17 @@ def compare(
         dense, pruned, text, settings, measure=measure_output
       )
       run.write_all(_rows(inner, output, text, common, settings))
+      own = texts.own_text(pruned.config, pruned.params, text, settings)
+      run.write_all(alone_rows(text, *own, common))
       progress.step(index)
       index += 1
   names = {decoding.name for decoding in decodings} - {TEACHER_FORCED}
   return Tables(
     settings=settings,
+    prompts=prompts.tokens,
     output=run.columns(protocol=TEACHER_FORCED, absent=["layer"]),
     inner=run.columns(protocol=TEACHER_FORCED, present=["layer"]),
+    alone=run.columns(protocol=ALONE),
     decodings={
       decoding.name: run.columns(protocol=decoding.name)
       for decoding in decodings
@@ -181,8 +193,8 @@ def measure_output(h, h_pruned, z, z_pruned, temperature) -> dict[str, Any]:
     temperature: T of the softmax.
 
   Returns:
-    Scalars by field: of `Position`, of `theorems.Checks`, and the gain of the
-    softmax.
+    Scalars by field: of `Position`, of `theorems.Checks`, the gain of the
+    softmax, and the probabilities of what both models would choose.
   """
   gain = jacobian.softmax_gain(
     z,
@@ -208,6 +220,19 @@ def measure_output(h, h_pruned, z, z_pruned, temperature) -> dict[str, Any]:
     "participation": gain.participation,
     "top_singular": gain.worst.value,
     "top_singular_converged": gain.worst.converged,
+    **_choices(z, z_pruned, temperature),
+  }
+
+
+def _choices(z, z_pruned, temperature):
+  """How likely each model's choice is under both models."""
+  p, q = (jax.nn.softmax(each / temperature) for each in (z, z_pruned))
+  token, token_pruned = jnp.argmax(z), jnp.argmax(z_pruned)
+  return {
+    "top_p": p[token],
+    "top_q": q[token_pruned],
+    "p_of_pruned": p[token_pruned],
+    "q_of_dense": q[token],
   }
 
 
@@ -300,9 +325,10 @@ def score_pocket(
     seed: of the interval of a mean.
 
   Returns:
-    By task: metric, the `Estimate` of the pruned model, and reference, the mean
-    of the dense one. Items that are right or wrong have Wilson's interval. No
-    task for a model that does not speak the pocket model's language.
+    By task: metric, the `Estimate` of the pruned model, reference, the mean of
+    the dense one, and retention, a `statistics.Retention`. Items that are right
+    or wrong have Wilson's interval. No task for a model that does not speak the
+    pocket model's language.
   """
   if not inputs.is_pocket(source):
     return {}
@@ -313,7 +339,7 @@ def score_pocket(
   )
   tasks = {}
   # The dense model is at chance on stories, so they could lose nothing.
-  for name in ("choose", "retrieve", "generate"):
+  for name, chance in _POCKET_TASKS.items():
     if name == "retrieve":
       metric, estimate = "nDCG@10", statistics.mean(scores[name], seed=seed)
     else:
@@ -322,8 +348,17 @@ def score_pocket(
       "metric": metric,
       **estimate.to_json(),
       "reference": float(reference[name].mean()),
+      "retention": dataclasses.asdict(
+        statistics.retention(scores[name], reference[name], chance)
+      ),
     }
   return tasks
+
+
+def task_rows(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[Any]:
+  """Flat rows of what `score_pocket` returns."""
+  for name, entry in tasks.items():
+    yield {"task": name} | {k: v for k, v in entry.items() if k != "retention"}
 
 
 def _compare(
@@ -378,6 +413,35 @@ def decoding_rows(
         yield text | place | row
 
 
+def alone_rows(
+  text: texts.DenseTexts,
+  chosen: np.ndarray,
+  lengths: np.ndarray,
+  common: list[dict[str, Any]],
+) -> Iterator[dict[str, Any]]:
+  """Flat rows of what the pruned model writes, until its text ends.
+
+  Args:
+    text: what the dense model wrote.
+    chosen: tokens of the pruned model, int [B, R].
+    lengths: of its texts, int [B].
+    common: for each text of the batch that counts, its fields and `position`,
+      the index of its last prompt token.
+  """
+  for b, fields in enumerate(common):
+    same = True
+    for step in range(int(lengths[b])):
+      yield fields | {
+        "protocol": ALONE,
+        "step": step,
+        "position": fields["position"] + step,
+        "token": int(chosen[b, step]),
+        "aligned": same,
+      }
+      same = same and step < int(text.lengths[b])
+      same = same and bool(chosen[b, step] == text.chosen[b, step])
+
+
 def _rows(inner, output, text, common, settings):
   """Flat rows of one batch; steps after an end of text are left out."""
   inner, output = (
@@ -392,7 +456,11 @@ def _rows(inner, output, text, common, settings):
         "step": step,
         "position": fields["position"] + step,
       }
-      yield place | {name: leaf[b, step] for name, leaf in output.items()}
+      yield (
+        place
+        | {"token": int(text.chosen[b, step])}
+        | {name: leaf[b, step] for name, leaf in output.items()}
+      )
       for layer in range(layers):
         for index, sublayer in enumerate(SUBLAYERS):
           yield (

@@ -5,9 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import statistics
+from jaxprune import checkpoints, statistics
 from jaxprune.probes import position, theorems
-from jaxprune.studies.comparison import breakdown, decodings
+from jaxprune.probes.decoder import sequences
+from jaxprune.studies.comparison import (
+  breakdown,
+  decodings,
+  finding,
+  subject,
+  written,
+)
 from jaxprune.studies.comparison.measure import (
   SUBLAYERS,
   TEACHER_FORCED,
@@ -31,7 +38,17 @@ MEASURES = (
   "entropy",
   "entropy_pruned",
 )
-BY_LAYER = (*position.COSINES, "kl", "kl_estimate")
+BY_LAYER = (
+  *position.COSINES,
+  "one_minus_cos_h",
+  "one_minus_cos_z",
+  "one_minus_cos_z_centred",
+  "one_minus_cos_p",
+  "kl",
+  "kl_estimate",
+)
+QUANTILES = {"low": 0.1, "median": 0.5, "high": 0.9}  # of the bands
+_TRUTH_BINS = 12
 # By theorem: what is estimated, by which field, and where that is valid.
 THEOREMS = {
   "theorem_1": (
@@ -72,11 +89,12 @@ def summarise(tables: Tables) -> dict[str, Any]:
 
   Returns:
     protocol, lens, analysis_temperature, prompts, positions; output, by measure
-    its mean with an interval, median and range; by_layer, by_step, kl_map, and
-    what the theorems and the softmax do.
+    its mean with an interval, median and range; by_layer, by_step, kl_map;
+    largest_growth, the sublayer behind which the mean KL grows most; and what
+    the theorems and the softmax do.
   """
   output, inner = tables.output, tables.inner
-  settings = tables.settings
+  settings, by_layer = tables.settings, _by_layer(inner)
   return {
     "protocol": TEACHER_FORCED,
     "lens": settings.lens,
@@ -87,7 +105,8 @@ def summarise(tables: Tables) -> dict[str, Any]:
       name: _described(output[name], output["prompt"], settings.seed)
       for name in MEASURES
     },
-    "by_layer": _by_layer(inner),
+    "by_layer": by_layer,
+    "largest_growth": _largest_growth(by_layer),
     "by_step": _by_step(output),
     "kl_map": _kl_map(inner),
     "theorems": {
@@ -97,6 +116,35 @@ def summarise(tables: Tables) -> dict[str, Any]:
     "kl_bound": _bound(output),
     "softmax": _softmax(output, settings.seed),
   }
+
+
+def summarise_all(
+  tables: Tables,
+  sources: Sequence[checkpoints.Source],
+  models: tuple[sequences.Model, sequences.Model],
+  **more: Any,
+) -> dict[str, Any]:
+  """All that the page of a comparison shows.
+
+  Args:
+    tables: from `measure.compare`.
+    sources: the checkpoints of the dense and of the pruned model.
+    models: both, loaded.
+    **more: entries beside, such as `tasks` and `verdict`; see
+      `page.write_page`.
+
+  Returns:
+    What `summarise`, `summarise_texts` (where step by step was decoded),
+    `written.summarise` and `finding.find` say, and `subject`.
+  """
+  summary = {
+    **more,
+    **summarise(tables),
+    **written.summarise(tables, written.text_of(sources[0])),
+    **summarise_texts(tables),
+    "subject": subject.describe(*sources, models),
+  }
+  return summary | finding.find(summary)
 
 
 def summarise_texts(tables: Tables) -> dict[str, Any]:
@@ -127,7 +175,8 @@ def check_theorem(
     truth, the fraction of positions where the estimate is valid, and of the
     positions inside and outside: how many, the median of |estimate - truth| /
     truth, and the sum of the estimates over the sum of the truths; None where
-    no position has a positive truth.
+    no position has a positive truth. `bins`: by the truth, its median and the
+    `QUANTILES` of the estimates.
   """
   usable = np.isfinite(table[truth]) & np.isfinite(table[estimate])
   usable &= table[truth] > 0
@@ -150,7 +199,28 @@ def check_theorem(
     ).to_json(),
     "inside": error(usable & table[valid]),
     "outside": error(usable & ~table[valid]),
+    "bins": _by_truth(table[truth][usable], table[estimate][usable]),
   }
+
+
+def _by_truth(truth, estimate) -> list[dict[str, Any]]:
+  """Bins with about as many positions each."""
+  if not truth.size:
+    return []
+  place = statistics.bin_index(
+    truth, statistics.quantile_edges(truth, _TRUTH_BINS)
+  )
+  return [
+    {
+      "positions": int((place == index).sum()),
+      "truth": float(np.median(truth[place == index])),
+    }
+    | {
+      label: float(np.quantile(estimate[place == index], share))
+      for label, share in QUANTILES.items()
+    }
+    for index in np.unique(place)
+  ]
 
 
 def mean_of_layers(log: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -167,10 +237,12 @@ def headline(summary: Mapping[str, Any]) -> str:
     name: f"{entry['value']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}]"
     for name, entry in summary["output"].items()
   }
+  parts = summary.get("finding", {}).get("parts", ())
+  said = "".join(part["text"] for part in parts) + "\n" if parts else ""
   return (
-    f"output over {summary['positions']} positions of {summary['prompts']}"
-    f" prompts, mean [95 %]: cos_h {text['cos_h']}, cos_z {text['cos_z']},"
-    f" centred {text['cos_z_centred']}, cos_p {text['cos_p']},"
+    f"{said}output over {summary['positions']} positions of"
+    f" {summary['prompts']} prompts, mean [95 %]: cos_h {text['cos_h']}, cos_z"
+    f" {text['cos_z']}, centred {text['cos_z_centred']}, cos_p {text['cos_p']},"
     f" KL {text['kl']} nats, argmax changed {text['flip']}"
     + "".join(map(_task_line, summary.get("tasks", {}).items()))
   )
@@ -196,10 +268,10 @@ def _described(values, prompts, seed) -> dict[str, Any]:
 
 
 def _by_layer(inner) -> list[dict[str, Any]]:
-  """Means of each sublayer; the ranges stand under `min` and `max`."""
+  """Means of each sublayer, and its `QUANTILES`."""
   return [
     {"layer": int(layer), "sublayer": sublayer}
-    | _mean_and_range(
+    | _mean_and_quantiles(
       inner, (inner["layer"] == layer) & (inner["sublayer"] == sublayer)
     )
     for layer in np.unique(inner["layer"])
@@ -207,20 +279,33 @@ def _by_layer(inner) -> list[dict[str, Any]]:
   ]
 
 
+def _largest_growth(by_layer) -> dict[str, Any]:
+  """The sublayer behind which the mean KL grows most."""
+  before = [0.0, *(entry["kl"] for entry in by_layer)]
+  index = int(np.argmax([e["kl"] - b for e, b in zip(by_layer, before)]))
+  return {
+    "layer": by_layer[index]["layer"],
+    "sublayer": by_layer[index]["sublayer"],
+    "before": before[index],
+    "after": by_layer[index]["kl"],
+  }
+
+
 def _by_step(output) -> list[dict[str, Any]]:
-  """Means of each step over prompts, and the ranges."""
+  """Means of each step over prompts, and its `QUANTILES`."""
   return [
-    {"step": int(step)} | _mean_and_range(output, output["step"] == step)
+    {"step": int(step)} | _mean_and_quantiles(output, output["step"] == step)
     for step in np.unique(output["step"])
   ]
 
 
-def _mean_and_range(table, keep) -> dict[str, Any]:
+def _mean_and_quantiles(table, keep) -> dict[str, Any]:
   parts = {name: table[name][keep] for name in BY_LAYER}
-  return {
-    **{name: float(np.mean(part)) for name, part in parts.items()},
-    "min": {name: float(np.min(part)) for name, part in parts.items()},
-    "max": {name: float(np.max(part)) for name, part in parts.items()},
+  return {name: float(np.mean(part)) for name, part in parts.items()} | {
+    label: {
+      name: float(np.quantile(part, share)) for name, part in parts.items()
+    }
+    for label, share in QUANTILES.items()
   }
 
 

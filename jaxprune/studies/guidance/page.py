@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune import report
-from jaxprune.report import figures, page
+from jaxprune.report import page, points
 from jaxprune.statistics import Estimate
 from jaxprune.studies.guidance import apply, check
 from jaxprune.studies.guidance.fit import KL, Settings
@@ -19,10 +19,16 @@ from jaxprune.studies.guidance.summary import (
 )
 from jaxprune.studies.guidance.sweeps import KINDS, Sweeps
 
+# Words and tone of the answers of a rule, in the order of the headline.
+_ANSWERS = {
+  "yes": ("fit for", "good"),
+  "no": ("not fit for", "bad"),
+  "unknown": ("unknown for", "care"),
+}
+
 
 def write_learnt(
   run: report.RunFolder,
-  description: dict[str, Any],
   sweeps: Sweeps,
   summary: dict[str, Any],
   features: Sequence[dict[str, Any]],
@@ -32,7 +38,6 @@ def write_learnt(
 
   Args:
     run: where they go.
-    description: of the run.
     sweeps: the pruned models, for the scatter plots.
     summary: from `summary.summarise`.
     features: from `fit.feature_rows`.
@@ -45,15 +50,15 @@ def write_learnt(
     _baselines_section(rules),
   ]
   for name in sweeps.tasks:
-    png, caption = _draw(sweeps, name, rules[name], settings)
-    run.write_figure("score_" + name.replace(" ", "_"), png)
+    chart, caption = _draw(sweeps, name, rules[name], settings)
     sections.append(
       page.Section(
         title=name,
         paragraphs=[describe_rule(name, rules[name])],
         figures=[
           page.Figure(
-            png=png,
+            name="score_" + name.replace(" ", "_"),
+            chart=chart,
             caption=caption,
             alt=f"Scatter of the kept part of {name} over a feature.",
           )
@@ -70,20 +75,20 @@ def write_learnt(
       + [f"Left out: {line}" for line in summary["left_out"]],
     )
   )
-  run.write_page(
-    page.render_page(
-      title="Which pruning for which task",
-      verdict=verdict(summary),
-      sections=sections,
-      run=description,
-      protocol={
-        "Survival": f"at least {settings.keep:g} of the dense score; of a"
-        " perplexity, dense over pruned",
-        "Pruned models": summary["models"],
-        "Features tried for each task": summary["features_tried"],
-        "Configurations": summary["configurations_hash"],
-      },
-    )
+  said, rest = page.first_sentence(verdict(summary))
+  page.write_report(
+    run,
+    title="Which pruning for which task",
+    finding=said,
+    verdict=rest,
+    sections=sections,
+    protocol={
+      "Survival": f"at least {settings.keep:g} of the dense score; of a"
+      " perplexity, dense over pruned",
+      "Pruned models": summary["models"],
+      "Features tried for each task": summary["features_tried"],
+      "Configurations": summary["configurations_hash"],
+    },
   )
 
 
@@ -102,10 +107,29 @@ def render_judged(judged: dict[str, Any], description: dict[str, Any]) -> str:
   )
   return page.render_page(
     title="What this pruned model may be used for",
+    finding=judged_parts(judged),
     verdict=apply.headline(judged).replace("\n", "\n\n"),
     sections=[page.Section(title="Measured", tables=[measured])],
     run=description,
   )
+
+
+def judged_parts(judged: dict[str, Any]) -> list[page.Part]:
+  """For which tasks a rule says yes, no or nothing.
+
+  Args:
+    judged: from `apply.judge`.
+  """
+  parts: list[page.Part] = []
+  for answer, (words, tone) in _ANSWERS.items():
+    tasks = [e["task"] for e in judged["answers"] if e["answer"] == answer]
+    if tasks:
+      words = words if parts else words.capitalize()
+      parts += [page.Part(text="; ")] * bool(parts)
+      parts.append(page.Part(text=f"{words} {', '.join(tasks)}", tone=tone))
+  if not judged["tested"]:
+    parts.append(page.Part(text=" (by a rule never checked on this model)"))
+  return parts
 
 
 def render_checked(
@@ -122,6 +146,11 @@ def render_checked(
   """
   return page.render_page(
     title="Does the rule hold here?",
+    finding="; ".join(
+      f"{name}: the rule is wrong for {100 * errors['error']:.0f} % of"
+      f" {errors['models']} models"
+      for name, errors in summary["tasks"].items()
+    ),
     verdict=check.headline(summary).replace("\n", "\n\n"),
     sections=[
       page.Section(title=name, tables=[_checked_table(rows, name)])
@@ -343,7 +372,7 @@ def _draw(sweeps, name, entry, settings):
   task = sweeps.tasks[name]
   feature = entry["feature"] or KL
   kinds = np.array([sweeps.models[i].kind for i in task.models])
-  png = figures.score_against_feature(
+  chart = points.score_against_feature(
     sweeps.features[feature][task.models],
     task.kept,
     splits(sweeps)[0].folds[0][0][task.models],
@@ -356,7 +385,7 @@ def _draw(sweeps, name, entry, settings):
     f"{name}: share of the dense score against {feature}. Hollow: the"
     " models learnt from. "
   )
-  return png, caption + (
+  return chart, caption + (
     "No threshold could be learnt."
     if entry["feature"] is None
     else "Dashed: the threshold."

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune.probes.interventions import PAIRS, PARTS
-from jaxprune.report import RunFolder, Summary, figures, page
+from jaxprune.report import RunFolder, Summary, figures, page, points
 from jaxprune.statistics import Estimate
 from jaxprune.studies.interventions.measure import (
   ANSWERS,
@@ -100,6 +100,7 @@ def write_page(run: RunFolder, summary: Summary, settings: Settings) -> None:
   page.write_report(
     run,
     title="What undoes the change",
+    finding=_finding(summary),
     verdict=_verdict(summary),
     sections=[
       *sections,
@@ -117,6 +118,22 @@ def write_page(run: RunFolder, summary: Summary, settings: Settings) -> None:
   )
 
 
+def _finding(summary) -> str:
+  """How much of the KL lies where the likeliest token changed."""
+  said = []
+  for name in summary["configurations"]:
+    (plain,) = find(summary, READ, name, "pruned", "pruned")
+    if plain["kl"]["value"]:
+      share = plain["kl_at_flips"]["value"] / plain["kl"]["value"]
+      said.append(f"{name}: {100 * share:.0f} %")
+  if not said:
+    return ""
+  return (
+    "This much of the KL lies where the likeliest token changed: "
+    + ", ".join(said)
+  )
+
+
 def _verdict(summary):
   return "\n\n".join(
     [
@@ -131,9 +148,9 @@ def _verdict(summary):
   )
 
 
-def _figure(configuration, name, png, caption, alt):
+def _figure(configuration, name, chart, caption, alt):
   file = f"{name}_{configuration.replace(':', '-')}"
-  return page.Figure(name=file, png=png, caption=caption, alt=alt)
+  return page.Figure(name=file, chart=chart, caption=caption, alt=alt)
 
 
 def _by_depth(summary, configuration):
@@ -253,7 +270,7 @@ def _parts(summary, configuration):
     "random direction of this size": list(instead.values()),
     "random pruning": [of(keep[part], "random")["kl"] for part in parts],
   }
-  png = figures.interval_dots(
+  chart = points.interval_dots(
     [f"only {part}" for part in parts],
     {
       label: [each if each["value"] > _NOTHING else None for each in estimates]
@@ -283,7 +300,7 @@ def _parts(summary, configuration):
       _figure(
         configuration,
         "parts",
-        png,
+        chart,
         "KL when the dense logits are given only this part of Δz; no dot"
         " where it is 0.",
         "KL of each part of the change of the logits, with controls.",
@@ -331,7 +348,7 @@ def _restorations(summary, configuration):
       entries[name].get("exact_sampled_change") for name in kinds
     ],
   }
-  png = figures.interval_dots(
+  chart = points.interval_dots(
     [f"{name}, {kind}" for name, kind in kinds.items()],
     {label: each for label, each in dots.items() if any(each)},
     x="change from the pruned model",
@@ -360,7 +377,7 @@ def _restorations(summary, configuration):
       _figure(
         configuration,
         "restorations",
-        png,
+        chart,
         "What each restoration changes; paired, 95 % intervals.",
         "Change of total variation and of sampled answers by restoration.",
       )
@@ -418,7 +435,7 @@ def _continued(summary, configuration):
     name: find(summary, CONTINUED, configuration, "pruned", name)[0]
     for name in WRITTEN
   }
-  png = figures.interval_dots(
+  chart = points.interval_dots(
     list(entries),
     {"steps": [entry["common_steps"] for entry in entries.values()]},
     x="steps in common with the dense text",
@@ -429,7 +446,7 @@ def _continued(summary, configuration):
       _figure(
         configuration,
         "continued",
-        png,
+        chart,
         "Decoding on with a part of Δz: how long the text stays the dense one.",
         "Steps in common with the dense text by intervention.",
       )

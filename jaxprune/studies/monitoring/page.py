@@ -88,10 +88,12 @@ def write_page(run: RunFolder, summary: Summary, settings: Settings) -> None:
     )
     for name, entry in summary["configurations"].items()
   ]
+  said, rest = page.first_sentence(verdict(summary))
   page.write_report(
     run,
     title="Monitoring: fall back or stop",
-    verdict=verdict(summary),
+    finding=said,
+    verdict=rest,
     sections=sections,
     protocol={
       "Cache of the dense model": settings.cache,
@@ -122,7 +124,7 @@ def _figures(name, entry, score):
   return [
     page.Figure(
       name=f"fallback_{file}",
-      png=figures.lines(
+      chart=figures.lines(
         fallback, x="fraction of steps by the dense model", y=score
       ),
       alt=f"Score over the fraction of deferred steps, {name}.",
@@ -131,7 +133,7 @@ def _figures(name, entry, score):
     ),
     page.Figure(
       name=f"stop_{file}",
-      png=figures.lines(
+      chart=figures.lines(
         stop, x="fraction answered", y="accuracy among the answered"
       ),
       alt=f"Accuracy over coverage, {name}.",

@@ -72,6 +72,29 @@ def completeness(summary: dict[str, Any]) -> str:
   )
 
 
+def finding(summary: dict[str, Any]) -> str:
+  """Which sublayers the KL comes from, in one sentence.
+
+  Args:
+    summary: from `summary.summarise`.
+  """
+  entry = next(e for e in summary["models"] if e["source"] == "pruned")
+  total = entry["change"]["kl"]["value"]
+  if not total:
+    return f"{entry['configuration']}: nothing changed"
+  shares = {
+    kind: 100 * entry["by_kind"][kind]["kl"]["value"] / total
+    for kind in SUBLAYERS
+  }
+  name, largest = entry["largest"][0]
+  return (
+    f"{entry['configuration']}: the attentions cause"
+    f" {shares['attention']:.0f} % of the KL and the MLPs"
+    f" {shares['mlp']:.0f} %, most of it {name}"
+    f" ({100 * largest / total:.0f} %)"
+  )
+
+
 def verdict(summary: dict[str, Any]) -> str:
   """What the numbers say, in plain words."""
   parts = headline(summary).split("\n")
@@ -115,6 +138,7 @@ def write_page(run: RunFolder, summary: Summary, settings: Settings) -> None:
   page.write_report(
     run,
     title="What caused the change",
+    finding=finding(summary),
     verdict=verdict(summary),
     sections=[
       page.Section(title="Against chance", tables=[_chance_table(summary)]),
@@ -212,9 +236,9 @@ def _sections(entry):
   ]
 
 
-def _figure(entry, name, png, caption, alt):
+def _figure(entry, name, chart, caption, alt):
   file = f"{entry['configuration'].replace(':', '_')}_{name}"
-  return page.Figure(name=file, png=png, caption=caption, alt=alt)
+  return page.Figure(name=file, chart=chart, caption=caption, alt=alt)
 
 
 def _contributions(entry, name):
@@ -350,8 +374,8 @@ def _along_path(entry, field, labels, y, named, alt):
   name, caption = named
   path = entry["path"]
   values = {key: path[key][field] for key in labels}
-  png = _lines(path["t"], labels, values, y=y, log_y=True)
-  return _figure(entry, name, png, caption, alt)
+  chart = _lines(path["t"], labels, values, y=y, log_y=True)
+  return _figure(entry, name, chart, caption, alt)
 
 
 def _rates(entry, kind):

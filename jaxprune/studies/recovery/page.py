@@ -21,9 +21,11 @@ def render(
     description: of the run.
   """
   recovery = settings.recovery
+  said, rest = page.first_sentence(verdict(summary))
   return page.render_page(
     title="Recovery of pruned models",
-    verdict=verdict(summary),
+    finding=said,
+    verdict=rest,
     sections=[
       _section(name, entry, summary["dense"])
       for name, entry in summary["configurations"].items()

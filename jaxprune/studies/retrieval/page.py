@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxprune import report
 from jaxprune.report import figures, page
+from jaxprune.report.canvas import Chart
 from jaxprune.statistics import Estimate
 from jaxprune.studies.retrieval.measure import METRICS
 from jaxprune.studies.retrieval.summary import MAIN, STS, verdict
@@ -21,35 +22,47 @@ def write_page(
     summary: from `summary.summarise`.
     protocol: further lines of the protocol.
   """
-  drawn = _draw(summary)
-  run.write_figure("kept", drawn)
-  run.write_page(
-    page.render_page(
-      title="Retrieval by a pruned encoder",
-      verdict=verdict(summary),
-      sections=[
-        page.Section(
-          title="Scores",
-          tables=[_table(summary)],
-          figures=[
-            page.Figure(
-              png=drawn,
-              caption="What is left of the dense score against how far the"
-              " embeddings moved, over all models; bands are 95 % intervals of"
-              " the paired difference.",
-              alt="Relative nDCG and Spearman over the deviation of h.",
-            )
-          ],
-        )
-      ],
-      run=run.description,
-      protocol={
-        "Collection": summary["collection"],
-        "Queries": summary["queries"],
-        "Documents": summary["documents"],
-        **protocol,
-      },
-    )
+  page.write_report(
+    run,
+    title="Retrieval by a pruned encoder",
+    finding=finding(summary),
+    verdict=verdict(summary),
+    sections=[
+      page.Section(
+        title="Scores",
+        tables=[_table(summary)],
+        figures=[
+          page.Figure(
+            name="kept",
+            chart=_draw(summary),
+            caption="What is left of the dense score against how far the"
+            " embeddings moved, over all models; bands are 95 % intervals of"
+            " the paired difference.",
+            alt="Relative nDCG and Spearman over the deviation of h.",
+          )
+        ],
+      )
+    ],
+    protocol={
+      "Collection": summary["collection"],
+      "Queries": summary["queries"],
+      "Documents": summary["documents"],
+      **protocol,
+    },
+  )
+
+
+def finding(summary: dict[str, Any]) -> str:
+  """How many pruned encoders retrieve as well as the dense one.
+
+  Args:
+    summary: from `summary.summarise`.
+  """
+  models = summary["models"].values()
+  kept = sum(entry[MAIN]["difference"]["high"] >= 0 for entry in models)
+  return (
+    f"{kept} of {len(models)} pruned encoders retrieve not measurably worse"
+    " than the dense one"
   )
 
 
@@ -83,7 +96,7 @@ def _table(summary) -> page.Table:
   )
 
 
-def _draw(summary) -> bytes:
+def _draw(summary) -> Chart:
   """Part of the dense score that is kept, over the deviation of h."""
   models = list(summary["models"].values())
   moved = np.array(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune import report
-from jaxprune.report import figures, page
+from jaxprune.report import figures, maps, page
 from jaxprune.studies.subspace.measure import SETS, Settings, Tables
 
 NAMES = {
@@ -34,10 +34,12 @@ def write_page(
     settings: how it was measured.
     text_of: the text of a token id.
   """
+  said, rest = page.first_sentence(verdict(summary))
   page.write_report(
     run,
     title="Answer options against the vocabulary",
-    verdict=verdict(summary),
+    finding=said,
+    verdict=rest,
     sections=[
       page.Section(
         title="Options, vocabulary and random tokens",
@@ -158,7 +160,7 @@ def _random_table(summary) -> page.Table:
 def _kl_figure(tables) -> page.Figure:
   return page.Figure(
     name="kl",
-    png=figures.scatter_against_truth(
+    chart=maps.scatter_against_truth(
       tables["vocabulary"]["kl"],
       tables["options"]["kl"],
       x="KL of the vocabulary (nats)",
@@ -178,7 +180,7 @@ def _mass_figure(summary) -> page.Figure:
   log_mass = np.log10([entry["centre"] for entry in entries])
   return page.Figure(
     name="mass",
-    png=figures.lines(
+    chart=figures.lines(
       {
         NAMES[name]: figures.estimated(
           log_mass, [entry[f"{name}_kl"] for entry in entries]
@@ -206,7 +208,7 @@ def _question_figure(tables, summary, text_of) -> page.Figure:
   )
   return page.Figure(
     name="question",
-    png=figures.paired_bars(
+    chart=figures.paired_bars(
       (
         "Most likely tokens",
         [repr(text_of(int(t)))[1:-1] for t in top["token"]],

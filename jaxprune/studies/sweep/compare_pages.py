@@ -64,6 +64,11 @@ def render_models(summary: dict[str, Any], description: dict[str, Any]) -> str:
   names = {row["configuration"] for row in rows} - {DENSE}
   return page.render_page(
     title="The same configurations of several dense models",
+    finding="; ".join(
+      f"{entry['task']}: the dense models agree on {entry['agree']} of"
+      f" {entry['configurations']} prunings"
+      for entry in summary["order"]
+    ),
     verdict=f"{len(names)} ways to prune, {rows[0]['models']} dense models.",
     sections=sections,
     run=description,
@@ -130,10 +135,11 @@ def render_methods(summary: dict[str, Any], description: dict[str, Any]) -> str:
   )
   return page.render_page(
     title="Methods against one another, item by item",
-    verdict=f"Against {summary['baseline']}: better in {summary['better']}"
+    finding=f"Against {summary['baseline']}: better in {summary['better']}"
     f" comparisons and worse in {summary['worse']}, of"
-    f" {len(summary['differences'])} (intervals that leave out 0; no correction"
-    " for their number; perplexity not counted).",
+    f" {len(summary['differences'])}",
+    verdict="Only intervals that leave out 0 count; there is no correction for"
+    " their number, and perplexity is not counted.",
     sections=sections,
     run=description,
   )

@@ -53,6 +53,7 @@ def render(summary: dict[str, Any], description: dict[str, Any]) -> str:
   names = {entry["configuration"] for entry in summary["table"]} - {DENSE}
   return page.render_page(
     title="Tasks over pruned models",
+    finding=finding(summary),
     verdict=f"{len(names)} ways to prune beside the dense model.",
     sections=sections,
     run=description,
@@ -192,6 +193,24 @@ def _account_sections(summary) -> list[page.Section]:
       tables=tables,
     )
   ]
+
+
+def finding(summary: dict[str, Any]) -> str:
+  """How many pruned models keep each task; '' where no task can say it.
+
+  Args:
+    summary: from `summary.summarise`.
+  """
+  counts: dict[str, list[str]] = {}
+  for entry in summary["retained"]:
+    if entry["configuration"] != DENSE:
+      counts.setdefault(entry["task"], []).append(entry["state"])
+  said = [
+    f"{task} is kept by {states.count('kept')} of {len(states)} pruned models"
+    f" and lost by {states.count('lost')}"
+    for task, states in counts.items()
+  ]
+  return "; ".join(said)
 
 
 def _bin_section(bins, task, metric, trait) -> page.Section:

@@ -5,6 +5,8 @@ from typing import Any
 from jaxprune.report import page
 from jaxprune.statistics import Estimate
 
+_NAMED = 4  # tasks in the headline
+
 
 def render(summary: dict[str, Any], description: dict[str, Any]) -> str:
   """Make report.html.
@@ -40,12 +42,32 @@ def render(summary: dict[str, Any], description: dict[str, Any]) -> str:
   ]
   return page.render_page(
     title="Scores on tasks",
+    finding=finding(summary),
     verdict=(
       f"{len(summary['tasks'])} tasks, models: " + ", ".join(summary["models"])
     ),
     sections=sections,
     run=description,
   )
+
+
+def finding(summary: dict[str, Any]) -> str:
+  """The first metric of each task, dense and pruned, in one line.
+
+  Args:
+    summary: from `summary.summarise`.
+  """
+  said = []
+  for task, metrics in summary["tasks"].items():
+    metric, by_model = next(iter(metrics.items()))
+    scores = " → ".join(
+      page.format_number(float(by_model[name]["value"]), 3)
+      for name in summary["models"]
+      if name in by_model
+    )
+    said.append(f"{task} {scores} ({metric})")
+  more = f" and {len(said) - _NAMED} more" if len(said) > _NAMED else ""
+  return ", ".join(said[:_NAMED]) + more
 
 
 def _cell(entry) -> Estimate | None:

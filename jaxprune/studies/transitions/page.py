@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxprune import report
 from jaxprune.probes.position import COSINES
-from jaxprune.report import RunFolder, Summary, figures, page
+from jaxprune.report import RunFolder, Summary, figures, maps, page
 from jaxprune.studies.transitions.measure import SUBLAYERS, Measured
 from jaxprune.studies.transitions.summary import ESTIMATES, headline
 
@@ -47,6 +47,7 @@ def write_page(run: RunFolder, measured: Measured, summary: Summary) -> None:
   page.write_report(
     run,
     title="One sublayer at a time",
+    finding=finding(summary),
     verdict=verdict(summary),
     sections=[
       _layer_section(summary),
@@ -64,6 +65,25 @@ def write_page(run: RunFolder, measured: Measured, summary: Summary) -> None:
       "Analysis temperature T": settings.analysis_temperature,
       "Lens": settings.lens,
     },
+  )
+
+
+def finding(summary: Mapping[str, Any]) -> str:
+  """In how many layers the order of the paper holds, in one sentence.
+
+  Args:
+    summary: from `summary.summarise`.
+  """
+
+  def counts(name):
+    return " and ".join(
+      f"{ordering[name]} of {ordering['layers']} {sublayer} layers"
+      for sublayer, ordering in summary["orderings"].items()
+    )
+
+  return (
+    f"Logits turn less than h in {counts('cos_z_above_cos_h')}, p more than"
+    f" logits in {counts('cos_p_below_cos_z')}"
   )
 
 
@@ -101,7 +121,7 @@ def _layer_section(summary) -> page.Section:
     figures=[
       page.Figure(
         name="cosines",
-        png=figures.lines_by_sublayer(
+        chart=figures.lines_by_sublayer(
           *_panels(entries, "layer", COSINES),
           intervals=tuple(
             {
@@ -122,7 +142,7 @@ def _layer_section(summary) -> page.Section:
       ),
       page.Figure(
         name="kl_layers",
-        png=figures.lines_by_sublayer(
+        chart=figures.lines_by_sublayer(
           *_panels(entries, "layer", names), y="nats", log_y=True
         ),
         caption="KL(p‖q) behind each sublayer and its estimate of Theorem 3.",
@@ -213,7 +233,7 @@ def _step_figures(summary) -> list[page.Figure]:
       drawn.append(
         page.Figure(
           name=f"{name}_layer_{layer}",
-          png=figures.lines_by_sublayer(
+          chart=figures.lines_by_sublayer(
             *_panels(entries, "step", fields), x="step", y=y, log_y=True
           ),
           caption=f"{words} by decoding step, layer {layer}: mean over"
@@ -239,7 +259,7 @@ def _estimate_section(table, summary) -> page.Section:
     figures=[
       page.Figure(
         name=f"{truth}_estimate",
-        png=figures.scatter_against_truth(
+        chart=maps.scatter_against_truth(
           table[truth], table[ESTIMATES[truth]], x=truth, y=ESTIMATES[truth]
         ),
         caption="Estimate against truth, every prompt, step and sublayer; on"
