@@ -36,7 +36,6 @@ _OUT = flag_groups.out("out/quickstart")
 
 def main() -> None:
   from jaxprune.calibration import batching
-  from jaxprune.studies import inputs
   from jaxprune.studies.comparison import measure, page
   from jaxprune.studies.comparison import summary as summary_lib
 
@@ -57,7 +56,7 @@ def main() -> None:
     calibration=calibration,
     prompts=prompts,
   ) as study:
-    pruned, log = _prune(source, pattern, calibration, study)
+    pruned, about = _prune(source, pattern, calibration, study)
     models = measure.load_models(source, pruned)
     batches = batching.number_of_batches(len(prompts.tokens), settings.batch)
     progress = study.progress("batch", batches)
@@ -65,17 +64,11 @@ def main() -> None:
     tasks = measure.score_pocket(source, *models, seed=_SEED.value)
     study.run.write_all(measure.task_rows(tasks))
     summary = summary_lib.summarise_all(
-      tables,
-      (source, pruned),
-      models,
-      method=_METHOD.value,
-      tasks=tasks,
-      **inputs.describe_pattern(pattern) | summary_lib.mean_of_layers(log),
+      tables, (source, pruned), models, tasks=tasks, **about
     )
-    headline = summary_lib.headline(summary)
     study.finish(
       summary,
-      headline,
+      summary_lib.headline(summary),
       wrote=("report.html", "pruned"),
       then=("prune", "FOLDER", "PRUNED", "--calibration=TEXT"),
     )
@@ -94,9 +87,11 @@ def _read_pattern(source):
 
 
 def _prune(source, pattern, calibration, study):
-  """Write the pruned checkpoint into the run folder; the log is by layer."""
+  """Write the pruned checkpoint into the run folder, and say how."""
   from jaxprune import checkpoints
   from jaxprune.pruning.checkpoint import weights
+  from jaxprune.studies import inputs
+  from jaxprune.studies.comparison import summary
 
   progress = study.progress("layer", source.config.num_layers)
   folder = study.run.folder / "pruned"
@@ -118,7 +113,11 @@ def _prune(source, pattern, calibration, study):
       row["layer"], sparsity=row["sparsity"], layer_error=row["layer_error"]
     ),
   )
-  return checkpoints.open_checkpoint(folder), log
+  about = {"method": _METHOD.value, **inputs.describe_pattern(pattern)}
+  return (
+    checkpoints.open_checkpoint(folder),
+    about | summary.mean_of_layers(log),
+  )
 
 
 if __name__ == "__main__":
