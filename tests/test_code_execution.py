@@ -1,12 +1,12 @@
 """Programs of HumanEval and MBPP; hostile ones are in test_isolation."""
 
-import gzip
 import json
 
 import pytest
+import reference_code
 import scripts
 
-from jaxprune.evaluation import code_execution
+from jaxprune.evaluation import code_execution, isolation
 from jaxprune.evaluation.code_execution import Limits, Program, run_program
 
 SHORT = Limits(seconds=2)
@@ -22,7 +22,10 @@ MBPP = {
 
 
 def run(program):
-  return run_program(program, allow_code_execution=True, limits=SHORT)
+  """The programs of this file are harmless, so they run anywhere."""
+  return run_program(
+    program, allow_code_execution=True, without_isolation=True, limits=SHORT
+  )
 
 
 @pytest.mark.parametrize(
@@ -117,20 +120,14 @@ def test_bad_pass_at_k(arguments):
 
 
 @pytest.mark.slow
-def test_reference_solutions_pass(shared):
-  with gzip.open(shared / "data/humaneval/HumanEval.jsonl.gz", "rt") as lines:
-    tasks = [json.loads(line) for line in lines][::16]
-  for task in tasks:
-    program = code_execution.humaneval_program(task, task["canonical_solution"])
-    assert run_program(program, allow_code_execution=True).passed, task[
-      "task_id"
-    ]
-  path = shared / "data/mbpp/sanitized-mbpp.json"
-  for task in json.loads(path.read_text())[::50]:
-    program = code_execution.mbpp_program(task, task["code"])
-    assert run_program(program, allow_code_execution=True).passed, task[
-      "task_id"
-    ]
+@pytest.mark.parametrize("name, every", [*zip(reference_code.FILES, (16, 50))])
+def test_reference_solutions_pass(shared, name, every):
+  """All of them: `python tests/reference_code.py`."""
+  working = [b for b in isolation.BACKENDS if not isolation.why_not(b)]
+  backend = [*working, isolation.NONE][0]
+  path = shared / "data" / name
+  for task, outcome in reference_code.outcomes(path, backend, every):
+    assert outcome.passed, (task, outcome)
 
 
 def test_benchmarks_are_told_by_their_fields(tmp_path):

@@ -96,7 +96,7 @@ for fd in range(64):
   "answers deeply": "def add(a, b):\n  for _ in range(10**6): a = [a]\n"
   "  return a",
   "answers with a text that hurts": "def add(a, b): return 10**10**5",
-  "removes files": "import shutil\nfor path in '.', '/':\n"
+  "removes files": "import shutil\nfor path in '.', '/tmp', '/dev', '/etc':\n"
   "  shutil.rmtree(path, ignore_errors=True)" + WRONG,
   "leaves pipes": "import os\nfor name in 'out', 'err', 'program.py', 'own':\n"
   "  os.mkfifo(name)" + WRONG,
@@ -111,7 +111,7 @@ for fd in range(64):
 def test_no_wrong_answer_passes(code):
   started = time.monotonic()
   assert not judge(code).passed
-  assert time.monotonic() - started < 30
+  assert time.monotonic() - started < 60
 
 
 # What is used too much of, and the words that say so.
@@ -151,7 +151,7 @@ def test_too_much_is_stopped(code, reason, message):
   outcome = judge(code + WRONG, limits=limits)
   assert reason in outcome.reason and message in outcome.message, outcome
   assert not outcome.passed
-  assert time.monotonic() - started < 30
+  assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize(

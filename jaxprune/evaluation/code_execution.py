@@ -45,6 +45,14 @@ class Program:
   functions: tuple[str, ...]
   setup: str = ""
 
+  def request(self) -> dict[str, Any]:
+    """What `code_sides.judge` is asked."""
+    return {
+      "setup": self.setup,
+      "functions": self.functions,
+      "tests": self.tests,
+    }
+
 
 def humaneval_program(task: Mapping[str, str], completion: str) -> Program:
   """Make one program of a HumanEval task.
@@ -220,12 +228,9 @@ def run_program(
       " allow_code_execution=True on a machine where it may do harm"
     )
   found = isolation.find(without_isolation=without_isolation)
-  request = {
-    "setup": program.setup,
-    "functions": program.functions,
-    "tests": program.tests,
-  }
-  return supervision.supervise(found, program.code, request, limits or Limits())
+  return supervision.supervise(
+    found, program.code, program.request(), limits or Limits()
+  )
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:

@@ -60,12 +60,14 @@ class _Side:
     process: the outermost of its sandbox.
     said: the end of what it wrote on stdout and stderr.
     length: bytes of all that it wrote.
+    idle: whether none of its processes wanted to compute at the last look.
   """
 
   def __init__(self, process: subprocess.Popen):
     self.process = process
     self.said = b""
     self.length = 0
+    self.idle = False
 
   def hear(self, data: bytes) -> None:
     self.said = (self.said + data)[-_TAIL:]
@@ -96,6 +98,7 @@ class _Side:
     if self.length > limits.output:
       return f"wrote more than {limits.output} bytes"
     processes = _tree(self.process.pid, limits.processes + _WRAPPERS)
+    self.idle = not any(map(_runs, processes))
     if len(processes) > limits.processes + _WRAPPERS:
       return f"more than {limits.processes} processes"
     if sum(map(_resident, processes)) > limits.memory:
@@ -204,8 +207,8 @@ def _watch(sides, verdict, isolation, limits) -> tuple[str, Outcome | None]:
   Returns:
     What the tests said, and how they were stopped; None if they were not.
   """
-  said, now = b"", time.monotonic()
-  deadline, look = now + limits.wall_seconds, now
+  said, idle = b"", 0.0
+  started = looked = time.monotonic()
   with selectors.DefaultSelector() as selector:
     selector.register(verdict, selectors.EVENT_READ)
     for side in sides:
@@ -222,14 +225,17 @@ def _watch(sides, verdict, isolation, limits) -> tuple[str, Outcome | None]:
         else:
           said += data
       now = time.monotonic()
-      if now > deadline:
+      if now < looked + _TICK:
+        continue
+      for side in sides:
+        excess = side.excess(isolation, limits)
+        if excess:
+          return "", Outcome(passed=False, reason="limit", message=excess)
+      if all(side.idle for side in sides):
+        idle += now - looked
+      looked = now
+      if idle > limits.idle_seconds or now > started + limits.wall_seconds:
         return "", Outcome(passed=False, reason="timeout", message="")
-      if now > look:
-        look = now + _TICK
-        for side in sides:
-          excess = side.excess(isolation, limits)
-          if excess:
-            return "", Outcome(passed=False, reason="limit", message=excess)
 
 
 def _failure(said: str, program: _Side, tests: _Side) -> Outcome:
@@ -263,6 +269,15 @@ def _tree(root: int, most: int) -> list[int]:
         path = f"/proc/{process}/task/{thread}/children"
         found += map(int, pathlib.Path(path).read_text().split())
   return found
+
+
+def _runs(process: int) -> bool:
+  """Whether a process computes, waits for its turn, or for a disk."""
+  try:
+    text = pathlib.Path(f"/proc/{process}/stat").read_text()
+  except OSError:
+    return False
+  return text.rpartition(") ")[2][:1] in ("R", "D")
 
 
 def _resident(process: int) -> int:
