@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags, logging
 
-from . import command_line, descriptions, failures, interrupts
+import jaxprune
+
+from . import command_line, descriptions, failures, interrupts, pod_parent, pods
 
 if TYPE_CHECKING:  # a script shows its --help without loading JAX
   from jaxprune import report, staging
@@ -71,21 +73,18 @@ def run(main: Callable[[], None]) -> None:
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)
     if logging.get_verbosity() == logging.INFO:  # and each step of orbax
       logging.set_verbosity(logging.WARNING)
+    pod = _pod()
     _clock.restart()
     try:
-      with (
-        _telling("jaxprune"),
-        interrupts.as_exceptions(pod=_DISTRIBUTED.value),
-      ):
-        if _DISTRIBUTED.value:
-          _join()
-        main()
+      with _telling("jaxprune"), interrupts.as_exceptions(), pod:
+        try:
+          main()
+        except _FinishedError as finished:
+          if not is_quiet():
+            print(finished)
     except interrupts.SignalError as error:
-      say(interrupts.closing_line())
+      print(interrupts.closing_line(error.reason), file=sys.stderr)
       sys.exit(128 + error.number)
-    except _FinishedError as finished:
-      if not is_quiet():
-        print(finished)
     except (SystemExit, GeneratorExit, KeyboardInterrupt):
       raise
     except BaseException as error:  # a panic of Rust code is no Exception
@@ -126,31 +125,29 @@ def _telling(name: str) -> Iterator[None]:
     logger.propagate = before[1]
 
 
-def _join() -> None:
-  """Make the devices of all processes visible, before any is used."""
-  import jax
-
-  if _COORDINATOR.value is None:
-    jax.distributed.initialize()
-    return
-  port = _COORDINATOR.value.rpartition(":")[2]
-  jax.distributed.initialize(
-    _COORDINATOR.value,
-    _NUM_PROCESSES.value,
-    _PROCESS_ID.value,
-    coordinator_bind_address=(
-      f"0.0.0.0:{port}" if _PROCESS_ID.value == 0 else None
+def _pod() -> contextlib.AbstractContextManager:
+  """Where a script is a process of a pod; in a child of this process."""
+  if not _DISTRIBUTED.value:
+    return contextlib.nullcontext()
+  return pods.member(
+    pod_parent.fork(),
+    pods.Address(
+      coordinator=_COORDINATOR.value,
+      processes=_NUM_PROCESSES.value,
+      index=_PROCESS_ID.value,
     ),
+    {
+      "program": command_line.program(),
+      "flags": descriptions.flag_values()
+      | {"num_processes": _NUM_PROCESSES.value},
+      "versions": {"jaxprune": jaxprune.__version__},
+    },
   )
 
 
 def is_quiet() -> bool:
   """Whether another process of the pod speaks."""
-  if not _DISTRIBUTED.value:
-    return False
-  import jax
-
-  return jax.process_index() != 0
+  return pods.index() != 0
 
 
 def say(text: str) -> None:
@@ -334,8 +331,10 @@ def place(
   Raises:
     ValueError: the folder may not be written.
   """
+  from jaxprune.report import records as records_lib
   from jaxprune.report import run_stage
 
+  pods.agree("inputs", records_lib.identity(description))
   kept = False
   try:
     with run_stage.stage_run(
@@ -418,7 +417,11 @@ class Progress:
       self._bar = tqdm.tqdm(total=total, unit=unit, leave=False)
 
   def step(self, index: int, **numbers: float | None) -> None:
-    """Tell that unit `index` is finished, with what was measured there."""
+    """Tell that unit `index` is finished, with what was measured there.
+
+    A pod of which a process was told to end does so here.
+    """
+    pods.leave_if_told()
     if is_quiet():
       return
     self._done += 1  # not index + 1, because a resumed run begins in the middle

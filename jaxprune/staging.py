@@ -207,15 +207,32 @@ def difference(earlier: Any, now: Any) -> str:
     earlier: what was written.
     now: what would be written.
   """
-  if isinstance(earlier, dict) and isinstance(now, dict):
-    for key in sorted(earlier.keys() | now.keys()):
-      if key not in earlier or key not in now or earlier[key] != now[key]:
-        below = difference(earlier.get(key), now.get(key))
-        nested = isinstance(earlier.get(key), dict) and isinstance(
-          now.get(key), dict
-        )
-        return f"{key}/{below}" if nested else f"{key} {below}"
-  return f"was {earlier!r:.80}, now {now!r:.80}"
+  path, before, after = first_difference(earlier, now) or ("", earlier, now)
+  return f"{path} was {before!r:.80}, now {after!r:.80}".lstrip()
+
+
+def first_difference(one: Any, other: Any) -> tuple[str, Any, Any] | None:
+  """Find the first thing in which two JSON values differ.
+
+  Args:
+    one: a value.
+    other: another one.
+
+  Returns:
+    The keys that lead there with / between them, and what each has there;
+    None where they are equal.
+  """
+  if one == other:
+    return None
+  if isinstance(one, dict) and isinstance(other, dict):
+    for key in sorted(one.keys() | other.keys()):
+      if key not in one or key not in other or one[key] != other[key]:
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+          path, a, b = first_difference(a, b)
+          return f"{key}/{path}", a, b
+        return key, a, b
+  return "", one, other
 
 
 def _begun(scaffold: pathlib.Path) -> dict[str, Any] | None:

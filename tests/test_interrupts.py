@@ -52,7 +52,7 @@ def test_what_is_not_taken_up_is_removed(tmp_path, monkeypatch):
 
   description = {"made_by": "jaxprune", "flags": {}}
   with pytest.raises(interrupts.SignalError):
-    with interrupts.as_exceptions(pod=False):
+    with interrupts.as_exceptions():
       with run_stage.stage_run(tmp_path / "out", description):
         os.kill(os.getpid(), signal.SIGTERM)
         signal.pause()
