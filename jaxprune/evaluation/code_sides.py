@@ -17,8 +17,7 @@ and ask for its length or truth; it equals only itself. So no answer of the
 program decides a comparison. Arguments that the program changed in place
 change in the test, too.
 
-Only the process of the tests knows the token that says "passed"; it was never
-in any process that the program's code can reach.
+Only the process of the tests was ever given the token that says "passed".
 """
 
 import builtins
@@ -30,7 +29,6 @@ import resource
 import site
 import sys
 import types
-import typing
 
 _LONGEST = 1 << 24  # bytes of one message
 _HELLO = "here"
@@ -51,11 +49,15 @@ class UnsupportedError(BaseException):
 class Channel:
   """Messages to the other process and back, one line of JSON each.
 
+  Args:
+    lines: a binary file to read from.
+    writing: number of the pipe to write to.
+
   Attributes:
     lost: whether the other side is gone; then nothing can pass any more.
   """
 
-  def __init__(self, lines: typing.BinaryIO, writing: int):
+  def __init__(self, lines, writing: int):
     self._lines = lines
     self._writing = writing
     self.lost = False
