@@ -2,16 +2,17 @@
 
   jaxprune evaluate --model=pocket --pocket --out=OUT
   jaxprune evaluate --dense=FOLDER --pruned=PRUNED \\
-    --choice=QUESTIONS.jsonl --generation=PROMPTS.jsonl --extract=normalised \\
+    --choice=QUESTIONS.jsonl --generation=PROMPTS.jsonl \\
     --perplexity=TEXT --retrieval=FOLDER --out=OUT
 
 Every task flag may be given several times. Choice files hold context, options
-and answer; generation files prompt (or question) and answer; a retrieval folder
-is laid out as BEIR or Cranfield. Writes a row per item and metric, and the
-estimate of each with its 95 % interval; with two models also the paired
+and answer; generation files prompt (or question), and perhaps answer, by which
+the texts are then scored; a retrieval folder is laid out as BEIR or Cranfield.
+Writes a row per item and metric, the estimate of each with its 95 % interval,
+and under `rules` when an item is right; with two models also the paired
 difference, pruned less dense. The same command goes on where it was killed. A
-minute or two on two CPU cores for a small
-model and some hundred items, most of it compilation.
+minute or two on two CPU cores for a small model and some hundred items, most of
+it compilation.
 """
 
 from absl import flags
@@ -33,9 +34,11 @@ _RETRIEVAL = flags.DEFINE_multi_string(
 )
 _EXTRACT = flags.DEFINE_enum(
   "extract",
-  "none",
-  ["none", "final_number", "normalised"],
-  "What is compared with the answer of a generation item.",
+  "auto",
+  ["auto", "none", "final_number", "normalised"],
+  "What is compared with the answer of a generation item; auto is final_number"
+  " where all answers of the file are numbers, else normalised, and none where"
+  " it has no answers.",
 )
 _POOLING = flags.DEFINE_enum(
   "pooling",

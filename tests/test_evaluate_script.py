@@ -63,7 +63,6 @@ def test_two_models(files, tmp_path):
     "--pruned=pocket",
     f"--choice={files}/facts.jsonl",
     f"--generation={files}/sums.jsonl",
-    "--extract=final_number",
     f"--perplexity={files}/text.txt",
     f"--data={files}",
     "--tasks=openbookqa,svamp",
@@ -73,7 +72,11 @@ def test_two_models(files, tmp_path):
     f"--out={out}",
   )
   assert done.returncode == 0, done.stderr
-  tasks = json.loads((out / "summary.json").read_text())["tasks"]
+  summary = json.loads((out / "summary.json").read_text())
+  tasks, rules = summary["tasks"], summary["rules"]
+  # The answers are sentences, so that texts are compared as they are.
+  assert "without regard to case" in rules["generation sums"]["exact"]
+  assert "highest probability" in rules["choice facts"]["acc"]
   acc = tasks["choice facts"]["acc"]
   # It knows its world, and is the same as itself.
   assert acc["dense"]["value"] == acc["pruned"]["value"] == 1

@@ -211,6 +211,20 @@ def test_final_number(text, expected):
   assert generation.final_number(text) == expected
 
 
+@pytest.mark.parametrize(
+  "answers, rule",
+  [
+    (("4", "$1,200", "-3.5"), "final_number"),
+    (("two and two is 4 #### 4", "7"), "final_number"),
+    (("4", "four"), "normalised"),
+    (("there are 4 of them",), "normalised"),
+  ],
+)
+def test_the_answers_say_how_texts_are_scored(answers, rule):
+  assert generation.choose_extraction(answers) == rule
+  assert rule in generation.RULES
+
+
 def test_exact_match():
   match = generation.exact_match(
     ["is 7", "7.0", "", "8"], ["#### 7"] * 4, generation.final_number

@@ -5,6 +5,8 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
+from jaxprune.evaluation import multiple_choice
+from jaxprune.evaluation.loglikelihoods import encode_pair
 from jaxprune.studies.subspace import items as items_lib
 from jaxprune.studies.subspace.items import Question
 
@@ -52,6 +54,24 @@ def test_text_options_begin_where_they_part(tokenizer):
     (ids(tokenizer, *"cow."),),
     (ids(tokenizer, *"dog."),),
   )
+
+
+def test_the_same_ids_are_scored_as_choices(tokenizer):
+  """One question has one score, however a file writes the space between."""
+  options = ("the cat.", "the cow.", "the dog.")
+  for context, begin in (("who?", ""), ("who? ", ""), ("who?", " ")):
+    question = Question(
+      context=context, options=tuple(begin + o for o in options), answer=2
+    )
+    (item,) = read(tokenizer, question)
+    for option, (way,) in zip(question.options, item.spellings):
+      pair = encode_pair(
+        tokenizer, *multiple_choice.follow(question.context, option)
+      )
+      assert (*item.head, *way) == (*pair[0], *pair[1])
+      space = tokenizer.token_to_id(" ")
+      whole = item.head + way
+      assert (space, space) not in zip(whole, whole[1:])
 
 
 def test_letters_have_several_spellings(tokenizer):

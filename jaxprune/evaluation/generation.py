@@ -86,6 +86,33 @@ def normalised(text: str) -> str:
   return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 
 
+EXTRACTIONS = {"final_number": final_number, "normalised": normalised}
+# When a text is right, in words.
+RULES = {
+  "final_number": "the last number of the text, or the one after ####, is that"
+  " of the answer",
+  "normalised": "the text is the answer, without regard to case, punctuation"
+  " and articles",
+}
+
+
+def choose_extraction(answers: Sequence[str]) -> str:
+  """How texts are compared with answers: by number, if all of them are one.
+
+  Args:
+    answers: the right ones; numbers, or solutions with a number after `####`.
+
+  Returns:
+    A key of `EXTRACTIONS`.
+  """
+  numbers = all(
+    final_number(answer) is not None
+    and ("####" in answer or _NUMBER.fullmatch(answer.strip()))
+    for answer in answers
+  )
+  return "final_number" if numbers else "normalised"
+
+
 def first_divergence(
   tokens: Sequence[int], reference: Sequence[int]
 ) -> int | None:

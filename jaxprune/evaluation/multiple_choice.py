@@ -56,7 +56,8 @@ class Joining:
   """How a context and an option become one text.
 
   Attributes:
-    delimiter: text between them; not part of the option's length.
+    delimiter: text between them, see `follow`; not part of the option's
+      length.
     add_bos: whether BOS stands first; None asks the tokenizer.
     prefix_id: what an empty context is; None is the config's beginning of text,
       or else its end. The tokenizer's files may say another one
@@ -129,6 +130,35 @@ def read_questions(
   return questions
 
 
+# When an item is right, in words.
+RULES = {
+  "acc": "the option with the highest probability is the answer",
+  "acc_norm": "the same with the log-probability of an option divided by its"
+  " bytes",
+}
+
+
+def follow(context: str, option: str, delimiter: str = " ") -> tuple[str, str]:
+  """What is read of a context, and of an option after it.
+
+  There is one delimiter between them, whether the file has written it at the
+  end of the context, at the beginning of the option, or not at all.
+
+  Args:
+    context: text.
+    option: text.
+    delimiter: text between them.
+
+  Returns:
+    The context, and the option with the delimiter in front.
+  """
+  if not delimiter:
+    return context, option
+  while context.endswith(delimiter):
+    context = context.removesuffix(delimiter)
+  return context, delimiter + option.removeprefix(delimiter)
+
+
 def score_questions(
   config: ModelConfig,
   params: Mapping[str, Any],
@@ -163,8 +193,7 @@ def score_questions(
   requests = [
     encode_pair(
       tokenizer,
-      context,
-      joining.delimiter + option,
+      *follow(context, option, joining.delimiter),
       add_bos=joining.add_bos,
       bos_id=config.bos_id,
       empty_context=empty,
@@ -196,7 +225,7 @@ def score_questions(
     greedy=table(scores.greedy, False),
     bytes=table(
       [
-        len(option.encode())
+        len(option.removeprefix(joining.delimiter).encode())
         for question in questions
         for option in question.options
       ],

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxprune import calibration, checkpoints
+from jaxprune.evaluation import multiple_choice
 from jaxprune.evaluation.multiple_choice import Question, read_questions
 from jaxprune.studies import inputs
 
@@ -246,12 +247,13 @@ def items_hash(items: Sequence[Item]) -> str:
 
 def _written(question, answer_as, cue, place):
   """Context, and for each option the texts that mean it."""
-  context = question.context.rstrip(" ")
+  followed = [
+    multiple_choice.follow(question.context, option)
+    for option in question.options
+  ]
+  context = followed[0][0]
   if answer_as == "text":
-    return context, [
-      (text if text.startswith(" ") else f" {text}",)
-      for text in question.options
-    ]
+    return context, [(text,) for _, text in followed]
   if len(question.options) > len(string.ascii_uppercase):
     raise ValueError(f"{place}: more options than letters; use fewer")
   letters = string.ascii_uppercase[: len(question.options)]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune import statistics
+from jaxprune.evaluation import multiple_choice
 from jaxprune.studies.subspace.measure import SETS, Settings, Tables
 
 MEASURES = (
@@ -21,6 +22,12 @@ MEASURES = (
   "score_margin",
   "score_change",
 )
+# When a question is right, in words.
+RULES = {
+  "text": multiple_choice.RULES["acc"],
+  "letter": "the letter of the answer has the highest probability, all its"
+  " spellings together, below the list of the options",
+}
 # A random set counts as one of the same probability up to this factor.
 MASS_FACTOR = 2.0
 _BINS = 5
@@ -49,6 +56,7 @@ def summarise(tables: Tables, settings: Settings) -> dict[str, Any]:
   return {
     "questions": len(options["question"]),
     "answer_as": settings.answer_as,
+    "rule": RULES[settings.answer_as],
     "analysis_temperature": settings.analysis_temperature,
     "sets": {
       name: {

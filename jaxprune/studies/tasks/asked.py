@@ -28,8 +28,9 @@ class Tasks:
     limit: only the first so many items of each task; None is all.
     seq_len: tokens of a window for perplexity.
     max_new_tokens: most tokens that are written after a prompt.
-    extract: what is compared with the answer of a generation item, a key of
-      `EXTRACTIONS`, or none.
+    extract: what is compared with the answer of a generation item: a key of
+      `generation.EXTRACTIONS`; none; or auto, what the answers of the file are
+      (`generation.choose_extraction`), and none where it has no answers.
     pooling: how tokens become the embedding of a text, one of
       `embeddings.POOLINGS`; None is what modules.json of the folder says, or
       else the mean.
@@ -53,7 +54,7 @@ class Tasks:
   limit: int | None = None
   seq_len: int = 512
   max_new_tokens: int = 64
-  extract: str = "none"
+  extract: str = "auto"
   pooling: str | None = None
   query_prompt: str | None = None
   chat: str = "no"
@@ -106,6 +107,7 @@ class Scored:
     traits: what an item is like whatever the model, name to float64 [items].
     detail: what a comparison of two models needs besides.
     named: the task of `evaluation.tasks`; empty for files of the user.
+    rules: by metric, in words, when an item is right.
   """
 
   task: str
@@ -115,3 +117,4 @@ class Scored:
   traits: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
   detail: Any = None
   named: str = ""
+  rules: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -21,6 +21,10 @@ def render(summary: dict[str, Any], description: dict[str, Any]) -> str:
   sections = [
     page.Section(
       title=task,
+      paragraphs=tuple(
+        f"{metric}: an item is right where {rule}."
+        for metric, rule in summary["rules"].get(task, {}).items()
+      ),
       tables=[
         page.Table(
           caption="Estimate over items with its 95 % interval: Wilson's for"

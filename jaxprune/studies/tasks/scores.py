@@ -28,10 +28,6 @@ from jaxprune.studies.tasks.asked import NO_SPECIALS, Model
 from jaxprune.studies.tasks.asked import Scored as Scored
 from jaxprune.studies.tasks.asked import Tasks as Tasks
 
-EXTRACTIONS = {
-  "final_number": generation.final_number,
-  "normalised": generation.normalised,
-}
 # The fields that hold a prompt and an answer, in files of different origin.
 _PROMPT = ("prompt", "question", "instruction", "text")
 _ANSWER = ("answer", "reference", "output")
@@ -85,7 +81,7 @@ def check(tasks: Tasks, sources: Sequence[checkpoints.Source]) -> None:
     retrieval_data.read_collection(folder)
   for path in tasks.generation:
     _, answers = read_pairs(path, None)
-    if tasks.extract != "none" and answers is None:
+    if tasks.extract not in ("auto", "none") and answers is None:
       raise ValueError(
         f"{path}: has no field {' or '.join(_ANSWER)}; use --extract=none"
       )
@@ -246,6 +242,7 @@ def score_choice(model: Model, path: str, limit: int | None) -> Scored:
     item="question",
     columns=_columns(multiple_choice.item_rows(choices), "question"),
     detail=choices,
+    rules=dict(multiple_choice.RULES),
   )
 
 
@@ -301,7 +298,7 @@ def score_generation(
 
   Args:
     model: who writes.
-    path: jsonl of prompts, and answers unless `tasks.extract` is none.
+    path: jsonl of prompts, and answers where texts are compared with them.
     tasks: says how much is written, and what is compared with the answer.
     references: texts of the dense model by task, to compare with. A task that
       is not among them is compared with itself; None compares nothing.
@@ -334,18 +331,25 @@ def score_generation(
     ),
     bookkeeping=model.bookkeeping,
   )
-  right = None
-  if tasks.extract != "none":
+  right, extract, rules = None, tasks.extract, {}
+  if extract == "auto":
+    extract = generation.choose_extraction(answers) if answers else "none"
+  if extract != "none":
     right = generation.exact_match(
       [continuation.text for continuation in written],
       answers,
-      EXTRACTIONS[tasks.extract],
+      generation.EXTRACTIONS[extract],
     )
+    rules = {"exact": generation.RULES[extract]}
   task = f"generation {_stem(path)}"
   reference = None if references is None else references.get(task, written)
   rows = generation.item_rows(written, right=right, reference=reference)
   return Scored(
-    task=task, item="prompt", columns=_columns(rows, "prompt"), detail=written
+    task=task,
+    item="prompt",
+    columns=_columns(rows, "prompt"),
+    detail=written,
+    rules=rules,
   )
 
 

@@ -64,7 +64,8 @@ def summarise(
 
   Returns:
     `models`, their names; `tasks`: task to metric to model to an estimate,
-    where `change` stands for pruned less dense, item by item.
+    where `change` stands for pruned less dense, item by item; `rules`: task to
+    metric to when an item is right, in words.
   """
   tasks: dict[str, Any] = {}
   for name, by_task in scores.items():
@@ -78,7 +79,9 @@ def summarise(
       pair = scores["dense"][task], scores["pruned"][task]
       for metric, change in _changes(*pair, seed).items():
         metrics.setdefault(metric, {})["change"] = change.to_json()
-  return {"models": sorted(scores), "tasks": tasks}
+  first = next(iter(scores.values()))
+  rules = {task: scored.rules for task, scored in first.items() if scored.rules}
+  return {"models": sorted(scores), "tasks": tasks, "rules": rules}
 
 
 def headline(summary: dict[str, Any]) -> str:
