@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.pruning import order_statistics
+from jaxprune.pruning import order_statistics, registry
 
 GROUPS = ("output", "matrix", "global")
 
@@ -110,6 +110,37 @@ class Levels:
 
 Pattern = Unstructured | NofM
 AnyPattern = Pattern | Levels
+
+
+def as_pattern(pattern: AnyPattern | str | float, method: str) -> AnyPattern:
+  """Read a pattern that is written in short.
+
+  Args:
+    pattern: 'n:m' with n kept out of m inputs; the fraction removed, a number
+      in [0, 1) or its text; bits, a whole number, for a method that rounds; or
+      a pattern.
+    method: a name in `registry.METHODS`, which says what competes.
+
+  Raises:
+    ValueError: an unknown method, or no such pattern.
+  """
+  row = registry.find(method)
+  if isinstance(pattern, Unstructured | NofM | Levels):
+    return pattern
+  keep, colon, of = str(pattern).partition(":")
+  try:
+    if colon:
+      return NofM(keep=int(keep), of=int(of))
+    if row.rounds:
+      return Levels(bits=int(keep))
+    return Unstructured(
+      sparsity=float(keep), group=registry.default_group(method)
+    )
+  except ValueError as error:
+    raise ValueError(
+      f"pattern={pattern!r}: {error}; use '2:4' (2 kept out of 4 inputs), a"
+      " fraction removed such as 0.5, or for a method that rounds its bits"
+    ) from None
 
 
 def removed_count(size: int, sparsity: float) -> int:

@@ -196,14 +196,36 @@ def embedded(
   Raises:
     ValueError: tokens that the model cannot read.
   """
-  check_tokens(source.config, tokens)
-  outer = checkpoints.read_outer(source)
-  if _decodes(source.config):
-    embed = functools.partial(_look_up, source.config, outer["embed"])
+  return embed_tokens(
+    source.config, checkpoints.read_outer(source), tokens, memory
+  )
+
+
+def embed_tokens(
+  config: Config, outer: Tree, tokens: Tokens, memory: Memory
+) -> States:
+  """The activations before the first layer of a model in memory.
+
+  Args:
+    config: the model.
+    outer: its parameters; those of the layers may be absent.
+    tokens: int [sequences, T], or with padding; see `check_tokens`.
+    memory: how they are held.
+
+  Returns:
+    Micro-batches [b, T, D] float32.
+
+  Raises:
+    ValueError: tokens that the model cannot read.
+  """
+  check_tokens(config, tokens)
+  if _decodes(config):
+    tables = {k: np.asarray(v) for k, v in outer["embed"].items()}
+    embed = functools.partial(_look_up, config, tables)
   else:
     outer = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), outer)
-    embed = functools.partial(_embed, source.config, outer)
-  batches, valid = _cut(source.config, tokens, memory)
+    embed = functools.partial(_embed, config, outer)
+  batches, valid = _cut(config, tokens, memory)
   return States(
     batches=[place_states(embed(ids), memory) for ids in batches], valid=valid
   )
