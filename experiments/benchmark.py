@@ -43,7 +43,7 @@ from . import flag_groups, launch
 
 _WORK = ("forward", "decode_1", "decode_8", "wanda", "wanda_2of4")
 
-_SUITE = flags.DEFINE_multi_enum(
+_SUITE = flag_groups.several(
   "suite",
   ["models"],
   ["models", "transitions", "methods", "evaluation"],
@@ -59,8 +59,8 @@ _REPEATS = flags.DEFINE_integer(
 _THREADS = flags.DEFINE_integer(
   "threads", 2, "Threads of PyTorch; JAX takes the cores it is given."
 )
-_PIECES = flags.DEFINE_multi_enum(
-  "work", _WORK, _WORK, "Of the suite models, what to time."
+_PIECES = flag_groups.several(
+  "work", list(_WORK), list(_WORK), "Of the suite models, what to time."
 )
 _NEW_TOKENS = flags.DEFINE_integer(
   "new_tokens", 64, "Tokens to decode.", lower_bound=2
@@ -79,7 +79,7 @@ _GROUP_SIZE = flags.DEFINE_integer(
 _DATA = flags.DEFINE_string(
   "data", None, "Of evaluation: folder with qa/ARC-Easy and gsm8k."
 )
-_TASKS = flags.DEFINE_multi_enum(
+_TASKS = flag_groups.several(
   "tasks",
   ["choice", "generation"],
   ["choice", "generation"],

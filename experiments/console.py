@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 # By purpose, what each script does, in one line.
 COMMANDS = {
   "Start here": {
-    "quickstart": "prune the laboratory model, compare, score, report"
+    "quickstart": "prune the laboratory model, compare, score, report",
+    "compare": "two folders: for which tasks is the pruned one still fit?",
   },
   "Prune, check and convert": {
     "prune": "write the pruned folder of a checkpoint",

@@ -776,6 +776,47 @@ def lens() -> flags.FlagHolder[str]:
   )
 
 
+class _Several(flags.MultiFlag):
+  """A flag whose values are divided by commas, given once or several times."""
+
+  def parse(self, arguments):
+    if isinstance(arguments, str):
+      arguments = arguments.split(",")
+    super().parse(arguments)
+
+
+def several(
+  name: str, default: list[str], choices: list[str], about: str
+) -> flags.FlagHolder[list[str]]:
+  """Define a flag of some names of a list, NAME,NAME or given several times.
+
+  Args:
+    name: of the flag.
+    default: the names where none are given.
+    choices: all names.
+    about: the help text.
+  """
+  return flags.DEFINE_flag(
+    _Several(
+      parser=flags.EnumParser(choices),
+      serializer=flags.ArgumentSerializer(),
+      name=name,
+      default=default,
+      help_string=about,
+    )
+  )
+
+
+def layer_rows() -> flags.FlagHolder[bool]:
+  """Define --layer_rows: whether records have rows of inner layers."""
+  return flags.DEFINE_bool(
+    "layer_rows",
+    False,
+    "Write a row of records.jsonl for each position, layer and sublayer too:"
+    " tens of megabytes.",
+  )
+
+
 def _define(define, name, default, about):
   """Define one flag, required where its default is REQUIRED."""
   if default is REQUIRED:

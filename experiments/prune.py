@@ -141,7 +141,7 @@ def main() -> None:
       progress=launch.Progress,
     )
     with launch.records(stage, description, extra_fields=prune.FIELDS) as study:
-      _write(study, result)
+      _write(study, result, source)
   study.close()
 
 
@@ -221,7 +221,7 @@ def _check_memory(config, change, shape, memory):
   memory_lib.check_fits(estimate)
 
 
-def _write(study, result):
+def _write(study, result, source):
   """Put records and summary into the pruned folder."""
   from jaxprune.pruning.checkpoint import weights
 
@@ -239,7 +239,11 @@ def _write(study, result):
       "\nzeros alone save no time and no memory: the folder is as large and as"
       " slow as the dense model"
     )
-  study.finish({**result.settings, **summary}, headline, wrote=("",))
+  then = ()
+  # Without a head there are no logits, and a slim model may lack layers.
+  if getattr(source.config, "has_head", False) and not _SLIM.value:
+    then = ("compare", _MODEL.model.value, study.stage.shown)
+  study.finish({**result.settings, **summary}, headline, wrote=("",), then=then)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,10 @@ _PATTERN = flags.DEFINE_string(
 )
 _LENS = flag_groups.lens()
 _SEED = flag_groups.seed()
+_LAYER_ROWS = flag_groups.layer_rows()
 _OUT = flag_groups.out("out/quickstart")
+
+_NEXT = ("prune", "FOLDER", "PRUNED", "--calibration=TEXT")
 
 
 def main() -> None:
@@ -44,11 +47,7 @@ def main() -> None:
   pattern = _read_pattern(source)
   prompts = _PROMPTS.read(source)
   calibration = _CALIBRATION.read(source, _SEED.value)
-  settings = measure.Settings(
-    max_new_tokens=_PROMPTS.max_new_tokens.value,
-    lens=_LENS.value,
-    seed=_SEED.value,
-  )
+  settings = _settings()
   with launch.study(
     _OUT.value,
     seeds={"calibration": _SEED.value, "bootstrap": _SEED.value},
@@ -66,13 +65,22 @@ def main() -> None:
     summary = summary_lib.summarise_all(
       tables, (source, pruned), models, tasks=tasks, **about
     )
-    study.finish(
-      summary,
-      summary_lib.headline(summary),
-      wrote=("report.html", "pruned"),
-      then=("prune", "FOLDER", "PRUNED", "--calibration=TEXT"),
-    )
+    said = summary_lib.headline(summary)
+    wrote = ("report.html", "pruned")
+    study.finish(summary, said, wrote=wrote, then=_NEXT)
     page.write_page(study.run, tables, summary)
+
+
+def _settings():
+  """How both models are compared, from the flags."""
+  from jaxprune.studies.comparison import measure
+
+  return measure.Settings(
+    max_new_tokens=_PROMPTS.max_new_tokens.value,
+    lens=_LENS.value,
+    layer_rows=_LAYER_ROWS.value,
+    seed=_SEED.value,
+  )
 
 
 def _read_pattern(source):

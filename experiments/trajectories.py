@@ -4,11 +4,12 @@
     --prompts=FILE --protocol=teacher_forced --max_new_tokens=32 --out=OUT
 
 The dense model continues every prompt (greedily, or by sampling at
---temperature), and both models are compared at every step. Rows with a layer
-are inner read-outs, rows without one are the model's output. Step 0 is the
-prediction after the last prompt token. `teacher_forced` is always run; the
-other protocols add rows under the names of their decodings
-(`probes.trajectories`):
+--temperature), and both models are compared at every step. Each is a row of
+records.jsonl; with --layer_rows there are rows with a layer too, the read-outs
+inside, whose means are in summary.json anyway. Step 0 is the prediction after
+the last prompt token. `teacher_forced` is always run; the other protocols add
+rows under the names of their decodings (`probes.trajectories`; control only
+with --temperature):
 
   free_running    free_running, control
   handoff         direct, history, dense_then_pruned, pruned_then_dense
@@ -28,11 +29,11 @@ from absl import flags
 from . import flag_groups, launch
 
 _COMPARISON = flag_groups.comparison(max_new_tokens=32)
-_PROTOCOL = flags.DEFINE_multi_enum(
+_PROTOCOL = flag_groups.several(
   "protocol",
   ["teacher_forced"],
   ["teacher_forced", "free_running", "handoff", "resynchronised"],
-  "Who reads what; may be given several times.",
+  "Who reads what, divided by commas.",
 )
 _SEEDS = flags.DEFINE_integer(
   "seeds",
@@ -40,6 +41,7 @@ _SEEDS = flags.DEFINE_integer(
   "Texts sampled from each prompt: seeds --seed, --seed + 1, ...",
   lower_bound=1,
 )
+_LAYER_ROWS = flag_groups.layer_rows()
 _OUT = flag_groups.out()
 
 
@@ -57,6 +59,7 @@ def main() -> None:
   settings = _COMPARISON.settings(
     measure.Settings,
     num_seeds=_SEEDS.value,
+    layer_rows=_LAYER_ROWS.value,
     # The teacher-forced comparison, the reference of the others, always runs.
     protocols=tuple(
       name for name in _PROTOCOL.value if name != measure.TEACHER_FORCED

@@ -106,6 +106,7 @@ def test_prune_then_compare(tiny, tmp_path):
     f"--pruned={pruned}",
     f"--prompts={tiny}/ids.npz",
     "--max_new_tokens=3",
+    "--layer_rows",
     f"--out={out}",
   )
   assert done.returncode == 0, done.stderr
@@ -134,6 +135,7 @@ def test_dense_against_itself(tiny, tmp_path):
     f"--prompts={tiny}/ids.npz",
     "--max_new_tokens=4",
     "--temperature=1",
+    "--layer_rows",
     f"--out={tmp_path}/out",
   )
   assert done.returncode == 0, done.stderr
@@ -157,8 +159,7 @@ def test_all_protocols(tiny, tmp_path):
     f"--prompts={tiny}/ids.npz",
     "--max_new_tokens=5",
     "--temperature=1",
-    "--protocol=free_running",
-    "--protocol=handoff",
+    "--protocol=free_running,handoff",
     "--protocol=resynchronised",
     f"--out={tmp_path}/out",
   )

@@ -19,10 +19,11 @@ from jaxprune.calibration import prompts as prompts_lib
 from jaxprune.probes import jacobian, position, theorems, trajectories
 from jaxprune.probes.decoder import sequences
 from jaxprune.studies import inputs, texts
+from jaxprune.studies.comparison import rows
+from jaxprune.studies.comparison.rows import ALONE as ALONE
+from jaxprune.studies.comparison.rows import SUBLAYERS as SUBLAYERS
+from jaxprune.studies.comparison.rows import TEACHER_FORCED as TEACHER_FORCED
 
-TEACHER_FORCED = "teacher_forced"
-ALONE = "alone"  # what the pruned model writes on its own
-SUBLAYERS = ("attention", "mlp")
 # Protocols that decode step by step, and the decodings of each.
 PROTOCOLS = {
   "free_running": (trajectories.FREE_RUNNING, trajectories.CONTROL),
@@ -51,17 +52,24 @@ class Settings(texts.Comparison):
     num_seeds: texts of each prompt, from `seed` on.
     protocols: of `PROTOCOLS`, which decode step by step; the teacher-forced
       comparison is always made.
+    layer_rows: whether the records get a row for each position, layer and
+      sublayer too.
   """
 
   num_seeds: int = 1
   protocols: tuple[str, ...] = ()
+  layer_rows: bool = False
 
   def decodings(self) -> tuple[trajectories.Decoding, ...]:
-    """One decoding of each name, in the order of the protocols."""
+    """One decoding of each name, in the order of the protocols.
+
+    Greedy, the control is the dense text, and is left out.
+    """
     named = {
       decoding.name: decoding
       for protocol in self.protocols
       for decoding in PROTOCOLS[protocol]
+      if self.temperature or decoding is not trajectories.CONTROL
     }
     return tuple(named.values())
 
@@ -127,9 +135,10 @@ def compare(
     progress: told of every batch.
 
   Returns:
-    The columns of the rows that were written.
+    What was measured, by columns.
   """
   decodings, index = settings.decodings(), 0
+  layers: list[dict[str, np.ndarray]] = []
   sampling = sequences.Sampling(
     num_steps=settings.max_new_tokens,
     temperature=settings.temperature,
@@ -160,13 +169,16 @@ def compare(
           key=text.key,
           temperature=settings.analysis_temperature,
         )
-        run.write_all(decoding_rows(records, common))
+        run.write_all(rows.decoding_rows(records, common))
       inner, output = _compare(
         dense, pruned, text, settings, measure=measure_output
       )
-      run.write_all(_rows(inner, output, text, common, settings))
+      run.write_all(rows.output_rows(output, text, common))
+      layers.append(rows.layer_columns(inner, text, common, settings.lens))
+      if settings.layer_rows:
+        run.write_all(rows.rows_of(layers[-1]))
       own = texts.own_text(pruned.config, pruned.params, text, settings)
-      run.write_all(alone_rows(text, *own, common))
+      run.write_all(rows.alone_rows(text, *own, common))
       progress.step(index)
       index += 1
   names = {decoding.name for decoding in decodings} - {TEACHER_FORCED}
@@ -174,7 +186,10 @@ def compare(
     settings=settings,
     prompts=prompts.tokens,
     output=run.columns(protocol=TEACHER_FORCED, absent=["layer"]),
-    inner=run.columns(protocol=TEACHER_FORCED, present=["layer"]),
+    inner={
+      name: np.concatenate([batch[name] for batch in layers])
+      for name in layers[0]
+    },
     alone=run.columns(protocol=ALONE),
     decodings={
       decoding.name: run.columns(protocol=decoding.name)
@@ -381,92 +396,3 @@ def _reading(text) -> sequences.Reading:
     valid=jnp.asarray(text.valid),
     rows=jnp.asarray(text.rows),
   )
-
-
-def decoding_rows(
-  records: Mapping[str, trajectories.DecodingRecords],
-  common: list[dict[str, Any]],
-) -> Iterator[dict[str, Any]]:
-  """Flat rows of the decodings; steps after an end of text are left out.
-
-  Args:
-    records: from `sequences.compare_decodings`, leaves [R, B].
-    common: for each text of the batch that counts, its fields and `position`,
-      the index of its last prompt token.
-  """
-  for name, record in records.items():
-    if name == TEACHER_FORCED:
-      continue  # that comparison is one pass, and includes the layers
-    leaves = position.fields_of(record.position)
-    # `position` has only the likeliest token; sampling can choose another.
-    for chosen in ("token_dense", "token_pruned", "aligned", "alive"):
-      leaves[chosen] = getattr(record, chosen)
-    leaves = {field: np.asarray(leaf) for field, leaf in leaves.items()}
-    for b, text in enumerate(common):
-      for step in np.flatnonzero(leaves["alive"][:, b]):
-        place = {
-          "protocol": name,
-          "step": int(step),
-          "position": text["position"] + int(step),
-        }
-        row = {field: leaf[step, b] for field, leaf in leaves.items()}
-        yield text | place | row
-
-
-def alone_rows(
-  text: texts.DenseTexts,
-  chosen: np.ndarray,
-  lengths: np.ndarray,
-  common: list[dict[str, Any]],
-) -> Iterator[dict[str, Any]]:
-  """Flat rows of what the pruned model writes, until its text ends.
-
-  Args:
-    text: what the dense model wrote.
-    chosen: tokens of the pruned model, int [B, R].
-    lengths: of its texts, int [B].
-    common: for each text of the batch that counts, its fields and `position`,
-      the index of its last prompt token.
-  """
-  for b, fields in enumerate(common):
-    same = True
-    for step in range(int(lengths[b])):
-      yield fields | {
-        "protocol": ALONE,
-        "step": step,
-        "position": fields["position"] + step,
-        "token": int(chosen[b, step]),
-        "aligned": same,
-      }
-      same = same and step < int(text.lengths[b])
-      same = same and bool(chosen[b, step] == text.chosen[b, step])
-
-
-def _rows(inner, output, text, common, settings):
-  """Flat rows of one batch; steps after an end of text are left out."""
-  inner, output = (
-    {name: np.asarray(leaf) for name, leaf in leaves.items()}
-    for leaves in (position.fields_of(inner), output)
-  )
-  layers = inner["kl"].shape[0]
-  for b, fields in enumerate(common):
-    for step in range(int(text.lengths[b])):
-      place = fields | {
-        "protocol": TEACHER_FORCED,
-        "step": step,
-        "position": fields["position"] + step,
-      }
-      yield (
-        place
-        | {"token": int(text.chosen[b, step])}
-        | {name: leaf[b, step] for name, leaf in output.items()}
-      )
-      for layer in range(layers):
-        for index, sublayer in enumerate(SUBLAYERS):
-          yield (
-            place
-            | {"layer": layer, "sublayer": sublayer, "lens": settings.lens}
-            | {
-              name: leaf[layer, index, b, step] for name, leaf in inner.items()
-            }
-          )
