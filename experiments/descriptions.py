@@ -27,6 +27,7 @@ def describe(
   calibration: "tokens.Calibration | Mapping[str, Any] | None" = None,
   prompts: "prompts_lib.Prompts | Mapping[str, Any] | None" = None,
   notes: Mapping[str, Any] | None = None,
+  whole: bool = True,
 ) -> dict[str, Any]:
   """What run.json says of this script.
 
@@ -36,14 +37,23 @@ def describe(
     calibration: tokens that the method looked at, or a description of them.
     prompts: what the models read, or a description of it.
     notes: other entries.
+    whole: whether weights must be those that were written, in a folder that
+      says which.
 
   Returns:
     A JSON-able dict.
+
+  Raises:
+    ValueError: a file of weights was changed.
   """
   from jaxprune import report
   from jaxprune.calibration import tokens
+  from jaxprune.checkpoints import export_job
   from jaxprune.studies import fingerprint, inputs
 
+  # All bytes are read for the hash anyway: the moment to compare them.
+  for source in opened(models).values() if whole else ():
+    export_job.check_whole(source.folder)
   if isinstance(calibration, tokens.Calibration):
     calibration = tokens.describe(calibration)
   description = report.describe_run(

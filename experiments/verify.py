@@ -78,6 +78,7 @@ def main() -> None:
     _OUT.value,
     seeds={"tokens": _SEED.value},
     models=source,
+    whole=False,  # that is what is asked
     extra_fields={
       name: report.Field(*field) for name, field in verify.FIELDS.items()
     },

@@ -136,13 +136,14 @@ def missing(folder: pathlib.Path) -> list[str]:
   return [name for name in _RUN_FILES[2:] if not (folder / name).is_file()]
 
 
-def every_point(run, out: pathlib.Path, points) -> list[str]:
+def every_point(run, out: pathlib.Path, points, contents=contents) -> list[str]:
   """Cut a run off at many points and let it go on.
 
   Args:
     run: writes `out`; called again it goes on.
     out: the folder.
     points: from the number of operations to those at which to die.
+    contents: what must be the same in the end.
 
   Returns:
     What went wrong, by point.
@@ -342,6 +343,11 @@ def main() -> None:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--count", type=int, default=200, help="kills, mutations")
   parser.add_argument("--first", type=int, default=0, help="of mutations")
+  parser.add_argument(
+    "--scripts",
+    default="prune,wanda,convert,evaluate,discrepancy,recover",
+    help="whose points are tried",
+  )
   parser.add_argument("--every", type=int, default=1, help="n-th point only")
   options = parser.parse_args()
   os.environ.update(JAX_PLATFORMS="cpu", HF_HUB_OFFLINE="1")
@@ -362,23 +368,43 @@ def _try(options, home: pathlib.Path) -> tuple[int, list[str]]:
     return options.count, mutated(
       home, options.count, options.seed, options.first
     )
-  save_model(home, num_hidden_layers=2)
   if options.kind == "points":
-    flags, chosen = prune_flags(home, "magnitude"), []
-
-    def points(number):
-      chosen.extend(range(1 + options.seed, number + 1, options.every))
-      return chosen
-
-    out = home / "out"
-    wrong = every_point(
-      lambda: call("prune", *flags, f"--out={out}"), out, points
-    )
-    return len(chosen), wrong
+    return _points(options, home)
+  save_model(home, num_hidden_layers=2)
   _load()
   if options.kind == "kills":
     return options.count // 2 * 2, kills(options.count, options.seed, home)
   return 15, full(15, home)
+
+
+def _points(options, home: pathlib.Path) -> tuple[int, list[str]]:
+  """Cut every script off at its operations on files."""
+  import fault_jobs
+
+  fault_jobs.make_inputs(home)
+  tried, wrong = 0, []
+  for name in options.scripts.split(","):
+    script, flags = fault_jobs.flags(home, name)
+    out, chosen = home / f"out-{name}", []
+
+    def run(script=script, flags=flags, out=out):
+      call(script, *flags, f"--out={out}")
+
+    def points(number, chosen=chosen):
+      chosen.extend(range(1 + options.seed, number + 1, options.every))
+      return chosen
+
+    run()  # what is compiled and cached is not counted
+    shutil.rmtree(out)
+    found = every_point(run, out, points, fault_jobs.results)
+    wrong += [f"{name}: {each}" for each in found]
+    tried += len(chosen)
+    print(
+      f"{name}: {len(chosen) - len(found)} of {len(chosen)}",
+      file=sys.stderr,
+      flush=True,
+    )
+  return tried, wrong
 
 
 def _load() -> None:

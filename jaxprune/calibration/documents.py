@@ -148,6 +148,24 @@ def read_rows(path: str | os.PathLike, fields: tuple[str, ...]) -> list[str]:
     ]
 
 
+def has_field(path: str | os.PathLike, fields: tuple[str, ...]) -> bool:
+  """Whether an entry of a .json or .jsonl file has one of these fields.
+
+  Args:
+    path: the file, perhaps with .gz.
+    fields: names.
+
+  Raises:
+    ValueError: the file is missing or broken.
+  """
+  path = pathlib.Path(path)
+  with _open(path) as file:
+    return any(
+      isinstance(entry, dict) and not entry.keys().isdisjoint(fields)
+      for _, entry in _json_entries(file, path)
+    )
+
+
 def read_entries(
   path: str | os.PathLike, fields: tuple[str, ...]
 ) -> list[dict[str, Any]]:

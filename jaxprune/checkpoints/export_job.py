@@ -127,10 +127,15 @@ def check_whole(folder: pathlib.Path) -> None:
   """
   for name, written in recorded_shards(folder).items():
     path = folder / name
+    if not isinstance(written, dict) or "sha256" not in written:
+      raise ValueError(
+        f"{folder / RECORD}: is damaged (shard {name!r:.80}); copy it again"
+      )
     if not path.is_file() or files.sha256_file(path) != written["sha256"]:
       raise ValueError(
         f"{path}: is not what was written (its sha256 is not that in"
-        f" {RECORD}); copy it again, or write the model anew"
+        f" {RECORD}); copy it again or write the model anew, or remove {RECORD}"
+        " to read a file that you changed on purpose"
       )
 
 
@@ -141,7 +146,10 @@ def recorded_shards(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     folder: of `finish_export`, or any other.
   """
   path = folder / RECORD
-  return files.read_json(path).get("shards", {}) if path.is_file() else {}
+  shards = files.read_json(path).get("shards", {}) if path.is_file() else {}
+  if not isinstance(shards, dict):
+    raise ValueError(f"{path}: is damaged (shards); copy it again")
+  return shards
 
 
 def finished_job(folder: pathlib.Path) -> dict[str, Any] | None:

@@ -157,7 +157,7 @@ def _read(path):
     shapes = {name: _sizes(shape) for name, shape in shapes.items()}
   except (KeyError, ValueError, TypeError, AttributeError) as error:
     raise ValueError(
-      f"{path}: header of a mask file is damaged ({error!r}); write the"
+      f"{path}: header of a mask file is damaged ({error!r:.200}); write the"
       " masks again"
     ) from error
   if shapes.keys() != tensors.keys():

@@ -197,7 +197,8 @@ def _module_kinds(path: pathlib.Path) -> list[str]:
     return [module["type"].rpartition(".")[2] for module in modules]
   except (ValueError, TypeError, KeyError, AttributeError) as error:
     raise ValueError(
-      f"{path}: not a list of modules with a type ({error!r}); copy it again"
+      f"{path}: not a list of modules with a type ({error!r:.200}); copy it"
+      " again"
     ) from error
 
 

@@ -120,8 +120,8 @@ def read_questions(
         )
       except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-          f"{path}: line {number}: {error!r}; each line needs context,"
-          " options and answer"
+          f"{path}: line {number}: {type(error).__name__}: {error!s:.200};"
+          " each line needs context, options and answer"
         ) from None
       _check(question, f"{path}: line {number}")
       questions.append(question)

@@ -389,13 +389,14 @@ def read_pairs(
   Args:
     path: jsonl.
     limit: only the first so many; None is all.
+
+  Raises:
+    ValueError: a row has no prompt, or no answer where others have one.
   """
   prompts = documents.read_rows(path, _PROMPT)[:limit]
-  try:
-    answers = documents.read_rows(path, _ANSWER)[:limit]
-  except ValueError:
+  if not documents.has_field(path, _ANSWER):
     return prompts, None
-  return prompts, answers if len(answers) == len(prompts) else None
+  return prompts, documents.read_rows(path, _ANSWER)[:limit]
 
 
 def _columns(rows, item) -> dict[str, np.ndarray]:
