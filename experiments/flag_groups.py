@@ -30,6 +30,7 @@ flags.disclaim_key_flags()
 REQUIRED = object()
 # What numpy, Python and JAX all take as it is: JAX drops higher bits.
 MAX_SEED = 2**31 - 1
+MOST_AT_ONCE = 2**16  # items of a batch; more is a slip
 
 _A_MODEL = "a folder, a GGUF file, a hub id, or pocket"
 _TEXTS = "pocket, a txt or jsonl file, or an .npz of token ids"
@@ -738,7 +739,7 @@ def batch(
     default: how many.
     about: the help text.
   """
-  return flags.DEFINE_integer("batch", default, about, lower_bound=1)
+  return flags.DEFINE_integer("batch", default, about, 1, MOST_AT_ONCE)
 
 
 def temperature(

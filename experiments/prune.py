@@ -96,7 +96,7 @@ _SAMPLING = flags.DEFINE_enum(
 )
 _SEED = flag_groups.seed()
 _MICRO_BATCH = flags.DEFINE_integer(
-  "micro_batch", 8, "Sequences in a layer at once.", 1, 1 << 16
+  "micro_batch", 8, "Sequences in a layer at once.", 1, flag_groups.MOST_AT_ONCE
 )
 _OFFLOAD = flags.DEFINE_bool(
   "offload", False, "Keep activations on the host between layers."

@@ -128,7 +128,8 @@ def leftovers(folder: pathlib.Path) -> list[str]:
     for path in folder.parent.iterdir()
     if path.name.lstrip(".").startswith(folder.name) and path != folder
   ]
-  return beside + [path.name for path in folder.rglob(".*")]
+  hidden = (path.name for path in folder.rglob(".*"))
+  return beside + [name for name in hidden if name != ".zarray"]  # of orbax
 
 
 def missing(folder: pathlib.Path) -> list[str]:
