@@ -53,7 +53,7 @@ def write_model(folder, dense, limit=0.3, kind="acc"):
         },
       }
     else:
-      score["model"] = f"somewhere/{dense}"
+      score |= {"model": f"somewhere/{dense}", "prompts": "x/asked.jsonl"}
     path.write_text(json.dumps(score))
   return folder
 
@@ -130,6 +130,15 @@ def test_cases(found):
   assert worst.shifts["perplexity"] == pytest.approx(1.06)
   assert [source["model"] for source in found.sources] == ["a", "b", "c"]
   assert found.sources[0]["tasks"]["asked"]["items"] == 200
+  assert found.sources[0]["prompts"] == "asked.jsonl"
+
+
+def test_a_copy_counts_once(folders, found):
+  twice = read(*folders, folders[0])
+  assert len(twice.cases) == len(found.cases)
+  assert "a: magnitude:0.02 seed 0: asked: is in an earlier sweep too" in (
+    twice.left_out
+  )
 
 
 def test_near_chance_is_left_out_and_said_once(tmp_path):
@@ -168,6 +177,8 @@ def test_tasks_known_by_name_say_what_counts(tmp_path):
   }
   assert {case.retention.dense for case in found} == {1.0}
   assert {case.shifts["perplexity"] for case in found} == {0.0}
+  chances = {case.kind: case.retention.chance for case in found}
+  assert chances == {"choice": 0.25, "generation": 0.0}
 
 
 def test_answers_have_a_length(tmp_path):
@@ -182,13 +193,15 @@ def test_answers_have_a_length(tmp_path):
   assert (written.kind, written.tokens) == ("generation", 3 * 199 / 200)
   score["tasks"]["asked"]["traits"] = {"answer_tokens": [6.0] * 200}
   path.write_text(json.dumps(score))
+  assert read(folder).cases[0].tokens == 6
   one, two = (
-    transfer.amount("generation", "tv", -1.0, tokens) for tokens in (30, 60)
+    transfer.amount("tv per answer", {"tv": -1.0}, tokens)
+    for tokens in (30, 60)
   )
   assert two - one == pytest.approx(math.log(2))
-  assert read(folder).cases[0].tokens == 6
-  assert transfer.amount("choice", "tv", -1.0, 60) == -1
-  assert transfer.amount("generation", "sparsity", 0.5, 60) == 0.5
+  assert transfer.amount("tv", {"tv": -1.0}, 60) == -1
+  assert "tv per answer" in transfer.candidates("generation")
+  assert transfer.candidates("choice") == tuple(shifts.SHIFTS)
 
 
 def test_one_law_for_all_models_transfers(found, rule):

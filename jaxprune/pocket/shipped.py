@@ -15,6 +15,7 @@ from jaxprune.pocket import documents, scores, tasks, tokenizer, world
 
 FOLDER = pathlib.Path(__file__).parent / "model"
 WORLD_SEED = 0
+CHANCE = {"choose": 1 / 4, "stories": 1 / 4}  # of four options; else 0
 
 
 def calibration_tokens(

@@ -107,7 +107,7 @@ def read_cases(
     ValueError: a folder has no dense model, or nothing can be learnt from.
   """
   cases, left_out, sources = [], [], []
-  digest = hashlib.sha256()
+  digest, seen = hashlib.sha256(), set()
   for folder in folders:
     job, dense, pruned = sweeps.read_folder(pathlib.Path(folder), digest)
     name = _name(folder, job, sources)
@@ -123,6 +123,11 @@ def read_cases(
       for task, entry in score["tasks"].items():
         if task in skip or _metric(entry) is None:
           continue
+        mark = (job["checkpoint_hash"], score["configuration"], score["seed"])
+        if (*mark, task) in seen:
+          left_out.append(f"{place}: {task}: is in an earlier sweep too")
+          continue
+        seen.add((*mark, task))
         try:
           retention = _retention(task, entry, dense["tasks"][task], keep)
         except (KeyError, ValueError) as error:
@@ -234,8 +239,9 @@ def _source(name, job, pruned, found) -> dict[str, Any]:
   return {
     "model": name,
     "checkpoint_hash": job["checkpoint_hash"],
-    "prompts": job.get("prompts"),
-    "calibration": job.get("calibration"),
+    # Names only: where the files lay says nothing elsewhere.
+    "prompts": pathlib.PurePath(str(job.get("prompts"))).name,
+    "calibration": pathlib.PurePath(str(job.get("calibration"))).name,
     "configurations": sorted({score["configuration"] for score in pruned}),
     "tasks": {
       task: {

@@ -147,8 +147,7 @@ def _judge_kind(kind, entry, measured, tokens, sure) -> Judgement:
       error=None,
       sentence=f"{kind}: unknown, because {entry['reason']}.",
     )
-  feature = entry["feature"]
-  x = transfer.amount(kind, feature, measured[feature], tokens)
+  x = transfer.amount(entry["feature"], measured, tokens)
   probability = float(transfer.line_of(kind, entry).probability(x))
   state = UNDECIDED
   if probability >= sure:

@@ -11,8 +11,7 @@ from typing import Any
 from jaxprune import files
 from jaxprune.report import page
 from jaxprune.statistics import Estimate
-from jaxprune.studies.guidance import cases, shipped
-from jaxprune.studies.guidance.shifts import SHIFTS
+from jaxprune.studies.guidance import cases, shipped, transfer
 
 BEGIN, END = "<!-- rule: begin -->", "<!-- rule: end -->"
 
@@ -141,9 +140,8 @@ def _describe(kind, entry) -> str:
 
 def _lines(kinds) -> page.Table:
   return page.Table(
-    caption="What the rule reads, as a logarithm; with generation times the"
-    " length of an answer. Log odds of being kept: trust × (intercept − slope ×"
-    " x). Cases by what the items decide.",
+    caption="What the rule reads; x is its natural logarithm. Log odds of being"
+    " kept: trust × (intercept − slope × x). Cases by what the items decide.",
     columns=(
       *("kind", "kept", "lost", "undecided", "reads", "intercept"),
       *("slope", "trust"),
@@ -152,7 +150,9 @@ def _lines(kinds) -> page.Table:
       (
         kind,
         *(entry[state] for state in ("kept", "lost", "unknown")),
-        SHIFTS.get(entry["feature"], "nothing: " + entry.get("reason", "")),
+        transfer.in_words(entry["feature"])
+        if entry["feature"]
+        else "nothing: " + entry["reason"],
         *(entry.get(name) for name in ("intercept", "slope", "trust")),
       )
       for kind, entry in kinds.items()
@@ -197,7 +197,7 @@ def _models(kinds) -> page.Table:
     columns=("kind", "model", "read", "cases", "AUC", "kept", "lost"),
     rows=[
       (
-        *(kind, model, SHIFTS[entry["left_out_features"][model]]),
+        *(kind, model, transfer.in_words(entry["left_out_features"][model])),
         *(checked["cases"], _estimate(checked["auc"])),
         *(_wrong(checked["sure"][state]) for state in ("kept", "lost")),
       )

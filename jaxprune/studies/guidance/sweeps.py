@@ -391,7 +391,10 @@ def chance_of(task: str, entry: dict[str, Any]) -> float | np.ndarray:
     task: its name.
     entry: what a configuration of a sweep says of it.
   """
-  chance = entry.get("chance", _CHANCE.get(task, 0.0))
+  chance = _CHANCE.get(task, 0.0)
+  if "named" in entry:
+    chance = TASKS[entry["named"]].chance
+  chance = entry.get("chance", chance)
   return np.asarray(chance, np.float64) if np.ndim(chance) else float(chance)
 
 

@@ -3,8 +3,8 @@
 For each kind of task one number that needs no label (`shifts`) says how likely
 at least the wanted share of the score above chance is kept: the log odds fall
 in a straight line with it. A written answer is lost with its first decisive
-token, so for generation the number is that of a whole answer: the change of a
-token times the length.
+token, so for generation the number may be that of a whole answer, the change of
+a token times the length.
 
 What a rule is worth is counted on models that it was not learnt from: every
 model is left out once, and number, line and trust are chosen anew on the
@@ -14,7 +14,7 @@ models it was learnt from when that is left out.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,13 @@ from jaxprune.studies.guidance.cases import Case
 from jaxprune.studies.guidance.shifts import SHIFTS
 
 SURE = 0.8  # the rule says kept from here on, and lost up to 1 - SURE
+PER_ANSWER = " per answer"  # ends the name of a change times the length
 # What is taken where there are too few models to choose by leaving one out.
-FIRST_CHOICE = {"choice": "kl", "retrieval": "h", "generation": "tv_sure"}
+FIRST_CHOICE = {
+  "choice": "kl",
+  "retrieval": "h",
+  "generation": "tv_sure" + PER_ANSWER,
+}
 ALONE = 0.5  # trust in what was learnt on one model
 _EDGES = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
 _LEAST = 2  # cases of either class that a line needs
@@ -39,7 +44,7 @@ class Line:
 
   Attributes:
     kind: of task.
-    feature: of SHIFTS, or a baseline.
+    feature: of `candidates`, or a baseline.
     curve: log odds against the feature.
     trust: what the log odds are multiplied by, in (0, 1].
   """
@@ -64,25 +69,33 @@ def line_of(kind: str, entry: dict[str, Any]) -> Line:
   )
 
 
-def amount(kind: str, feature: str, value: float, tokens: float) -> float:
-  """What the line of a kind reads: of a whole answer where it is written.
+def candidates(kind: str) -> tuple[str, ...]:
+  """What a line of a kind may read: where it writes, also of whole answers."""
+  whole = (name + PER_ANSWER for name in SHIFTS)
+  return (*SHIFTS, *whole) if kind == "generation" else tuple(SHIFTS)
+
+
+def in_words(feature: str) -> str:
+  """A candidate as a reader would say it."""
+  name = feature.removesuffix(PER_ANSWER)
+  return SHIFTS[name] + (" × length of an answer" if name != feature else "")
+
+
+def amount(feature: str, shifts: Mapping[str, float], tokens: float) -> float:
+  """What a line reads of one pruned model.
 
   Args:
-    kind: of task.
-    feature: of SHIFTS, or a baseline.
-    value: of the feature.
+    feature: of `candidates`, or a baseline.
+    shifts: from `shifts.shifts`, and baselines.
     tokens: length of an answer.
   """
-  if kind == "generation" and feature in SHIFTS:
-    return value + float(np.log(tokens))
-  return value
+  name = feature.removesuffix(PER_ANSWER)
+  return shifts[name] + (float(np.log(tokens)) if name != feature else 0.0)
 
 
 def amounts(cases: Sequence[Case], feature: str) -> np.ndarray:
   """`amount` of every case, [n]."""
-  return np.array(
-    [amount(c.kind, feature, c.shifts[feature], c.tokens) for c in cases]
-  )
+  return np.array([amount(feature, c.shifts, c.tokens) for c in cases])
 
 
 def fit(cases: Sequence[Case], feature: str | None = None) -> Line | None:
@@ -102,7 +115,7 @@ def fit(cases: Sequence[Case], feature: str | None = None) -> Line | None:
   if feature is None:
     feature = FIRST_CHOICE[kind]
     if len(models) > 1:
-      losses = {name: _loss(cases, name) for name in SHIFTS}
+      losses = {name: _loss(cases, name) for name in candidates(kind)}
       feature = min(losses, key=losses.get)
   return Line(
     kind=kind,
@@ -355,7 +368,7 @@ def _learn_kind(kind, cases, seed) -> dict[str, Any]:
     "baselines": {
       name: _check_baseline(cases, name, seed) for name in cases_lib.BASELINES
     },
-    "alternatives": {name: _loss(cases, name) for name in SHIFTS},
+    "alternatives": {name: _loss(cases, name) for name in candidates(kind)},
   }
 
 

@@ -316,6 +316,8 @@ def _as_json(scored: task_scores.Scored) -> dict[str, Any]:
   if scored.named:
     entry["named"] = scored.named
     entry["chance"] = TASKS[scored.named].chance
+  elif scored.chance is not None:
+    entry["chance"] = scored.chance
   if isinstance(scored.detail, list):
     entry["written"] = [list(text.tokens) for text in scored.detail]
   return entry

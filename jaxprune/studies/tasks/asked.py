@@ -108,6 +108,7 @@ class Scored:
     detail: what a comparison of two models needs besides.
     named: the task of `evaluation.tasks`; empty for files of the user.
     rules: by metric, in words, when an item is right.
+    chance: mean score of a guess; None where nothing is known of it.
   """
 
   task: str
@@ -118,3 +119,4 @@ class Scored:
   detail: Any = None
   named: str = ""
   rules: dict[str, str] = dataclasses.field(default_factory=dict)
+  chance: float | None = None

@@ -243,6 +243,7 @@ def score_choice(model: Model, path: str, limit: int | None) -> Scored:
     columns=_columns(multiple_choice.item_rows(choices), "question"),
     detail=choices,
     rules=dict(multiple_choice.RULES),
+    chance=float(np.mean([1 / len(each.options) for each in questions])),
   )
 
 
@@ -369,6 +370,7 @@ def score_pocket(model: Model) -> list[Scored]:
       item="question",
       columns={metric.get(name, "acc"): values},
       traits={"answer_tokens": tokens} if name == "generate" else {},
+      chance=shipped.CHANCE.get(name, 0.0),
     )
     for name, values in items.items()
   ] + [
