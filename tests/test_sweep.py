@@ -111,9 +111,17 @@ def test_a_run_goes_on(tmp_path):
   """A finished cell is taken from its file; another command is refused."""
   text = tmp_path / "text.txt"
   text.write_text("The tower has three lamps and a red door.\n" * 60)
+  asked = tmp_path / "asked.jsonl"
+  asked.write_text(
+    "".join(
+      json.dumps({"context": "The", "options": options, "answer": 0}) + "\n"
+      for options in ([" a", " b"], [" a", " b", " c", " d"])
+    )
+  )
   flags = [
     f"--perplexity={text}",
     "--seq_len=32",
+    f"--choice={asked}",
     "--num_samples=4",
     "--limit=4",
     f"--out={tmp_path}/out",
@@ -132,7 +140,11 @@ def test_a_run_goes_on(tmp_path):
   (tmp_path / "out/checksums.json").unlink()
   done = scripts.call("discrepancy", *more)
   assert done.returncode == 0, done.stderr
+  dense = files.read_signed_json(tmp_path / "out/configurations/dense.json")
+  assert dense["tasks"]["choice asked"]["chance"] == 3 / 8
+  assert "chance" not in dense["tasks"]["perplexity text"]
   table = json.loads((tmp_path / "out/summary.json").read_text())["table"]
+  table = [entry for entry in table if entry["task"] == "perplexity text"]
   assert [e["configuration"] for e in table] == [
     "dense",
     "magnitude:0.5",

@@ -29,7 +29,7 @@ SURE = 0.8  # the rule says kept from here on, and lost up to 1 - SURE
 PER_ANSWER = " per answer"  # ends the name of a change times the length
 # What is taken where there are too few models to choose by leaving one out.
 FIRST_CHOICE = {
-  "choice": "kl",
+  "choice": "tv",
   "retrieval": "h",
   "generation": "tv_sure" + PER_ANSWER,
 }
