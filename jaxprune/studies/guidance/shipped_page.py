@@ -128,13 +128,19 @@ def _describe(kind, entry) -> str:
   if checked is None:
     return f"{head}; not checked on a model that it was not learnt from."
   auc, sure = checked["auc"], checked["sure"]
-  wrong = sum(each["wrong"] for each in sure.values())
-  decided = sum(each["decided"] for each in sure.values())
-  said = sum(each["said"] for each in sure.values())
+  wrong, decided, said = (
+    sum(each[name] for each in sure.values())
+    for name in ("wrong", "decided", "said")
+  )
+  told = "no AUC, because the items decide for one class only"
+  if auc["value"] is not None:
+    told = f"AUC {_text(_estimate(auc))}"
+  errors = f"wrong in {wrong} of the {decided} that the items decide"
+  if not decided:
+    errors = "none of which the items decide"
   return (
-    f"{head}; on a model left out, AUC {_text(_estimate(auc))}, sure of"
-    f" {said} of {checked['cases']} cases and wrong in {wrong} of the"
-    f" {decided} that the items decide."
+    f"{head}; on a model left out, {told}; sure of {said} of"
+    f" {checked['cases']} cases, {errors}."
   )
 
 

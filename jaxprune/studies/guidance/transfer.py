@@ -27,11 +27,13 @@ from jaxprune.studies.guidance.shifts import SHIFTS
 
 SURE = 0.8  # the rule says kept from here on, and lost up to 1 - SURE
 PER_ANSWER = " per answer"  # ends the name of a change times the length
-# What is taken where there are too few models to choose by leaving one out.
+# What is taken where there are too few models to choose by leaving one out:
+# what changes of the probabilities, of the vector that is compared, and the
+# nats of a whole answer.
 FIRST_CHOICE = {
   "choice": "tv",
   "retrieval": "h",
-  "generation": "tv_sure" + PER_ANSWER,
+  "generation": "kl_sure" + PER_ANSWER,
 }
 ALONE = 0.5  # trust in what was learnt on one model
 _EDGES = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
@@ -104,17 +106,18 @@ def fit(cases: Sequence[Case], feature: str | None = None) -> Line | None:
   Args:
     cases: of one kind.
     feature: that it reads; None chooses the one that does best when each model
-      is left out once, or FIRST_CHOICE where there is one model.
+      is left out once, or FIRST_CHOICE where fewer than two models have both
+      kept and lost enough to be asked.
 
   Returns:
     None where too few cases are kept, or lost, for anything to be learnt.
   """
   if not _both_classes(cases):
     return None
-  kind, models = cases[0].kind, _models(cases)
+  kind = cases[0].kind
   if feature is None:
     feature = FIRST_CHOICE[kind]
-    if len(models) > 1:
+    if len(_telling(cases)) > 1:
       losses = {name: _loss(cases, name) for name in candidates(kind)}
       feature = min(losses, key=losses.get)
   return Line(
@@ -268,34 +271,53 @@ def _areas(stated, kept, weights) -> np.ndarray:
 
 
 def _loss(cases, feature) -> float:
-  """Of a feature, each model being left out once."""
-  stated, _ = leave_one_out(cases, feature)
-  asked = np.isfinite(stated)
-  if not asked.any():
-    return float("inf")
-  good = np.array([case.retention.probability for case in cases])
-  return logistic.log_loss(stated[asked], good[asked])
+  """Of a feature, each model that tells something being left out once."""
+  odds, good = _left_out_odds(cases, feature)
+  trust = _trust(cases, feature)
+  return _mean_loss([trust * each for each in odds], good)
 
 
 def _trust(cases, feature) -> float:
   """The multiple of the log odds that suits models which are left out."""
-  models, odds, good = _models(cases), [], []
-  for model in models:
+  odds, good = _left_out_odds(cases, feature)
+  if not odds:
+    return ALONE
+  tried = np.linspace(0.05, 1, 39)
+  losses = [
+    _mean_loss([trust * each for each in odds], good) for trust in tried
+  ]
+  return float(tried[int(np.argmin(losses))])
+
+
+def _left_out_odds(cases, feature):
+  """Log odds and labels of each telling model, learnt on all others."""
+  odds, good = [], []
+  for model in _telling(cases):
     others = [case for case in cases if case.model != model]
     if not _both_classes(others):
       continue
     asked = [case for case in cases if case.model == model]
     odds.append(_curve(others, feature).log_odds(amounts(asked, feature)))
-    good += [case.retention.probability for case in asked]
-  if not odds:
-    return ALONE
-  odds = np.concatenate(odds)
-  tried = np.linspace(0.05, 1, 39)
+    good.append(np.array([case.retention.probability for case in asked]))
+  return odds, good
+
+
+def _mean_loss(odds, good) -> float:
+  """Log loss, every model weighing the same; infinite without any."""
   losses = [
-    logistic.log_loss(logistic.from_log_odds(trust * odds), np.array(good))
-    for trust in tried
+    logistic.log_loss(logistic.from_log_odds(each), labels)
+    for each, labels in zip(odds, good)
   ]
-  return float(tried[int(np.argmin(losses))])
+  return float(np.mean(losses)) if losses else float("inf")
+
+
+def _telling(cases) -> list[str]:
+  """The models that both kept and lost enough to be worth asking about."""
+  return [
+    model
+    for model in _models(cases)
+    if _both_classes([case for case in cases if case.model == model])
+  ]
 
 
 def _curve(cases, feature) -> logistic.FallingCurve:
