@@ -58,7 +58,7 @@ _OUT = flag_groups.out()
 
 def main() -> None:
   from jaxprune import devices
-  from jaxprune.studies.interventions import measure, page
+  from jaxprune.studies.interventions import finding, measure, page
   from jaxprune.studies.interventions import summary as summary_lib
 
   sources = _MODELS.open()
@@ -90,7 +90,7 @@ def main() -> None:
     summary = summary_lib.summarise(table, settings)
     page.write_page(study.run, summary, settings)
     summary["memory"] = devices.peak_bytes()
-    study.finish(summary, page.headline(summary))
+    study.finish(summary, finding.headline(summary))
 
 
 def _read_answers(dense):

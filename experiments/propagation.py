@@ -66,7 +66,7 @@ def main() -> None:
   import time
 
   from jaxprune import devices
-  from jaxprune.studies.propagation import measure, page
+  from jaxprune.studies.propagation import finding, measure, page
   from jaxprune.studies.propagation import models as models_lib
   from jaxprune.studies.propagation import summary as summary_lib
 
@@ -98,7 +98,7 @@ def main() -> None:
       "memory": devices.peak_bytes(),
       "cpu_seconds": time.process_time(),
     }
-    study.finish(summary | usage, page.headline(summary))
+    study.finish(summary | usage, finding.headline(summary))
 
 
 def _settings(prompts):

@@ -26,26 +26,27 @@ WIDTHS = (1280, 390)
 HEIGHT = 900
 SCHEMES = {"dark": 0, "light": 1}  # of Blink's preferredColorScheme
 
-# A frame of the width of a phone, which a window cannot have, and what a
-# reader would find in it.
+# A frame of the width of a phone, which a window cannot have.
 FRAME = """<!DOCTYPE html><meta charset="utf-8"><style>body {{ margin: 0 }}
 iframe {{ border: 0; width: {width}px; height: {height}px }}</style>
-<iframe src="{page}"></iframe><script>
+<iframe src="{page}"></iframe>"""
+# What a reader would find in it.
+READER = """<script>
 const frame = document.querySelector("iframe");
-frame.onload = () => {{
+frame.onload = () => {
   const page = frame.contentDocument, root = page.documentElement;
-  const found = {{ width: root.scrollWidth, height: root.scrollHeight }};
+  const found = { width: root.scrollWidth, height: root.scrollHeight };
   const all = (query) => [...page.querySelectorAll(query)];
   const tip = () => page.querySelector("#tip");
   found.chooser = !page.querySelector(".chooser").hidden;
   all(".text .t")[1].click();
   found.tip = tip().hidden ? "" : tip().textContent;
   page.dispatchEvent(new frame.contentWindow.KeyboardEvent("keydown",
-    {{ key: "Escape" }}));
+    { key: "Escape" }));
   found.closed = tip().hidden;
   page.querySelector(".panel a").dispatchEvent(
-    new frame.contentWindow.MouseEvent("click", {{ bubbles: true,
-      cancelable: true }}));
+    new frame.contentWindow.MouseEvent("click", { bubbles: true,
+      cancelable: true }));
   found.held = page.querySelector(".held").id;
   const select = page.querySelector(".chooser select");
   select.value = "text-2";
@@ -55,7 +56,7 @@ frame.onload = () => {{
   pre.id = "found";
   pre.textContent = JSON.stringify(found);
   document.body.append(pre);
-}};
+};
 </script>"""
 
 
@@ -68,10 +69,11 @@ def page(tmp_path_factory):
   return folder / "report.html"
 
 
-def open_page(page, folder, width, *options):
+def open_page(page, folder, width, *options, script=""):
   """What the browser prints of the page in a frame of some width."""
   frame = folder / f"frame-{width}.html"
-  frame.write_text(FRAME.format(width=width, height=HEIGHT, page=page.as_uri()))
+  shown = FRAME.format(width=width, height=HEIGHT, page=page.as_uri())
+  frame.write_text(shown + script)
   done = subprocess.run(
     [
       BROWSER,
@@ -95,7 +97,7 @@ def open_page(page, folder, width, *options):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_reader_finds_everything(page, tmp_path, width):
-  text = open_page(page, tmp_path, width, "--dump-dom")
+  text = open_page(page, tmp_path, width, "--dump-dom", script=READER)
   found = json.loads(re.search('<pre id="found">(.*?)</pre>', text)[1])
   assert found["width"] == width  # nothing stands out at the side
   assert found["height"] < (7000 if width < 600 else 4500)

@@ -520,6 +520,7 @@ def test_axes_ignore_stray_extremes():
 def test_ticks_stand_on_the_axis(low, width, log, whole):
   if log:
     low = abs(low) + 1e-6
+  width = max(width, 1e-6 * abs(low))
   scale = canvas.Scale(low, low + width, 50, 500, log)
   ticks = canvas.ticks(scale, whole=whole)
   places = [tick.at for tick in ticks]

@@ -7,6 +7,7 @@ hashes, and fetch nothing.
 
 import base64
 import csv
+import functools
 import hashlib
 import io
 import pathlib
@@ -120,6 +121,7 @@ def _number(value: float | None) -> str:
   return "–" if value is None else format_number(value, 3)
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(FOLDER),

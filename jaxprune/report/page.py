@@ -137,12 +137,14 @@ class Section:
     paragraphs: plain text.
     figures: see Figure.
     tables: see Table.
+    folded: what to click on to see it; '' shows it at once.
   """
 
   title: str
   paragraphs: Sequence[str] = ()
   figures: Sequence[Figure] = ()
   tables: Sequence[Table] = ()
+  folded: str = ""
 
 
 def as_parts(finding: str | Sequence[Part | Mapping[str, str]]) -> list[Part]:

@@ -85,6 +85,7 @@ def of_decodings(decodings: Mapping[str, Any]) -> list[page.Section]:
   return [
     page.Section(
       title="Decoding step by step",
+      folded="Before and after the texts part, tokens in common, and by seed",
       paragraphs=(
         "Aligned: both models have read the same tokens so far. Once the"
         " texts have parted, the numbers compare different texts; decoding"
@@ -128,6 +129,7 @@ def of_breakdowns(
   return [
     page.Section(
       title="Where in the texts",
+      folded="KL by step, length, place in the text and entropy",
       paragraphs=(
         "Means over positions with 95 % intervals over prompts. Bins hold"
         " about as many positions each.",

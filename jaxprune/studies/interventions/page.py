@@ -1,12 +1,10 @@
 """The page of `interventions`, and what the script prints."""
 
-from typing import Any
-
 import numpy as np
 
 from jaxprune.probes.interventions import PAIRS, PARTS
 from jaxprune.report import RunFolder, Summary, figures, page, points
-from jaxprune.statistics import Estimate
+from jaxprune.studies.interventions import finding
 from jaxprune.studies.interventions.measure import (
   ANSWERS,
   CONTINUED,
@@ -39,45 +37,6 @@ _CROSSED = (
 )
 
 
-def headline(summary: dict[str, Any]) -> str:
-  """The result in a few lines per configuration."""
-  lines = []
-  for name, restored in summary["configurations"].items():
-    of = lambda intervention, source="pruned": find(
-      summary, READ, name, source, intervention
-    )
-    (plain,), (random,) = of("pruned"), of("pruned", "random")
-    first = of("freeze_first")[1]
-    lines += [
-      f"{name}: KL {_text(plain['kl'])} nats,"
-      f" {_text(plain['kl_at_flips'])} of them where the likeliest token"
-      f" changed; flips {_text(plain['flips'])},"
-      f" {_text(plain['common_steps'])} steps in common; at random KL"
-      f" {_text(random['kl'])}",
-      f"  first layer dense: KL {_text(first['kl'])},"
-      f" flips {_text(first['flips'])}",
-    ]
-    if plain.get("kl_share") is not None:
-      shares = [
-        f"{part} {_text(of(part)[0].get('kl_share'))}"
-        for part in (*(f"keep_{part}" for part in PARTS), "add_random_all")
-      ]
-      lines.append(f"  share of the KL: {', '.join(shares)}")
-    if restored["best_usable"] is not None:
-      (best,) = of(restored["best_usable"])
-      lines.append(
-        f"  best usable restoration, {restored['best_usable']}: total variation"
-        f" {_text(best['tv'])}, change {_text(best['tv_change'])}"
-      )
-  worst = max(summary["checks"].values())
-  lines.append(f"largest deviation where there must be none: {worst:.2g}")
-  return "\n".join(lines)
-
-
-def _text(entry) -> str:
-  return "–" if entry is None else Estimate.from_json(entry).format()
-
-
 def write_page(run: RunFolder, summary: Summary, settings: Settings) -> None:
   """Write figures/ and report.html.
 
@@ -100,8 +59,8 @@ def write_page(run: RunFolder, summary: Summary, settings: Settings) -> None:
   page.write_report(
     run,
     title="What undoes the change",
-    finding=_finding(summary),
-    verdict=_verdict(summary),
+    finding=finding.finding(summary),
+    verdict=finding.verdict(summary),
     sections=[
       *sections,
       page.Section(title="Checks that must give 0", tables=[checks]),
@@ -115,36 +74,6 @@ def write_page(run: RunFolder, summary: Summary, settings: Settings) -> None:
       "Analysis temperature T": settings.analysis_temperature,
       "Tokens of the part top": settings.top_tokens,
     },
-  )
-
-
-def _finding(summary) -> str:
-  """How much of the KL lies where the likeliest token changed."""
-  said = []
-  for name in summary["configurations"]:
-    (plain,) = find(summary, READ, name, "pruned", "pruned")
-    if plain["kl"]["value"]:
-      share = plain["kl_at_flips"]["value"] / plain["kl"]["value"]
-      said.append(f"{name}: {100 * share:.0f} %")
-  if not said:
-    return ""
-  return (
-    "This much of the KL lies where the likeliest token changed: "
-    + ", ".join(said)
-  )
-
-
-def _verdict(summary):
-  return "\n\n".join(
-    [
-      headline(summary).replace("\n", "\n\n"),
-      "A share is the KL with the intervention over the KL without, so 1 undoes"
-      " nothing and 0 everything; shares of the two parts of a pair need not"
-      " add up. Which token is likeliest is decided by the logits alone, so a"
-      " flip is there before the softmax.",
-      "Oracles need the dense logits: they explain and are no remedy. A frozen"
-      " layer needs nothing but a smaller sparsity.",
-    ]
   )
 
 

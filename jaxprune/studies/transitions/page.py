@@ -11,6 +11,7 @@ from jaxprune.report import RunFolder, Summary, figures, maps, page
 from jaxprune.studies.transitions.measure import SUBLAYERS, Measured
 from jaxprune.studies.transitions.summary import ESTIMATES, headline
 
+_NAMES = {"attention": "attention", "mlp": "MLP"}
 _BY_STEP = {
   "relative_change": (
     ("rho_h", "rho_z"),
@@ -77,7 +78,7 @@ def finding(summary: Mapping[str, Any]) -> str:
 
   def counts(name):
     return " and ".join(
-      f"{ordering[name]} of {ordering['layers']} {sublayer} layers"
+      f"{ordering[name]} of {ordering['layers']} {_NAMES[sublayer]} layers"
       for sublayer, ordering in summary["orderings"].items()
     )
 
