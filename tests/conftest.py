@@ -5,6 +5,7 @@ network. Warnings are errors (setup.cfg).
 """
 
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "")
@@ -12,11 +13,21 @@ os.environ["XLA_FLAGS"] = (
   # Four fifths of the suite is compilation; this leaves out what makes the
   # machine code fast, not what XLA makes of the program.
   + " --xla_backend_optimization_level=0"
+  # The other way to machine code needs a quarter of the time for the same
+  # fusions. An XLA that no longer has it ends the process and names the flag.
+  + " --xla_cpu_use_fusion_emitters=false"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Each worker keeps what it compiled, for tests that compile the same program
+# and for the scripts that it starts. Not for all workers: JAX writes the files
+# in place, and another process could read half of one.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxprune-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pathlib
+import shutil
 import socket
 
 import hypothesis
@@ -60,6 +71,12 @@ def pytest_collection_modifyitems(items):
     name = item.nodeid.partition("[")[0]
     if name in _SLOW or name.partition("::")[0] in _SLOW:
       item.add_marker(pytest.mark.slow)
+
+
+def pytest_unconfigure():
+  """Remove the programs; a worker of xdist runs no exit handlers."""
+  folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
+  shutil.rmtree(folder, ignore_errors=True)
 
 
 # Linux gives a process 65,530; the rest is room for one file of tests.

@@ -1,8 +1,8 @@
 """How do tests run a script: as a process, or within their own?
 
-A process costs two seconds before the script does anything, and compiles
-everything anew. So every script has a test in a process of its own, and its
-refusals and further cases are called here.
+A process costs some seconds before the script does anything. So every script
+is started once for its --help, `prune` and `evaluate` also for their work, and
+all else is called here.
 """
 
 import contextlib

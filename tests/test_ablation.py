@@ -17,8 +17,7 @@ from jaxprune.pruning.checkpoint import sublayers
 from jaxprune.pruning.checkpoint.streaming import Memory
 from jaxprune.pruning.layerwise import allocation, drops
 from jaxprune.pruning.patterns import NofM, Unstructured
-from tests import hf_models
-from tests.test_scripts import run
+from tests import hf_models, scripts
 
 L = 3
 TOKENS = np.random.default_rng(0).integers(3, 60, (4, 10)).astype(np.int32)
@@ -409,7 +408,7 @@ def test_allocation_by_hand():
 def test_prune_by_kl(tiny, tmp_path):
   _, source, config, params = tiny
   flags = [f"--model={source.folder}", f"--calibration={source.folder}/ids.npz"]
-  done = run(
+  done = scripts.call(
     "prune",
     *flags,
     "--method=kl_iterative",
@@ -433,7 +432,7 @@ def test_prune_by_kl(tiny, tmp_path):
   assert [row["mlp_kept"] for row in rows] == [
     i not in greedy.layers("mlp") for i in range(L)
   ]
-  done = run(
+  done = scripts.call(
     "prune",
     *flags,
     "--method=magnitude",

@@ -5,12 +5,12 @@ import json
 import hf_models
 import numpy as np
 import pytest
+import scripts
 
 from jaxprune import checkpoints, report
 from jaxprune.models import make_gates
 from jaxprune.probes.decoder import ablation
 from jaxprune.studies.sweep import compare_methods
-from tests.test_scripts import run
 
 
 def cell(name, seed, right, nll=(1.0, 3.0)):
@@ -76,7 +76,7 @@ def test_paired_on_a_folder(tmp_path):
     for one in seeds:
       path = folder / f"cells/{name.replace(':', '_')}-{one['seed']}.json"
       path.write_text(json.dumps(one))
-  done = run(
+  done = scripts.call(
     "compare_methods",
     f"--run={folder}",
     "--baseline=old",
@@ -86,7 +86,9 @@ def test_paired_on_a_folder(tmp_path):
   rows = report.read_records(tmp_path / "out")
   assert [row["value"] for row in rows] == [-0.125, pytest.approx(1 / 40)]
   assert "new:2" in (tmp_path / "out/report.html").read_text()
-  done = run("compare_methods", f"--run={folder}", "--baseline=no", "--out=x")
+  done = scripts.call(
+    "compare_methods", f"--run={folder}", "--baseline=no", "--out=x"
+  )
   assert done.returncode == 1 and "--baseline=no" in done.stderr
 
 
@@ -113,9 +115,9 @@ def test_ablation_of_a_tiny_model(tiny, tmp_path):
     "--targets=mlp,joint",
     f"--out={tmp_path}/out",
   ]
-  done = run("ablation", *flags)
+  done = scripts.call("ablation", *flags)
   assert done.returncode == 1 and "give --held_out" in done.stderr
-  done = run("ablation", *flags, f"--held_out={tiny}/unseen.npz")
+  done = scripts.call("ablation", *flags, f"--held_out={tiny}/unseen.npz")
   assert done.returncode == 0, done.stderr
   rows = report.read_records(tmp_path / "out")
   config, params = checkpoints.load_params(tiny / "dense", np.float32)

@@ -263,7 +263,13 @@ def test_two_processes_are_one(folder, tmp_path):
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
   flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"
-  environment = dict(os.environ, PYTHONPATH=str(ROOT), XLA_FLAGS=flags)
+  # Both would write the same programs at the same time.
+  environment = dict(
+    os.environ,
+    JAX_ENABLE_COMPILATION_CACHE="false",
+    PYTHONPATH=str(ROOT),
+    XLA_FLAGS=flags,
+  )
   pod = [
     subprocess.Popen(
       [

@@ -245,7 +245,7 @@ def test_the_script(tiny, tmp_path):
     "--max_tokens=16",
     "--keep_models",
   ]
-  done = scripts.start(
+  done = scripts.call(
     "retrieval",
     *arguments,
     "--method=magnitude",

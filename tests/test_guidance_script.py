@@ -15,7 +15,7 @@ from tests.guidance_sweeps_made import (
 @pytest.mark.slow
 def test_learn_and_apply(two_layers, tmp_path):
   sweep = write_sweep(tmp_path / "sweep")
-  done = scripts.start(
+  done = scripts.call(
     "guidance",
     f"--sweeps={sweep}",
     f"--out={tmp_path}/learnt",

@@ -152,7 +152,7 @@ def test_bad_flags_are_one_line(tmp_path):
 
 def test_nothing_pruned_is_nothing_everywhere(two_layers, tmp_path):
   out = tmp_path / "out"
-  done = scripts.start(
+  done = scripts.call(
     "interventions",
     f"--model={two_layers}",
     "--cells=drop_attention:0",

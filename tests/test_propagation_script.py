@@ -184,7 +184,7 @@ def test_the_script(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_bad_input_is_one_line(tiny, tmp_path):
-  done = scripts.start(
+  done = scripts.call(
     "propagation",
     f"--model={tiny}/dense",
     "--groups=3",

@@ -45,8 +45,8 @@ def test_recovered_folder_is_verified_and_the_same_again(tiny, tmp_path):
     f"--out={pruned}",
   )
   assert done.returncode == 0, done.stderr
-  for name, run in (("one", scripts.start), ("two", scripts.call)):
-    done = run(
+  for name in ("one", "two"):
+    done = scripts.call(
       "recover",
       f"--dense={tiny}/dense",
       f"--pruned={pruned}",

@@ -9,7 +9,7 @@ import scripts
 @pytest.mark.slow
 def test_a_model_against_itself(two_layers, tmp_path):
   out = tmp_path / "out"
-  done = scripts.start(
+  done = scripts.call(
     "subspace",
     f"--dense={two_layers}",
     f"--pruned={two_layers}",

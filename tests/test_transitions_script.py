@@ -35,8 +35,7 @@ def tiny(tmp_path_factory):
 def test_rows_summary_and_page(tiny, tmp_path, change):
   out = tmp_path / "out"
   what = "--drop" if change == "--drop" else f"--pruned={tiny}/pruned"
-  run = scripts.start if change == "--pruned" else scripts.call
-  done = run(
+  done = scripts.call(
     "transitions",
     f"--dense={tiny}/dense",
     what,
