@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.models import decoder, generation
+from jaxprune.models import decoder, decoding
 from jaxprune.pocket import training
 from jaxprune.probes import monitoring
 from jaxprune.probes.decoder import monitoring as decoder_monitoring
@@ -188,13 +188,13 @@ def test_shared_cache_holds_what_the_deciding_model_wrote(models, row):
   assert deferred_T.any() and not deferred_T.all()
   tokens_BT = jnp.asarray([(0, *prompt)])
   valid_BT = jnp.asarray([[False] + [True] * len(prompt)])
-  _, _, cache = generation.prefill(
+  _, _, cache = decoding.prefill(
     CONFIG, models[1], tokens_BT[:, :-1], capacity=16, valid_BT=valid_BT[:, :-1]
   )
   token, step = (
     prompt[-1],
     jax.jit(
-      lambda params, cache, token_BT: generation.decode_step(
+      lambda params, cache, token_BT: decoding.decode_step(
         CONFIG, params, cache, token_BT
       )
     ),

@@ -12,7 +12,7 @@ import torch
 from jaxprune import evaluation
 from jaxprune.calibration import left_pad
 from jaxprune.evaluation import embeddings, loglikelihoods
-from jaxprune.models import forward, generation, unembed
+from jaxprune.models import decoding, forward, generation, unembed
 from jaxprune.studies.subspace import items
 
 ORIGINAL = 9
@@ -149,11 +149,11 @@ def test_a_prompt_whose_last_token_is_read_again(long):
 
   @jax.jit
   def run(tokens, valid):
-    _, _, cache = generation.prefill(
+    _, _, cache = decoding.prefill(
       config, params, tokens, valid_BT=valid, capacity=tokens.shape[1]
     )
-    cache = generation.step_back(cache)
-    x, _, cache = generation.decode_step(config, params, cache, tokens[:, -1:])
+    cache = decoding.step_back(cache)
+    x, _, cache = decoding.decode_step(config, params, cache, tokens[:, -1:])
     return unembed(config, params, x[:, 0]), cache.valid
 
   got, after = run(tokens, valid)

@@ -10,7 +10,7 @@ import pytest
 from tiny_config import tiny_llama
 
 from jaxprune import checkpoints
-from jaxprune.models import generation
+from jaxprune.models import decoding
 from jaxprune.models.decoder import final_norm, forward, init, unembed
 from jaxprune.probes import trajectories
 from jaxprune.probes.decoder import sequences
@@ -74,7 +74,7 @@ def greedy():
 @jax.jit
 def prefill(weights, tokens, valid):
   """The cache of all tokens but the last, with room for the steps."""
-  return generation.prefill(
+  return decoding.prefill(
     CONFIG,
     weights,
     tokens[:, :-1],
@@ -86,7 +86,7 @@ def prefill(weights, tokens, valid):
 @jax.jit
 def decode(weights, cache, token):
   """Logits after one more token, and the cache with it."""
-  x, _, cache = generation.decode_step(CONFIG, weights, cache, token[:, None])
+  x, _, cache = decoding.decode_step(CONFIG, weights, cache, token[:, None])
   return unembed(CONFIG, weights, x[:, 0]), cache
 
 
@@ -304,7 +304,7 @@ def test_official_free_running_log(shared, name):
     sequences.Sampling(num_steps=steps),
     key=jax.random.key(0),
   )
-  for decoding, records in found.items():
+  for name, records in found.items():
     for field, log in {
       "cos_h": "emb_cos_sim_flat",
       "cos_z": "logits_cos_sim_flat",
@@ -314,8 +314,8 @@ def test_official_free_running_log(shared, name):
     }.items():
       np.testing.assert_allclose(
         getattr(records.position, field)[:, 0],
-        np.ravel(theirs[decoding][log]),
+        np.ravel(theirs[name][log]),
         atol=1e-4,
         rtol=1e-4,
-        err_msg=f"{decoding} {field}",
+        err_msg=f"{name} {field}",
       )

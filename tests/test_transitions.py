@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.models import decoder, decoder_layer, generation, rope
+from jaxprune.models import decoder, decoder_layer, decoding, generation, rope
 from jaxprune.models.config import ModelConfig, RopeConfig
 from jaxprune.models.context import Context
 from jaxprune.probes import lm_head, spaces, transitions
@@ -124,11 +124,11 @@ def step_by_step(config):
   _, tokens_BT, valid_BT = text(config)
   first = PROMPT.shape[1] - 1
   _, _, cache = jax.jit(
-    functools.partial(generation.prefill, config, capacity=tokens_BT.shape[1])
+    functools.partial(decoding.prefill, config, capacity=tokens_BT.shape[1])
   )(dense, tokens_BT[:, :first], valid_BT=valid_BT[:, :first])
   decode = jax.jit(
     functools.partial(
-      generation.decode_step, config, observe=lambda t: t["residual_in"]
+      decoding.decode_step, config, observe=lambda t: t["residual_in"]
     )
   )
   block = jax.jit(

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxprune.models import decoder
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.context import Branches, context_at
-from jaxprune.models.generation import read_with_cache
+from jaxprune.models.decoding import read_with_cache
 from jaxprune.models.parts import Gates, Params
 from jaxprune.models.sampling import choose, penalise
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from jaxprune.models import decoder, generation, sampling
+from jaxprune.models import decoder, decoding, sampling
 from jaxprune.models.config import ModelConfig
 from jaxprune.probes import divergences, interventions, scan
 from jaxprune.probes.decoder.interventions import (
@@ -185,7 +185,7 @@ def continue_changed(
   trees = [pair.params, {**pair.params, "layers": pair.pruned}]
   caches, last = [], []
   for tree in trees:
-    x_BTD, _, cache = generation.prefill(
+    x_BTD, _, cache = decoding.prefill(
       config,
       tree,
       tokens_BT,
@@ -230,7 +230,7 @@ def continue_changed(
   def advance(carry, step):
     token_B, caches = carry
     pairs = [
-      generation.decode_step(config, tree, cache, token_B[:, None])[::2]
+      decoding.decode_step(config, tree, cache, token_B[:, None])[::2]
       for tree, cache in zip(trees, caches)
     ]
     (x_BTD, dense_cache), (y_BTD, pruned_cache) = pairs

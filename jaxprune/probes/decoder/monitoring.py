@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from jaxprune.models import decoder, generation
+from jaxprune.models import decoder, decoding
 from jaxprune.models.config import ModelConfig
 from jaxprune.probes import monitoring
 
@@ -56,7 +56,7 @@ def write(
     )
   if jax.default_backend() == "cpu":
     # Decoding is twice as fast with separate layers as with a stack.
-    params, pruned_params = map(generation.unstack, (params, pruned_params))
+    params, pruned_params = map(decoding.unstack, (params, pruned_params))
   weights = {"dense": params, "pruned": pruned_params}
   return _write(config, writing, weights, tokens_BT, valid_BT, policy, key)
 
@@ -65,8 +65,8 @@ def write(
 def _write(config, writing, weights, tokens_BT, valid_BT, policy, key):
   capacity = tokens_BT.shape[1] + writing.num_steps
   caches = {
-    name: generation.step_back(
-      generation.prefill(
+    name: decoding.step_back(
+      decoding.prefill(
         config, tree, tokens_BT, capacity=capacity, valid_BT=valid_BT
       )[2]
     )
@@ -75,7 +75,7 @@ def _write(config, writing, weights, tokens_BT, valid_BT, policy, key):
   }
 
   def decode(tree, token_B, cache):
-    x_BTD, _, cache = generation.decode_step(
+    x_BTD, _, cache = decoding.decode_step(
       config, tree, cache, token_B[:, None]
     )
     return decoder.unembed(config, tree, x_BTD[:, 0]), cache

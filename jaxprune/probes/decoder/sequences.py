@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.models import decoder, decoder_layer, generation
+from jaxprune.models import decoder, decoder_layer, decoding, generation
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.decoder import Gates
 from jaxprune.probes import scan, trajectories
@@ -293,13 +293,13 @@ def compare_decodings(
   capacity = tokens_BT.shape[1] + sampling.num_steps
 
   def with_cache(params):
-    _, _, cache = generation.prefill(
+    _, _, cache = decoding.prefill(
       config, params, tokens_BT, capacity=capacity, valid_BT=valid_BT
     )
-    return params, generation.step_back(cache)
+    return params, decoding.step_back(cache)
 
   def decode(params, token_B, cache):
-    x_BTD, _, cache = generation.decode_step(
+    x_BTD, _, cache = decoding.decode_step(
       config, params, cache, token_B[:, None]
     )
     h_BD = decoder.final_norm(config, params, x_BTD[:, 0])
