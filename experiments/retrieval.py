@@ -68,21 +68,22 @@ _OUT = flag_groups.out()
 
 def main() -> None:
   from jaxprune.pruning.checkpoint import sublayers
-  from jaxprune.studies.retrieval import measure, page, summary
+  from jaxprune.studies.retrieval import (
+    encoders,
+    measure,
+    page,
+    reading,
+    summary,
+  )
 
-  source = measure.open_encoder(_MODEL.model.value, _MAX_TOKENS.value)
-  variants = measure.variants(_wanted())
-  measure.check(variants, source.config, sublayers.dropped_before(source))
-  texts = measure.read_texts(
+  source = encoders.open_encoder(_MODEL.model.value, _MAX_TOKENS.value)
+  variants = encoders.variants(_wanted())
+  encoders.check(variants, source.config, sublayers.dropped_before(source))
+  texts = reading.read_texts(
     source, _COLLECTION.value, _STS.value, _MAX_TOKENS.value
   )
-  calibration = measure.calibrate(
-    source,
-    _CALIBRATION.value,
-    texts,
-    num_samples=_NUM_SAMPLES.value,
-    seed=_SEED.value,
-  )
+  drawn = dict(num_samples=_NUM_SAMPLES.value, seed=_SEED.value)
+  calibration = reading.calibrate(source, _CALIBRATION.value, texts, **drawn)
   with launch.study(
     _OUT.value,
     seeds={"calibration": _SEED.value, "bootstrap": _SEED.value},
@@ -108,9 +109,9 @@ def main() -> None:
 def _wanted():
   """The models that the flags ask for."""
   from jaxprune.studies import inputs
-  from jaxprune.studies.retrieval import measure
+  from jaxprune.studies.retrieval import encoders
 
-  return measure.Wanted(
+  return encoders.Wanted(
     methods=tuple(_METHOD.value),
     sparsities=_numbers(_SPARSITY, float),
     patterns=tuple(

@@ -21,7 +21,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Each worker keeps what it compiled, for tests that compile the same program
 # and for the scripts that it starts. Not for all workers: JAX writes the files
 # in place, and another process could read half of one.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxprune-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(
+  prefix="jaxprune-tests-"
+)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -1,8 +1,8 @@
 """How do tests run a script: as a process, or within their own?
 
 A process costs some seconds before the script does anything. So every script
-is started once for its --help, `prune` and `evaluate` also for their work, and
-all else is called here.
+is started once for its --help, a few also for their work, and all else is
+called here.
 """
 
 import contextlib

@@ -13,7 +13,7 @@ from jaxprune import checkpoints, statistics
 from jaxprune.calibration.tokenizer import load_tokenizer
 from jaxprune.evaluation import sentences
 from jaxprune.models import EncoderConfig
-from jaxprune.studies.retrieval import measure
+from jaxprune.studies.retrieval import encoders, reading
 from jaxprune.studies.tasks import retrieval_data
 
 TEXTS = [
@@ -180,8 +180,8 @@ def test_bad_pairs(tmp_path):
 
 
 def test_variants():
-  found = measure.variants(
-    measure.Wanted(
+  found = encoders.variants(
+    encoders.Wanted(
       methods=("wanda", "sparsegpt"),
       sparsities=(0.25,),
       drop_attention=(1,),
@@ -198,17 +198,19 @@ def test_variants():
   ]
   assert [v.pattern.group for v in found[:2]] == ["output", "matrix"]
   with pytest.raises(ValueError, match="at least one"):
-    measure.variants(measure.Wanted(sparsities=(0.5,)))
+    encoders.variants(encoders.Wanted(sparsities=(0.5,)))
   with pytest.raises(ValueError, match="none twice"):
-    measure.variants(measure.Wanted(methods=("wanda",), sparsities=(0.5, 0.5)))
+    encoders.variants(
+      encoders.Wanted(methods=("wanda",), sparsities=(0.5, 0.5))
+    )
   with pytest.raises(ValueError, match="none called dense"):
-    measure.variants(measure.Wanted(folders=("/a/dense",)))
+    encoders.variants(encoders.Wanted(folders=("/a/dense",)))
 
 
 def test_calibration_is_a_draw_of_beginnings(tiny, tmp_path):
   _, folder, _, _ = tiny
   source = checkpoints.open_checkpoint(folder, EncoderConfig)
-  texts = measure.read_texts(
+  texts = reading.read_texts(
     source, write_collection(tmp_path / "c"), None, max_tokens=6
   )
   lines = tmp_path / "lines.jsonl"
@@ -216,14 +218,14 @@ def test_calibration_is_a_draw_of_beginnings(tiny, tmp_path):
     "\n".join(json.dumps({"text": text}) for text in ["", *TEXTS])
   )
   options = dict(num_samples=3, seed=1)
-  found = measure.calibrate(source, str(lines), texts, **options)
-  again = measure.calibrate(source, str(lines), texts, **options)
+  found = reading.calibrate(source, str(lines), texts, **options)
+  again = reading.calibrate(source, str(lines), texts, **options)
   assert found.description == again.description
   assert found.tokens.shape == (3, found.valid.sum(axis=1).max())
   ends = found.tokens[np.arange(3), found.valid.sum(axis=1) - 1]
   assert (found.tokens[:, 0] == 2).all() and (ends == 3).all()
   with pytest.raises(ValueError, match="6 documents.*--num_samples=7"):
-    measure.calibrate(source, str(lines), texts, num_samples=7, seed=1)
+    reading.calibrate(source, str(lines), texts, num_samples=7, seed=1)
 
 
 @pytest.mark.slow

@@ -7,7 +7,9 @@ import numpy as np
 
 from jaxprune import statistics
 from jaxprune.statistics import Estimate
-from jaxprune.studies.retrieval.measure import DENSE, METRICS, Measured, Texts
+from jaxprune.studies.retrieval.encoders import DENSE
+from jaxprune.studies.retrieval.measure import METRICS, Measured
+from jaxprune.studies.retrieval.reading import Texts
 
 STS = "spearman"
 MAIN = "ndcg@10"
