@@ -16,7 +16,9 @@ import scripts
 from experiments import command_line, failures
 from jaxprune import calibration, devices, files
 from jaxprune.calibration import documents, id_files, tokens
+from jaxprune.evaluation import multiple_choice
 from jaxprune.studies import inputs
+from jaxprune.studies.tasks import scores
 
 
 class PanicException(BaseException):
@@ -264,6 +266,42 @@ def test_a_lock_is_not_made_through_a_link(tmp_path):
     with staging.lock(tmp_path / "out"):
       pass
   assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_answers_are_there_for_all_prompts_or_for_none(tmp_path):
+  path = tmp_path / "asked.jsonl"
+  path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+  assert scores.read_pairs(path, None) == (["a", "b"], None)
+  path.write_text('{"prompt": "a", "answer": "x"}\n{"prompt": "b"}\n')
+  with pytest.raises(ValueError, match="asked.jsonl: line 2: no field"):
+    scores.read_pairs(path, None)
+
+
+@pytest.mark.parametrize("options", ['"abc"', "[null, 1]", "[[], 1]", "null"])
+def test_options_are_texts(tmp_path, options):
+  path = tmp_path / "asked.jsonl"
+  row = f'{{"context": "a", "options": {options}, "answer": 0}}'
+  path.write_text(row + "\n")
+  with pytest.raises(ValueError, match="asked.jsonl: line 1: TypeError"):
+    multiple_choice.read_questions(path)
+
+
+def test_weights_that_were_changed_are_not_worked_on(tmp_path):
+  home = faults.save_model(tmp_path, num_hidden_layers=1)
+  pruned = tmp_path / "pruned"
+  faults.call(
+    "prune", *faults.prune_flags(home, "magnitude"), f"--out={pruned}"
+  )
+  shard = pruned / "model.safetensors"
+  content = bytearray(shard.read_bytes())
+  content[-2] ^= 1
+  shard.write_bytes(content)
+  again = [f"--model={pruned}", "--method=magnitude", f"--out={tmp_path}/again"]
+  done = scripts.call("prune", *again)
+  assert done.returncode == 1 and not (tmp_path / "again").exists()
+  assert "model.safetensors: is not what was written" in done.stderr
+  (pruned / "jaxprune_export.json").unlink()
+  faults.call("prune", *again)
 
 
 def test_changed_inputs_are_read_right_or_refused_in_one_line(tmp_path):
