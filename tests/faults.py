@@ -1,14 +1,17 @@
-"""Faults made on purpose: kills, full disks, two runs with one folder.
+"""Faults made on purpose: changed inputs, kills, full disks.
 
+  python tests/faults.py --kind=mutations --seed=0 --count=20000
   python tests/faults.py --kind=kills --seed=0 --count=200
   python tests/faults.py --kind=points --every=1
   python tests/faults.py --kind=full
 
-`points` ends a run in this process at its n-th operation on files, for every
-n, and lets another one go on; `kills` ends real processes by SIGKILL at
-uniformly random times; `full` limits the size of files, as a full disk does. In
-each case the run that goes on must end with the bytes of one that was left
-alone. Prints a line per kind; the exit status is 1 if anything else happened.
+`mutations` changes one input at a time (`mutations`, `mutation_judges`).
+`points` ends a run in this process at its n-th operation on files, for every n,
+and lets another one go on (`fault_jobs`); `kills` ends real processes by
+SIGKILL at uniformly random times; `full` limits the size of files, as a full
+disk does. In each case the run that goes on must end with the bytes of one that
+was left alone. Prints a line per kind; the exit status is 1 if anything else
+happened.
 """
 
 import argparse
