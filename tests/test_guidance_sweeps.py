@@ -299,7 +299,7 @@ def test_what_cannot_be_used(tmp_path, folder):
   write_sweep(tmp_path)
   path = tmp_path / "configurations/rtn_3-seed0.json"
   score = json.loads(path.read_text())
-  score["measurements"]["kl"][0] = float("nan")
+  score["measurements"]["kl"][0] = None
   path.write_text(json.dumps(score))
   sweeps = sweeps_lib.read_sweeps([tmp_path], keep=0.9, resamples=100)
   assert len(sweeps.models) == 29
