@@ -194,7 +194,12 @@ class Objects:
 
 
 def answer(channel: Channel, code: str) -> None:
-  """Run the program, then do what the tests ask until they end."""
+  """Run the program, then do what the tests ask until they end.
+
+  Args:
+    channel: to the process of the tests.
+    code: the program.
+  """
   module = types.ModuleType("__main__")
   sys.modules["__main__"] = module
   objects = Objects()

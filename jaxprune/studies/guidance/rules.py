@@ -162,7 +162,12 @@ def fit_rule(
 
 
 def rank_correlation(values: np.ndarray, kept: np.ndarray) -> float:
-  """Spearman's, of a feature and the score that is kept; NaN below two."""
+  """Spearman's, of a feature and the score that is kept; NaN below two.
+
+  Args:
+    values: of the feature, [n].
+    kept: share of the dense score, [n].
+  """
   if len(values) < 2:
     return math.nan
   return statistics.rank_correlation(values, kept)

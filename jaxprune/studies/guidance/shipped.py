@@ -79,7 +79,12 @@ def make_rule(
 
 
 def write_rule(path: pathlib.Path | str, rule: dict[str, Any]) -> None:
-  """Write a rule that `make_rule` made."""
+  """Write a rule.
+
+  Args:
+    path: of the file.
+    rule: from `make_rule`.
+  """
   files.atomic_write_json(pathlib.Path(path), rule)
 
 

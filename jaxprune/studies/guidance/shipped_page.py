@@ -50,7 +50,12 @@ def render(
 def judged_headline(
   judged: Mapping[str, shipped.Judgement], rule: Mapping[str, Any]
 ) -> str:
-  """A line per kind of task, and where the rule comes from."""
+  """A line per kind of task, and where the rule comes from.
+
+  Args:
+    judged: from `shipped.judge`.
+    rule: that was asked.
+  """
   return "\n".join(
     [*(each.sentence for each in judged.values()), shipped.origin(rule)]
   )
@@ -91,6 +96,10 @@ def markdown(rule: Mapping[str, Any]) -> str:
 
 def write_markdown(path: pathlib.Path | str, rule: Mapping[str, Any]) -> None:
   """Replace what stands between BEGIN and END in a page of the docs.
+
+  Args:
+    path: of the page.
+    rule: that is described.
 
   Raises:
     ValueError: the file or the marks are missing.

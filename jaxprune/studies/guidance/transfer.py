@@ -62,7 +62,12 @@ class Line:
 
 
 def line_of(kind: str, entry: dict[str, Any]) -> Line:
-  """The line of a kind, from what `learn` returned of it."""
+  """The line of a kind.
+
+  Args:
+    kind: of task.
+    entry: what `learn` returned of it.
+  """
   curve = logistic.FallingCurve(
     intercept=entry["intercept"], slope=entry["slope"]
   )
@@ -96,7 +101,12 @@ def amount(feature: str, shifts: Mapping[str, float], tokens: float) -> float:
 
 
 def amounts(cases: Sequence[Case], feature: str) -> np.ndarray:
-  """`amount` of every case, [n]."""
+  """`amount` of every case, [n].
+
+  Args:
+    cases: of one kind.
+    feature: of SHIFTS, or a baseline.
+  """
   return np.array([amount(feature, c.shifts, c.tokens) for c in cases])
 
 
@@ -135,7 +145,7 @@ def leave_one_out(
 
   Args:
     cases: of one kind.
-    feature: as in `fit`; chosen on the others each time.
+    feature: that the lines read; None chooses one on the others each time.
 
   Returns:
     Probabilities [n], NaN where the others had nothing to learn from, and the
@@ -200,7 +210,12 @@ def check(
 def by_model(
   cases: Sequence[Case], probabilities: np.ndarray
 ) -> dict[str, dict[str, Any]]:
-  """`check` of every model by itself, by its name."""
+  """`check` of every model by itself, by its name.
+
+  Args:
+    cases: of one kind.
+    probabilities: that each is kept, [n].
+  """
   found = {}
   for model in _models(cases):
     chosen = [index for index, c in enumerate(cases) if c.model == model]
