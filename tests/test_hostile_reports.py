@@ -38,7 +38,11 @@ class Nesting(html.parser.HTMLParser):
 
 def written(folder, word) -> str:
   estimate = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 9}
-  summary = {"models": ["model"], "tasks": {word: {word: {"model": estimate}}}}
+  summary = {
+    "models": ["model"],
+    "tasks": {word: {word: {"model": estimate}}},
+    "rules": {word: {word: word}},
+  }
   description = {
     "made_by": "jaxprune",
     "command": f"evaluate --choice={word}",

@@ -301,7 +301,7 @@ def test_dense_against_dense_is_exactly_zero():
 
 
 @pytest.mark.parametrize("config", BOTH)
-def test_equal_weights_give_equal_bits(config):
+def test_equal_weights_give_equal_vectors(config):
   dense, _ = models(config)
   copy = jax.tree.map(jnp.array, dense)
   _, tokens_BT, valid_BT = text(config)
@@ -317,13 +317,18 @@ def test_equal_weights_give_equal_bits(config):
       history=history,
       measure=vectors,
     )
-    same = np.asarray(found["h"] == found["g"]).all((2, 3, 4))
+    h, g = (np.asarray(found[name], np.float64) for name in "hg")
+    change = np.linalg.norm(h - g, axis=-1) / np.linalg.norm(h, axis=-1)
     # Only without its history does the same attention give something else,
-    # and the MLP reads the dense stream then too.
-    assert same[:, 1].all()
-    assert same[:, 0].all() == (history != "none")
-    if history != "none":
-      np.testing.assert_array_equal(found["z"], found["y"])
+    # and the MLP reads the dense stream then too. With a history of its own the
+    # attention is computed in another order, so some processors round it in
+    # another way.
+    assert (change[:, 1] < 1e-5).all()
+    if history == "none":
+      assert (change[:, 0].max((1, 2)) > 1e-3).all()
+    else:
+      assert (change[:, 0] < 1e-5).all()
+      np.testing.assert_allclose(found["z"], found["y"], rtol=1e-4, atol=1e-4)
 
 
 def test_dropping_is_the_similarity_of_input_and_output():

@@ -153,6 +153,7 @@ TASKS = {
     few_shot=5,
     instruction=_MATHS,
     stop=("Question:",),
+    max_new_tokens=192,
   ),
   "humaneval": Task(
     kind=CODE,

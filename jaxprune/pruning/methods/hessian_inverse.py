@@ -31,6 +31,9 @@ _SMALLEST = 256
 # The threads of LAPACK round a larger Cholesky factor in another way; measured
 # to be the same for up to 192 rows.
 _LEAF = 128
+# The threads of a triangular solve take equal parts of its columns and round
+# other parts than these in another way; measured with one and two cores.
+_MULTIPLE = 64
 # What damping is multiplied by when a factorisation failed, and how often.
 _STRONGER = 10.0
 _RETRIES = 3
@@ -95,6 +98,12 @@ def _divided(panel_IJ: jax.Array, corner_JJ: jax.Array) -> jax.Array:
   )
 
 
+def _panel_size(inputs: int) -> int:
+  """Columns of a block; a multiple of `_MULTIPLE`."""
+  size = max(math.ceil(inputs / _PANELS), _SMALLEST)
+  return -(-size // _MULTIPLE) * _MULTIPLE
+
+
 def _factor_by_panels(a_II: jax.Array) -> jax.Array:
   """Lower Cholesky factor, of which only matrix products use several cores.
 
@@ -102,7 +111,7 @@ def _factor_by_panels(a_II: jax.Array) -> jax.Array:
   corner is factorised, and what lies below is divided by that.
   """
   inputs = a_II.shape[0]
-  size = max(math.ceil(inputs / _PANELS), _SMALLEST)
+  size = _panel_size(inputs)
   # Each entry is one column of blocks, from its diagonal block downwards.
   columns = []
   for start in range(0, inputs, size):
@@ -139,7 +148,7 @@ def _lower_inverse(lower_II: jax.Array) -> jax.Array:
   L_ki M_ij): n^3 / 3 multiplications, where a solve for the identity has n^3.
   """
   inputs = lower_II.shape[0]
-  size = max(math.ceil(inputs / _PANELS), _SMALLEST)
+  size = _panel_size(inputs)
   # Each entry is the part of one column of blocks that is known so far, from
   # its diagonal block downwards.
   columns = []
@@ -162,6 +171,15 @@ def _lower_inverse(lower_II: jax.Array) -> jax.Array:
   return jnp.concatenate(
     [jnp.pad(c, ((inputs - len(c), 0), (0, 0))) for c in columns], axis=1
   )
+
+
+def _padded(a_II: jax.Array) -> jax.Array:
+  """The matrix, and the identity below it, up to a multiple of `_MULTIPLE`."""
+  size = len(a_II)
+  more = -size % _MULTIPLE
+  index_I = jnp.arange(size + more)
+  ones_I = (index_I >= size).astype(a_II.dtype)
+  return jnp.pad(a_II, ((0, more), (0, more))) + jnp.diag(ones_I)
 
 
 def inverse_factor(
@@ -190,8 +208,9 @@ def inverse_factor(
   eye_II = index_I[:, None] == index_I[None]
   h_II = jnp.where(eye_II, damped_I[None], h_II)
   # Symmetric only up to rounding: one triangle is read, the other ignored.
-  lower_II = _lower_factor(h_II[::-1, ::-1])
-  upper_II = _lower_inverse(lower_II)[::-1, ::-1]
+  lower_II = _lower_factor(_padded(h_II[::-1, ::-1]))
+  inverse_II = _lower_inverse(lower_II)[: len(h_II), : len(h_II)]
+  upper_II = inverse_II[::-1, ::-1]
   # What a failed factor leaves behind differs between platforms.
   diagonal_I = jnp.diagonal(upper_II)
   ok = jnp.all(jnp.isfinite(upper_II)) & jnp.all(diagonal_I > 0)
