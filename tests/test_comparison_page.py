@@ -152,3 +152,22 @@ def test_amounts_of_a_model():
   summary["subject"] |= changes
   line = page.about(summary, settings)
   assert "3 sublayers dropped · 2 M parameters removed" in line
+
+
+def test_a_prompt_is_shown_without_its_chat_template():
+  frame = (
+    "<|im_start|>system\nBe kind<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
+    "<|im_start|>assistant\n"
+  )
+  said = ["What is it?", "What was it?\nSay it"]
+  prompts = [frame.format(text) for text in said]
+  assert written.without_frame(prompts) == said
+  assert written.without_frame(["What is", "What was"]) == [
+    "What is",
+    "What was",
+  ]
+  assert written.without_frame(prompts[:1]) == prompts[:1]
+  assert written.without_frame(["a", "a"]) == ["a", "a"]
+  assert written.without_frame(["<s> Once", "<s> Two"]) == ["Once", "Two"]
+  (text,) = written.without_frame(["x" * 1000])
+  assert len(text) == 322 and text.startswith("… x")

@@ -6,7 +6,9 @@ stands what the pruned model writes on its own, and for how many tokens that is
 the same.
 """
 
+import os
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,6 +58,7 @@ def summarise(tables: Tables, read: TextOf) -> dict[str, Any]:
     np.array([text["prompt"] for text in texts]),
     seed=tables.settings.seed,
   )
+  prompts = without_frame([read(list(ids)) for ids in tables.prompts])
   order = sorted(texts, key=lambda t: (t["agrees"] / t["steps"], -t["mean_kl"]))
   return {
     "alone": agree.to_json()
@@ -64,8 +67,40 @@ def summarise(tables: Tables, read: TextOf) -> dict[str, Any]:
       "same": same,
       "steps": float(np.mean([text["steps"] for text in texts])),
     },
-    "texts": [_write(text, tables, read) for text in _spread(order)],
+    "texts": [
+      _write(text, tables, read) | {"prompt_text": prompts[text["prompt"]]}
+      for text in _spread(order)
+    ],
   }
+
+
+def without_frame(prompts: Sequence[str]) -> list[str]:
+  """What is a prompt's own: without the lines that all begin and end with.
+
+  A chat template puts the same lines around every prompt.
+
+  Args:
+    prompts: texts of all prompts. Of a long one the end is kept.
+  """
+  start, end = "", ""
+  if len(set(prompts)) > 1:
+    start = os.path.commonprefix(prompts)
+    start = start[: start.rfind("\n") + 1]
+    start += _marks_of([prompt[len(start) :] for prompt in prompts])
+    rests = [prompt[len(start) :] for prompt in prompts]
+    end = os.path.commonprefix([rest[::-1] for rest in rests])[::-1]
+    mark = re.search(r"[\n<]", end)
+    end = end[mark.start() :] if mark else ""
+  own = [prompt[len(start) : len(prompt) - len(end)] for prompt in prompts]
+  return [
+    ("… " if len(text) > _PROMPT else "") + text[-_PROMPT:] for text in own
+  ]
+
+
+def _marks_of(prompts) -> str:
+  """What marks the turn of a user at the beginning of every prompt, or ''."""
+  found = re.match(r"(<[^<>]*>|\[INST\])\s?", os.path.commonprefix(prompts))
+  return found[0] if found else ""
 
 
 def _each_text(tables):
@@ -116,7 +151,6 @@ def _write(text, tables, read) -> dict[str, Any]:
   prompt = list(map(int, tables.prompts[text["prompt"]]))
   dense = {name: values[:_TOKENS] for name, values in text["dense"].items()}
   tokens = dense["token"].tolist()
-  words = read(prompt)
   chosen = {
     name: [
       _piece(prompt + tokens[:step], token, read)
@@ -126,7 +160,6 @@ def _write(text, tables, read) -> dict[str, Any]:
   }
   own = text["own"]["token"][:_TOKENS].tolist()
   return {name: text[name] for name in _KEPT} | {
-    "prompt_text": ("… " if len(words) > _PROMPT else "") + words[-_PROMPT:],
     "tokens": _pieces(prompt, tokens, read),
     "own_tokens": _pieces(prompt, own, read),
     "kl": _short(dense["kl"]),
