@@ -255,7 +255,7 @@ def render_page(
   sections: Sequence[Section],
   run: Mapping[str, Any],
   protocol: Mapping[str, Cell] | None = None,
-  finding: str | Sequence[Part | Mapping[str, str]] = (),
+  finding: str | Sequence[Part | Mapping[str, str]] | None = (),
   template: str = "report.html.j2",
   **more: Any,
 ) -> str:
@@ -268,7 +268,8 @@ def render_page(
     run: content of run.json, from `records.describe_run`.
     protocol: what else a reader must know to compare or repeat the numbers:
       context length, analysis temperature T, lens, number of prompts.
-    finding: the answer in one sentence, the headline; without, the title is.
+    finding: the answer in one sentence, the headline; None takes the first
+      sentence of the verdict. Where it is empty, the title is the headline.
     template: of `templates/`.
     **more: `about`, the line above the headline; `tiles`, see Tile; `next`,
       see Next; and what the template shows beside.
@@ -280,6 +281,8 @@ def render_page(
     ValueError: a row has not one cell per column, or a figure does not say
       what it shows.
   """
+  if finding is None:
+    finding, verdict = first_sentence(verdict)
   for section in sections:
     _check(section)
   content = {

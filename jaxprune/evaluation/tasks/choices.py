@@ -24,51 +24,44 @@ _FORMAT = "Answer format:"
 
 def arc(entry: Entry) -> Question:
   """ARC (Easy or Challenge): options are texts after `Answer:`."""
-  if "instruction" in entry:
-    question, options, answer = _instruction(entry)
-  else:
-    question = entry["question"]
-    options = entry["choices"]["text"]
-    answer = entry["choices"]["label"].index(entry["answerKey"])
-  return Question(
-    context=f"Question: {question}\nAnswer:",
-    options=tuple(options),
-    answer=answer,
+  question, options, answer = _read(
+    entry, lambda: (entry["question"], *_lettered(entry))
   )
+  return _answered(question, options, answer)
 
 
 def openbookqa(entry: Entry) -> Question:
   """OpenBookQA: options complete the question."""
-  if "instruction" in entry:
-    question, options, answer = _instruction(entry)
-  else:
-    question = entry["question_stem"]
-    options = entry["choices"]["text"]
-    answer = entry["choices"]["label"].index(entry["answerKey"].strip())
+  question, options, answer = _read(
+    entry, lambda: (entry["question_stem"], *_lettered(entry))
+  )
   return Question(context=question, options=tuple(options), answer=answer)
 
 
 def piqa(entry: Entry) -> Question:
   """PIQA: two solutions of a goal."""
-  if "instruction" in entry:
-    question, options, answer = _instruction(entry)
-  else:
-    question, answer = entry["goal"], int(entry["label"])
-    options = entry["sol1"], entry["sol2"]
-  return Question(
-    context=f"Question: {question}\nAnswer:",
-    options=tuple(options),
-    answer=answer,
+  return _answered(
+    *_read(
+      entry,
+      lambda: (
+        entry["goal"],
+        (entry["sol1"], entry["sol2"]),
+        int(entry["label"]),
+      ),
+    )
   )
 
 
 def winogrande(entry: Entry) -> Question:
   """WinoGrande: how likely the rest of the sentence is after each name."""
-  if "instruction" in entry:
-    sentence, options, answer = _instruction(entry)
-  else:
-    sentence, answer = entry["sentence"], int(entry["answer"]) - 1
-    options = entry["option1"], entry["option2"]
+  sentence, options, answer = _read(
+    entry,
+    lambda: (
+      entry["sentence"],
+      (entry["option1"], entry["option2"]),
+      int(entry["answer"]) - 1,
+    ),
+  )
   before, blank, after = sentence.partition("_")
   if not blank:
     raise ValueError("the sentence has no blank, _")
@@ -152,6 +145,25 @@ def _disturbed(text: str, shift: int) -> str:
   return _NUMBER.sub(
     lambda match: moved(match[0]) if match[0] in results else match[0], text
   )
+
+
+def _answered(question, options, answer) -> Question:
+  return Question(
+    context=f"Question: {question}\nAnswer:",
+    options=tuple(options),
+    answer=answer,
+  )
+
+
+def _lettered(entry):
+  """(options, index of the right one) where letters name them."""
+  choices = entry["choices"]
+  return choices["text"], choices["label"].index(entry["answerKey"].strip())
+
+
+def _read(entry, public):
+  """(question, options, answer) of an instruction, or by `public`."""
+  return _instruction(entry) if "instruction" in entry else public()
 
 
 def _instruction(entry: Entry) -> tuple[str, list[str], int]:

@@ -42,12 +42,11 @@ def write_page(run: report.RunFolder, summary: dict[str, Any]) -> None:
     run: the run folder.
     summary: from `summary.summarise`.
   """
-  said, rest = page.first_sentence(_verdict(summary))
   page.write_report(
     run,
     title="What the output loses without each sublayer",
-    finding=said,
-    verdict=rest,
+    finding=None,
+    verdict=_verdict(summary),
     sections=[
       _single_section(summary),
       _agreement_section(summary),

@@ -75,12 +75,11 @@ def write_learnt(
       + [f"Left out: {line}" for line in summary["left_out"]],
     )
   )
-  said, rest = page.first_sentence(verdict(summary))
   page.write_report(
     run,
     title="Which pruning for which task",
-    finding=said,
-    verdict=rest,
+    finding=None,
+    verdict=verdict(summary),
     sections=sections,
     protocol={
       "Survival": f"at least {settings.keep:g} of the dense score; of a"

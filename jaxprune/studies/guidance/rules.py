@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxprune import statistics
 from jaxprune.statistics import separation
+from jaxprune.studies.guidance import shifts
 
 QUANTITIES = (
   "one_minus_cos_h",
@@ -85,7 +86,7 @@ def features(measurements: Mapping[str, Sequence[float]]) -> dict[str, float]:
   Raises:
     ValueError: a column is missing, empty, of another length or not finite.
   """
-  table = _columns(measurements)
+  table = shifts.columns_of(measurements, _COLUMNS)
   by_quantity = {
     f"one_minus_{name}": np.maximum(1 - table[name], 0)
     for name in ("cos_h", "cos_z", "cos_z_centred", "cos_p")
@@ -287,30 +288,6 @@ def _reliability(held) -> str:
       else ", all of which failed: a false no could not be seen"
     )
   )
-
-
-def _columns(measurements) -> dict[str, np.ndarray]:
-  missing = [name for name in _COLUMNS if name not in measurements]
-  if missing:
-    raise ValueError(
-      f"measurements lack {', '.join(missing)}: measure them at every position"
-    )
-  table = {
-    name: np.asarray(measurements[name], np.float64) for name in _COLUMNS
-  }
-  sizes = {values.shape for values in table.values()}
-  if len(sizes) != 1 or len(*sizes) != 1 or not table["kl"].size:
-    raise ValueError(
-      f"measurements: columns of shapes {sorted(sizes)}; give one value per"
-      " position in each"
-    )
-  for name, values in table.items():
-    if not np.isfinite(values).all():
-      raise ValueError(
-        f"measurements: {name} is not finite at"
-        f" {int(np.sum(~np.isfinite(values)))} of {values.size} positions"
-      )
-  return table
 
 
 def _first_flips(prompt, step, flip) -> dict[str, float]:

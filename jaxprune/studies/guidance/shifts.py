@@ -55,7 +55,7 @@ def shifts(measurements: Mapping[str, Sequence[float]]) -> dict[str, float]:
   Raises:
     ValueError: a column is missing, empty, of another length or not finite.
   """
-  table = _checked(measurements)
+  table = columns_of(measurements, COLUMNS)
   sure = np.exp(-table["entropy"])
   flip = table["flip"] > 0.5
   values = {name: np.mean(table[column]) for name, column in _MEANS.items()} | {
@@ -75,13 +75,24 @@ def is_unchanged(measurements: Mapping[str, Sequence[float]]) -> bool:
   return not np.any(measurements["max_abs_dz"])
 
 
-def _checked(measurements) -> dict[str, np.ndarray]:
-  missing = [name for name in COLUMNS if name not in measurements]
+def columns_of(
+  measurements: Mapping[str, Sequence[float]], names: Sequence[str]
+) -> dict[str, np.ndarray]:
+  """Columns over positions, float64 [n] each.
+
+  Args:
+    measurements: what was measured at every position.
+    names: of the columns, `kl` among them.
+
+  Raises:
+    ValueError: one is missing, they differ in length, or a value is not finite.
+  """
+  missing = [name for name in names if name not in measurements]
   if missing:
     raise ValueError(
       f"measurements lack {', '.join(missing)}: measure them at every position"
     )
-  table = {name: np.asarray(measurements[name], np.float64) for name in COLUMNS}
+  table = {name: np.asarray(measurements[name], np.float64) for name in names}
   shapes = {values.shape for values in table.values()}
   if len(shapes) != 1 or len(*shapes) != 1 or not table["kl"].size:
     raise ValueError(

@@ -88,12 +88,11 @@ def write_page(run: RunFolder, summary: Summary, settings: Settings) -> None:
     )
     for name, entry in summary["configurations"].items()
   ]
-  said, rest = page.first_sentence(verdict(summary))
   page.write_report(
     run,
     title="Monitoring: fall back or stop",
-    finding=said,
-    verdict=rest,
+    finding=None,
+    verdict=verdict(summary),
     sections=sections,
     protocol={
       "Cache of the dense model": settings.cache,

@@ -21,11 +21,10 @@ def render(
     description: of the run.
   """
   recovery = settings.recovery
-  said, rest = page.first_sentence(verdict(summary))
   return page.render_page(
     title="Recovery of pruned models",
-    finding=said,
-    verdict=rest,
+    finding=None,
+    verdict=verdict(summary),
     sections=[
       _section(name, entry, summary["dense"])
       for name, entry in summary["configurations"].items()

@@ -34,12 +34,11 @@ def write_page(
     settings: how it was measured.
     text_of: the text of a token id.
   """
-  said, rest = page.first_sentence(verdict(summary))
   page.write_report(
     run,
     title="Answer options against the vocabulary",
-    finding=said,
-    verdict=rest,
+    finding=None,
+    verdict=verdict(summary),
     sections=[
       page.Section(
         title="Options, vocabulary and random tokens",
