@@ -1,6 +1,7 @@
 """Whatever happens to one process of a pod, all end soon, and say why."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -179,10 +180,12 @@ def test_interrupted(pod):
   processes[1].send(signal.SIGINT)
   until = time.monotonic() + SECONDS
   status, line = processes[1].wait(until)
-  assert status == 130 and line.startswith("stopped: every step is kept")
+  # The signal may come before its first step, on a busy machine.
+  assert status == 130
+  assert re.match("stopped: (every step|nothing) is kept", line), line
   status, line = processes[0].wait(until)
   assert status == 1
-  assert line.startswith("stopped: process 1 was told to end (SIGINT); every")
+  assert line.startswith("stopped: process 1 was told to end (SIGINT); ")
   assert_clean(*processes)
 
 
