@@ -47,16 +47,8 @@ def contribution_bars(
             middle, y_scale(bar.low), middle, y_scale(bar.high), "rule"
           )
         )
-  panel = canvas.frame(
-    x,
-    y_scale,
-    canvas.WIDE,
-    x_label="layer",
-    y_label=y,
-    x_ticks=tuple(canvas.ticks(x, whole=True, most=8)),
-    y_ticks=tuple(ticks),
-    marks=tuple(marks),
-    note=completeness,
+  panel = _panel(
+    (y_scale, x, ticks), marks, x_label="layer", y_label=y, note=completeness
   )
   return Chart(panels=(panel,), legend=(("s0", "attention"), ("s1", "MLP")))
 
@@ -112,16 +104,7 @@ def stacked_steps(
     )
     for s, t in enumerate(truth.tolist())
   ]
-  panel = canvas.frame(
-    x,
-    y_scale,
-    canvas.WIDE,
-    x_label="step",
-    y_label=y,
-    x_ticks=tuple(canvas.ticks(x, whole=True, most=8)),
-    y_ticks=tuple(ticks),
-    marks=tuple(marks),
-  )
+  panel = _panel((y_scale, x, ticks), marks, x_label="step", y_label=y)
   legend = [(look, label) for label, look, _, _ in pieces]
   return Chart(panels=(panel,), legend=(*legend, ("truth", "true")))
 
@@ -200,6 +183,20 @@ def _axes(values, count):
   ticks = canvas.ticks(y)
   left, _, right, _ = canvas.edges(canvas.WIDE, [t.label for t in ticks])
   return y, Scale(-0.5, max(count, 1) - 0.5, left, right), ticks
+
+
+def _panel(axes, marks, **about) -> canvas.Panel:
+  """Marks over layers or steps, between the axes of `_axes`."""
+  y, x, ticks = axes
+  return canvas.frame(
+    x,
+    y,
+    canvas.WIDE,
+    x_ticks=tuple(canvas.ticks(x, whole=True, most=8)),
+    y_ticks=tuple(ticks),
+    marks=tuple(marks),
+    **about,
+  )
 
 
 def _bar(x, y, sides, ends, look, title) -> Mark:

@@ -61,11 +61,8 @@ def _leaf_factor(a_II: jax.Array) -> jax.Array:
   size = a_II.shape[0]
   if size <= _LEAF:
     return jax.lax.linalg.cholesky(a_II, symmetrize_input=False)
-  pad = -size % _LEAF
-  index_I = jnp.arange(size + pad)
-  # Padded with the identity, which factorises into itself.
-  ones_I = (index_I >= size).astype(a_II.dtype)
-  a_II = jnp.pad(a_II, ((0, pad), (0, pad))) + jnp.diag(ones_I)
+  a_II = _padded(a_II, _LEAF)
+  index_I = jnp.arange(len(a_II))
 
   def step(k, lower_II):
     start = k * _LEAF
@@ -86,7 +83,7 @@ def _leaf_factor(a_II: jax.Array) -> jax.Array:
       lower_II, panel_IJ, start, axis=1
     )
 
-  steps = (size + pad) // _LEAF
+  steps = len(a_II) // _LEAF
   lower_II = jax.lax.fori_loop(0, steps, step, jnp.zeros_like(a_II))
   return lower_II[:size, :size]
 
@@ -173,10 +170,10 @@ def _lower_inverse(lower_II: jax.Array) -> jax.Array:
   )
 
 
-def _padded(a_II: jax.Array) -> jax.Array:
-  """The matrix, and the identity below it, up to a multiple of `_MULTIPLE`."""
+def _padded(a_II: jax.Array, multiple: int) -> jax.Array:
+  """The matrix, padded with the identity, which factorises into itself."""
   size = len(a_II)
-  more = -size % _MULTIPLE
+  more = -size % multiple
   index_I = jnp.arange(size + more)
   ones_I = (index_I >= size).astype(a_II.dtype)
   return jnp.pad(a_II, ((0, more), (0, more))) + jnp.diag(ones_I)
@@ -208,7 +205,7 @@ def inverse_factor(
   eye_II = index_I[:, None] == index_I[None]
   h_II = jnp.where(eye_II, damped_I[None], h_II)
   # Symmetric only up to rounding: one triangle is read, the other ignored.
-  lower_II = _lower_factor(_padded(h_II[::-1, ::-1]))
+  lower_II = _lower_factor(_padded(h_II[::-1, ::-1], _MULTIPLE))
   inverse_II = _lower_inverse(lower_II)[: len(h_II), : len(h_II)]
   upper_II = inverse_II[::-1, ::-1]
   # What a failed factor leaves behind differs between platforms.

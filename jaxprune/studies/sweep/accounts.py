@@ -1,4 +1,4 @@
-"""Why does writing fail? Three accounts, each held against what was scored.
+"""Why does writing fail? Four accounts, each held against what was scored.
 
 A pruned model writes what the dense one writes until a next token flips. Of
 the items that the dense model answers right, the share that the pruned one
@@ -12,9 +12,9 @@ answers right is predicted from what was measured along the dense text:
   unchanged    share of texts without any flip
 
 If writing failed because errors feed on themselves, texts would fail more often
-than independent flips say; if most flips are harmless, less often. `forgiven`
-is the share of right answers among the texts that did change: what an account
-in which every flip is fatal leaves out.
+than independent flips say; if most flips are harmless, less often.
+`forgiven_count` is how many of the texts that did change are right: what an
+account in which every flip is fatal leaves out.
 
 Between choosing and writing stands reading a right text that somebody else
 wrote (`references`): no error feeds on another there.
@@ -120,7 +120,7 @@ def _entry(dense: Score, score: Score, task: str) -> dict[str, Any] | None:
 
   Returns:
     `items`, their number; `measured`, the share that stayed right, and
-    `interval`, its ends; a prediction per account; `flip_rate` and
+    `interval`, its estimate; a prediction per account; `flip_rate` and
     `sure_flip_rate` per token of all items; `tokens`, mean of a text;
     `changed`, texts with a flip, and of those `forgiven_count` that are right
     nevertheless; `length`, the rank correlation of the tokens of a text with
@@ -137,7 +137,7 @@ def _entry(dense: Score, score: Score, task: str) -> dict[str, Any] | None:
   right_X = item_scores([score], task, metric)[0][items][was_X]
   columns = {
     name: np.array(path[name])
-    for name in ("tokens", "flips", "sure_flips", "first_flip", "kl")
+    for name in ("tokens", "flips", "sure_flips", "kl")
   }
   flip, sure = (
     float(columns[name].sum() / columns["tokens"].sum())

@@ -102,9 +102,7 @@ def read(tasks: Tasks, name: str, limit: int | None) -> list[Any]:
   return tasks_lib.read(name, tasks.data, limit)
 
 
-def score(
-  model: Model, name: str, limit: int | None, tasks: Tasks
-) -> list[Scored]:
+def score(model: Model, name: str, limit: int | None, tasks: Tasks) -> Scored:
   """Score a task in which the model chooses or writes.
 
   Args:
@@ -117,8 +115,8 @@ def score(
     ValueError: a prompt and what is to be written exceed the context.
   """
   if TASKS[name].kind == CHOICE:
-    return [_choose(model, name, read(tasks, name, limit))]
-  return [_write(model, name, limit, tasks)]
+    return _choose(model, name, read(tasks, name, limit))
+  return _write(model, name, read(tasks, name, limit), tasks)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,7 +143,10 @@ def prompts_of(
     limit: only the first so many items; None is all.
     tasks: where the data is, and how many examples stand in front.
   """
-  items = read(tasks, name, limit)
+  return _prompts(model, name, read(tasks, name, limit), tasks)
+
+
+def _prompts(model, name, items, tasks) -> list[Prompt]:
   task, tokenizer = TASKS[name], model.tokenizer
   if task.kind == CODE:
     benchmark = _BENCHMARKS[name]
@@ -207,10 +208,10 @@ def _choose(model, name, questions) -> Scored:
   )
 
 
-def _write(model, name, limit, tasks) -> Scored:
+def _write(model, name, items, tasks) -> Scored:
   """Write texts, and compare or run them."""
-  task, items = TASKS[name], read(tasks, name, limit)
-  prompts = [prompt.ids for prompt in prompts_of(model, name, limit, tasks)]
+  task = TASKS[name]
+  prompts = [prompt.ids for prompt in _prompts(model, name, items, tasks)]
   is_code = task.kind == CODE
   stop = _BENCHMARKS[name].stop if is_code else task.stop
   if model.template is not None and not is_code:

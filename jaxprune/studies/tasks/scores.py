@@ -136,9 +136,8 @@ def score(
     ),
     *(score_pocket(model) if tasks.pocket else ()),
     *(
-      scored
+      score_named(model, name, limit, tasks)
       for name, limit in named.names(tasks)
-      for scored in score_named(model, name, limit, tasks)
     ),
   ]
   if len({entry.task for entry in scored}) < len(scored):
@@ -150,7 +149,7 @@ def score(
 
 def score_named(
   model: Model, name: str, limit: int | None, tasks: Tasks
-) -> list[Scored]:
+) -> Scored:
   """Score a task of `evaluation.tasks`.
 
   Args:
@@ -167,7 +166,7 @@ def score_named(
     scored = score_retrieval(model, *named.read(tasks, name, limit), chosen)
   else:
     return named.score(model, name, limit, tasks)
-  return [dataclasses.replace(scored, task=name, named=name)]
+  return dataclasses.replace(scored, task=name, named=name)
 
 
 def score_perplexity(model: Model, source: str, tasks: Tasks) -> Scored:
