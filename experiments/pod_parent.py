@@ -39,8 +39,8 @@ class Channel:
     """Tell the parent, for when the child is gone.
 
     Args:
-      **what: `kept`, what an interrupted script leaves, or `status`, the exit
-        status of a child that has said all there is to say.
+      **what: `kept`, what an interrupted script leaves; `status`, the exit
+        status of a child that needs no more explanation; `line`, its last.
     """
     with contextlib.suppress(OSError):  # no parent: the child ends, too
       self._connection.sendall(json.dumps(what).encode() + b"\n")
@@ -136,6 +136,8 @@ class _Parent:
     said = self._read()
     if "status" in said or code == 0:
       self._show_held(logging.get_verbosity() >= logging.DEBUG)
+      if "line" in said:
+        print(said["line"], file=sys.stderr, flush=True)
       return said.get("status", 0)
     held = b"".join(self._held).decode("utf-8", "replace")
     cause = _cause(held)

@@ -230,9 +230,11 @@ class _Member:
     os._exit(status)
 
   def _end_with(self, line: str, status: int) -> NoReturn:
-    """End while the main thread may wait for something that never comes."""
-    self._channel.tell(status=status)
-    print(line, file=sys.stderr, flush=True)
+    """End while the main thread may wait for something that never comes.
+
+    Or still write: the line is the last, since the parent writes it.
+    """
+    self._channel.tell(status=status, line=line)
     self._end(status)
 
   def _say_failed(self, text: str) -> None:
