@@ -3,6 +3,9 @@
 Made for this project, in plain English, and read from the files of this folder:
 
   prompts.jsonl  16 texts to continue, of five kinds
+  paper_prompts.jsonl  12 texts to continue, after what Table 3 of He et al.,
+                 arXiv 2603.24652, asks: four choices without an answer cue,
+                 four word problems, four longer texts; the wording is ours
   choice.jsonl   48 questions with four options; whoever guesses has a quarter
   exact.jsonl    40 items with one right answer, to be written out: sums,
                  copies, next items of lists, facts of a text
