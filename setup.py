@@ -6,6 +6,7 @@ setuptools.setup(
   packages=[
     *setuptools.find_packages(include=["jaxprune", "jaxprune.*"]),
     "jaxprune.experiments",
+    "jaxprune.experiments.flag_groups",
   ],
   package_dir={"jaxprune.experiments": "experiments"},
 )

@@ -1,0 +1,93 @@
+"""The flags that several scripts have, defined once and named alike.
+
+A script calls a group where other flags are defined, at its top level:
+
+  PROMPTS = flag_groups.prompts(limit=32, max_new_tokens=64)
+
+The flags become the script's own: its `--help` shows them and run.json holds
+them. A group of several flags returns a frozen holder that reads what the flags
+name, `PROMPTS.read(source)`; a group of one flag returns absl's holder,
+`SEED.value`. Defaults are arguments, and REQUIRED is the default of a flag that
+must be given.
+"""
+
+from .calibration_flags import (
+  Calibration,
+  calibration,
+  calibration_text,
+  samples,
+  sequence_length,
+)
+from .define import MAX_SEED, MOST_AT_ONCE, REQUIRED, several
+from .measurement_flags import (
+  analysis_temperature,
+  batch,
+  layer_rows,
+  lens,
+  limit,
+  seed,
+  survival,
+  temperature,
+)
+from .model_flags import Model, Models, model, models
+from .output_flags import mesh, out, shard_size
+from .pruning_flags import (
+  PrunedModels,
+  Seeds,
+  configurations,
+  pruned_models,
+  seeds,
+)
+from .task_flags import Tasks, allow_code_execution, tasks, without_isolation
+from .text_flags import (
+  Comparison,
+  Prompts,
+  chat,
+  comparison,
+  new_tokens,
+  prompt_file,
+  prompts,
+)
+
+__all__ = [
+  "Calibration",
+  "Comparison",
+  "MAX_SEED",
+  "MOST_AT_ONCE",
+  "Model",
+  "Models",
+  "Prompts",
+  "PrunedModels",
+  "REQUIRED",
+  "Seeds",
+  "Tasks",
+  "allow_code_execution",
+  "analysis_temperature",
+  "batch",
+  "calibration",
+  "calibration_text",
+  "chat",
+  "comparison",
+  "configurations",
+  "layer_rows",
+  "lens",
+  "limit",
+  "mesh",
+  "model",
+  "models",
+  "new_tokens",
+  "out",
+  "prompt_file",
+  "prompts",
+  "pruned_models",
+  "samples",
+  "seed",
+  "seeds",
+  "sequence_length",
+  "several",
+  "shard_size",
+  "survival",
+  "tasks",
+  "temperature",
+  "without_isolation",
+]

@@ -1,0 +1,61 @@
+"""How one flag is defined, and what all groups keep to."""
+
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+# The flags belong to the script that calls, not to this file.
+flags.disclaim_key_flags()
+
+REQUIRED = object()
+# What numpy, Python and JAX all take as it is: JAX drops higher bits.
+MAX_SEED = 2**31 - 1
+MOST_AT_ONCE = 2**16  # items of a batch; more is a slip
+
+
+def define_flag(
+  define: Callable[..., flags.FlagHolder], name: str, default: Any, about: str
+) -> flags.FlagHolder:
+  """Define one flag, required where its default is REQUIRED.
+
+  Args:
+    define: of absl, such as `flags.DEFINE_string`.
+    name: of the flag.
+    default: its value where it is not given, or REQUIRED.
+    about: the help text.
+  """
+  if default is REQUIRED:
+    return define(name, None, about, required=True)
+  return define(name, default, about)
+
+
+class _Several(flags.MultiFlag):
+  """A flag whose values are divided by commas, given once or several times."""
+
+  def parse(self, arguments):
+    if isinstance(arguments, str):
+      arguments = arguments.split(",")
+    super().parse(arguments)
+
+
+def several(
+  name: str, default: list[str], choices: list[str], about: str
+) -> flags.FlagHolder[list[str]]:
+  """Define a flag of some names of a list, NAME,NAME or given several times.
+
+  Args:
+    name: of the flag.
+    default: the names where none are given.
+    choices: all names.
+    about: the help text.
+  """
+  return flags.DEFINE_flag(
+    _Several(
+      parser=flags.EnumParser(choices),
+      serializer=flags.ArgumentSerializer(),
+      name=name,
+      default=default,
+      help_string=about,
+    )
+  )
