@@ -1,11 +1,13 @@
 """Tasks by name: entries by hand, the harness' own words, and a small model."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
 import re
 
 import pytest
+import scripts
 
 from jaxprune.evaluation import tasks as tasks_lib
 from jaxprune.evaluation.multiple_choice import Question
@@ -221,6 +223,29 @@ def test_what_cannot_be_asked(tmp_path):
     ("piqa", 3),
     ("mmlu", 7),
   ]
+
+
+def test_what_runs_code_is_isolated_before_anything_is_read(monkeypatch):
+  def nothing_works(*, without_isolation):
+    if not without_isolation:
+      raise ValueError("code cannot be isolated here")
+
+  monkeypatch.setattr(named.isolation, "find", nothing_works)
+  tasks = Tasks(named=("mbpp",), data="none", allow_code_execution=True)
+  with pytest.raises(ValueError, match="cannot be isolated"):
+    named.check(tasks, [])
+  tasks = dataclasses.replace(tasks, without_isolation=True)
+  with pytest.raises(ValueError, match="--data|no such folder"):
+    named.check(tasks, [])
+
+
+def test_a_script_says_without_isolation(tmp_path):
+  for script in ("evaluate", "discrepancy"):
+    done = scripts.call(
+      *(script, "--model=pocket", "--tasks=mbpp", f"--data={tmp_path}"),
+      *("--without_isolation", f"--out={tmp_path}/out"),
+    )
+    assert done.returncode == 1 and "--allow_code_execution" in done.stderr
 
 
 def test_rows_of_the_table():

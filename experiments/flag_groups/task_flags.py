@@ -29,6 +29,7 @@ class Tasks:
   data: flags.FlagHolder[str | None]
   few_shot: flags.FlagHolder[int | None]
   allow_code_execution: flags.FlagHolder[bool]
+  without_isolation: flags.FlagHolder[bool]
 
   def read(self, **others: Any) -> "scores.Tasks":
     """What is asked of a model.
@@ -50,6 +51,7 @@ class Tasks:
       data=self.data.value,
       few_shot=self.few_shot.value,
       allow_code_execution=self.allow_code_execution.value,
+      without_isolation=self.without_isolation.value,
       **others,
     )
 
@@ -57,8 +59,9 @@ class Tasks:
 def tasks() -> Tasks:
   """Define what names tasks, any of them several times, and --limit.
 
-  The flags are --tasks with --data, --few_shot and --allow_code_execution;
-  --perplexity, --documents, --choice, --generation, --chat and --pocket.
+  The flags are --tasks with --data, --few_shot, --allow_code_execution and
+  --without_isolation; --perplexity, --documents, --choice, --generation, --chat
+  and --pocket.
   """
   return Tasks(
     perplexity=flags.DEFINE_multi_string(
@@ -108,6 +111,7 @@ def tasks() -> Tasks:
       False,
       "Run the code that a model writes in --tasks=humaneval and mbpp.",
     ),
+    without_isolation=without_isolation(),
   )
 
 

@@ -14,7 +14,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from jaxprune import devices, files
-from jaxprune.calibration import tokenizer_classes
+from jaxprune.calibration import panics, tokenizer_classes
 
 if TYPE_CHECKING:
   # At run time only where it is used: the pruning methods import this package
@@ -107,13 +107,14 @@ def load_tokenizer(folder: str | os.PathLike) -> "tokenizers.Tokenizer":
       f".save_pretrained({os.fspath(folder)!r})"
     )
   try:
-    tokenizer = tokenizers.Tokenizer.from_file(os.fspath(path))
-    fields, name = _read_class(pathlib.Path(folder))
-    _as_stock(tokenizer, fields, tokenizer_classes.find_class(name))
+    with panics.hidden():
+      tokenizer = tokenizers.Tokenizer.from_file(os.fspath(path))
+      fields, name = _read_class(pathlib.Path(folder))
+      _as_stock(tokenizer, fields, tokenizer_classes.find_class(name))
   except ValueError:
     raise
   except BaseException as error:  # the Rust side raises bare Exception, panics
-    if not isinstance(error, Exception) and not _is_panic(error):
+    if not isinstance(error, Exception) and not panics.is_panic(error):
       raise
     reason = " ".join(str(error).split())
     raise ValueError(
@@ -181,24 +182,21 @@ def _ids(tokenizer, text, special) -> list[int]:
       f" {devices.gib(memory)}: divide it, for example by blank lines"
     )
   try:
-    if len(text) < _LONG:
-      return tokenizer.encode(text, add_special_tokens=special).ids
-    # Without the place of each token in the text, which takes half the memory.
-    return tokenizer.encode_batch_fast([text], add_special_tokens=special)[
-      0
-    ].ids
+    with panics.hidden():
+      if len(text) < _LONG:
+        return tokenizer.encode(text, add_special_tokens=special).ids
+      # Without the place of each token in the text, which takes half the
+      # memory.
+      batch = tokenizer.encode_batch_fast([text], add_special_tokens=special)
+      return batch[0].ids
   except BaseException as error:  # a panic of the Rust side is no Exception
-    if not isinstance(error, Exception) and not _is_panic(error):
+    if not isinstance(error, Exception) and not panics.is_panic(error):
       raise
     reason = " ".join(str(error).split())
     raise ValueError(
       f"tokenizer.json fails on the text {text[:40]!r} ({reason:.200}); copy or"
       " download the tokenizer again"
     ) from error
-
-
-def _is_panic(error: BaseException) -> bool:
-  return type(error).__name__ == "PanicException"
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class Tasks:
     few_shot: solved problems in front of a prompt without a chat template;
       None is what the task says.
     allow_code_execution: whether the code that a model writes is run.
+    without_isolation: whether it is run as an ordinary process of this user.
   """
 
   perplexity: tuple[str, ...] = ()
@@ -62,6 +63,7 @@ class Tasks:
   data: str | None = None
   few_shot: int | None = None
   allow_code_execution: bool = False
+  without_isolation: bool = False
 
   @property
   def writes(self) -> bool:

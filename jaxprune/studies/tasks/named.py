@@ -12,7 +12,12 @@ import numpy as np
 
 from jaxprune import checkpoints
 from jaxprune.calibration import encode
-from jaxprune.evaluation import code_execution, generation, multiple_choice
+from jaxprune.evaluation import (
+  code_execution,
+  generation,
+  isolation,
+  multiple_choice,
+)
 from jaxprune.evaluation import tasks as tasks_lib
 from jaxprune.evaluation.tasks import items as items_lib
 from jaxprune.evaluation.tasks import problems
@@ -70,7 +75,8 @@ def check(tasks: Tasks, sources: Sequence[checkpoints.Source]) -> None:
 
   Raises:
     ValueError: a task is unknown, its data is missing or broken, it would run
-      code and that is not allowed, or nothing fits the context of a model.
+      code and that is not allowed or cannot be isolated here, or nothing fits
+      the context of a model.
   """
   for name, limit in names(tasks):
     task = TASKS[name]
@@ -79,6 +85,8 @@ def check(tasks: Tasks, sources: Sequence[checkpoints.Source]) -> None:
         f"--tasks={name}: runs the code that the model writes; add"
         " --allow_code_execution, or leave the task out"
       )
+    if task.kind == CODE:
+      isolation.find(without_isolation=tasks.without_isolation)
     read(tasks, name, limit)
     if task.kind == EXACT:
       items_lib.read_examples(name, tasks.data, _few_shot(tasks, name))
@@ -236,6 +244,7 @@ def _write(model, name, items, tasks) -> Scored:
         code_execution.run_program(
           _BENCHMARKS[name].program(item, text),
           allow_code_execution=tasks.allow_code_execution,
+          without_isolation=tasks.without_isolation,
         ).passed
         for item, text in zip(items, texts)
       ],
