@@ -45,7 +45,6 @@ def main() -> None:
       "--pruned and --drop: give one of them, --pruned=FOLDER to replace"
       " sublayers or --drop to leave them out"
     )
-  from jaxprune.calibration import batching
   from jaxprune.studies.transitions import measure, page
   from jaxprune.studies.transitions import summary as summary_lib
 
@@ -58,14 +57,13 @@ def main() -> None:
     prompts=prompts,
     extra_fields=measure.FIELDS,
   ) as study:
-    batches = batching.number_of_batches(len(prompts.tokens), settings.batch)
     measured = measure.measure(
       models["dense"],
       models.get("pruned"),
       prompts,
       settings,
       study.run,
-      progress=study.progress("batch", batches),
+      progress=study.progress("prompt", len(prompts.tokens)),
     )
     summary = summary_lib.summarise(measured)
     study.finish(summary, summary_lib.headline(summary))

@@ -90,7 +90,7 @@ def measure(
     prompts: to continue.
     settings: how.
     run: the rows are written to its records.
-    progress: told of every batch.
+    progress: told of every prompt.
 
   Returns:
     The columns that were written, and the spectrum of the LM head.
@@ -124,29 +124,33 @@ def measure(
     "lens": settings.lens,
     "analysis_temperature": settings.analysis_temperature,
   }
-  for index, text in enumerate(
-    texts.dense_texts(config, params, prompts.tokens, settings)
-  ):
-    records, gains = transitions.compare_transitions(
-      config,
-      params,
-      other,
-      jnp.asarray(text.tokens),
-      jnp.asarray(text.valid),
-      measurement,
-      num_steps=settings.max_new_tokens,
-    )
-    leaves = position.fields_of(records) | {
-      "head_gain_h": gains.gain_h,
-      "head_gain_dh": gains.gain_dh,
-      "attenuation": gains.attenuation,
-      "attenuation_centred": gains.attenuation_centred,
-      "head_energy_h": gains.energy_h[..., -1],
-      "head_energy_dh": gains.energy_dh[..., -1],
-      "offset_dz": gains.offset_dz,
-    }
-    run.write_all(_rows(leaves, text, common))
-    progress.step(index)
+  for text in texts.dense_texts(config, params, prompts.tokens, settings):
+    # One text at a time: its steps share every pass over the weights already,
+    # and on a real model a batch takes minutes.
+    for row in range(text.count):
+      records, gains = transitions.compare_transitions(
+        config,
+        params,
+        other,
+        jnp.asarray(text.tokens[row, None]),
+        jnp.asarray(text.valid[row, None]),
+        measurement,
+        num_steps=settings.max_new_tokens,
+      )
+      leaves = position.fields_of(records) | {
+        "head_gain_h": gains.gain_h,
+        "head_gain_dh": gains.gain_dh,
+        "attenuation": gains.attenuation,
+        "attenuation_centred": gains.attenuation_centred,
+        "head_energy_h": gains.energy_h[..., -1],
+        "head_energy_dh": gains.energy_dh[..., -1],
+        "offset_dz": gains.offset_dz,
+      }
+      prompt = int(text.prompts[row])
+      run.write_all(
+        _rows(leaves, np.flatnonzero(text.alive[row]), common, prompt)
+      )
+      progress.step(prompt)
   return Measured(
     settings=settings,
     table=run.columns(),
@@ -155,19 +159,19 @@ def measure(
   )
 
 
-def _rows(leaves, text, common) -> Iterator[dict[str, Any]]:
-  """Flat rows of one batch; steps after an end of text are left out."""
-  leaves = {name: np.asarray(leaf) for name, leaf in leaves.items()}
-  for b, step in np.argwhere(text.alive):
+def _rows(leaves, steps, common, prompt) -> Iterator[dict[str, Any]]:
+  """Flat rows of one text, whose steps end with it."""
+  leaves = {name: np.asarray(leaf)[:, :, 0] for name, leaf in leaves.items()}
+  for step in steps:
     for layer in range(len(leaves["kl"])):
       for index, sublayer in enumerate(SUBLAYERS):
         yield (
           common
           | {
-            "prompt": int(text.prompts[b]),
+            "prompt": prompt,
             "step": int(step),
             "layer": layer,
             "sublayer": sublayer,
           }
-          | {name: leaf[layer, index, b, step] for name, leaf in leaves.items()}
+          | {name: leaf[layer, index, step] for name, leaf in leaves.items()}
         )
