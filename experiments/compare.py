@@ -6,11 +6,12 @@
 Both models continue built-in prompts of five kinds (or those of a file), on the
 text of the dense model and each on its own; where the folder has a chat
 template, a prompt is the turn of a user. They are asked built-in questions with
-four options and items with one right answer, and read a text. report.html says
-for which kinds of task the pruned model is fit, and how sure that is. A kind is
-kept or lost only where the interval of the answers says so, or else a rule that
-was learnt on other models. Three minutes on two CPU cores for a model of 135
-million parameters; time grows with the number of parameters.
+four options and items with one right answer, beside them --tasks, and read a
+text. report.html says for which kinds of task the pruned model is fit, and how
+sure that is. A kind is kept or lost only where the interval of the answers says
+so, or else a rule that was learnt on other models. Three minutes on two CPU
+cores for a model of 135 million parameters; time grows with the number of
+parameters.
 """
 
 import pathlib
@@ -24,6 +25,9 @@ _PROMPTS = flag_groups.prompts(
 _CHAT = flag_groups.chat("auto", about="Whether prompts are turns of a chat")
 _BATCH = flag_groups.batch(16)
 _SEED = flag_groups.seed("Seed of the intervals.")
+_TASKS = flag_groups.named_tasks(
+  "Tasks beside the built-in ones, by name, also lm-evaluation-harness's"
+)
 _LAYER_ROWS = flag_groups.layer_rows()
 _OUT = flag_groups.out(
   None, about="Folder to write; by default out/compare/PRUNED."
@@ -32,12 +36,19 @@ _OUT = flag_groups.out(
 
 def main() -> None:
   from jaxprune.calibration import batching
-  from jaxprune.studies.comparison import items, measure, overview, page
+  from jaxprune.studies.comparison import (
+    items,
+    measure,
+    more_items,
+    overview,
+    page,
+  )
   from jaxprune.studies.comparison import summary as summary_lib
 
   sources = _MODELS.open()
   prompts = _read_prompts(sources["dense"])
   settings = _settings(len(prompts.kinds))
+  more = more_items.read(_TASKS.read(chat=_CHAT.value), sources["dense"])
   name = pathlib.Path(_MODELS.pruned.value).resolve().name
   with launch.study(
     _OUT.value or f"out/compare/{name}",
@@ -54,7 +65,10 @@ def main() -> None:
       *models, prompts.prompts, settings, study.run, progress
     )
     answers = items.ask(
-      sources["dense"], *models, lambda name: launch.Amount(name).tell
+      sources,
+      dict(zip(sources, models)),
+      lambda name: launch.Amount(name).tell,
+      more,
     )
     study.run.write_all(answers.rows())
     summary = summary_lib.summarise_all(

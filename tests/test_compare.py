@@ -1,5 +1,6 @@
 """`compare`: two folders, built-in texts and items, and what it says."""
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -13,7 +14,14 @@ import tokenizers
 
 from jaxprune import checkpoints, report
 from jaxprune.evaluation import builtin, generation
-from jaxprune.studies.comparison import asked, items, overview
+from jaxprune.studies.comparison import asked, items, more_items, overview
+from jaxprune.studies.tasks.asked import Tasks
+
+ARC = {
+  "question": "Which is soft?",
+  "choices": {"text": ["gray", "fur", "rock"], "label": ["A", "B", "C"]},
+  "answerKey": "B",
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +51,12 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_folders_and_no_other_flag(folders, tmp_path, monkeypatch):
+def test_two_folders_and_a_task_by_name(folders, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
+  (tmp_path / "arc_easy.jsonl").write_text(json.dumps(ARC) + "\n")
   done = scripts.call(
-    "compare", f"{folders}/dense", f"{folders}/pruned", "--max_new_tokens=4"
+    *("compare", f"{folders}/dense", f"{folders}/pruned"),
+    *("--max_new_tokens=4", "--tasks=arc_easy:1", f"--data={tmp_path}"),
   )
   assert done.returncode == 0, done.stderr
   out = tmp_path / "out/compare/pruned"
@@ -67,6 +77,7 @@ def test_two_folders_and_no_other_flag(folders, tmp_path, monkeypatch):
     assert text["prompt_text"].endswith(prompt[-40:])
   assert summary["tasks"]["choice"]["count"] == 48
   assert summary["tasks"]["exact"]["reference"] == 0
+  assert summary["tasks"]["arc_easy"]["count"] == 1
   # Random models know nothing, so only the rule can say something.
   assert summary["tasks"]["exact"]["retention"]["state"] == "unknown"
   assert summary["verdict"]["generation"]["basis"] in (None, "rule")
@@ -148,6 +159,48 @@ def test_what_is_said_of_a_kind_of_task(pruned, ruled, state, basis):
   said = overview.judge(answered([1] * 40, pruned), by_rule, seed=0)
   assert said["verdict"]["generation"]["state"] == state
   assert said["verdict"]["generation"]["basis"] == basis
+
+
+@pytest.mark.parametrize(
+  "right, state", [((40, 40), "kept"), ((40, 0), "lost"), ((40, 36), "kept")]
+)
+def test_several_tasks_of_one_kind(right, state):
+  """One that is lost decides, and one that cannot be told does not."""
+  tasks = [
+    dataclasses.replace(
+      answered([1] * 40, [1] * count + [0] * (40 - count)).tasks[0],
+      name=str(index),
+    )
+    for index, count in enumerate(right)
+  ]
+  said = overview.judge(items.Answers(tasks=tasks, perplexity={}), {}, seed=0)
+  assert said["verdict"]["generation"]["state"] == state
+
+
+def test_samples_of_the_harness():
+  samples = [
+    {"metrics": ["acc"], "acc": value, "arguments": [()] * options}
+    for value, options in ((1.0, 4), (0.0, 2))
+  ]
+  read = more_items.of_samples("task", samples)
+  assert read.kind.use == "choice" and read.values.tolist() == [1, 0]
+  assert read.kind.chance.tolist() == [0.25, 0.5]
+  with pytest.raises(ValueError, match="no score per item"):
+    more_items.of_samples("task", [{"metrics": ["ppl"], "ppl": 3.0}])
+
+
+@pytest.mark.parametrize(
+  "name, said",
+  [
+    ("wikitext2", "a perplexity has no score per item"),
+    ("no_such_task:5", "--tasks=no_such_task"),
+    ("no_such_task:x", "no number of items"),
+  ],
+)
+def test_tasks_that_cannot_be_asked(name, said, monkeypatch):
+  monkeypatch.setattr(more_items.harness, "names", frozenset)
+  with pytest.raises(ValueError, match=said):
+    more_items.read(Tasks(named=(name,)))
 
 
 @pytest.mark.parametrize("mode", ["auto", "no"])

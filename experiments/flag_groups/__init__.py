@@ -38,7 +38,14 @@ from .pruning_flags import (
   pruned_models,
   seeds,
 )
-from .task_flags import Tasks, allow_code_execution, tasks, without_isolation
+from .task_flags import (
+  NamedTasks,
+  Tasks,
+  allow_code_execution,
+  named_tasks,
+  tasks,
+  without_isolation,
+)
 from .text_flags import (
   Comparison,
   Prompts,
@@ -56,6 +63,7 @@ __all__ = [
   "MOST_AT_ONCE",
   "Model",
   "Models",
+  "NamedTasks",
   "Prompts",
   "PrunedModels",
   "REQUIRED",
@@ -75,6 +83,7 @@ __all__ = [
   "mesh",
   "model",
   "models",
+  "named_tasks",
   "new_tokens",
   "out",
   "prompt_file",

@@ -15,16 +15,9 @@ flags.disclaim_key_flags()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Tasks:
-  """The flags that name tasks, and --limit."""
+class NamedTasks:
+  """The flag --tasks, and how those tasks are asked; see `named_tasks`."""
 
-  perplexity: flags.FlagHolder[list[str]]
-  documents: flags.FlagHolder[list[str]]
-  choice: flags.FlagHolder[list[str]]
-  generation: flags.FlagHolder[list[str]]
-  pocket: flags.FlagHolder[bool]
-  limit: flags.FlagHolder[int | None]
-  chat: flags.FlagHolder[str]
   named: flags.FlagHolder[list[str]]
   data: flags.FlagHolder[str | None]
   few_shot: flags.FlagHolder[int | None]
@@ -40,13 +33,6 @@ class Tasks:
     from jaxprune.studies.tasks import scores
 
     return scores.Tasks(
-      perplexity=tuple(self.perplexity.value),
-      documents=tuple(self.documents.value),
-      choice=tuple(self.choice.value),
-      generation=tuple(self.generation.value),
-      pocket=self.pocket.value,
-      limit=self.limit.value,
-      chat=self.chat.value,
       named=tuple(self.named.value),
       data=self.data.value,
       few_shot=self.few_shot.value,
@@ -54,6 +40,71 @@ class Tasks:
       without_isolation=self.without_isolation.value,
       **others,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tasks:
+  """The flags that name tasks, and --limit."""
+
+  perplexity: flags.FlagHolder[list[str]]
+  documents: flags.FlagHolder[list[str]]
+  choice: flags.FlagHolder[list[str]]
+  generation: flags.FlagHolder[list[str]]
+  pocket: flags.FlagHolder[bool]
+  limit: flags.FlagHolder[int | None]
+  chat: flags.FlagHolder[str]
+  by_name: NamedTasks
+
+  def read(self, **others: Any) -> "scores.Tasks":
+    """What is asked of a model.
+
+    Args:
+      **others: the fields of `scores.Tasks` that these flags do not name.
+    """
+    return self.by_name.read(
+      perplexity=tuple(self.perplexity.value),
+      documents=tuple(self.documents.value),
+      choice=tuple(self.choice.value),
+      generation=tuple(self.generation.value),
+      pocket=self.pocket.value,
+      limit=self.limit.value,
+      chat=self.chat.value,
+      **others,
+    )
+
+
+def named_tasks(about: str = "Tasks by name") -> NamedTasks:
+  """Define --tasks, --data, --few_shot, and whether code is run.
+
+  That is --allow_code_execution and --without_isolation.
+
+  Args:
+    about: the beginning of the help text of --tasks.
+  """
+  return NamedTasks(
+    named=flags.DEFINE_list(
+      "tasks",
+      [],
+      f"{about}, NAME or NAME:ITEMS, such as arc_easy:200,gsm8k; all of"
+      " them are in jaxprune/evaluation/tasks/table.py.",
+    ),
+    data=flags.DEFINE_string(
+      "data", None, "Folder with the files of --tasks; by default the hub."
+    ),
+    few_shot=flags.DEFINE_integer(
+      "few_shot",
+      None,
+      "Solved problems before a prompt without a chat template; by default what"
+      " the task says.",
+      lower_bound=0,
+    ),
+    allow_code_execution=flags.DEFINE_bool(
+      "allow_code_execution",
+      False,
+      "Run the code that a model writes in --tasks=humaneval and mbpp.",
+    ),
+    without_isolation=without_isolation(),
+  )
 
 
 def tasks() -> Tasks:
@@ -90,28 +141,7 @@ def tasks() -> Tasks:
       about="Whether prompts of --generation and of exact --tasks are turns of"
       " a chat",
     ),
-    named=flags.DEFINE_list(
-      "tasks",
-      [],
-      "Tasks by name, NAME or NAME:ITEMS, such as arc_easy:200,gsm8k; all of"
-      " them are in jaxprune/evaluation/tasks/table.py.",
-    ),
-    data=flags.DEFINE_string(
-      "data", None, "Folder with the files of --tasks; by default the hub."
-    ),
-    few_shot=flags.DEFINE_integer(
-      "few_shot",
-      None,
-      "Solved problems before a prompt without a chat template; by default what"
-      " the task says.",
-      lower_bound=0,
-    ),
-    allow_code_execution=flags.DEFINE_bool(
-      "allow_code_execution",
-      False,
-      "Run the code that a model writes in --tasks=humaneval and mbpp.",
-    ),
-    without_isolation=without_isolation(),
+    by_name=named_tasks(),
   )
 
 

@@ -17,7 +17,13 @@ from jaxprune import statistics
 from jaxprune.probes.decoder import sequences
 from jaxprune.statistics.estimate import format_number
 from jaxprune.studies.comparison.asked import Asked
-from jaxprune.studies.comparison.finding import MEASURED, RULE, UNKNOWN
+from jaxprune.studies.comparison.finding import (
+  KEPT,
+  LOST,
+  MEASURED,
+  RULE,
+  UNKNOWN,
+)
 from jaxprune.studies.comparison.items import DENSE, PRUNED, Answers, Task
 from jaxprune.studies.comparison.measure import Settings, Tables
 from jaxprune.studies.guidance import shifts, shipped
@@ -100,8 +106,11 @@ def judge(
   return {
     "tasks": tasks,
     "verdict": {
-      task["use"]: _judge(task, by_rule.get(task["use"]))
-      for task in tasks.values()
+      use: _judge(
+        [task["retention"] for task in tasks.values() if task["use"] == use],
+        by_rule.get(use),
+      )
+      for use in dict.fromkeys(task["use"] for task in tasks.values())
     },
   }
 
@@ -183,7 +192,7 @@ def _task(task: Task, seed) -> dict[str, Any]:
     "reference": float(dense.mean()),
     "dense": _estimate(dense, seed),
     "change": statistics.mean(pruned - dense, seed=seed).to_json(),
-    "chance": task.chance,
+    "chance": float(np.mean(task.chance)),
     "rule": task.rule,
     "use": task.use,
     "retention": dataclasses.asdict(kept),
@@ -227,9 +236,13 @@ def _perplexity(answers, seed) -> dict[str, Any] | None:
   }
 
 
-def _judge(task, ruled) -> dict[str, Any]:
-  """The answers of both models come before a rule that saw none."""
-  kept = task["retention"]
+def _judge(retentions, ruled) -> dict[str, Any]:
+  """The answers of both models come before a rule that saw none.
+
+  Of several tasks one that is lost decides, and else one that is kept.
+  """
+  order = (LOST, KEPT, UNKNOWN)
+  kept = min(retentions, key=lambda each: order.index(each["state"]))
   state, basis, error, reason = kept["state"], MEASURED, None, kept["reason"]
   if state == UNKNOWN:
     basis = None

@@ -69,6 +69,13 @@ def version() -> str:
     ) from None
 
 
+def names() -> frozenset[str]:
+  """All tasks, groups and tags that the harness has itself."""
+  from lm_eval.tasks import TaskManager
+
+  return frozenset(TaskManager().all_tasks)
+
+
 def find_tasks(
   tasks: Sequence[str], templates: pathlib.Path, data: str | None
 ) -> Tasks:
