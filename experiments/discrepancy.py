@@ -80,7 +80,14 @@ def main() -> None:
     places = _places(study.stage, source)
     todo = measure.jobs(wanted, seeds)
     progress = study.progress("configuration", len(todo))
-    measured = measure.measure(dense, todo, drawn, places, progress.step)
+    measured = measure.measure(
+      dense,
+      todo,
+      drawn,
+      places,
+      progress.step,
+      lambda name: launch.Amount(name).tell,
+    )
     study.run.write_all(scores.rows(measured))
     numbers = summary.summarise(measured)
     study.run.write_page(page.render(numbers, study.description))

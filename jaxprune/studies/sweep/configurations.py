@@ -9,8 +9,8 @@ by what dropping them does to the output.
 
 import dataclasses
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -179,6 +179,7 @@ def prune(
   tokens: np.ndarray,
   seed: int,
   out: str | os.PathLike,
+  progress: Callable[[str, int], Any] | None = None,
 ) -> float:
   """Write the pruned folder; return the fraction of zeros in the kernels.
 
@@ -188,6 +189,7 @@ def prune(
     tokens: calibration tokens, int [sequences, length].
     seed: of drop_random.
     out: folder to write; unfinished work of the same configuration is taken up.
+    progress: from a unit and their number to what `step` tells of each.
   """
   from jaxprune.pruning.checkpoint import weights
   from jaxprune.studies import prune as prune_lib
@@ -201,9 +203,6 @@ def prune(
       provenance={"configuration": configuration.name, "seed": seed},
       overwrite=True,
     ),
+    progress=progress or prune_lib.Silent,
   )
   return weights.folder_sparsity(out)
-
-
-# Earlier names, until every study says configuration.
-Cell, read_cell = Configuration, read_configuration

@@ -30,6 +30,7 @@ from jaxprune.studies.sweep.scores import Score
 from jaxprune.studies.tasks import named
 from jaxprune.studies.tasks import scores as task_scores
 
+Tell = Callable[[float, float], None]  # how much is done, and of how much
 NUM_PROMPTS, NEW_TOKENS = 16, 32  # that are measured on, and written after each
 FIELDS = {
   "configuration": report.Field("text", "", "METHOD:AMOUNT, or dense"),
@@ -153,6 +154,7 @@ def measure(
   calibrations: Mapping[int, Calibration],
   places: Places,
   on_job: Callable[[int], None],
+  amount: Callable[[str], Tell] = lambda name: lambda done, total: None,
 ) -> list[Score]:
   """Prune, measure and score, or read what is finished.
 
@@ -162,6 +164,8 @@ def measure(
     calibrations: what the methods look at, by seed.
     places: where finished scores are, and models in work.
     on_job: called with the index of each job that is done.
+    amount: by the name of a part of a job, what is told how much of it is done,
+      and of how much.
 
   Returns:
     The score of each job.
@@ -178,7 +182,8 @@ def measure(
       _check_tokens(path, score, calibration)
     else:
       work = places.work / job.name
-      score = _make(dense, job, calibration, work, references)
+      work_on = _Work(folder=work, amount=amount)
+      score = _make(dense, job, calibration, work_on, references)
       files.write_signed_json(path, score)
       shutil.rmtree(places.work, ignore_errors=True)
     if job.configuration is None:
@@ -231,6 +236,31 @@ def _read_dense(model, prompts, steps) -> list[comparison.DenseReading]:
   return comparison.read_dense(model, prompts, writing)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Work:
+  """Where one job works, and who is told how far it is."""
+
+  folder: pathlib.Path
+  amount: Callable[[str], Tell]
+
+  def tell(self, part: str) -> Tell:
+    """Of one part of the job."""
+    return self.amount(f"{self.folder.name}, {part}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Steps:
+  """What `prune` tells of its layers or rounds."""
+
+  tell: Tell
+  number: int
+
+  def step(self, index: int, **numbers: Any) -> None:
+    """One more is done."""
+    del numbers
+    self.tell(index + 1, self.number)
+
+
 def _make(dense, job, calibration, work, references) -> Score:
   """The score of one job, pruned and measured now."""
   score: Score = {
@@ -244,10 +274,15 @@ def _make(dense, job, calibration, work, references) -> Score:
       score["calibration"] = calibration.hash
     score["configuration"] = job.configuration.name
     score["removed"] = configurations.prune(
-      dense.source, job.configuration, calibration.tokens, job.seed, work
+      dense.source,
+      job.configuration,
+      calibration.tokens,
+      job.seed,
+      work.folder,
+      lambda unit, number: _Steps(work.tell(f"{unit}s"), number),
     )
     model = task_scores.load(
-      checkpoints.open_checkpoint(work),
+      checkpoints.open_checkpoint(work.folder),
       dense.model.tokenizer,
       dense.model.specials,
     )
@@ -267,22 +302,24 @@ def _make(dense, job, calibration, work, references) -> Score:
     "calibration": score.get("calibration"),
   }
   # Beside the pruned model, and removed with it.
-  with Journal(work.with_name(f"{job.name}-answers.jsonl"), origin) as journal:
+  kept = work.folder.with_name(f"{job.name}-answers.jsonl")
+  with Journal(kept, origin) as journal:
     model = dataclasses.replace(
       model,
       template=dense.model.template,
-      bookkeeping=Bookkeeping(journal=journal),
+      bookkeeping=Bookkeeping(journal=journal, progress=work.tell("tasks")),
     )
     score["tasks"] = {
       scored.task: _as_json(scored)
       for scored in task_scores.score(model, dense.tasks, references)
     }
   if job.configuration is not None:
-    score["paths"] = _follow(dense, model, references)
+    tell = work.tell("reading texts")
+    score["paths"] = _follow(dense, model, references, tell)
   return score
 
 
-def _follow(dense, pruned, references) -> dict[str, Any]:
+def _follow(dense, pruned, references, tell) -> dict[str, Any]:
   """By task and kind of text, how far the pruned model follows it."""
   return {
     task: {
@@ -290,7 +327,7 @@ def _follow(dense, pruned, references) -> dict[str, Any]:
       | {
         name: column.tolist()
         for name, column in paths.follow(
-          _bare(dense.model), _bare(pruned), batches
+          _bare(dense.model), _bare(pruned), batches, tell
         ).items()
       }
       for kind, (items, batches) in kinds.items()

@@ -10,7 +10,7 @@ Sums over the tokens of each item are kept, not the tokens.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,10 @@ def read(dense: sequences.Model, paths: Sequence[Path]) -> list[Batch]:
 
 
 def follow(
-  dense: sequences.Model, pruned: sequences.Model, batches: Sequence[Batch]
+  dense: sequences.Model,
+  pruned: sequences.Model,
+  batches: Sequence[Batch],
+  tell: Callable[[float, float], None] = lambda done, total: None,
 ) -> dict[str, np.ndarray]:
   """Sums over the tokens of every path.
 
@@ -81,6 +84,7 @@ def follow(
     dense: the dense model.
     pruned: the pruned model.
     batches: from `read`.
+    tell: told how many batches are done, and of how many.
 
   Returns:
     float64 [paths] each: `tokens`, their number; `flips`, where the likeliest
@@ -92,7 +96,7 @@ def follow(
   """
   sums: dict[str, np.ndarray] = {}
   total = max(int(batch.items.max()) for batch in batches) + 1
-  for batch in batches:
+  for index, batch in enumerate(batches):
     columns = sequences.compare_outputs(
       dense,
       pruned,
@@ -115,6 +119,7 @@ def follow(
     for name, values in per_item.items():
       column = sums.setdefault(name, np.zeros(total))
       column[batch.items[: batch.count]] = values[: batch.count]
+    tell(index + 1, len(batches))
   return sums
 
 
