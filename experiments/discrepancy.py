@@ -50,6 +50,7 @@ _OUT = flag_groups.out()
 
 def main() -> None:
   from jaxprune.pruning.checkpoint import sublayers
+  from jaxprune.report import page as report_page
   from jaxprune.studies.sweep import (
     configurations,
     measure,
@@ -90,7 +91,7 @@ def main() -> None:
     )
     study.run.write_all(scores.rows(measured))
     numbers = summary.summarise(measured)
-    study.run.write_page(page.render(numbers, study.description))
+    report_page.write_report(study.run, **page.content(numbers))
     study.finish(numbers, summary.headline(numbers))
 
 

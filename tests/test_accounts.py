@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from jaxprune.studies.sweep import accounts, page, retained, summary
+from jaxprune.report import page as report_page
+from jaxprune.studies.sweep import accounts, figures, page, retained, summary
 
 
 def entry(name, metric, values, **more):
@@ -117,8 +118,58 @@ def test_retained_is_above_chance():
   ]
 
 
+def test_tasks_of_a_use_together():
+  """Every item counts once, less the chance of its own task."""
+
+  def score_of(name, passed, acc, sums):
+    made = score(name, passed, acc)
+    made["tasks"]["piqa"] = entry("piqa", "acc", sums)
+    return made
+
+  dense = score_of("dense", [1.0, 1, 1, 0], [1.0] * 60, [1.0] * 20)
+  worse = score_of("drop_mlp:2", [1.0, 0, 0, 0], [1.0] * 60, [1.0, 0] * 10)
+  choice, token, code = retained.by_use(
+    {"dense": [dense], "drop_mlp:2": [worse]}
+  )
+  assert (choice["use"], token["use"], code["use"]) == (
+    "choice",
+    "one token",
+    "generation",
+  )
+  above = 60 * 0.75 + 20 * 0.5
+  assert (choice["tasks"], choice["count"]) == (2, 80)
+  np.testing.assert_allclose(choice["value"], (above - 10) / above)
+  np.testing.assert_allclose(code["value"], 1 / 3)
+  assert choice["less_than_choice"] is None
+  gap = code["less_than_choice"]
+  np.testing.assert_allclose(gap["value"], choice["value"] - code["value"])
+  assert gap["low"] < 0 < gap["value"] < gap["high"]  # four items tell little
+
+
+def test_figure_of_what_is_kept():
+  def kept(name, use, value):
+    ends = {"low": value - 0.1, "high": value + 0.1, "count": 9}
+    return {"configuration": name, "use": use, "value": value} | ends
+
+  assert figures.kept_by_amount([kept("wanda:0.5", "choice", 0.9)]) is None
+  names = (
+    "wanda:0.5",
+    "wanda:0.3",
+    "wanda:2:4",
+    "rtn:3",
+    "rtn:4",
+    "drop_mlp:2",
+  )
+  made = figures.kept_by_amount(
+    [kept(name, use, 0.5) for name in names for use in ("choice", "generation")]
+  )
+  (panel,) = made.chart.panels
+  assert panel.title == "wanda"
+  assert [label for _, label in made.chart.legend] == ["choice", "generation"]
+
+
 def test_the_page_says_both():
   numbers = summary.summarise([DENSE, PRUNED])
   assert summary.headline(numbers).startswith("wanda:0.5 lost: mmlu 0.32")
-  shown = page.render(numbers, {})
+  shown = report_page.render_page(**page.content(numbers), run={})
   assert "What is kept" in shown and "Why writing fails" in shown

@@ -240,6 +240,27 @@ def test_proportion_keeps_groups_together():
   assert alone.high - alone.low < together.high - together.low
 
 
+def test_difference_of_independent_proportions():
+  """Newcombe's hybrid score interval, which this is for Wilson ends.
+
+  His paper's first example: 56 of 70 less 48 of 80 is 0.2 [0.0524, 0.3339].
+  """
+  first, second = (
+    statistics.proportion(np.arange(count) < right)
+    for right, count in ((56, 70), (48, 80))
+  )
+  found = statistics.difference(first, second)
+  np.testing.assert_allclose(
+    (found.value, found.low, found.high), (0.2, 0.0524, 0.3339), atol=5e-5
+  )
+  turned = statistics.difference(second, first)
+  np.testing.assert_allclose(
+    (turned.low, turned.high), (-found.high, -found.low)
+  )
+  open_end = statistics.Estimate(0.5, -np.inf, np.inf, 3)
+  assert statistics.difference(first, open_end).high == np.inf
+
+
 def test_estimate_travels_as_json():
   got = statistics.mean([1.0, 2, 4])
   entry = got.to_json()

@@ -117,6 +117,32 @@ def lines_by_sublayer(
   )
 
 
+def small_multiples(
+  panels: Mapping[str, Mapping[str, Series]],
+  *,
+  x: str,
+  y: str,
+  size: tuple[float, float] = (320, 250),
+) -> Chart:
+  """One panel per entry, all with the same vertical axis.
+
+  Args:
+    panels: by title, the series of a panel by field name or label. The panel
+      with most series names them all.
+    x: field name or label of the horizontal axes.
+    y: field name or label of the vertical axis.
+    size: width and height of a panel, pixels.
+  """
+  y_range = _y_range(panels.values(), False)
+  axes = _Axes(x=x, y=y, y_range=y_range, size=size)
+  return Chart(
+    panels=tuple(
+      _panel(series, axes, title=title) for title, series in panels.items()
+    ),
+    legend=canvas.name_series(max(panels.values(), key=len)),
+  )
+
+
 def paired_bars(
   *panels: tuple[str, Sequence[str], np.ndarray, np.ndarray, str],
 ) -> Chart:

@@ -1,7 +1,7 @@
 """How sure is a number? Estimates with intervals.
 
 estimate     a value with its ends and count
-intervals    mean, ratio, proportion and any statistic, over groups
+intervals    mean, ratio, proportion and any statistic, over groups; differences
 bins         a mean in each bin of another quantity
 ranks        rank correlations
 separation   how well a threshold tells two classes apart
@@ -22,6 +22,7 @@ from jaxprune.statistics.estimate import (
   format_number,
 )
 from jaxprune.statistics.intervals import (
+  difference,
   finite_mean,
   mean,
   proportion,
@@ -51,6 +52,7 @@ __all__ = [
   "balanced_error",
   "bin_index",
   "binned_means",
+  "difference",
   "finite_mean",
   "fit_threshold",
   "format_number",

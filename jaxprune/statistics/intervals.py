@@ -207,6 +207,30 @@ def proportion(
   return Estimate(value, float(ends.low), float(ends.high), count)
 
 
+def difference(first: Estimate, second: Estimate) -> Estimate:
+  """Of two estimates from independent items, the first less the second.
+
+  The interval is recovered from those of both: each end lies as far from the
+  difference as the nearer ends of both, taken together, allow.
+
+  Args:
+    first: from which is subtracted.
+    second: what is subtracted.
+
+  Returns:
+    Ends are infinite or NaN where those of an estimate are. `count` is the
+    smaller one.
+
+  Reference: Zou and Donner (2008), Construction of confidence limits about
+  effect measures: a general approach (MOVER), equation 3.
+  """
+  value = first.value - second.value
+  below = math.hypot(first.value - first.low, second.high - second.value)
+  above = math.hypot(first.high - first.value, second.value - second.low)
+  count = min(first.count, second.count)
+  return Estimate(value, value - below, value + above, count)
+
+
 def _checked(values, ndim) -> np.ndarray:
   values = np.asarray(values, np.float64)
   if values.ndim != ndim or not 1 <= ndim <= 2 or not values.size:

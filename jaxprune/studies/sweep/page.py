@@ -4,16 +4,15 @@ from typing import Any
 
 from jaxprune.report import page
 from jaxprune.statistics import Estimate
-from jaxprune.studies.sweep import accounts, retained
+from jaxprune.studies.sweep import accounts, figures, retained
 from jaxprune.studies.sweep.scores import DENSE, by_metric
 
 
-def render(summary: dict[str, Any], description: dict[str, Any]) -> str:
-  """Make report.html.
+def content(summary: dict[str, Any]) -> dict[str, Any]:
+  """What stands on the page: arguments of `report.page.render_page`.
 
   Args:
     summary: from `summary.summarise`.
-    description: of the run.
   """
   digits = page.format_number
   sections = [*_kept_sections(summary), *_account_sections(summary)]
@@ -51,13 +50,12 @@ def render(summary: dict[str, Any], description: dict[str, Any]) -> str:
     )
   ]
   names = {entry["configuration"] for entry in summary["table"]} - {DENSE}
-  return page.render_page(
-    title="Tasks over pruned models",
-    finding=finding(summary),
-    verdict=f"{len(names)} ways to prune beside the dense model.",
-    sections=sections,
-    run=description,
-  )
+  return {
+    "title": "Tasks over pruned models",
+    "finding": finding(summary),
+    "verdict": f"{len(names)} ways to prune beside the dense model.",
+    "sections": sections,
+  }
 
 
 def _kept_sections(summary) -> list[page.Section]:
@@ -78,11 +76,35 @@ def _kept_sections(summary) -> list[page.Section]:
       f"{entry['state']}: {page.format_number(entry['value'], 2)}"
       f" [{low}, {high}]"
     )
+  figure = figures.kept_by_amount(summary["by_use"])
   return [
     page.Section(
       title="What is kept",
       paragraphs=retained.headline(entries),
+      figures=[] if figure is None else [figure],
       tables=[
+        page.Table(
+          caption="All tasks of a use together, and what choice keeps more than"
+          " the use does; 95 % intervals.",
+          columns=(
+            "configuration",
+            "use",
+            "items",
+            "kept",
+            "choice keeps more",
+          ),
+          rows=[
+            (
+              entry["configuration"],
+              entry["use"],
+              entry["count"],
+              Estimate.from_json(entry),
+              entry["less_than_choice"]
+              and Estimate.from_json(entry["less_than_choice"]),
+            )
+            for entry in summary["by_use"]
+          ],
+        ),
         page.Table(
           caption="(score - chance) / (dense - chance) with its 95 % interval;"
           " kept or lost if the whole interval is on one side of 0.9.",
@@ -91,7 +113,7 @@ def _kept_sections(summary) -> list[page.Section]:
             (name, *(row.get(column, "–") for column in columns))
             for name, row in rows.items()
           ],
-        )
+        ),
       ],
     )
   ]

@@ -55,6 +55,65 @@ def retained(
   return sorted(entries, key=lambda entry: _ORDER.index(entry["use"]))
 
 
+def by_use(
+  grouped: dict[str, list[Score]], threshold: float = 0.9
+) -> list[dict[str, Any]]:
+  """What each configuration keeps of all tasks of one use together.
+
+  Every item counts once, with the chance level of its task.
+
+  Args:
+    grouped: scores by configuration, the dense model's among them.
+    threshold: least part that is called kept.
+
+  Returns:
+    `configuration`, `use` (choice, one token, retrieval or generation), `tasks`
+    (their number), the fields of `statistics.Retention` but `chance`, and
+    `less_than_choice`, the estimate of what choice keeps less what this use
+    does, None for choice itself and where nothing was chosen.
+  """
+  dense = grouped[DENSE][0]
+  columns: dict[str, list[tuple[str, str, float]]] = {}
+  for task, metric, use, chance in _columns(dense):
+    columns.setdefault(use, []).append((task, metric, chance))
+  entries = []
+  for name, seeds in grouped.items():
+    if name == DENSE:
+      continue
+    kept = {}
+    for use in sorted(columns, key=_ORDER.index):
+      kept[use] = statistics.retention(
+        *_concatenate(seeds, dense, columns[use]), threshold
+      )
+      fields = dataclasses.asdict(kept[use])
+      del fields["chance"]
+      gap = None
+      if use != "choice" and "choice" in kept:
+        gap = statistics.difference(
+          *(_estimate(kept[each]) for each in ("choice", use))
+        ).to_json()
+      entries.append(
+        {"configuration": name, "use": use, "tasks": len(columns[use])}
+        | fields
+        | {"less_than_choice": gap}
+      )
+  return entries
+
+
+def _estimate(kept: statistics.Retention) -> statistics.Estimate:
+  return statistics.Estimate(kept.value, kept.low, kept.high, kept.count)
+
+
+def _concatenate(seeds, dense, columns):
+  """Pruned and dense scores of all items of some tasks, and their chance."""
+  pruned, base, chance = [], [], []
+  for task, metric, level in columns:
+    pruned.append(item_scores(seeds, task, metric).mean(axis=0))
+    base.append(item_scores([dense], task, metric)[0])
+    chance.append(np.full(base[-1].size, level))
+  return tuple(map(np.concatenate, (pruned, base, chance)))
+
+
 def headline(entries: list[dict[str, Any]]) -> list[str]:
   """A sentence per configuration: what it keeps, loses, and what is unknown."""
   sentences = []

@@ -28,13 +28,15 @@ def summarise(scores: Iterable[Score], bins: int = 3) -> dict[str, Any]:
 
   Returns:
     `table`, see `tabulate`, `breakdown`, see `break_down`, and of tasks by name
-    `retained` and `accounts`, see the modules of these names.
+    `retained` and `accounts`, see the modules of these names, and `by_use`, see
+    `retained.by_use`.
   """
   grouped = scores_lib.by_configuration(scores)
   return {
     "table": tabulate(grouped),
     "breakdown": break_down(grouped, bins),
     "retained": retained_lib.retained(grouped),
+    "by_use": retained_lib.by_use(grouped),
     "accounts": accounts_lib.accounts(grouped),
   }
 
