@@ -90,15 +90,21 @@ def write_signed_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
   atomic_write_json(path, value | {"sha256": _sign(path, value)})
 
 
-def read_signed_json(path: str | os.PathLike) -> dict[str, Any]:
+def read_signed_json(
+  path: str | os.PathLike, *, name: str | None = None
+) -> dict[str, Any]:
   """Read what `write_signed_json` wrote, or any JSON object without a sha256.
+
+  Args:
+    path: the file.
+    name: that it was written under; None is the one that it has.
 
   Raises:
     ValueError: the file is not readable, was changed, or had another name.
   """
   value = read_json(path)
   signed = value.pop("sha256", None)
-  if signed is not None and signed != _sign(path, value):
+  if signed is not None and signed != _sign(name or path, value):
     raise ValueError(
       f"{path}: is not what was written under this name (its sha256 is another"
       " one); remove it to make it anew"

@@ -132,22 +132,8 @@ def two_layers(tmp_path_factory) -> pathlib.Path:
 
   For scripts whose numbers do not matter, with the texts of `pocket`.
   """
-  import dataclasses
+  import pocket_models
 
-  from jaxprune import checkpoints
-  from jaxprune.pocket import export, shipped, tokenizer
-
-  config, params = checkpoints.load_params(shipped.FOLDER)
-  params = {
-    **params,
-    "layers": jax.tree.map(lambda leaf: leaf[:2], params["layers"]),
-  }
-  return export.write_model(
-    tmp_path_factory.mktemp("pocket") / "model",
-    dataclasses.replace(
-      config, num_layers=2, sliding_layers=config.sliding_layers[:2]
-    ),
-    params,
-    tokenizer.load_tokenizer(shipped.FOLDER),
-    "Cut, for tests.",
+  return pocket_models.save_cut(
+    tmp_path_factory.mktemp("pocket") / "model", layers=2
   )

@@ -7,11 +7,11 @@
 
 `mutations` changes one input at a time (`mutations`, `mutation_judges`).
 `points` ends a run in this process at its n-th operation on files, for every n,
-and lets another one go on (`fault_jobs`); `kills` ends real processes by
-SIGKILL at uniformly random times; `full` limits the size of files, as a full
-disk does. In each case the run that goes on must end with the bytes of one that
-was left alone. Prints a line per kind; the exit status is 1 if anything else
-happened.
+and lets another one go on, for each of the `fault_jobs`; `kills` ends real
+processes by SIGKILL at uniformly random times; `full` limits the size of files,
+as a full disk does (`fault_kills`). In each case the run that goes on must end
+with the bytes of one that was left alone. Prints a line per kind; the exit
+status is 1 if anything else happened.
 """
 
 import argparse
@@ -22,12 +22,11 @@ import fcntl
 import os
 import pathlib
 import random
-import resource
 import shutil
-import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from unittest import mock
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -226,95 +225,18 @@ def call(script: str, *flags: str) -> None:
     raise RuntimeError(done.stderr)
 
 
-def _child(script, flags, before=lambda: None, log=None):
-  """Start a script in a forked process, which has loaded everything."""
-  pid = os.fork()
-  if pid:
-    return pid
-  try:
-    import scripts
-
-    before()
-    done = scripts.call(script, *flags)
-    if log is not None:
-      log.write_text(done.stderr)
-    os._exit(done.returncode)
-  except BaseException as error:  # noqa: BLE001
-    if log is not None:
-      log.write_text(f"escaped: {error!r}")
-    os._exit(99)
+def tell(line: str, wrong: Sequence[str] = ()) -> None:
+  """Print how far a long run is, and what went wrong there."""
+  print("\n".join([*wrong, line]), file=sys.stderr, flush=True)
 
 
-def _must_succeed(home, flags) -> None:
-  log = home / "log"
-  if _finish(_child("prune", flags, log=log)):
-    raise RuntimeError(log.read_text())
-
-
-def _finish(pid) -> int:
-  return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def kills(count: int, seed: int, home: pathlib.Path) -> list[str]:
-  """SIGKILL at uniformly random times, for pruning with and without data."""
-  draw, wrong = random.Random(seed), []
-  out = home / "out"
-  for method in ("magnitude", "wanda"):
-    shutil.rmtree(out, ignore_errors=True)
-    flags = [*prune_flags(home, method), f"--out={out}"]
-    began = time.monotonic()
-    _must_succeed(home, flags)
-    seconds, expected = time.monotonic() - began, contents(out)
-    for index in range(count // 2):
-      shutil.rmtree(out)
-      for _ in range(draw.choice((1, 1, 2))):
-        pid = _child("prune", flags)
-        time.sleep(draw.uniform(0, seconds))
-        with contextlib.suppress(ProcessLookupError):
-          os.kill(pid, signal.SIGKILL)
-        _finish(pid)
-      log = home / "log"
-      code = _finish(_child("prune", flags, log=log))
-      if code or contents(out) != expected or missing(out) or leftovers(out):
-        wrong.append(f"{method} {index}: status {code} {log.read_text()!r}")
-  return wrong
-
-
-def full(sizes: int, home: pathlib.Path) -> list[str]:
-  """Files may not grow beyond a limit: one line, and the old model stays."""
-  wrong, out, log = [], home / "out", home / "log"
-  flags = [*prune_flags(home, "wanda"), f"--out={out}", "--shard_size=2KB"]
-  _must_succeed(home, flags)
-  old = contents(out)
-  flags += ["--sparsity=0.25", "--overwrite"]
-  largest = max(path.stat().st_size for path in out.rglob("*"))
-  for index in range(sizes):
-    limit = 1 + index * largest // sizes
-
-    def before(limit=limit):
-      signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-      resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    code = _finish(_child("prune", flags, before))
-    if code == 1 and contents(out) == old:
-      continue
-    wrong.append(f"limit {limit}: status {code} same={contents(out) == old}")
-  code = _finish(_child("prune", flags, log=log))
-  if code or contents(out) == old or missing(out) or leftovers(out):
-    wrong.append(f"with room: status {code} {log.read_text()!r}")
-  return wrong
-
-
-def mutated(
-  home: pathlib.Path, count: int, seed: int, first: int = 0
-) -> list[str]:
+def mutated(home: pathlib.Path, numbers: range, seed: int) -> list[str]:
   """Inputs with one change each: the right result, or one clear line.
 
   Args:
     home: an empty folder.
-    count: of inputs.
+    numbers: of the inputs; each depends on its number alone.
     seed: of the changes.
-    first: number of the first input; each depends on its number alone.
 
   Returns:
     What went wrong, by number.
@@ -323,20 +245,16 @@ def mutated(
 
   worlds, wrong = mutation_judges.make_worlds(home), []
   began = time.monotonic()
-  for number in range(first, first + count):
+  for number in numbers:
     world = worlds[number % len(worlds)]
     draw = random.Random(f"{seed} {number}")
-    found = mutation_judges.try_one(world, draw)
+    found = world.try_one(draw)
     if found:
       wrong.append(f"{number}: {found}")
-      print(wrong[-1], file=sys.stderr, flush=True)
+      tell(wrong[-1])
     if (number + 1) % 1000 == 0:
       seconds = time.monotonic() - began
-      print(
-        f"{number + 1} inputs, {len(wrong)} wrong, {seconds:.0f} s",
-        file=sys.stderr,
-        flush=True,
-      )
+      tell(f"{number + 1} inputs, {len(wrong)} wrong, {seconds:.0f} s")
   return wrong
 
 
@@ -346,48 +264,66 @@ def main() -> None:
   parser.add_argument("--kind", choices=kinds, required=True)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--count", type=int, default=200, help="kills, mutations")
-  parser.add_argument("--first", type=int, default=0, help="of mutations")
-  parser.add_argument(
-    "--scripts",
-    default="prune,wanda,convert,evaluate,discrepancy,recover",
-    help="whose points are tried",
-  )
+  parser.add_argument("--first", type=int, default=0, help="number of these")
+  parser.add_argument("--scripts", default="", help="jobs of fault_jobs only")
   parser.add_argument("--every", type=int, default=1, help="n-th point only")
   options = parser.parse_args()
-  os.environ.update(JAX_PLATFORMS="cpu", HF_HUB_OFFLINE="1")
   began = time.monotonic()
   with tempfile.TemporaryDirectory() as name:
-    tried, wrong = _try(options, pathlib.Path(name))
+    _surround(pathlib.Path(name) / "caches")
+    home = pathlib.Path(name) / "home"
+    home.mkdir()
+    tried, wrong = _try(options, home)
   print("\n".join(wrong))
   print(
     f"{options.kind}: {tried - len(wrong)} of {tried} as they should be,"
-    f" {time.monotonic() - began:.0f} s"
+    f" {time.monotonic() - began:.0f} s, of processors"
+    f" {_processor_seconds():.0f} s"
   )
   sys.exit(bool(wrong))
 
 
+def _processor_seconds() -> float:
+  """Of this process and those that it waited for."""
+  return sum(os.times()[:4])
+
+
+def _surround(caches: pathlib.Path) -> None:
+  """Set the environment of JAX and of datasets, before either is imported."""
+  os.environ.update(
+    JAX_PLATFORMS="cpu",
+    JAX_COMPILATION_CACHE_DIR=f"{caches}/jax",
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+    XLA_FLAGS="--xla_backend_optimization_level=0",
+    HF_HUB_OFFLINE="1",
+    HF_HOME=f"{caches}/huggingface",
+  )
+
+
 def _try(options, home: pathlib.Path) -> tuple[int, list[str]]:
   """How many cases of a kind were tried, and what went wrong."""
+  numbers = range(options.first, options.first + options.count)
   if options.kind == "mutations":
-    return options.count, mutated(
-      home, options.count, options.seed, options.first
-    )
+    return len(numbers), mutated(home, numbers, options.seed)
+  import fault_jobs
+  import fault_kills
+
+  names = options.scripts.split(",") if options.scripts else fault_jobs.SCRIPTS
   if options.kind == "points":
-    return _points(options, home)
-  save_model(home, num_hidden_layers=2)
-  _load()
+    return _points(names, options, home)
   if options.kind == "kills":
-    return options.count // 2 * 2, kills(options.count, options.seed, home)
-  return 15, full(15, home)
+    return len(numbers), fault_kills.kills(names, numbers, options.seed, home)
+  return 15, fault_kills.full(15, home)
 
 
-def _points(options, home: pathlib.Path) -> tuple[int, list[str]]:
+def _points(names, options, home: pathlib.Path) -> tuple[int, list[str]]:
   """Cut every script off at its operations on files."""
   import fault_jobs
 
   fault_jobs.make_inputs(home)
   tried, wrong = 0, []
-  for name in options.scripts.split(","):
+  for name in names:
     script, flags = fault_jobs.flags(home, name)
     out, chosen = home / f"out-{name}", []
 
@@ -398,26 +334,14 @@ def _points(options, home: pathlib.Path) -> tuple[int, list[str]]:
       chosen.extend(range(1 + options.seed, number + 1, options.every))
       return chosen
 
-    run()  # what is compiled and cached is not counted
-    shutil.rmtree(out)
-    found = every_point(run, out, points, fault_jobs.results)
+    with fault_jobs.few_questions():
+      run()  # what is compiled and cached is not counted
+      shutil.rmtree(out)
+      found = every_point(run, out, points, fault_jobs.results)
     wrong += [f"{name}: {each}" for each in found]
     tried += len(chosen)
-    print(
-      f"{name}: {len(chosen) - len(found)} of {len(chosen)}",
-      file=sys.stderr,
-      flush=True,
-    )
+    tell(f"{name}: {len(chosen) - len(found)} of {len(chosen)}", found)
   return tried, wrong
-
-
-def _load() -> None:
-  """Import what a script needs, without starting JAX, before forking."""
-  import scripts  # noqa: F401
-
-  from jaxprune.pruning.checkpoint import weights  # noqa: F401
-  from jaxprune.report import run_stage  # noqa: F401
-  from jaxprune.studies import prune  # noqa: F401
 
 
 if __name__ == "__main__":

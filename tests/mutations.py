@@ -58,8 +58,12 @@ def mutate(content: bytes, name: str, draw: random.Random) -> bytes:
     changes += [change_header] * 3 + [change_payload]
   elif name.endswith(".npz"):
     changes += [change_arrays] * 4
-  elif name.endswith(".txt"):
+  elif name.endswith((".txt", ".jinja")):
     changes += [change_text]
+  elif name.endswith((".tsv", ".csv")):
+    changes += [change_table] * 4
+  elif name.endswith(".parquet"):
+    changes += [change_parquet] * 4
   return draw.choice(changes)(content, draw)
 
 
@@ -115,6 +119,57 @@ def change_text(content: bytes, draw: random.Random) -> bytes:
     *("\u202e\u200b".encode(), b"a" * 5000, b"\n" * 300, b"<s></s>"),
   )
   return content[:at] + draw.choice(odd) + content[at:]
+
+
+def change_table(content: bytes, draw: random.Random) -> bytes:
+  """A field of a table, or one of its lines."""
+  lines = content.decode().split("\n")
+  at = draw.randrange(max(1, len(lines) - 1))
+  fields = lines[at].split("\t")
+  place = draw.randrange(len(fields))
+  kind = draw.randrange(6)
+  if kind == 0:
+    del lines[at]
+  elif kind == 1:
+    lines.insert(at, lines[draw.randrange(len(lines))])
+  elif kind == 2:
+    del fields[place]
+  else:
+    fields[place] = draw.choice((str(draw.choice(ODD)), "q0", "d1", "1e999"))
+  if kind >= 2:
+    lines[at] = "\t".join(fields)
+  return "\n".join(lines).encode(errors="surrogatepass")
+
+
+def change_parquet(content: bytes, draw: random.Random) -> bytes:
+  """A parquet file with another column, type, row or compression."""
+  import pyarrow
+  import pyarrow.parquet
+
+  table = pyarrow.parquet.read_table(io.BytesIO(content))
+  name = draw.choice(table.column_names)
+  values, names = table.column(name).to_pylist(), list(table.column_names)
+  place, odd = names.index(name), draw.choice((None, "", "\0", "a" * 5000, "é"))
+  kind = draw.randrange(6)
+  if kind == 0:
+    names[place] = draw.choice(("Text", "", "id", "text.text"))
+    table = table.rename_columns(names)
+  elif kind == 1:
+    table = table.slice(0, draw.choice((0, 1)))
+  else:
+    values = [value if value is None else str(value) for value in values]
+    values[draw.randrange(len(values))] = odd
+    column = (
+      lambda: [[value] for value in values],
+      lambda: [{"text": value} for value in values],
+      lambda: [value and value.encode() for value in values],
+      lambda: values,
+    )[kind - 2]()
+    table = table.set_column(place, name, pyarrow.array(column))
+  out = io.BytesIO()
+  packed = draw.choice(("none", "snappy", "zstd", "gzip"))
+  pyarrow.parquet.write_table(table, out, compression=packed)
+  return out.getvalue()
 
 
 def change_header(content: bytes, draw: random.Random) -> bytes:

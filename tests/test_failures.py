@@ -181,6 +181,16 @@ def test_a_decompression_bomb_is_refused_with_its_limit(tmp_path, monkeypatch):
   import pyarrow
   import pyarrow.parquet
 
+  for name, text in (("a", "a few words\n"), ("bomb", "a" * 300_000)):
+    with pyarrow.output_stream(tmp_path / f"{name}.txt.zst") as file:
+      file.write(text.encode())
+  assert documents.read_documents(tmp_path / "a.txt.zst") == ["a few words"]
+  with pytest.raises(ValueError, match="bomb.txt.zst: unpacks to more than"):
+    documents.read_documents(tmp_path / "bomb.txt.zst")
+  half = tmp_path / "half.txt.zst"
+  half.write_bytes((tmp_path / "a.txt.zst").read_bytes()[:-4])
+  with pytest.raises(ValueError, match="half.txt.zst: cannot be read"):
+    documents.read_documents(half)
   parquet = tmp_path / "bomb.parquet"
   table = pyarrow.table({"text": ["a" * 300_000] * 20})
   pyarrow.parquet.write_table(table, parquet, compression="zstd")
@@ -306,4 +316,4 @@ def test_weights_that_were_changed_are_not_worked_on(tmp_path):
 
 def test_changed_inputs_are_read_right_or_refused_in_one_line(tmp_path):
   """A part; docs/runs.md has the figures and the command of the whole."""
-  assert not faults.mutated(tmp_path, 300, seed=5)
+  assert not faults.mutated(tmp_path, range(300), seed=5)

@@ -371,7 +371,8 @@ def test_a_rule_file_is_recognised(tmp_path):
   path = tmp_path / "rule.json"
   with pytest.raises(ValueError, match="no such file"):
     apply.read_rule(path)
-  for text in ("{", "[]", '{"made_by": "x"}'):
+  made = f'{{"made_by": "{apply.MADE_BY}", "sha256": "x"}}'
+  for text in ("{", "[]", '{"made_by": "x"}', made, made.replace("sha", "")):
     path.write_text(text)
     with pytest.raises(ValueError, match="--rule="):
       apply.read_rule(path)

@@ -7,11 +7,12 @@
 | .json | the same of a list entry; or lines, as in the shards of C4 |
 | .parquet | the column `text` of a row (needs pyarrow) |
 
-`.gz` may follow .txt, .json and .jsonl; it is unpacked as it is read, and
-refused where it becomes more than text does. An entry of a JSON list or a line
-may also be a bare string. The names `c4` and `wikitext2` are the two data sets
-of the pruning papers, fetched through `datasets`; without it, or without a
-network, give a local copy of the same file.
+`.gz` or `.zst` (needs pyarrow) may follow .txt, .json and .jsonl; it is
+unpacked as it is read, and refused where it becomes more than text does. An
+entry of a JSON list or a line may also be a bare string. The names `c4` and
+`wikitext2` are the two data sets of the pruning papers, fetched through
+`datasets`; without it, or without a network, give a local copy of the same
+file.
 
 Reference: the loaders of SparseGPT (arXiv:2301.00774) and Wanda
 (arXiv:2306.11695): first training shard of C4, raw WikiText-2.
@@ -67,6 +68,7 @@ END_OF_TEXT = "<|endoftext|>"
 PACKED_RATE = 100
 PACKED_FREE = 1 << 28
 FORMATS = (".txt", ".jsonl", ".json", ".parquet")
+PACKED = (".gz", ".zst")
 
 
 def _auto(text: str) -> list[str]:
@@ -134,7 +136,7 @@ def read_rows(path: str | os.PathLike, fields: tuple[str, ...]) -> list[str]:
   """Read one text per entry of a .json or .jsonl file.
 
   Args:
-    path: the file, perhaps with .gz.
+    path: the file, perhaps with .gz or .zst.
     fields: accepted names of the text; the first that an entry has is read.
 
   Raises:
@@ -152,7 +154,7 @@ def has_field(path: str | os.PathLike, fields: tuple[str, ...]) -> bool:
   """Whether an entry of a .json or .jsonl file has one of these fields.
 
   Args:
-    path: the file, perhaps with .gz.
+    path: the file, perhaps with .gz or .zst.
     fields: names.
 
   Raises:
@@ -172,7 +174,7 @@ def read_entries(
   """Read whole entries of a .json or .jsonl file.
 
   Args:
-    path: the file, perhaps with .gz.
+    path: the file, perhaps with .gz or .zst.
     fields: that every entry must have.
 
   Raises:
@@ -200,7 +202,7 @@ def read_entries(
 
 
 def read_text(path: str | os.PathLike) -> str:
-  """Read a UTF-8 text, perhaps gzipped; line ends become newlines.
+  """Read a UTF-8 text, perhaps packed; line ends become newlines.
 
   Raises:
     ValueError: the file is missing or broken.
@@ -210,17 +212,17 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def file_format(path: str | os.PathLike) -> str:
-  """The suffix that decides how a file is read, without .gz."""
+  """The suffix that decides how a file is read, without .gz or .zst."""
   path = pathlib.Path(path)
-  return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+  return path.with_suffix("").suffix if path.suffix in PACKED else path.suffix
 
 
 def _from_file(path: pathlib.Path, division: str, field: str) -> list[str]:
   kind = file_format(path)
-  if kind not in FORMATS or kind == ".parquet" and path.suffix == ".gz":
+  if kind not in FORMATS or kind == ".parquet" and path.suffix in PACKED:
     raise ValueError(
       f"{path}: unknown format {path.suffix!r}; give one of"
-      f" {', '.join(FORMATS)}, .gz of the first three, or a name of"
+      f" {', '.join(FORMATS)}, .gz or .zst of the first three, or a name of"
       f" {', '.join(NAMES)}"
     )
   if kind == ".parquet":
@@ -258,7 +260,7 @@ def _raw(path: pathlib.Path) -> io.BufferedReader:
   memory = devices.host_bytes()
   # A character takes up to four bytes, and there are two copies at a time.
   most = sys.maxsize if memory is None else memory // 8
-  if path.suffix != ".gz":
+  if path.suffix not in PACKED:
     if size > most:
       raise ValueError(
         f"{path}: {size} bytes of text do not fit into the memory of this"
@@ -270,11 +272,11 @@ def _raw(path: pathlib.Path) -> io.BufferedReader:
 
 
 class _Unpacked(io.RawIOBase):
-  """The bytes in a .gz file, up to a limit."""
+  """The bytes in a packed file, up to a limit."""
 
   def __init__(self, path: pathlib.Path, most: int):
     self._path, self._most, self._count = path, most, 0
-    self._file = gzip.open(path)
+    self._file = gzip.open(path) if path.suffix == ".gz" else _zstandard(path)
 
   def readable(self) -> bool:
     return True
@@ -293,6 +295,18 @@ class _Unpacked(io.RawIOBase):
   def close(self) -> None:
     self._file.close()
     super().close()
+
+
+def _zstandard(path: pathlib.Path) -> Any:
+  """Open the bytes in a .zst file."""
+  try:
+    import pyarrow
+  except ImportError as error:
+    raise ValueError(
+      f"{path}: .zst files need pyarrow: pip install 'jaxprune[data]', or"
+      " unpack the file with zstd -d"
+    ) from error
+  return pyarrow.input_stream(path, compression="zstd")
 
 
 def _json_entries(
@@ -363,8 +377,9 @@ def _from_parquet(path: pathlib.Path, field: str) -> list[str]:
       if field in names:
         column = _column(file, field, path)
   except (pyarrow.ArrowException, OSError) as error:
+    reason = " ".join(str(error).split())
     raise ValueError(
-      f"{path}: not readable as parquet ({error}); copy or download it again"
+      f"{path}: not readable as parquet ({reason}); copy or download it again"
     ) from error
   if field not in names:
     raise ValueError(

@@ -57,8 +57,8 @@ def template(
     tokens spelled out; None where the words are the prompt.
 
   Raises:
-    ValueError: there is no template and one is wanted, or transformers cannot
-      load the tokenizer.
+    ValueError: there is no template and one is wanted, or it is broken, or
+      transformers cannot load the tokenizer.
   """
   if not uses_template(folder, chat):
     return None
@@ -71,10 +71,19 @@ def template(
     ) from error
 
   def render(words: str) -> str:
-    return tokenizer.apply_chat_template(
-      [{"role": "user", "content": words}],
-      tokenize=False,
-      add_generation_prompt=True,
-    )
+    try:
+      return tokenizer.apply_chat_template(
+        [{"role": "user", "content": words}],
+        tokenize=False,
+        add_generation_prompt=True,
+      )
+    # A template is a program of its own, which may raise anything.
+    except Exception as error:
+      reason = " ".join(str(error).split())
+      raise ValueError(
+        f"{folder}: its chat template fails ({type(error).__name__}:"
+        f" {reason:.200}); mend it, or use --chat=no"
+      ) from error
 
+  render("a")  # before any model is loaded
   return render

@@ -15,24 +15,27 @@ from jaxprune.studies.sweep import measure as sweep_measure
 from jaxprune.studies.tasks import scores as task_scores
 
 MADE_BY = "jaxprune guidance"
+RULE = "rule.json"
 
 
 def read_rule(path: str) -> dict[str, Any]:
   """Read what `guidance --sweeps` wrote as rule.json.
 
   Raises:
-    ValueError: the file is missing or is no such rule.
+    ValueError: the file is missing, is no such rule, or was changed.
   """
   file = pathlib.Path(path)
   if not file.is_file():
     raise ValueError(f"--rule={path}: no such file; learn one with --sweeps")
   try:
-    rule = files.parse_json(file.read_bytes())
-  except (OSError, ValueError) as error:
-    raise ValueError(f"--rule={path}: not JSON ({error})") from error
-  if not isinstance(rule, dict) or rule.get("made_by") != MADE_BY:
-    raise ValueError(f"--rule={path}: not written by experiments.guidance")
-  return rule
+    rule = files.read_json(file)
+    if rule.get("made_by") != MADE_BY:
+      raise ValueError("not written by experiments.guidance")
+    if "sha256" not in rule:
+      raise ValueError("has no sha256 of its own; learn it again with --sweeps")
+    return files.read_signed_json(file, name=RULE)
+  except ValueError as error:
+    raise ValueError(f"--rule={path}: {error}") from error
 
 
 def write_rule(
@@ -49,8 +52,8 @@ def write_rule(
     tasks: from `fit.fit`.
     settings: how it was learnt.
   """
-  files.atomic_write_json(
-    folder / "rule.json",
+  files.write_signed_json(
+    folder / RULE,
     {
       "made_by": MADE_BY,
       "keep": settings.keep,

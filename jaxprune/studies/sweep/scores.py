@@ -17,6 +17,7 @@ FOLDER = "configurations"
 # the folder of runs before configurations had their name
 _EARLIER_FOLDER = "cells"
 DENSE = "dense"
+_LARGEST = 1e300  # of a number that can be averaged
 
 # Of one configuration and seed: `configuration`, `seed`, `removed` (fraction of
 # zeros), `tasks` (by name `columns`, metric to a number per item, `weights`,
@@ -42,7 +43,58 @@ def read_score(path: pathlib.Path) -> Score:
   score = files.read_signed_json(path)
   if "cell" in score:
     score["configuration"] = score.pop("cell")
+  fault = _job_fault(score) if path.stem == "job" else _score_fault(score)
+  if fault:
+    raise ValueError(
+      f"{path}: {fault}, so experiments.discrepancy has not written it; remove"
+      " it to make it anew"
+    )
   return score
+
+
+def _job_fault(job) -> str:
+  """What makes a job.json useless; "" for nothing."""
+  name = job.get("checkpoint_hash")
+  return "" if isinstance(name, str) else f"checkpoint_hash is {name!r:.40}"
+
+
+def _score_fault(score) -> str:
+  """What makes a score useless; "" for nothing."""
+  kinds = {
+    "configuration": str,
+    "seed": int,
+    "removed": int | float,
+    "tasks": dict,
+    "measurements": dict | None,
+  }
+  for name, kind in kinds.items():
+    if not isinstance(score.get(name), kind):
+      return f"{name} is {score.get(name)!r:.40}"
+  for task, entry in score["tasks"].items():
+    columns = entry.get("columns") if isinstance(entry, dict) else None
+    if not isinstance(columns, dict) or not columns or "weights" not in entry:
+      return f"task {task} is no scores: {entry!r:.40}"
+    weights = entry["weights"]
+    weighted = columns if weights is None else columns | {"weights": weights}
+    fault = _columns_fault(weighted, least=1)
+    if fault:
+      return f"task {task}: {fault}"
+  # What reads the measurements says which of them are not finite.
+  measured = score.get("measurements") or {}
+  return _columns_fault(measured, kinds=int | float | None)
+
+
+def _columns_fault(columns, least: int = 0, kinds=int | float) -> str:
+  """What makes columns useless that shall be numbers for the same items."""
+  lengths = set()
+  for name, values in columns.items():
+    if not isinstance(values, list) or len(values) < least:
+      return f"column {name} is {values!r:.40}"
+    for value in values:
+      if not isinstance(value, kinds) or abs(value or 0) > _LARGEST:
+        return f"column {name} holds {value!r:.40}"
+    lengths.add(len(values))
+  return f"columns of {sorted(lengths)} numbers" if len(lengths) > 1 else ""
 
 
 def read_scores(folder: pathlib.Path) -> dict[str, list[Score]]:

@@ -10,6 +10,8 @@ arXiv:2104.08663; Cer et al., STS Benchmark, arXiv:1708.00055.
 
 import csv
 import dataclasses
+import io
+import math
 import pathlib
 
 from jaxprune import files
@@ -55,13 +57,19 @@ def read_collection(folder: str) -> Collection:
   """
   path = pathlib.Path(folder)
   if (path / "cran.all.1400").is_file():
-    return _cranfield(path)
-  if (path / "corpus.jsonl").is_file():
-    return _beir(path)
-  raise ValueError(
-    f"{folder}: neither cran.all.1400 nor corpus.jsonl there; give the folder"
-    " of Cranfield, or of a collection in the layout of BEIR"
-  )
+    found = _cranfield(path)
+  elif (path / "corpus.jsonl").is_file():
+    found = _beir(path)
+  else:
+    raise ValueError(
+      f"{folder}: neither cran.all.1400 nor corpus.jsonl there; give the folder"
+      " of Cranfield, or of a collection in the layout of BEIR"
+    )
+  if not any(found.qrels):
+    raise ValueError(
+      f"{folder}: no query of it has a judgement; the collection is incomplete"
+    )
+  return found
 
 
 def read_pairs(path: str) -> Pairs:
@@ -73,15 +81,19 @@ def read_pairs(path: str) -> Pairs:
   file = pathlib.Path(path)
   if not file.is_file():
     raise ValueError(f"{path}: no such file; give sts-test.tsv")
-  with open(file, encoding="utf-8", newline="") as lines:
+  lines = io.StringIO(_text(file))
+  try:
     rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-  if not rows or not {"score", "sent1", "sent2"} <= rows[0].keys():
+  except csv.Error as error:
+    raise ValueError(f"{path}: {error}; get the file again") from None
+  columns = ("score", "sent1", "sent2")
+  if not rows or any(row.get(name) is None for row in rows for name in columns):
     raise ValueError(
       f"{path}: needs rows under the columns score, sent1 and sent2"
     )
   try:
-    scores = [float(row["score"]) for row in rows]
-  except (TypeError, ValueError) as error:
+    scores = [_finite(row["score"]) for row in rows]
+  except ValueError as error:
     raise ValueError(f"{path}: a score is no number ({error})") from None
   return Pairs(
     first=[row["sent1"] for row in rows],
@@ -103,7 +115,7 @@ def _cranfield(folder: pathlib.Path) -> Collection:
   place = {number: index for index, (number, _) in enumerate(documents)}
   qrels: list[dict[int, float]] = [{} for _ in queries]
   path = folder / "cranqrel"
-  for number, line in enumerate(_text(path).splitlines(), 1):
+  for number, line in enumerate(_lines(path), 1):
     if not line.strip():
       continue
     try:
@@ -127,9 +139,14 @@ def _cran_entries(path: pathlib.Path) -> list[tuple[int, str]]:
   """Number and text of each entry: field .W, which repeats the title."""
   entries: list[tuple[int, dict[str, list[str]]]] = []
   field = ""
-  for line in _text(path).splitlines():
+  for line in _lines(path):
     if line.startswith(".I "):
-      entries.append((int(line[3:]), {}))
+      try:
+        entries.append((int(line[3:]), {}))
+      except ValueError:
+        raise ValueError(
+          f"{path}: {line!r:.60} has no number; get the file again"
+        ) from None
     elif line in (".T", ".A", ".B", ".W"):
       field = line
     elif entries:
@@ -151,11 +168,11 @@ def _beir(folder: pathlib.Path) -> Collection:
   place = {name: index for index, name in enumerate(documents)}
   relevances: dict[str, dict[int, float]] = {}
   path = folder / "qrels" / "test.tsv"
-  for number, line in enumerate(_text(path).splitlines()[1:], 2):
+  for number, line in enumerate(_lines(path)[1:], 2):
     try:
       query, document, relevance = line.split("\t")
       queries[query]
-      relevances.setdefault(query, {})[place[document]] = float(relevance)
+      relevances.setdefault(query, {})[place[document]] = _finite(relevance)
     except (ValueError, KeyError):
       raise ValueError(
         f"{path}: line {number}: {line!r} is not a query, a document and a"
@@ -172,7 +189,7 @@ def _beir(folder: pathlib.Path) -> Collection:
 
 def _rows(path: pathlib.Path) -> list[dict]:
   rows = []
-  for number, line in enumerate(_text(path).splitlines(), 1):
+  for number, line in enumerate(_lines(path), 1):
     try:
       row = files.parse_json(line, constants=True)
       if not all(isinstance(row[name], str) for name in ("_id", "text")):
@@ -190,4 +207,23 @@ def _rows(path: pathlib.Path) -> list[dict]:
 def _text(path: pathlib.Path) -> str:
   if not path.is_file():
     raise ValueError(f"{path}: no such file; the collection is incomplete")
-  return path.read_text(encoding="utf-8")
+  try:
+    return path.read_text(encoding="utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f"{path}: not UTF-8 ({error.reason}); get the file again"
+    ) from error
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+  """The lines of a text; a form feed or the like ends none."""
+  text = _text(path)
+  return text.removesuffix("\n").split("\n") if text else []
+
+
+def _finite(text: str) -> float:
+  """A number that is written somewhere; a ValueError for any other text."""
+  number = float(text)
+  if not math.isfinite(number):
+    raise ValueError(f"{text!r} is not finite")
+  return number
