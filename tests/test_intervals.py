@@ -90,6 +90,9 @@ def test_ratio_and_statistic_agree_with_the_mean():
     statistics.mean(values[order], prompts[order]),
     statistics.ratio(2 * values, np.full(36, 2.0), prompts),
     statistics.statistic(np.mean, values, prompts),
+    statistics.statistic(
+      lambda rows: rows.mean(-1), values, prompts, vectorized=True
+    ),
     statistics.finite_mean(
       np.append(values, np.nan), np.append(prompts, prompts[0])
     ),
@@ -118,7 +121,9 @@ def test_unequal_prompts_stay_whole():
     seen.add((rows.size, float(rows.mean())))
     return rows.mean()
 
-  got = statistics.statistic(record, values, prompts, resamples=200)
+  got = statistics.statistic(
+    record, values, prompts, vectorized=True, resamples=200
+  )
   assert seen == {(18, 0.0), (10, 0.1), (2, 1.0), (1, 1.0), (9, 0.0)}
   assert ends(got) == [0.0, 1.0]
 

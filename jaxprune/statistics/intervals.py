@@ -128,10 +128,11 @@ def ratio(
 
 
 def statistic(
-  function: Callable[[np.ndarray], float],
+  function: Callable[[np.ndarray], float | np.ndarray],
   rows: np.ndarray,
   groups: np.ndarray | None = None,
   *,
+  vectorized: bool = False,
   seed: int = 0,
   resamples: int = RESAMPLES,
 ) -> Estimate:
@@ -142,6 +143,8 @@ def statistic(
       rows, to a number; a median, say.
     rows: real [rows] or [rows, columns].
     groups: [rows], equal for rows of one prompt; None: every row is its own.
+    vectorized: whether `function` also takes many resamples at once, from
+      [resamples, rows, columns] to [resamples].
     seed: of the resampling.
     resamples: number of resamples, at least 100.
 
@@ -153,14 +156,25 @@ def statistic(
   index = _group_index(groups, len(rows))
   rows_of = [np.flatnonzero(index == g) for g in range(index.max() + 1)]
 
-  def of_drawn(drawn):
-    values = [
-      float(function(rows[np.concatenate([rows_of[g] for g in sorted(each)])]))
-      for each in drawn.reshape(-1, drawn.shape[-1])
-    ]
-    return np.reshape(values, drawn.shape[:-1])
+  if vectorized and len(set(map(len, rows_of))) == 1:
+    rows_GX = np.stack(rows_of)
 
-  return _bootstrap(of_drawn, len(rows_of), seed, resamples)
+    def of_drawn(drawn):
+      drawn = rows_GX[np.sort(drawn, axis=-1)]
+      return function(rows[drawn.reshape(*drawn.shape[:-2], -1)])
+
+  else:
+
+    def of_drawn(drawn):
+      values = [
+        float(
+          function(rows[np.concatenate([rows_of[g] for g in sorted(each)])])
+        )
+        for each in drawn.reshape(-1, drawn.shape[-1])
+      ]
+      return np.reshape(values, drawn.shape[:-1])
+
+  return _bootstrap(of_drawn, len(rows_of), seed, resamples, rows.size)
 
 
 def proportion(
@@ -283,8 +297,13 @@ def replicates(
   return _resample(of_drawn, count, seed, resamples, "percentile")[0]
 
 
-def _bootstrap(of_drawn, count: int, seed: int, resamples: int) -> Estimate:
-  """An estimate by resampling groups; the arguments of `replicates`."""
+def _bootstrap(
+  of_drawn, count: int, seed: int, resamples: int, size: int = 0
+) -> Estimate:
+  """An estimate by resampling groups; the arguments of `replicates`.
+
+  `size` is the entries that `of_drawn` holds for one resample, if above count.
+  """
   _check_resamples(resamples)
   value = float(of_drawn(np.arange(count)))
 
@@ -305,7 +324,7 @@ def _bootstrap(of_drawn, count: int, seed: int, resamples: int) -> Estimate:
 
   if count < 2:
     return Estimate(value, math.nan, math.nan, count)
-  drawn, ends = _resample(snapped, count, seed, resamples, "BCa")
+  drawn, ends = _resample(snapped, count, seed, resamples, "BCa", size)
   if not np.isfinite(ends).all():
     ends = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
   # Interpolation between equal replicates may differ from them in the last bit.
@@ -318,7 +337,7 @@ def _check_resamples(resamples: int) -> None:
     raise ValueError(f"resamples={resamples}: need at least 100")
 
 
-def _resample(of_drawn, count, seed, resamples, method):
+def _resample(of_drawn, count, seed, resamples, method, size=0):
   """Replicates [resamples] and the two ends of their interval."""
   with (
     warnings.catch_warnings(),
@@ -329,7 +348,7 @@ def _resample(of_drawn, count, seed, resamples, method):
       (np.arange(count),),
       lambda drawn, axis: of_drawn(drawn),  # axis is the last one
       n_resamples=resamples,
-      batch=max(1, _CHUNK // count),
+      batch=max(1, _CHUNK // max(count, size)),
       vectorized=True,
       axis=-1,
       confidence_level=LEVEL,

@@ -14,28 +14,37 @@ from jaxprune.statistics import intervals
 from jaxprune.statistics.estimate import Estimate
 
 
-def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
   """Spearman's rho, in [-1, 1]; NaN where one side does not vary.
 
   Args:
-    x: real [n], n at least 2.
-    y: real [n].
+    x: real [..., n], n at least 2.
+    y: real [..., n].
+
+  Returns:
+    float64 [...], the axes before the last being broadcast.
 
   Raises:
     ValueError: the lengths differ or are below 2, or a value is not finite.
   """
   x, y = (np.asarray(values, np.float64) for values in (x, y))
-  if x.ndim != 1 or x.shape != y.shape or len(x) < 2:
+  if not x.ndim or x.shape[-1:] != y.shape[-1:] or x.shape[-1] < 2:
     raise ValueError(
       f"rank correlation of shapes {list(x.shape)} and {list(y.shape)}: give"
       " two series of one length, at least 2"
     )
   if not (np.isfinite(x).all() and np.isfinite(y).all()):
     raise ValueError("rank correlation: a value is not finite")
-  if np.ptp(x) == 0 or np.ptp(y) == 0:
-    return float("nan")
-  ranks = scipy.stats.rankdata([x, y], axis=-1)
-  return float(np.clip(np.corrcoef(ranks)[0, 1], -1, 1))
+  x, y = _centred_ranks(x), _centred_ranks(y)
+  scale = np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+  # Ranks are halves, so that those of equal values differ from their mean by 0.
+  rho = (x * y).sum(-1) / np.where(scale > 0, scale, np.nan)
+  return np.clip(rho, -1, 1)
+
+
+def _centred_ranks(values):
+  ranks = scipy.stats.rankdata(values, axis=-1)
+  return ranks - (values.shape[-1] + 1) / 2
 
 
 def spearman(
@@ -61,9 +70,10 @@ def spearman(
   """
   rank_correlation(x, y)  # checks the shapes
   return intervals.statistic(
-    lambda rows: rank_correlation(rows[:, 0], rows[:, 1]),
+    lambda rows: rank_correlation(rows[..., 0], rows[..., 1]),
     np.stack([x, y], axis=1),
     groups,
+    vectorized=True,
     seed=seed,
     resamples=resamples,
   )

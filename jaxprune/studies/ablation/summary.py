@@ -118,11 +118,11 @@ def _agreement(single, kinds, seed):
     return of_all({k: single.divergences[k][name] for k in kinds}).T
 
   kl_XL, cosine_L = measures("kl"), of_all(single.similarities)
-  size = kl_XL.shape[1]
   by_score = {
     "similarity": statistics.statistic(
-      lambda rows: statistics.rank_correlation(rows.mean(axis=0), -cosine_L),
+      lambda rows: statistics.rank_correlation(rows.mean(axis=-2), -cosine_L),
       kl_XL,
+      vectorized=True,
       seed=seed,
     )
   }
@@ -130,9 +130,10 @@ def _agreement(single, kinds, seed):
     other_XL = measures(name)
     by_score[name] = statistics.statistic(
       lambda rows: statistics.rank_correlation(
-        *rows.mean(axis=0).reshape(2, size)
+        *np.split(rows.mean(axis=-2), 2, axis=-1)
       ),
       np.concatenate([kl_XL, other_XL], axis=1),
+      vectorized=True,
       seed=seed,
     )
   return {name: estimate.to_json() for name, estimate in by_score.items()}

@@ -89,9 +89,12 @@ def summarise_model(
     )
     of_dense, of_model = _correlation(1), _correlation(2)
     entry[STS] = _beside(
-      statistics.statistic(of_model, columns, seed=seed),
+      statistics.statistic(of_model, columns, vectorized=True, seed=seed),
       statistics.statistic(
-        lambda rows: of_model(rows) - of_dense(rows), columns, seed=seed
+        lambda rows: of_model(rows) - of_dense(rows),
+        columns,
+        vectorized=True,
+        seed=seed,
       ),
     )
   for name, deviation in model.deviations.items():
@@ -123,9 +126,11 @@ def verdict(summary: dict[str, Any]) -> str:
   )
 
 
-def _correlation(column: int) -> Callable[[np.ndarray], float]:
+def _correlation(column: int) -> Callable[[np.ndarray], np.ndarray]:
   """Spearman's rho of what people say and one column of rows."""
-  return lambda rows: statistics.rank_correlation(rows[:, 0], rows[:, column])
+  return lambda rows: statistics.rank_correlation(
+    rows[..., 0], rows[..., column]
+  )
 
 
 def _beside(score: Estimate, difference: Estimate) -> dict[str, Any]:
