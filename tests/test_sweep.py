@@ -107,7 +107,7 @@ def test_table_by_hand():
 
 
 @pytest.mark.slow
-def test_a_run_goes_on(tmp_path):
+def test_a_run_goes_on(two_layers, tmp_path):
   """A finished cell is taken from its file; another command is refused."""
   text = tmp_path / "text.txt"
   text.write_text("The tower has three lamps and a red door.\n" * 60)
@@ -119,6 +119,7 @@ def test_a_run_goes_on(tmp_path):
     )
   )
   flags = [
+    f"--model={two_layers}",
     f"--perplexity={text}",
     "--seq_len=32",
     f"--choice={asked}",
@@ -126,7 +127,7 @@ def test_a_run_goes_on(tmp_path):
     "--limit=4",
     f"--out={tmp_path}/out",
   ]
-  done = scripts.start(
+  done = scripts.call(
     "discrepancy", *flags, "--configurations=magnitude:0.5", "--seeds=0"
   )
   assert done.returncode == 0, done.stderr
@@ -159,9 +160,9 @@ def test_a_run_goes_on(tmp_path):
   }
   done = scripts.call(
     "discrepancy",
-    *flags[:1],
+    *flags[:2],
     "--seq_len=16",
-    *flags[2:],
+    *flags[3:],
     "--configurations=magnitude:0.5",
     "--seeds=0",
   )
