@@ -48,8 +48,8 @@ def main() -> None:
 
 def _begin(out):
   """Write run.json, or compare it with the run that began here."""
-  from jaxprune import files, staging
-  from jaxprune.report import records
+  from jaxprune import files
+  from jaxprune.report import records, run_stage
 
   free = ("save_every", "split")  # the training is the same
   description = descriptions.describe(
@@ -64,13 +64,7 @@ def _begin(out):
   if launch.overwrites():
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
   elif earlier is not None:
-    before, now = (records.identity(d, free) for d in (earlier, description))
-    if before != now:
-      raise ValueError(
-        f"--out={out}: holds another run"
-        f" ({staging.difference(before, now)}); choose another output folder,"
-        " or add --overwrite"
-      )
+    run_stage.refuse_another(out, earlier, description, free)
     same = records.identity(earlier) == records.identity(description)
     if same and (out / "summary.json").is_file():
       launch.end_as_finished(out)

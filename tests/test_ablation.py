@@ -318,7 +318,7 @@ def test_what_cannot_be_chosen(tiny):
     (dict(count=9, target="attention", tokens=TOKENS), "drop count is 9"),
     (dict(count=1, target="head", tokens=TOKENS), "target is 'head'"),
     (dict(count=1, target="mlp", tokens=None), "needs calibration tokens"),
-    (dict(count=1, target="mlp", tokens=TOKENS + 90), "outside the vocab"),
+    (dict(count=1, target="mlp", tokens=TOKENS + 90), "the vocabulary has"),
   ):
     with pytest.raises(ValueError, match=message):
       choose(source, wrong.pop("count"), **wrong)

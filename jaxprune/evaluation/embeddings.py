@@ -25,6 +25,7 @@ from jaxprune.calibration import batching
 from jaxprune.checkpoints.sentence import Recipe
 from jaxprune.evaluation import sentences
 from jaxprune.models import Gates, ModelConfig, final_norm, forward
+from jaxprune.models.vocabulary import check_ids
 
 if TYPE_CHECKING:
   import tokenizers
@@ -184,8 +185,4 @@ def _check(config, index, text):
       f"text {index} has {len(ids)} tokens: must be from 1 to the model's"
       f" context, {config.max_positions}; cut it"
     )
-  if ids.min() < 0 or ids.max() >= config.vocab_size:
-    raise ValueError(
-      f"text {index}: ids from {ids.min()} to {ids.max()}, but the"
-      f" vocabulary has {config.vocab_size}; use this model's own tokenizer"
-    )
+  check_ids(ids, config.vocab_size, f"text {index}")

@@ -24,6 +24,7 @@ from jaxprune.calibration import batching, encode
 from jaxprune.evaluation import packing
 from jaxprune.evaluation.journal import NO_BOOKKEEPING, Bookkeeping, key_of
 from jaxprune.models import Branches, Gates, ModelConfig, forward, rope, unembed
+from jaxprune.models.vocabulary import check_ids
 
 if TYPE_CHECKING:
   import tokenizers
@@ -371,9 +372,5 @@ def _row(config, index, head, tail) -> np.ndarray:
       f" model's context, {config.max_positions}; shorten it"
     )
   ids = np.asarray([*head, *tail])[-config.max_positions - 1 :]
-  if ids.min() < 0 or ids.max() >= config.vocab_size:
-    raise ValueError(
-      f"request {index}: ids from {ids.min()} to {ids.max()}, but the"
-      f" vocabulary has {config.vocab_size}; use this model's own tokenizer"
-    )
+  check_ids(ids, config.vocab_size, f"request {index}")
   return ids

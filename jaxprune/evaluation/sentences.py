@@ -17,6 +17,7 @@ import numpy as np
 from jaxprune.calibration import batching
 from jaxprune.checkpoints import Pooling
 from jaxprune.models import EncoderConfig, encoder
+from jaxprune.models.vocabulary import check_ids
 
 if TYPE_CHECKING:
   import tokenizers
@@ -97,12 +98,9 @@ def embed_texts(
     ValueError: a text longer than the model's positions, or an id outside its
       vocabulary.
   """
-  largest = max(map(max, ids))
-  if largest >= config.vocab_size:
-    raise ValueError(
-      f"id {largest} is outside the vocabulary of {config.vocab_size}: use"
-      " the tokenizer of this checkpoint"
-    )
+  check_ids(
+    [pick(map(pick, ids)) for pick in (min, max)], config.vocab_size, "texts"
+  )
   lengths = [len(text) for text in ids]
   if max(lengths) > config.max_positions:
     raise ValueError(

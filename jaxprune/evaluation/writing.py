@@ -28,6 +28,7 @@ from jaxprune.models import (
   unstack,
 )
 from jaxprune.models.generation import rereads_at
+from jaxprune.models.vocabulary import check_ids
 
 if TYPE_CHECKING:
   import tokenizers
@@ -282,11 +283,11 @@ def _check(config, prompts, writing) -> None:
     raise ValueError(
       f"max_new_tokens={writing.max_new_tokens}: must be at least 1"
     )
-  low, high = (pick(pick(prompt) for prompt in prompts) for pick in (min, max))
-  if low < 0 or high >= config.vocab_size:
-    raise ValueError(
-      f"prompt ids from {low} to {high}: the vocabulary has {config.vocab_size}"
-    )
+  check_ids(
+    [pick(map(pick, prompts)) for pick in (min, max)],
+    config.vocab_size,
+    "prompts",
+  )
   longest = max(map(len, prompts))
   if longest + writing.max_new_tokens > config.max_positions:
     raise ValueError(

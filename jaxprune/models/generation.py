@@ -25,6 +25,7 @@ from jaxprune.models.decoding import decode_step, prefill, unstack
 from jaxprune.models.families import FAMILIES
 from jaxprune.models.parts import Gates, Params
 from jaxprune.models.sampling import GREEDY, Sampling, choose, penalise
+from jaxprune.models.vocabulary import check_ids
 
 _ENDS = 8  # ids that end a row are padded to a multiple
 
@@ -204,11 +205,7 @@ def _checked_prompts(config, tokens_BT, valid_BT, max_new_tokens):
       f"prompts of shape {tokens_BT.shape}: give int [batch, length] with at"
       " least one token"
     )
-  if tokens_BT.min() < 0 or tokens_BT.max() >= config.vocab_size:
-    raise ValueError(
-      f"prompt ids from {tokens_BT.min()} to {tokens_BT.max()}: the"
-      f" vocabulary has {config.vocab_size}"
-    )
+  check_ids(tokens_BT, config.vocab_size, "prompts")
   longest = tokens_BT.shape[1]
   if valid_BT is not None:
     valid_BT = np.asarray(valid_BT, bool)

@@ -132,13 +132,7 @@ def _is_finished(folder, description, overwrite, model, grows) -> bool:
   if overwrite:
     return False
   earlier = files.read_json(folder / records.RUN)
-  before, now = (records.identity(d, grows) for d in (earlier, description))
-  if before != now:
-    raise ValueError(
-      f"--out={folder}: holds the results of another run"
-      f" ({staging.difference(before, now)}); choose another output folder, or"
-      " add --overwrite"
-    )
+  refuse_another(folder, earlier, description, grows)
   if not (folder / records.SUMMARY).is_file():
     raise ValueError(
       f"--out={folder}: holds a run that was not finished; choose another"
@@ -148,6 +142,32 @@ def _is_finished(folder, description, overwrite, model, grows) -> bool:
     return False  # it grows
   files.check_folder(folder)
   return True
+
+
+def refuse_another(
+  folder: pathlib.Path,
+  earlier: Mapping[str, Any],
+  description: Mapping[str, Any],
+  free: Collection[str] = (),
+) -> None:
+  """Refuse a folder that holds another run.
+
+  Args:
+    folder: of the earlier run.
+    earlier: its description.
+    description: of the run that is to write there.
+    free: flags that may have other values.
+
+  Raises:
+    ValueError: the runs are not the same; says in what.
+  """
+  before, now = (records.identity(d, free) for d in (earlier, description))
+  if before != now:
+    raise ValueError(
+      f"--out={folder}: holds the results of another run"
+      f" ({staging.difference(before, now)}); choose another output folder, or"
+      " add --overwrite"
+    )
 
 
 def _carry_over(stage, model) -> None:

@@ -223,28 +223,36 @@ def read_outputs(model: Model, reading: Reading) -> jax.Array:
   )
 
 
-@functools.partial(jax.jit, static_argnames=("measure",))
 def compare_outputs(
   dense: Model,
   pruned: Model,
   h_BRD: jax.Array,
-  g_BRD: jax.Array,
+  reading: Reading,
   *others_BR: jax.Array,
   measure: Callable[..., Any],
 ) -> Any:
-  """Compare what two LM heads make of what they read.
+  """Compare the outputs at some positions of a text.
 
   Args:
     dense: the dense model.
     pruned: the pruned model.
     h_BRD: from `read_outputs` of the dense model, [B, R, D].
-    g_BRD: of the pruned model, [B, R, D].
+    reading: what the pruned model reads too, and where it is looked at.
     *others_BR: what else `measure` is told of a position, each [B, R].
     measure: `(h_D, g_D, z_V, z_pruned_V, *others) -> scalars`.
 
   Returns:
     The tree of `measure`, leaves [B, R].
   """
+  g_BRD = read_outputs(pruned, reading)
+  return _compare_heads(
+    dense, pruned, h_BRD, g_BRD, *others_BR, measure=measure
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("measure",))
+def _compare_heads(dense, pruned, h_BRD, g_BRD, *others_BR, measure):
+  """What two LM heads make of what they read."""
   return scan.measure_rows(
     lambda h_D, g_D, *others: measure(
       h_D,

@@ -27,6 +27,7 @@ from jaxprune.models import (
   decoder_layer,
   encoder,
 )
+from jaxprune.models.vocabulary import check_ids
 
 Tree = dict[str, Any]
 Config = ModelConfig | EncoderConfig
@@ -141,12 +142,7 @@ def check_tokens(config: Config, tokens: Tokens) -> None:
       f"calibration sequences of {tokens.shape[1]} tokens are longer than"
       f" the context of {config.max_positions}: use a smaller seq_len"
     )
-  if tokens.min() < 0 or tokens.max() >= config.vocab_size:
-    raise ValueError(
-      f"calibration tokens go from {tokens.min()} to {tokens.max()}, outside"
-      f" the vocabulary of {config.vocab_size}: use the tokenizer of this"
-      " checkpoint"
-    )
+  check_ids(tokens, config.vocab_size, "calibration")
   if padded is not None:
     _check_padding(config, padded)
 
@@ -183,18 +179,11 @@ def _decodes(config) -> bool:
 def embedded(
   source: checkpoints.Source, tokens: Tokens, memory: Memory
 ) -> States:
-  """The activations before the first layer.
+  """The activations before the first layer of a checkpoint.
 
   Args:
-    source: an opened checkpoint.
-    tokens: int [sequences, T], or with padding; see `check_tokens`.
-    memory: how they are held.
-
-  Returns:
-    Micro-batches [b, T, D] float32.
-
-  Raises:
-    ValueError: tokens that the model cannot read.
+    source: an opened checkpoint, of which the layers are not read.
+    tokens, memory: see `embed_tokens`, which says what comes back.
   """
   return embed_tokens(
     source.config, checkpoints.read_outer(source), tokens, memory

@@ -308,11 +308,7 @@ def compare_outputs(
   parts: dict[str, list[np.ndarray]] = {}
   for read in readings:
     output = sequences.compare_outputs(
-      dense,
-      pruned,
-      read.h,
-      sequences.read_outputs(pruned, read.reading),
-      measure=position.compare_position,
+      dense, pruned, read.h, read.reading, measure=position.compare_position
     )
     row, step = np.nonzero(read.text.alive)
     columns = {"prompt": read.text.prompts[row], "step": step} | {

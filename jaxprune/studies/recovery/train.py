@@ -13,6 +13,7 @@ from jaxprune import checkpoints
 from jaxprune import report as report_lib
 from jaxprune.calibration import tokens as tokens_lib
 from jaxprune.checkpoints import masks as masks_file
+from jaxprune.models.vocabulary import check_ids
 from jaxprune.probes.decoder import sequences
 from jaxprune.pruning import registry
 from jaxprune.recovery import finetune, trainable_mask
@@ -43,11 +44,7 @@ def check(
   finetune.check(recovery, tokens, dense is not None)
   if dense is not None:
     sequences.check_same_shape(dense.config, pruned.config)
-  if tokens.max() >= pruned.config.vocab_size:
-    raise ValueError(
-      f"token id {tokens.max()}: the vocabulary has"
-      f" {pruned.config.vocab_size}; use this model's own tokenizer"
-    )
+  check_ids(tokens, pruned.config.vocab_size, "training text")
   method = pruned.hf.get("jaxprune", {}).get("method")
   # Rounded weights would not stay on their levels in training.
   if method in registry.names(rounds=True):

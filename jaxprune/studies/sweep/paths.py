@@ -101,7 +101,7 @@ def follow(
       dense,
       pruned,
       batch.h,
-      sequences.read_outputs(pruned, batch.reading),
+      batch.reading,
       jnp.asarray(batch.text),
       measure=_measure,
     )

@@ -1,13 +1,14 @@
 """What is asked of a model, and what came of it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxprune import checkpoints
 from jaxprune.calibration import SpecialTokens
+from jaxprune.evaluation import multiple_choice
 from jaxprune.evaluation.journal import NO_BOOKKEEPING, Bookkeeping
 from jaxprune.models import ModelConfig
 
@@ -122,3 +123,42 @@ class Scored:
   named: str = ""
   rules: dict[str, str] = dataclasses.field(default_factory=dict)
   chance: float | None = None
+
+
+def choose(
+  model: Model, questions: Sequence[multiple_choice.Question]
+) -> tuple[multiple_choice.Choices, dict[str, np.ndarray]]:
+  """Let a model choose among options.
+
+  Args:
+    model: who chooses.
+    questions: at least one.
+
+  Returns:
+    What it read of each option, and metric to float64 [questions].
+  """
+  choices = multiple_choice.score_questions(
+    model.config,
+    model.params,
+    model.tokenizer,
+    questions,
+    joining=multiple_choice.Joining(prefix_id=model.specials.prefix_id),
+    bookkeeping=model.bookkeeping,
+  )
+  return choices, columns_of(multiple_choice.item_rows(choices), "question")
+
+
+def columns_of(
+  rows: Sequence[Mapping[str, float]], item: str
+) -> dict[str, np.ndarray]:
+  """Metric to float64 [rows].
+
+  Args:
+    rows: one for each item, all of the same metrics.
+    item: the key that is no metric.
+  """
+  return {
+    name: np.array([row[name] for row in rows], float)
+    for name in rows[0]
+    if name != item
+  }

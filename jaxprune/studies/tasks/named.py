@@ -12,12 +12,7 @@ import numpy as np
 
 from jaxprune import checkpoints
 from jaxprune.calibration import encode
-from jaxprune.evaluation import (
-  code_execution,
-  generation,
-  isolation,
-  multiple_choice,
-)
+from jaxprune.evaluation import code_execution, generation, isolation
 from jaxprune.evaluation import tasks as tasks_lib
 from jaxprune.evaluation.tasks import items as items_lib
 from jaxprune.evaluation.tasks import problems
@@ -28,7 +23,7 @@ from jaxprune.evaluation.tasks.table import (
   RETRIEVAL,
   TASKS,
 )
-from jaxprune.studies.tasks.asked import Model, Scored, Tasks
+from jaxprune.studies.tasks.asked import Model, Scored, Tasks, choose
 
 WRITTEN = EXACT, CODE
 _BENCHMARKS = {
@@ -195,20 +190,7 @@ def _solution(item) -> str:
 
 def _choose(model, name, questions) -> Scored:
   """Choose among options; and whether the model would write the right one."""
-  choices = multiple_choice.score_questions(
-    model.config,
-    model.params,
-    model.tokenizer,
-    questions,
-    joining=multiple_choice.Joining(prefix_id=model.specials.prefix_id),
-    bookkeeping=model.bookkeeping,
-  )
-  rows = multiple_choice.item_rows(choices)
-  columns = {
-    column: np.array([row[column] for row in rows], float)
-    for column in rows[0]
-    if column != "question"
-  }
+  choices, columns = choose(model, questions)
   items = np.arange(len(questions))
   columns["writes"] = choices.greedy[items, choices.answers].astype(float)
   return Scored(

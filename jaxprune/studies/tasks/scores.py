@@ -24,7 +24,7 @@ from jaxprune.evaluation.tasks import table
 from jaxprune.pocket import shipped
 from jaxprune.studies import inputs
 from jaxprune.studies.tasks import named, retrieval_data
-from jaxprune.studies.tasks.asked import NO_SPECIALS, Model
+from jaxprune.studies.tasks.asked import NO_SPECIALS, Model, choose, columns_of
 from jaxprune.studies.tasks.asked import Scored as Scored
 from jaxprune.studies.tasks.asked import Tasks as Tasks
 
@@ -228,18 +228,11 @@ def score_choice(model: Model, path: str, limit: int | None) -> Scored:
     limit: only the first so many; None is all.
   """
   questions = multiple_choice.read_questions(path, limit)
-  choices = multiple_choice.score_questions(
-    model.config,
-    model.params,
-    model.tokenizer,
-    questions,
-    joining=multiple_choice.Joining(prefix_id=model.specials.prefix_id),
-    bookkeeping=model.bookkeeping,
-  )
+  choices, columns = choose(model, questions)
   return Scored(
     task=f"choice {_stem(path)}",
     item="question",
-    columns=_columns(multiple_choice.item_rows(choices), "question"),
+    columns=columns,
     detail=choices,
     rules=dict(multiple_choice.RULES),
     chance=float(np.mean([1 / len(each.options) for each in questions])),
@@ -274,7 +267,7 @@ def score_retrieval(model: Model, folder: str, tasks: Tasks) -> Scored:
   return Scored(
     task=f"retrieval {collection.name}",
     item="question",
-    columns=_columns(rows, "question"),
+    columns=columns_of(rows, "question"),
   )
 
 
@@ -347,7 +340,7 @@ def score_generation(
   return Scored(
     task=task,
     item="prompt",
-    columns=_columns(rows, "prompt"),
+    columns=columns_of(rows, "prompt"),
     detail=written,
     rules=rules,
   )
@@ -398,14 +391,6 @@ def read_pairs(
   if not documents.has_field(path, _ANSWER):
     return prompts, None
   return prompts, documents.read_rows(path, _ANSWER)[:limit]
-
-
-def _columns(rows, item) -> dict[str, np.ndarray]:
-  return {
-    name: np.array([row[name] for row in rows], float)
-    for name in rows[0]
-    if name != item
-  }
 
 
 def _stem(path: str) -> str:
