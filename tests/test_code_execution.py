@@ -175,7 +175,7 @@ def test_the_script_runs_code_only_when_told(tmp_path):
     )
   )
   flags = ["--model=pocket", f"--tasks={path}", "--max_new_tokens=4"]
-  done = scripts.start("code_tasks", *flags, f"--out={out}")
+  done = scripts.call("code_tasks", *flags, f"--out={out}")
   assert done.returncode == 0, done.stderr
   assert "nothing was run" in done.stdout
   rows = [
@@ -183,7 +183,7 @@ def test_the_script_runs_code_only_when_told(tmp_path):
     for line in (out / "records.jsonl").read_text().splitlines()
   ]
   assert len(rows) == 2 and not any("value" in row for row in rows)
-  done = scripts.start(
+  done = scripts.call(
     "code_tasks",
     *flags,
     "--allow_code_execution",

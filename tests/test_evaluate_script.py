@@ -57,7 +57,7 @@ def files(tmp_path_factory):
 @pytest.mark.slow
 def test_two_models(files, tmp_path):
   out = tmp_path / "out"
-  done = scripts.start(
+  done = scripts.call(
     "evaluate",
     "--dense=pocket",
     "--pruned=pocket",

@@ -222,7 +222,7 @@ def test_script_on_a_model_against_itself(tmp_path):
     tmp_path / "ids.npz",
     prompt=np.random.default_rng(0).integers(3, 96, (8, 7)).astype(np.int32),
   )
-  done = scripts.start(
+  done = scripts.call(
     "monitoring",
     f"--dense={tmp_path}/dense",
     f"--pruned={tmp_path}/dense",

@@ -35,8 +35,6 @@ SCRIPTS = (
   "interventions",
 )
 
-run = scripts.start  # other test files take it from here
-
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
