@@ -1,6 +1,6 @@
 """Prune a sentence encoder in many ways and see what retrieval keeps.
 
-  jaxprune retrieval --model=MINILM --collection=CRANFIELD \\
+  jaxprune retrieval --dense=MINILM --collection=CRANFIELD \\
     --sts=sts-test.tsv --method=wanda,magnitude --sparsity=0.3,0.5,0.7 \\
     --drop_attention=1,2,3 --drop_mlp=1,2,3 --out=OUT
 
@@ -17,9 +17,7 @@ from absl import flags
 
 from . import flag_groups, launch
 
-_MODEL = flag_groups.model(
-  flag_groups.REQUIRED, about="The dense encoder: a folder or a hub id."
-)
+_DENSE = flag_groups.dense_model("The dense encoder: a folder or a hub id.")
 _COLLECTION = flags.DEFINE_string(
   "collection",
   None,
@@ -76,7 +74,7 @@ def main() -> None:
     summary,
   )
 
-  source = encoders.open_encoder(_MODEL.model.value, _MAX_TOKENS.value)
+  source = encoders.open_encoder(_DENSE.model.value, _MAX_TOKENS.value)
   variants = encoders.variants(_wanted())
   encoders.check(variants, source.config, sublayers.dropped_before(source))
   texts = reading.read_texts(

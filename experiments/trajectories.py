@@ -15,7 +15,7 @@ with --temperature):
   handoff         direct, history, dense_then_pruned, pruned_then_dense
   resynchronised  resynchronised_2, _4, _8, _16
 
-With --temperature, --seeds=3 samples three texts from each prompt, and the
+With --temperature, --samples=3 draws three texts from each prompt, and the
 intervals hold the spread over prompts and over seeds; decoding control, the
 dense model with another seed, is measured with them. summary.json also breaks
 the output down by step, text length, position, entropy and steps from the first
@@ -35,10 +35,10 @@ _PROTOCOL = flag_groups.several(
   ["teacher_forced", "free_running", "handoff", "resynchronised"],
   "Who reads what, divided by commas.",
 )
-_SEEDS = flags.DEFINE_integer(
-  "seeds",
+_SAMPLES = flags.DEFINE_integer(
+  "samples",
   1,
-  "Texts sampled from each prompt: seeds --seed, --seed + 1, ...",
+  "Texts sampled from each prompt, with the seeds --seed, --seed + 1, ...",
   lower_bound=1,
 )
 _LAYER_ROWS = flag_groups.layer_rows()
@@ -46,10 +46,10 @@ _OUT = flag_groups.out()
 
 
 def main() -> None:
-  if _SEEDS.value > 1 and not _COMPARISON.temperature.value:
+  if _SAMPLES.value > 1 and not _COMPARISON.temperature.value:
     raise ValueError(
-      f"--seeds={_SEEDS.value}: greedy texts are the same for every seed;"
-      " give --temperature, or one seed"
+      f"--samples={_SAMPLES.value}: greedy texts are the same for every seed;"
+      " give --temperature, or one sample"
     )
   from jaxprune.calibration import batching
   from jaxprune.studies.comparison import measure, page
@@ -58,7 +58,7 @@ def main() -> None:
   models, prompts = _COMPARISON.open()
   settings = _COMPARISON.settings(
     measure.Settings,
-    num_seeds=_SEEDS.value,
+    num_seeds=_SAMPLES.value,
     layer_rows=_LAYER_ROWS.value,
     # The teacher-forced comparison, the reference of the others, always runs.
     protocols=tuple(
@@ -67,7 +67,7 @@ def main() -> None:
   )
   seeds = {
     "sampling": settings.seed,
-    "texts_per_prompt": _SEEDS.value,
+    "texts_per_prompt": _SAMPLES.value,
     "bootstrap": settings.seed,
   }
   with launch.study(

@@ -139,3 +139,11 @@ def two_layers(tmp_path_factory) -> pathlib.Path:
   return pocket_models.save_cut(
     tmp_path_factory.mktemp("pocket") / "model", layers=2
   )
+
+
+@pytest.fixture(scope="session")
+def hf_folder(tmp_path_factory):
+  """From a key of `checkpoint_cases.CASES` to its folder, made once."""
+  import checkpoint_cases
+
+  return checkpoint_cases.folders_of(tmp_path_factory)

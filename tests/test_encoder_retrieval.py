@@ -240,7 +240,7 @@ def test_the_script(tiny, tmp_path):
     )
   )
   arguments = [
-    f"--model={tiny[1]}",
+    f"--dense={tiny[1]}",
     f"--collection={collection}",
     f"--sts={sts}",
     "--num_samples=4",
@@ -310,7 +310,7 @@ def test_the_script(tiny, tmp_path):
 def test_the_script_refuses(tiny, tmp_path, flag, words):
   done = scripts.call(
     "retrieval",
-    f"--model={tiny[1]}",
+    f"--dense={tiny[1]}",
     "--num_samples=4",
     "--max_tokens=16",
     f"--collection={write_collection(tmp_path / 'c')}",

@@ -14,9 +14,8 @@ from experiments import flag_groups, launch
 from jaxprune.calibration import prompts as prompts_lib
 from jaxprune.studies import inputs
 
-# Flags of another kind under a name that a group has: a list of pruned folders,
-# and how many texts are sampled from each prompt.
-OWN = {("retrieval", "pruned"), ("trajectories", "seeds")}
+# Of another kind under a name that a group has: a list of pruned folders.
+OWN = {("retrieval", "pruned")}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The subspace script and the seeds of trajectories, as a user runs them."""
+"""The subspace script and the samples of trajectories, as a user runs them."""
 
 import json
 
@@ -49,13 +49,13 @@ def test_bad_questions_are_one_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_seeds_need_a_temperature(tmp_path):
+def test_samples_need_a_temperature(tmp_path):
   done = scripts.call(
     "trajectories",
     "--dense=pocket",
     "--pruned=pocket",
     "--prompts=pocket",
-    "--seeds=2",
+    "--samples=2",
     f"--out={tmp_path}/out",
   )
   assert done.returncode == 1 and "--temperature" in done.stderr
@@ -63,7 +63,7 @@ def test_seeds_need_a_temperature(tmp_path):
 
 
 @pytest.mark.slow
-def test_seeds_are_texts_of_their_own(two_layers, tmp_path):
+def test_samples_are_texts_of_their_own(two_layers, tmp_path):
   """Dense against itself: every seed is 0, and the texts are not the same."""
   out = tmp_path / "out"
   done = scripts.call(
@@ -76,7 +76,7 @@ def test_seeds_are_texts_of_their_own(two_layers, tmp_path):
     "--max_new_tokens=8",
     "--temperature=4",
     "--protocol=free_running",
-    "--seeds=2",
+    "--samples=2",
     "--seed=5",
     f"--out={out}",
   )

@@ -29,7 +29,7 @@ from .measurement_flags import (
   survival,
   temperature,
 )
-from .model_flags import Model, Models, model, models
+from .model_flags import Model, Models, dense_model, model, models
 from .output_flags import mesh, out, shard_size
 from .pruning_flags import (
   PrunedModels,
@@ -77,6 +77,7 @@ __all__ = [
   "chat",
   "comparison",
   "configurations",
+  "dense_model",
   "layer_rows",
   "lens",
   "limit",

@@ -18,7 +18,7 @@ _A_MODEL = "a folder, a GGUF file, a hub id, or pocket"
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """The flag --model."""
+  """The flag --model, or --dense."""
 
   model: flags.FlagHolder[str]
 
@@ -66,6 +66,19 @@ def model(
     about: the help text.
   """
   return Model(define_flag(flags.DEFINE_string, "model", default, about))
+
+
+def dense_model(about: str) -> Model:
+  """Define --dense (also --model), which must be given.
+
+  For scripts that prune the model, or compare it with several.
+
+  Args:
+    about: the help text.
+  """
+  holder = Model(define_flag(flags.DEFINE_string, "dense", REQUIRED, about))
+  flags.DEFINE_alias("model", "dense")
+  return holder
 
 
 def models(
