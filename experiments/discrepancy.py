@@ -82,12 +82,7 @@ def main() -> None:
     todo = measure.jobs(wanted, seeds)
     progress = study.progress("configuration", len(todo))
     measured = measure.measure(
-      dense,
-      todo,
-      drawn,
-      places,
-      progress.step,
-      lambda name: launch.Amount(name).tell,
+      dense, todo, drawn, places, progress.step, launch.tell_amount
     )
     study.run.write_all(scores.rows(measured))
     numbers = summary.summarise(measured)

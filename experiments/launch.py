@@ -27,7 +27,8 @@ from absl import app, flags, logging
 import jaxprune
 
 from . import command_line, descriptions, failures, interrupts, pod_parent, pods
-from .progress import Amount, Progress, is_quiet, say
+from .progress import Amount as Amount
+from .progress import Progress, is_quiet, say, tell_amount
 
 if TYPE_CHECKING:  # a script shows its --help without loading JAX
   from jaxprune import report, staging
@@ -202,7 +203,7 @@ class Study:
       self._journals.append(kept)
       if len(kept):
         say(f"{role}: {len(kept)} answers of an unfinished run are kept")
-    return journal.Bookkeeping(journal=kept, progress=Amount(role).tell)
+    return journal.Bookkeeping(journal=kept, progress=tell_amount(role))
 
   def finish(
     self,

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Callable
 
 from . import pods
 
@@ -51,6 +52,15 @@ class Progress:
       f"{self._unit} {index + 1}/{self._total} {words} "
       f"{spent:.1f} s, {max(left, 0):.0f} s left"
     )
+
+
+def tell_amount(name: str) -> Callable[[float, float], None]:
+  """What to call with how much of some work is done, see `Amount.tell`.
+
+  Args:
+    name: of the work.
+  """
+  return Amount(name).tell
 
 
 class Amount:
