@@ -20,6 +20,7 @@ COMMANDS = {
   "Start here": {
     "quickstart": "prune the laboratory model, compare, score, report",
     "compare": "two folders: for which tasks is the pruned one still fit?",
+    "plan": "find what can be removed so that a task keeps its score",
   },
   "Prune, check and convert": {
     "prune": "write the pruned folder of a checkpoint",
