@@ -44,7 +44,7 @@ _OUT = flag_groups.out()
 
 
 def main() -> None:
-  from jaxprune.studies.tasks import code
+  from jaxprune.studies.tasks import code, code_page
 
   settings = code.Settings(
     samples=_SAMPLES.value,
@@ -71,7 +71,9 @@ def main() -> None:
       source, tasks, settings, study.run, progress, study.bookkeeping()
     )
     summary = code.summarise(passed, tasks, settings)
-    study.finish(summary, code.headline(summary), wrote=("records.jsonl",))
+    ends = study.run.columns().get("reason", [])
+    study.run.write_page(code_page.render(summary, ends, study.description))
+    study.finish(summary, code.headline(summary))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ _OUT = flag_groups.out()
 
 
 def main() -> None:
-  from jaxprune.studies.tasks import harness
+  from jaxprune.studies.tasks import harness, harness_page
 
   source = _MODEL.open()
   tasks = harness.find_tasks(_TASK.value, _TEMPLATES, _DATA.value)
@@ -88,7 +88,8 @@ def main() -> None:
     rows = list(harness.rows(results))
     study.run.write_all(rows)
     summary = harness.summarise(results, rows, _SEED.value)
-    study.finish(summary, harness.headline(summary), wrote=("summary.json",))
+    study.run.write_page(harness_page.render(summary, study.description))
+    study.finish(summary, harness.headline(summary))
 
 
 if __name__ == "__main__":

@@ -195,5 +195,8 @@ def test_the_script_runs_code_only_when_told(tmp_path):
   summary = json.loads((out / "summary.json").read_text())
   assert summary["pass@1"]["value"] == 0.5 and summary["executed"]
   assert summary["isolation"] == "none"
+  assert (
+    "of 2 tasks of HumanEval are solved" in (out / "report.html").read_text()
+  )
   done = scripts.call("code_tasks", *flags, "--k=2", f"--out={tmp_path}/no")
   assert done.returncode == 1 and "--samples=1" in done.stderr

@@ -3,11 +3,14 @@
 import pytest
 
 from jaxprune.report.page import Part
+from jaxprune.statistics import Estimate
 from jaxprune.studies.guidance import page as guidance
+from jaxprune.studies.guidance import shipped, shipped_page
 from jaxprune.studies.interventions import finding as interventions
 from jaxprune.studies.propagation import finding as propagation
 from jaxprune.studies.retrieval import page as retrieval
 from jaxprune.studies.sweep import page as sweep
+from jaxprune.studies.tasks import code_page, harness_page
 from jaxprune.studies.tasks import page as tasks
 from jaxprune.studies.transitions import page as transitions
 
@@ -103,3 +106,45 @@ def test_retrieval():
   assert retrieval.finding({"models": models}) == (
     "1 of 2 pruned encoders retrieve not measurably worse than the dense one"
   )
+
+
+def test_the_harness():
+  metrics = {"acc,none": value(0.5), "acc_norm,none": value(0.4)}
+  summary = {"tasks": {f"task {i}": metrics for i in range(5)}}
+  assert harness_page.finding(summary) == (
+    "task 0 0.5 (acc), task 1 0.5 (acc), task 2 0.5 (acc), task 3 0.5 (acc) and"
+    " 1 more"
+  )
+  page = harness_page.render(summary, {"lm_eval": "0.4"})
+  assert "acc_norm,none" in page and "version 0.4" in page
+
+
+def test_code_tasks():
+  summary = {"tasks": 20, "format": "MBPP", "executed": False}
+  assert code_page.finding(summary) == "Nothing was run of 20 tasks of MBPP"
+  score = {"value": 0.25, "low": 0.11, "high": 0.47, "count": 20}
+  summary |= {"isolation": "bubblewrap", "pass@1": score}
+  assert code_page.finding(summary) == (
+    "25 % [11 to 47] of 20 tasks of MBPP are solved"
+  )
+  page = code_page.render(summary, ["passed", "limit", "limit"], {})
+  assert "isolated by bubblewrap" in page
+  assert page.index("limit") < page.index("passed")
+
+
+def test_the_shipped_rule():
+  judged = {
+    kind: shipped.Judgement(
+      kind=kind, state=state, probability=0.5, error=error, sentence=""
+    )
+    for kind, state, error in (
+      ("choice", "kept", Estimate(0.1, 0.0, 0.3, 9)),
+      ("generation", "lost", None),
+    )
+  }
+  assert shipped_page.finding(judged) == [
+    Part(text="Fit for choosing an answer", tone="good"),
+    Part(text="; "),
+    Part(text="not fit for writing an answer", tone="bad"),
+    Part(text=" (by a rule that is wrong in 10 % of cases)"),
+  ]

@@ -17,7 +17,7 @@ from jaxprune.models import decoder, decoder_layer, decoding, generation
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.decoder import Gates
 from jaxprune.probes import scan, trajectories
-from jaxprune.probes.position import Position, compare_position
+from jaxprune.probes.position import compare_position
 
 Params = Any
 
@@ -112,7 +112,7 @@ def check_equal_fields(
       )
 
 
-@functools.partial(jax.jit, static_argnames=("lens", "measure"))
+@functools.partial(jax.jit, static_argnames=("lens", "measure", "inside"))
 def compare_sequences(
   dense: Model,
   pruned: Model,
@@ -121,7 +121,8 @@ def compare_sequences(
   temperature: float = 1.0,
   lens: str = "final_norm",
   measure: Callable[..., Any] = compare_position,
-) -> tuple[Position, Any]:
+  inside: Callable[..., Any] = compare_position,
+) -> tuple[Any, Any]:
   """Compare two models on the same tokens (teacher-forced), in one pass.
 
   Args:
@@ -133,12 +134,15 @@ def compare_sequences(
       residual stream in both.
     measure: `(h_D, h_pruned_D, z_V, z_pruned_V, temperature) -> scalars` of one
       position of the output.
+    inside: the same after a sublayer, where most of the time goes; what it does
+      not return is not computed.
 
   Returns:
-    (inner, output): `inner` after every sublayer, leaves [L, 2, B, R] with
-    attention at index 0 and MLP at 1; `output` is the tree of `measure` for the
-    whole model, leaves [B, R], where h is what the LM head reads (after the
-    final norm) and z the model's logits, whatever the lens.
+    (inner, output): `inner` is the tree of `inside` after every sublayer,
+    leaves [L, 2, B, R] with attention at index 0 and MLP at 1; `output` is the
+    tree of `measure` for the whole model, leaves [B, R], where h is what the LM
+    head reads (after the final norm) and z the model's logits, whatever the
+    lens.
   """
   context = decoder.make_context(
     dense.config, reading.tokens.shape[1], reading.valid
@@ -177,9 +181,7 @@ def compare_sequences(
   x_BTD, y_BTD, inner = scan.compare_layers(
     stack(dense),
     stack(pruned),
-    lambda h_D, g_D: compare_position(
-      h_D, g_D, *read_both(h_D, g_D, lens), temperature
-    ),
+    lambda h_D, g_D: inside(h_D, g_D, *read_both(h_D, g_D, lens), temperature),
     rows_BT=reading.rows,
   )
   h_BRD, g_BRD = jax.lax.optimization_barrier(

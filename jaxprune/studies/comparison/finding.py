@@ -70,6 +70,18 @@ def by_tasks(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
   }
 
 
+def find_verdict(
+  verdict: Mapping[str, Mapping[str, Any]],
+) -> list[dict[str, str]]:
+  """The sentence of a verdict, as parts with their tones.
+
+  Args:
+    verdict: by kind of task, as `find` takes it.
+  """
+  parts = _verdict_parts(verdict)
+  return [{"text": text, "tone": tone} for text, tone in parts if text]
+
+
 def lead(summary: Mapping[str, Any]) -> str:
   """How far the pruned model stays with the original, in plain words.
 

@@ -11,6 +11,7 @@ from typing import Any
 from jaxprune import files
 from jaxprune.report import page
 from jaxprune.statistics import Estimate
+from jaxprune.studies.comparison import finding as finding_lib
 from jaxprune.studies.guidance import cases, shipped, transfer
 
 BEGIN, END = "<!-- rule: begin -->", "<!-- rule: end -->"
@@ -36,6 +37,7 @@ def render(
   """
   return page.render_page(
     title="Which kinds of task does a pruned model keep?",
+    finding=None,
     verdict=headline(rule).replace("\n", "\n\n"),
     sections=[
       page.Section(
@@ -61,6 +63,25 @@ def judged_headline(
   )
 
 
+def finding(judged: Mapping[str, shipped.Judgement]) -> list[page.Part]:
+  """For which kinds of task the model is fit, in one sentence with its tones.
+
+  Args:
+    judged: from `shipped.judge`.
+  """
+  said = finding_lib.find_verdict(
+    {
+      kind: {
+        "state": each.state,
+        "basis": finding_lib.RULE,
+        "error": None if each.error is None else each.error.value,
+      }
+      for kind, each in judged.items()
+    }
+  )
+  return page.as_parts(said)
+
+
 def render_judged(
   judged: Mapping[str, shipped.Judgement],
   rule: Mapping[str, Any],
@@ -75,6 +96,7 @@ def render_judged(
   """
   return page.render_page(
     title="What this pruned model may be used for",
+    finding=finding(judged),
     verdict=judged_headline(judged, rule).replace("\n", "\n\n"),
     sections=[page.Section(title="How good the rule is", tables=tables(rule))],
     run=description,

@@ -1,0 +1,66 @@
+"""The page of `harness`: what lm-evaluation-harness says of a model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxprune.report import page
+from jaxprune.statistics import Estimate
+
+_NAMED = 4  # tasks in the headline
+
+
+def render(summary: Mapping[str, Any], description: Mapping[str, Any]) -> str:
+  """Make report.html.
+
+  Args:
+    summary: from `harness.summarise`.
+    description: of the run.
+  """
+  rows = [
+    (task, metric, entry.get("count"), _score(entry))
+    for task, metrics in summary["tasks"].items()
+    for metric, entry in metrics.items()
+  ]
+  return page.render_page(
+    title="Scores of lm-evaluation-harness",
+    finding=finding(summary),
+    verdict="Questions, prompts, filters and metrics are the harness's own;"
+    f" version {description.get('lm_eval', 'not known')}.",
+    sections=[
+      page.Section(
+        title="Scores",
+        tables=[
+          page.Table(
+            caption="Score of each task with its 95 % interval where it is a"
+            " mean over items: Wilson's for what is right or wrong, else"
+            " resampling items. The word after the comma is the filter.",
+            columns=("task", "metric", "items", "score"),
+            rows=rows,
+          )
+        ],
+      )
+    ],
+    run=description,
+  )
+
+
+def finding(summary: Mapping[str, Any]) -> str:
+  """The first metric of the first tasks, in one line.
+
+  Args:
+    summary: from `harness.summarise`.
+  """
+  said = []
+  for task, metrics in summary["tasks"].items():
+    metric, entry = next(iter(metrics.items()), ("", None))
+    if entry is not None:
+      value = page.format_number(entry["value"], 3)
+      said.append(f"{task} {value} ({metric.partition(',')[0]})")
+  if not said:
+    return "The harness gave no number"
+  more = f" and {len(said) - _NAMED} more" if len(said) > _NAMED else ""
+  return ", ".join(said[:_NAMED]) + more
+
+
+def _score(entry) -> Estimate | float:
+  return Estimate.from_json(entry) if "low" in entry else entry["value"]
