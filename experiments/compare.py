@@ -16,6 +16,8 @@ parameters.
 
 import pathlib
 
+from absl import flags
+
 from . import flag_groups, launch
 
 _MODELS = flag_groups.models()
@@ -28,6 +30,12 @@ _SEED = flag_groups.seed("Seed of the intervals.")
 _TASKS = flag_groups.named_tasks(
   "Tasks beside the built-in ones, by name, also lm-evaluation-harness's"
 )
+_ATTRIBUTION = flags.DEFINE_string(
+  "attribution",
+  None,
+  "Run folder of propagation on the same pair, or of ablation on the original:"
+  " its finding is shown on the page.",
+)
 _LAYER_ROWS = flag_groups.layer_rows()
 _OUT = flag_groups.out(
   None, about="Folder to write; by default out/compare/PRUNED."
@@ -35,14 +43,7 @@ _OUT = flag_groups.out(
 
 
 def main() -> None:
-  from jaxprune.calibration import batching
-  from jaxprune.studies.comparison import (
-    items,
-    measure,
-    more_items,
-    overview,
-    page,
-  )
+  from jaxprune.studies.comparison import more_items, overview, page
   from jaxprune.studies.comparison import summary as summary_lib
 
   sources = _MODELS.open()
@@ -57,28 +58,39 @@ def main() -> None:
     prompts=prompts.prompts,
     notes={"chat": prompts.chat},
   ) as study:
-    models = measure.load_models(*sources.values())
-    launch.say(overview.plan(models[0], prompts, settings))
-    batches = batching.number_of_batches(len(prompts.kinds), settings.batch)
-    progress = study.progress("batch", batches)
-    tables = measure.compare(
-      *models, prompts.prompts, settings, study.run, progress
-    )
-    answers = items.ask(
-      sources,
-      dict(zip(sources, models)),
-      lambda name: launch.Amount(name).tell,
-      more,
-    )
-    study.run.write_all(answers.rows())
+    found = _read_attribution(study.description)
+    models, tables, answers = _measure(study, sources, prompts, settings, more)
     summary = summary_lib.summarise_all(
       tables,
       tuple(sources.values()),
       models,
+      attribution=found,
       **overview.summarise(prompts, tables, answers, seed=settings.seed),
     )
     page.write_page(study.run, tables, summary)
     study.finish(summary, overview.headline(summary), then=_next())
+
+
+def _measure(study, sources, prompts, settings, more):
+  """Both models, how they read and write, and what they answer."""
+  from jaxprune.calibration import batching
+  from jaxprune.studies.comparison import items, measure, overview
+
+  models = measure.load_models(*sources.values())
+  launch.say(overview.plan(models[0], prompts, settings))
+  batches = batching.number_of_batches(len(prompts.kinds), settings.batch)
+  progress = study.progress("batch", batches)
+  tables = measure.compare(
+    *models, prompts.prompts, settings, study.run, progress
+  )
+  answers = items.ask(
+    sources,
+    dict(zip(sources, models)),
+    lambda name: launch.Amount(name).tell,
+    more,
+  )
+  study.run.write_all(answers.rows())
+  return models, tables, answers
 
 
 def _read_prompts(dense):
@@ -92,6 +104,15 @@ def _read_prompts(dense):
     max_new_tokens=_PROMPTS.max_new_tokens.value,
     chat_mode=_CHAT.value,
   )
+
+
+def _read_attribution(description):
+  """What an earlier run says of the same models, from the flag."""
+  from jaxprune.studies.comparison import attribution
+
+  if _ATTRIBUTION.value is None:
+    return None
+  return attribution.read(_ATTRIBUTION.value, description["checkpoint_hash"])
 
 
 def _settings(num_prompts):

@@ -74,7 +74,8 @@ class Comparison:
     summary: see `comparison.summary.summarise` and
       `comparison.written.summarise`.
     output: a row per position of the dense text, by field of `report.FIELDS`.
-    layers: a row per position, layer and sublayer.
+    layers: a row per position, layer and sublayer, by field of
+      `comparison.rows.BY_LAYER`.
     alone: a row per token that the pruned model wrote alone.
   """
 

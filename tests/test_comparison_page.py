@@ -7,7 +7,8 @@ import comparison_made as made
 import numpy as np
 import pytest
 
-from jaxprune.studies.comparison import finding, page, written
+from jaxprune import report
+from jaxprune.studies.comparison import attribution, finding, page, written
 
 TASKS = {
   "choose": made.task(95, 94, 0.25, items=400),
@@ -171,3 +172,42 @@ def test_a_prompt_is_shown_without_its_chat_template():
   assert written.without_frame(["<s> Once", "<s> Two"]) == ["Once", "Two"]
   (text,) = written.without_frame(["x" * 1000])
   assert len(text) == 322 and text.startswith("… x")
+
+
+def _run(folder, summary, hashes):
+  """A finished run folder with a given summary."""
+  description = report.describe_run(
+    flags={}, command=["x"], seeds={}, checkpoint_hash=hashes
+  )
+  with report.RunFolder(folder, description) as run:
+    run.write_summary(summary)
+  return str(folder)
+
+
+def test_what_an_earlier_run_says_of_the_cause(tmp_path):
+  pair = {"dense": "a", "pruned": "b"}
+  parts = {kind: {"kl": {"value": 0.1}} for kind in ("attention", "mlp")}
+  entry = {
+    **{"source": "pruned", "configuration": "pruned", "by_kind": parts},
+    **{"change": {"kl": {"value": 0.2}}, "largest": [["mlp 3", 0.15]]},
+  }
+  divided = _run(
+    tmp_path / "divided", {"models": [entry], "completeness_error": 0.0}, pair
+  )
+  found = attribution.read(divided, pair)
+  assert "most of it mlp 3 (75 %)." in found["sentence"]
+  alone = [
+    {"sublayer": kind, "layer": i, "kl": {"value": kl}}
+    for kind, i, kl in (("mlp", 0, 2.0), ("attention", 1, 0.5), ("block", 0, 9))
+  ]
+  single = _run(tmp_path / "single", {"single": alone}, "a")
+  ablated = attribution.read(single, pair)
+  assert ablated["rows"] == [["MLP 0", 2.0], ["attention 1", 0.5]]
+  summary = made.summary(made.tables(), attribution=ablated)
+  text = made.write(tmp_path / "page", made.tables(), summary)
+  assert "Which weights cause it" in text and "least without the" in text
+  for folder in (divided, single):
+    with pytest.raises(ValueError, match="was not measured on the same"):
+      attribution.read(folder, {"dense": "c", "pruned": "b"})
+  with pytest.raises(ValueError, match="no finished run"):
+    attribution.read(str(tmp_path), pair)

@@ -53,7 +53,8 @@ class Settings(texts.Comparison):
     protocols: of `PROTOCOLS`, which decode step by step; the teacher-forced
       comparison is always made.
     layer_rows: whether the records get a row for each position, layer and
-      sublayer too.
+      sublayer too, with every field of `position.Position`; otherwise only
+      `rows.BY_LAYER` is measured there.
   """
 
   num_seeds: int = 1
@@ -170,9 +171,7 @@ def compare(
           temperature=settings.analysis_temperature,
         )
         run.write_all(rows.decoding_rows(records, common))
-      inner, output = _compare(
-        dense, pruned, text, settings, measure=measure_output
-      )
+      inner, output = _compare(dense, pruned, text, settings)
       run.write_all(rows.output_rows(output, text, common))
       layers.append(rows.layer_columns(inner, text, common, settings.lens))
       if settings.layer_rows:
@@ -372,17 +371,39 @@ def task_rows(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[Any]:
     yield {"task": name} | {k: v for k, v in entry.items() if k != "retention"}
 
 
-def _compare(
-  dense, pruned, text, settings, measure=position.compare_position
-) -> tuple[position.Position, Any]:
-  """Both models read a text: what `measure` finds inside and at the output."""
+def measure_inside(*vectors_and_temperature: Any) -> dict[str, Any]:
+  """What the page shows of one position after a sublayer: `rows.BY_LAYER`.
+
+  The rest of `position.Position` is a third of the time of a comparison.
+
+  Args:
+    *vectors_and_temperature: of `position.compare_position`.
+  """
+  fields = position.fields_of(
+    position.compare_position(*vectors_and_temperature)
+  )
+  return {name: fields[name] for name in rows.BY_LAYER}
+
+
+def measure_all_inside(*vectors_and_temperature: Any) -> dict[str, Any]:
+  """Every field of `position.Position`, for the rows of the records.
+
+  Args:
+    *vectors_and_temperature: of `position.compare_position`.
+  """
+  return position.fields_of(position.compare_position(*vectors_and_temperature))
+
+
+def _compare(dense, pruned, text, settings) -> tuple[Any, Any]:
+  """Both models read a text: what is measured inside and at the output."""
   return sequences.compare_sequences(
     dense,
     pruned,
     _reading(text),
     temperature=settings.analysis_temperature,
     lens=settings.lens,
-    measure=measure,
+    measure=measure_output,
+    inside=measure_all_inside if settings.layer_rows else measure_inside,
   )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxprune.report import RunFolder, Summary, page
 from jaxprune.statistics import as_estimate, format_number
-from jaxprune.studies.comparison import sections, text_sections
+from jaxprune.studies.comparison import attribution, sections, text_sections
 from jaxprune.studies.comparison.measure import Settings, Tables
 
 _VISIBLE = 4  # texts before the fold
@@ -57,6 +57,7 @@ def write_page(run: RunFolder, tables: Tables, summary: Summary) -> None:
     ],
     sections=[
       *sections.of_damage(summary, texts),
+      *map(attribution.section, filter(None, [summary.get("attribution")])),
       sections.of_spaces(summary),
       sections.of_theorems(summary),
       *text_sections.of_decodings(summary.get("decodings", {})),

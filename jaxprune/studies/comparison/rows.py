@@ -15,6 +15,16 @@ from jaxprune.studies.texts import DenseTexts
 TEACHER_FORCED = "teacher_forced"
 ALONE = "alone"  # what the pruned model writes on its own
 SUBLAYERS = ("attention", "mlp")
+# What is said of every position inside, in this order.
+BY_LAYER = (
+  *position.COSINES,
+  "one_minus_cos_h",
+  "one_minus_cos_z",
+  "one_minus_cos_z_centred",
+  "one_minus_cos_p",
+  "kl",
+  "kl_estimate",
+)
 
 
 def output_rows(
@@ -44,7 +54,7 @@ def output_rows(
 
 
 def layer_columns(
-  inner: position.Position,
+  inner: Mapping[str, Any],
   text: DenseTexts,
   common: Sequence[Mapping[str, Any]],
   lens: str,
@@ -52,7 +62,7 @@ def layer_columns(
   """Columns over the positions, layers and sublayers of one batch.
 
   Args:
-    inner: what was measured after every sublayer, leaves [L, 2, B, R].
+    inner: by field, what was measured after every sublayer, [L, 2, B, R].
     text: what the dense model wrote.
     common: as for `output_rows`.
     lens: how inner layers were read out.
@@ -64,7 +74,7 @@ def layer_columns(
   leaves = {
     # [L, 2, B, R] to [positions, L, 2].
     name: np.moveaxis(np.asarray(leaf), (2, 3), (0, 1))[row_X, step_X]
-    for name, leaf in position.fields_of(inner).items()
+    for name, leaf in inner.items()
   }
   shape = leaves["kl"].shape
 

@@ -20,6 +20,7 @@ from jaxprune.studies.comparison.measure import (
   TEACHER_FORCED,
   Tables,
 )
+from jaxprune.studies.comparison.rows import BY_LAYER as BY_LAYER
 
 Table = Mapping[str, np.ndarray]
 # What is said of every position at the output, in this order.
@@ -37,15 +38,6 @@ MEASURES = (
   "one_minus_cos_p_estimate",
   "entropy",
   "entropy_pruned",
-)
-BY_LAYER = (
-  *position.COSINES,
-  "one_minus_cos_h",
-  "one_minus_cos_z",
-  "one_minus_cos_z_centred",
-  "one_minus_cos_p",
-  "kl",
-  "kl_estimate",
 )
 QUANTILES = {"low": 0.1, "median": 0.5, "high": 0.9}  # of the bands
 _TRUTH_BINS = 12
