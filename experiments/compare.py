@@ -37,6 +37,7 @@ _ATTRIBUTION = flags.DEFINE_string(
   " its finding is shown on the page.",
 )
 _LAYER_ROWS = flag_groups.layer_rows()
+_INSIDE = 8  # texts read out after every sublayer, where most time would go
 _OUT = flag_groups.out(
   None, about="Folder to write; by default out/compare/PRUNED."
 )
@@ -124,6 +125,7 @@ def _settings(num_prompts):
     batch=min(_BATCH.value, num_prompts),
     seed=_SEED.value,
     layer_rows=_LAYER_ROWS.value,
+    inside=None if _LAYER_ROWS.value else _INSIDE,
   )
 
 

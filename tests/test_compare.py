@@ -14,7 +14,14 @@ import tokenizers
 
 from jaxprune import checkpoints, report
 from jaxprune.evaluation import builtin, generation
-from jaxprune.studies.comparison import asked, items, more_items, overview
+from jaxprune.studies import prune
+from jaxprune.studies.comparison import (
+  asked,
+  items,
+  measure,
+  more_items,
+  overview,
+)
 from jaxprune.studies.tasks.asked import Tasks
 
 ARC = {
@@ -175,6 +182,35 @@ def test_several_tasks_of_one_kind(right, state):
   ]
   said = overview.judge(items.Answers(tasks=tasks, perplexity={}), {}, seed=0)
   assert said["verdict"]["generation"]["state"] == state
+
+
+@pytest.mark.slow
+def test_what_is_shown_of_inner_layers_is_what_all_texts_give(folders):
+  """Fewer fields and fewer texts inside; the same numbers for those."""
+  sources = [
+    checkpoints.open_checkpoint(folders / n) for n in ("dense", "pruned")
+  ]
+  models = measure.load_models(*sources)
+  read = asked.read(sources[0], None, limit=4, max_new_tokens=3).prompts
+  tables = {}
+  for inside in (None, 2):
+    settings = measure.Settings(
+      max_new_tokens=3, batch=4, layer_rows=inside is None, inside=inside
+    )
+    with report.RunFolder("", {}, main_process=False) as run:
+      tables[inside] = measure.compare(
+        *models, read, settings, run, prune.Silent("batch", 1)
+      ).inner
+  some, whole = tables[2], tables[None]
+  assert set(some["prompt"]) == {0, 3} and "js" in whole and "js" not in some
+  kept = np.isin(whole["prompt"], (0, 3))
+  for name, values in some.items():
+    if values.dtype == object:
+      assert (values == whole[name][kept]).all(), name
+    else:
+      np.testing.assert_allclose(
+        values, whole[name][kept], rtol=1e-4, atol=1e-6, err_msg=name
+      )
 
 
 def test_samples_of_the_harness():

@@ -189,14 +189,17 @@ SMALL = (
 
 @pytest.mark.slow
 def test_the_largest_amount_that_keeps_the_score(two_layers, tmp_path, asked):
-  """At 35 % zeros 96 of 100 are right, at 40 % 86."""
+  """At 35 % zeros more than 90 of 100 are right, at 40 % fewer."""
   out = tmp_path / "planned"
   done = scripts.call("plan", two_layers, f"--out={out}", *SMALL, "--controls")
   assert done.returncode == 0, done.stderr
   summary = json.loads((out / "summary.json").read_text())
   chosen = summary["chosen"]
   assert chosen["label"].startswith("wanda") and chosen["amount"] == 0.35
-  assert chosen["kept"]["value"] == 0.96
+  measured = {
+    e["amount"]: e["kept"]["value"] for e in summary["tried"] if e["kept"]
+  }
+  assert measured[0.4] < 0.9 <= measured[0.35] == chosen["kept"]["value"]
   assert "35.0 % of the parameters" in done.stdout.splitlines()[0]
   source = checkpoints.open_checkpoint(out)
   _, params = checkpoints.load_params(source)

@@ -86,6 +86,7 @@ def compare_layers(
   measure: Callable[[Array, Array], Tree],
   *,
   rows_BT: Array | None = None,
+  texts: Array | None = None,
   chunk: int = 64,
 ) -> tuple[Array, Array, Tree]:
   """Run two models on the same tokens and measure after every sublayer.
@@ -95,13 +96,21 @@ def compare_layers(
     pruned: the pruned model on the same tokens.
     measure: `(h_D, h_pruned_D) -> scalars`; closes over the read-out and T.
     rows_BT: positions to measure, int `[B, R]`; None measures all of them.
+    texts: indices of the sequences to measure, int `[C]`; None is all of them,
+      C = B.
     chunk: positions read out together.
 
   Returns:
     `(x_BTD, pruned_x_BTD, records)`: the residual streams after the last
-    layer, and the tree of `measure` with leaves `[L, 2, B, R]`, where index 0
+    layer, and the tree of `measure` with leaves `[L, 2, C, R]`, where index 0
     of the second axis is attention and 1 the MLP.
   """
+
+  def pick(h_BTD):
+    if texts is None:
+      return pick_rows(h_BTD, rows_BT)
+    rows_CT = None if rows_BT is None else rows_BT[texts]
+    return pick_rows(h_BTD[texts], rows_CT)
 
   def step(carry, layer_pair):
     layer, pruned_layer = layer_pair
@@ -113,9 +122,7 @@ def compare_layers(
       pruned.block(pruned_layer, y_BTD)
     )
     records = [
-      measure_rows(
-        measure, pick_rows(h, rows_BT), pick_rows(g, rows_BT), chunk=chunk
-      )
+      measure_rows(measure, pick(h), pick(g), chunk=chunk)
       for h, g in zip(points, pruned_points)
     ]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *records)

@@ -122,6 +122,7 @@ def compare_sequences(
   lens: str = "final_norm",
   measure: Callable[..., Any] = compare_position,
   inside: Callable[..., Any] = compare_position,
+  texts: jax.Array | None = None,
 ) -> tuple[Any, Any]:
   """Compare two models on the same tokens (teacher-forced), in one pass.
 
@@ -136,10 +137,12 @@ def compare_sequences(
       position of the output.
     inside: the same after a sublayer, where most of the time goes; what it does
       not return is not computed.
+    texts: indices of the texts that are measured after every sublayer, int [C];
+      None is all of them, C = B.
 
   Returns:
     (inner, output): `inner` is the tree of `inside` after every sublayer,
-    leaves [L, 2, B, R] with attention at index 0 and MLP at 1; `output` is the
+    leaves [L, 2, C, R] with attention at index 0 and MLP at 1; `output` is the
     tree of `measure` for the whole model, leaves [B, R], where h is what the LM
     head reads (after the final norm) and z the model's logits, whatever the
     lens.
@@ -183,6 +186,7 @@ def compare_sequences(
     stack(pruned),
     lambda h_D, g_D: inside(h_D, g_D, *read_both(h_D, g_D, lens), temperature),
     rows_BT=reading.rows,
+    texts=texts,
   )
   h_BRD, g_BRD = jax.lax.optimization_barrier(
     tuple(

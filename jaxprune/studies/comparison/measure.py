@@ -55,11 +55,14 @@ class Settings(texts.Comparison):
     layer_rows: whether the records get a row for each position, layer and
       sublayer too, with every field of `position.Position`; otherwise only
       `rows.BY_LAYER` is measured there.
+    inside: texts of a batch that are measured after every sublayer, evenly
+      among them; None is all of them.
   """
 
   num_seeds: int = 1
   protocols: tuple[str, ...] = ()
   layer_rows: bool = False
+  inside: int | None = None
 
   def decodings(self) -> tuple[trajectories.Decoding, ...]:
     """One decoding of each name, in the order of the protocols.
@@ -139,6 +142,7 @@ def compare(
     What was measured, by columns.
   """
   decodings, index = settings.decodings(), 0
+  inside = _inside(settings)
   layers: list[dict[str, np.ndarray]] = []
   sampling = sequences.Sampling(
     num_steps=settings.max_new_tokens,
@@ -173,7 +177,14 @@ def compare(
         run.write_all(rows.decoding_rows(records, common))
       inner, output = _compare(dense, pruned, text, settings)
       run.write_all(rows.output_rows(output, text, common))
-      layers.append(rows.layer_columns(inner, text, common, settings.lens))
+      layers.append(
+        rows.layer_columns(
+          inner,
+          text.alive[inside],
+          [common[i] for i in inside if i < text.count],
+          settings.lens,
+        )
+      )
       if settings.layer_rows:
         run.write_all(rows.rows_of(layers[-1]))
       own = texts.own_text(pruned.config, pruned.params, text, settings)
@@ -404,7 +415,14 @@ def _compare(dense, pruned, text, settings) -> tuple[Any, Any]:
     lens=settings.lens,
     measure=measure_output,
     inside=measure_all_inside if settings.layer_rows else measure_inside,
+    texts=None if settings.inside is None else jnp.asarray(_inside(settings)),
   )
+
+
+def _inside(settings) -> np.ndarray:
+  """Which texts of a batch are measured after every sublayer."""
+  count = min(settings.inside or settings.batch, settings.batch)
+  return np.linspace(0, settings.batch - 1, count).round().astype(int)
 
 
 def _reading(text) -> sequences.Reading:

@@ -245,6 +245,7 @@ def _protocol(settings, summary) -> dict[str, Any]:
     " read (teacher-forced); and what the pruned model writes on its own",
     "Prompts": summary["prompts"],
     "Positions": summary["positions"],
+    "Texts of a batch read out after every sublayer": settings.inside or "all",
     "Steps": settings.max_new_tokens,
     "Texts of each prompt (seeds)": settings.num_seeds,
     "Sampling temperature (0 is greedy)": settings.temperature,

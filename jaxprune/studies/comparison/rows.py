@@ -55,22 +55,23 @@ def output_rows(
 
 def layer_columns(
   inner: Mapping[str, Any],
-  text: DenseTexts,
+  alive: np.ndarray,
   common: Sequence[Mapping[str, Any]],
   lens: str,
 ) -> dict[str, np.ndarray]:
   """Columns over the positions, layers and sublayers of one batch.
 
   Args:
-    inner: by field, what was measured after every sublayer, [L, 2, B, R].
-    text: what the dense model wrote.
-    common: as for `output_rows`.
+    inner: by field, what was measured after every sublayer, [L, 2, C, R].
+    alive: bool [C, R], False behind the end of a text.
+    common: as for `output_rows`, of those of the C texts that count, which come
+      first.
     lens: how inner layers were read out.
 
   Returns:
     Arrays of one length by field; layers, then sublayers vary fastest.
   """
-  row_X, step_X = np.nonzero(text.alive)
+  row_X, step_X = np.nonzero(alive)
   leaves = {
     # [L, 2, B, R] to [positions, L, 2].
     name: np.moveaxis(np.asarray(leaf), (2, 3), (0, 1))[row_X, step_X]

@@ -92,7 +92,8 @@ def plan(
     chosen = _recover_around(bench, family, measured, level, out)
   if chosen is None and level is not None:
     chosen = measured[level]
-    models.write(shop, family, level, out)
+    shutil.rmtree(out, ignore_errors=True)
+    models.folder_of(shop, family, level).rename(out)
   controls = []
   if settings.controls and chosen is not None:
     controls = _controls(bench, chosen.amount)

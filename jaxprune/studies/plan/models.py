@@ -8,7 +8,9 @@ memory at a time, beside the dense one.
 import dataclasses
 import itertools
 import math
+import os
 import pathlib
+import re
 import shutil
 from collections.abc import Callable
 
@@ -32,9 +34,10 @@ from jaxprune.studies.plan.kept import Kept
 
 KL, SIMILARITY = "drops by KL", "drops by similarity"
 # Tokens on which losses are measured: they need many passes.
-_LOSS_TOKENS = 512
+_LOSS_TOKENS = 256
 _LOSS_SPARSITY = 0.5  # of each layer alone, for an allocation by KL
 _MICRO_BATCH = 8
+_FOLDERS = 3  # pruned models that stay on the disk
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,7 +51,7 @@ class Workshop:
     amount: what is counted, of `candidates.AMOUNTS`.
     spread: half of what the sparsities of layers lie apart.
     kept: what was measured before.
-    work: a folder for pruned models, made and removed here.
+    work: a folder for pruned models, made here.
     tell: from the name of some work to what is told (done, all) of it.
   """
 
@@ -114,18 +117,25 @@ def amount_of(shop: Workshop, family: Family, level: int) -> float:
   return candidates.fraction(shop.source.config, shop.amount, gone)
 
 
-def write(
-  shop: Workshop, family: Family, level: int, folder: pathlib.Path
-) -> None:
-  """Write the folder of a pruned model.
+def folder_of(shop: Workshop, family: Family, level: int) -> pathlib.Path:
+  """The folder of a pruned model, made where it is not there any more.
 
   Args:
-    shop: the workshop.
+    shop: the workshop; the last few folders stay in its `work`.
     family: of the pruning.
     level: of the family.
-    folder: to write; what is there is replaced.
   """
-  shutil.rmtree(folder, ignore_errors=True)
+  folder = shop.work / re.sub(r"[^\w.@-]+", "_", family.label(level))
+  if not folder.is_dir():  # a folder has its name when it is whole
+    others = sorted(shop.work.glob("*"), key=lambda each: each.stat().st_mtime)
+    for other in others[: -(_FOLDERS - 1)]:
+      shutil.rmtree(other)
+    _write(shop, family, level, folder)
+  os.utime(folder)
+  return folder
+
+
+def _write(shop, family, level, folder) -> None:
   output = weights.Output(
     provenance={"method": family.method, "planned": family.label(level)}
   )
@@ -147,7 +157,7 @@ def write(
 
 
 def load(shop: Workshop, family: Family, level: int) -> sequences.Model:
-  """The pruned model in memory; its folder, if there is one, stays in `work`.
+  """The pruned model in memory.
 
   Args:
     shop: the workshop.
@@ -163,8 +173,7 @@ def load(shop: Workshop, family: Family, level: int) -> sequences.Model:
       shop.source, zeroed=shop.source.zeroed | zeroed
     )
   else:
-    write(shop, family, level, shop.work)
-    source = checkpoints.open_checkpoint(shop.work)
+    source = checkpoints.open_checkpoint(folder_of(shop, family, level))
   config, params = checkpoints.load_params(source, jnp.float32)
   return sequences.Model(config=config, params=params)
 
@@ -248,7 +257,7 @@ def _losses(shop, units, sets) -> list[float]:
   config = shop.dense.config
   before = sublayers.dropped_before(shop.source)
   tell = shop.tell("measuring what each drop costs")
-  losses, chunk = [], 6  # candidates of one program
+  losses, chunk = [], order.WIDTH  # candidates of one program
   tell(0, len(sets))
   for start in range(0, len(sets), chunk):
     part = sets[start : start + chunk]

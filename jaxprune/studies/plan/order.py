@@ -15,6 +15,7 @@ of as many as a bound asks for.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+WIDTH = 6  # units that are measured again in a round
 Unit = tuple[tuple[str, int], ...]  # sublayers that leave together
 
 
@@ -40,7 +41,7 @@ def extend(
   savings: Sequence[float],
   loss: Callable[[list[tuple[int, ...]]], Sequence[float]],
   *,
-  width: int = 8,
+  width: int = WIDTH,
 ) -> State:
   """Choose one more unit.
 

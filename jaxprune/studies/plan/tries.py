@@ -176,10 +176,10 @@ def recover(
   """
   shop, settings = bench.shop, bench.settings
   label = f"{family.label(level)} recovered"
-  models.write(shop, family, level, shop.work)
+  pruned = models.folder_of(shop, family, level)
   sources = {
     "dense": shop.source,
-    "pruned": checkpoints.open_checkpoint(shop.work),
+    "pruned": checkpoints.open_checkpoint(pruned),
   }
   recovery = finetune.Recovery(
     steps=settings.recover_steps,
@@ -294,11 +294,9 @@ def _answers(bench, label, model, folder) -> dict[str, list[float]]:
 def _folder(bench, family, level) -> checkpoints.Source:
   """The checkpoint of a pruning, for those who read folders."""
   shop, more = bench.shop, bench.question.more
-  if family.target and more is not None and more.others:
-    models.write(shop, family, level, shop.work)
-  if not shop.work.is_dir():
-    return shop.source
-  return checkpoints.open_checkpoint(shop.work)
+  if more is None or not more.others:
+    return shop.source  # nobody reads it
+  return checkpoints.open_checkpoint(models.folder_of(shop, family, level))
 
 
 def _predict(shop, model, question) -> dict[str, Any]:
