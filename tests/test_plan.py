@@ -166,12 +166,15 @@ KIND = Kind(use="generation", metric="exact match", rule="", chance=0.0)
 def asked(monkeypatch):
   """Answers that fall with the zeros of a model; returns who was asked."""
   names_asked = []
+  breaks = {"wanda:0.35": "wanda:0.35"}  # once
 
   def ask_one(source, model: sequences.Model, name, tell, uses):
     leaves = jax.tree.leaves(model.params["layers"])
     zeros = np.mean(
       [float((leaf == 0).mean()) for leaf in leaves if leaf.ndim > 2]
     )
+    if name == breaks.pop(name, None):
+      raise ValueError("out of memory")
     names_asked.append(name)
     right = round(100 * (1.0 - max(0.0, 2 * (zeros - 0.33))))
     values = (np.arange(100) < right).astype(float)
@@ -191,7 +194,11 @@ SMALL = (
 def test_the_largest_amount_that_keeps_the_score(two_layers, tmp_path, asked):
   """At 35 % zeros more than 90 of 100 are right, at 40 % fewer."""
   out = tmp_path / "planned"
-  done = scripts.call("plan", two_layers, f"--out={out}", *SMALL, "--controls")
+  command = ("plan", two_layers, f"--out={out}", *SMALL, "--controls")
+  broken = scripts.call(*command)
+  assert broken.returncode == 1 and "out of memory" in broken.stderr
+  assert not out.exists()
+  done = scripts.call(*command)
   assert done.returncode == 0, done.stderr
   summary = json.loads((out / "summary.json").read_text())
   chosen = summary["chosen"]
@@ -209,9 +216,9 @@ def test_the_largest_amount_that_keeps_the_score(two_layers, tmp_path, asked):
     "wanda",
     "drops by similarity",
   }
-  # Every answer that the page shows was asked once.
-  assert len(asked) == len(set(asked))
-  again = scripts.call("plan", two_layers, f"--out={out}", *SMALL, "--controls")
+  # Every answer that the page shows was asked once, in either run.
+  assert "dense" in asked and len(asked) == len(set(asked))
+  again = scripts.call(*command)
   assert "finished already" in again.stdout
 
 
