@@ -33,6 +33,7 @@ SCRIPTS = (
   "recovery_study",
   "monitoring",
   "interventions",
+  "plan",
 )
 
 
