@@ -82,7 +82,7 @@ def _measure(study, sources, prompts, settings, more):
   batches = batching.number_of_batches(len(prompts.kinds), settings.batch)
   progress = study.progress("batch", batches)
   tables = measure.compare(
-    *models, prompts.prompts, settings, study.run, progress
+    *models, prompts.prompts, settings, study.run, progress, launch.say
   )
   answers = items.ask(
     sources,

@@ -202,8 +202,10 @@ def _ask_dense(shop, prompts, more, settings):
     max_new_tokens=_PROMPTS.max_new_tokens.value,
     batch=min(_BATCH.value, len(prompts.kinds)),
   )
+  launch.say(f"the model writes after {len(prompts.kinds)} prompts")
   readings = measure.read_dense(shop.dense, prompts.prompts, writing)
   question = tries.Question(readings=readings, more=more)
+  launch.say("the model has written; it answers the items")
   return tries.ask_dense(shop, question, settings)
 
 

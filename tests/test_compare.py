@@ -7,6 +7,7 @@ import re
 import shutil
 
 import hf_models
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scripts
@@ -14,13 +15,14 @@ import tokenizers
 
 from jaxprune import checkpoints, report
 from jaxprune.evaluation import builtin, generation
-from jaxprune.studies import prune
+from jaxprune.probes import scan
 from jaxprune.studies.comparison import (
   asked,
   items,
   measure,
   more_items,
   overview,
+  rows,
 )
 from jaxprune.studies.tasks.asked import Tasks
 
@@ -184,33 +186,37 @@ def test_several_tasks_of_one_kind(right, state):
   assert said["verdict"]["generation"]["state"] == state
 
 
-@pytest.mark.slow
-def test_what_is_shown_of_inner_layers_is_what_all_texts_give(folders):
-  """Fewer fields and fewer texts inside; the same numbers for those."""
-  sources = [
-    checkpoints.open_checkpoint(folders / n) for n in ("dense", "pruned")
-  ]
-  models = measure.load_models(*sources)
-  read = asked.read(sources[0], None, limit=4, max_new_tokens=3).prompts
-  tables = {}
-  for inside in (None, 2):
-    settings = measure.Settings(
-      max_new_tokens=3, batch=4, layer_rows=inside is None, inside=inside
+def test_inner_layers_of_some_texts():
+  """Fewer texts and fields inside; the same numbers for those."""
+  draw = np.random.default_rng(0)
+  layers_LDD = jnp.asarray(draw.normal(size=(2, 3, 3)), jnp.float32)
+  x_BTD = jnp.asarray(draw.normal(size=(4, 5, 3)), jnp.float32)
+  rows_BR = jnp.asarray(draw.integers(0, 5, (4, 2)))
+  stacks = [
+    scan.Stack(
+      block=lambda w_DD, x_BTD: (x_BTD + 1, jnp.tanh(x_BTD @ w_DD)),
+      x=x_BTD,
+      layers=scale * layers_LDD,
     )
-    with report.RunFolder("", {}, main_process=False) as run:
-      tables[inside] = measure.compare(
-        *models, read, settings, run, prune.Silent("batch", 1)
-      ).inner
-  some, whole = tables[2], tables[None]
-  assert set(some["prompt"]) == {0, 3} and "js" in whole and "js" not in some
-  kept = np.isin(whole["prompt"], (0, 3))
-  for name, values in some.items():
-    if values.dtype == object:
-      assert (values == whole[name][kept]).all(), name
-    else:
-      np.testing.assert_allclose(
-        values, whole[name][kept], rtol=1e-4, atol=1e-6, err_msg=name
-      )
+    for scale in (1.0, 0.9)
+  ]
+
+  def inner(measure, texts):
+    return scan.compare_layers(
+      *stacks,
+      lambda h_D, g_D: measure(h_D, g_D, h_D, g_D, 1.0),
+      rows_BT=rows_BR,
+      texts=texts,
+    )[2]
+
+  whole = inner(measure.measure_all_inside, None)
+  some = inner(measure.measure_inside, jnp.array([0, 3]))
+  assert "js" in whole and set(some) == set(rows.BY_LAYER)
+  for name, leaf_LSCR in some.items():
+    assert leaf_LSCR.shape == (2, 2, 2, 2)
+    np.testing.assert_allclose(
+      leaf_LSCR, whole[name][:, :, [0, 3]], rtol=1e-4, atol=1e-6
+    )
 
 
 def test_samples_of_the_harness():

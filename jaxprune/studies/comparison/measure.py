@@ -7,7 +7,7 @@ decodings. What the pruned model writes on its own is kept token by token.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -127,6 +127,7 @@ def compare(
   settings: Settings,
   run: report.RunFolder,
   progress: Any,
+  say: Callable[[str], None] = lambda words: None,
 ) -> Tables:
   """Continue every prompt with the dense model and write what both say.
 
@@ -137,6 +138,7 @@ def compare(
     settings: how.
     run: the rows are written to its records.
     progress: told of every batch.
+    say: hears what is done of a batch, which may take minutes.
 
   Returns:
     What was measured, by columns.
@@ -163,6 +165,7 @@ def compare(
         }
         for prompt in text.prompts[: text.count]
       ]
+      say("the original has written; both models read it")
       if decodings:
         records = sequences.compare_decodings(
           dense,
@@ -187,6 +190,7 @@ def compare(
       )
       if settings.layer_rows:
         run.write_all(rows.rows_of(layers[-1]))
+      say("both have read; the pruned model writes alone")
       own = texts.own_text(pruned.config, pruned.params, text, settings)
       run.write_all(rows.alone_rows(text, *own, common))
       progress.step(index)
