@@ -42,7 +42,11 @@ _DRAWS = flags.DEFINE_integer(
 )
 _ANALYSIS_TEMPERATURE = flag_groups.analysis_temperature("T of the softmax.")
 _MICRO_BATCH = flags.DEFINE_integer(
-  "micro_batch", 8, "Sequences processed at once.", lower_bound=1
+  "micro_batch",
+  8,
+  "Sequences processed at once.",
+  lower_bound=1,
+  upper_bound=flag_groups.MOST_AT_ONCE,
 )
 _SEED = flag_groups.seed()
 _OUT = flag_groups.out()

@@ -36,7 +36,11 @@ _TEMPERATURE = flag_groups.temperature(
 )
 _MAX_NEW_TOKENS = flag_groups.new_tokens(256)
 _SECONDS = flags.DEFINE_integer(
-  "seconds", 10, "Processor time of one program.", lower_bound=1
+  "seconds",
+  10,
+  "Processor time of one program.",
+  lower_bound=1,
+  upper_bound=3600,
 )
 _LIMIT = flag_groups.limit(about="Only the first so many tasks.")
 _SEED = flag_groups.seed("Of sampling and of the interval.")

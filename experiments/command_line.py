@@ -6,6 +6,7 @@ required flags that are not given by name, in the order of their definition.
 """
 
 import itertools
+import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from absl import flags
 PROGRAM = "jaxprune"
 _HELP = ("help", "h", "?", "helpshort")
 _WIDTH = 80
+_LONGEST = 800  # characters of an error
 # What absl adds to the help of a flag.
 _REPEATED = ";\n    repeat this option"
 
@@ -58,14 +60,30 @@ def parse(main: Callable[[], None], argv: Sequence[str]) -> list[str]:
     print(_help_text(sys.modules[main.__module__].__doc__ or ""))
     sys.exit(0)
   try:
-    return flags.FLAGS([argv[0], *_named(argv[1:])])
+    left = flags.FLAGS([argv[0], *_named(argv[1:])])
+    _check_values()
+    return left
   except flags.Error as error:
     fail(f"{error}; see {' '.join(program())} --help")
 
 
+def _check_values() -> None:
+  """Refuse what absl lets pass: NaN, infinity, and nothing in a list."""
+  for flag in own_flags():
+    several = isinstance(flag.value, list)
+    for value in flag.value if several else [flag.value]:
+      if isinstance(value, float) and not math.isfinite(value):
+        raise flags.Error(f"flag --{flag.name}={value}: must be finite")
+      if several and isinstance(value, str) and not value.strip():
+        raise flags.Error(f"flag --{flag.name}: one of its values is empty")
+
+
 def fail(message: str) -> NoReturn:
   """End with one line on stderr, and exit status 1."""
-  print("error: " + " ".join(message.split()), file=sys.stderr)
+  line = " ".join(message.split())
+  if len(line) > _LONGEST:  # a value that is a whole file
+    line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+  print(f"error: {line}", file=sys.stderr)
   sys.exit(1)
 
 

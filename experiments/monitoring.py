@@ -94,7 +94,7 @@ def _settings():
 
   return measure.Settings(
     signals=tuple(_SIGNALS.value),
-    fractions=tuple(map(float, _FRACTIONS.value)),
+    fractions=flag_groups.numbers(_FRACTIONS, float),
     cache=_CACHE.value,
     max_new_tokens=_PROMPTS.max_new_tokens.value,
     temperature=_ANALYSIS_TEMPERATURE.value,

@@ -78,7 +78,7 @@ def _settings():
 
   return measure.Settings(
     seeds=tuple(_SEEDS.value),
-    weights=tuple(map(float, _WEIGHTS.value)),
+    weights=flag_groups.numbers(_WEIGHTS, float),
     row_len=_ROW_LEN.value,
     num_samples=_NUM_SAMPLES.value,
     seq_len=_SEQ_LEN.value,

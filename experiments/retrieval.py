@@ -111,23 +111,14 @@ def _wanted():
 
   return encoders.Wanted(
     methods=tuple(_METHOD.value),
-    sparsities=_numbers(_SPARSITY, float),
+    sparsities=flag_groups.numbers(_SPARSITY, float),
     patterns=tuple(
       inputs.read_pattern(text, 0.0, "output") for text in _PATTERN.value
     ),
-    drop_attention=_numbers(_DROP_ATTENTION, int),
-    drop_mlp=_numbers(_DROP_MLP, int),
+    drop_attention=flag_groups.numbers(_DROP_ATTENTION, int),
+    drop_mlp=flag_groups.numbers(_DROP_MLP, int),
     folders=tuple(_PRUNED.value),
   )
-
-
-def _numbers(flag, kind):
-  try:
-    return tuple(kind(value) for value in flag.value)
-  except ValueError:
-    raise ValueError(
-      f"--{flag.name}={','.join(flag.value)}: give numbers, divided by commas"
-    ) from None
 
 
 if __name__ == "__main__":

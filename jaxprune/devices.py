@@ -255,6 +255,20 @@ def peak_resident_bytes() -> int:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def machine() -> dict[str, int]:
+  """What of this machine the bits of a result depend on, as JSON values.
+
+  On CPUs `cores`, those that this process may use: sums over many tokens and
+  factorisations are divided among them, and so round differently. Nothing on
+  other devices, which say by their kind how they work.
+  """
+  if jax.default_backend() != "cpu":
+    return {}
+  if hasattr(os, "sched_getaffinity"):
+    return {"cores": len(os.sched_getaffinity(0))}
+  return {"cores": os.cpu_count() or 1}
+
+
 def gib(count: int) -> str:
   """Bytes as a short text in GiB."""
   return f"{count / 2**30:.3g} GiB"

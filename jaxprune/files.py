@@ -126,6 +126,10 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
   """
   try:
     value = parse_json(pathlib.Path(path).read_bytes())
+  except FileNotFoundError as error:
+    raise ValueError(
+      f"{path}: no such file; give the folder that has it"
+    ) from (error)
   except (OSError, ValueError) as error:
     raise ValueError(
       f"{path}: not readable as JSON ({error}); copy or download it again"

@@ -31,6 +31,7 @@ from jaxprune import files
 
 PARTIAL = ".partial"
 _BEGUN, _DECIDED, _WASTE = "begun.json", "publish.json", "discarded.json"
+_LATER = ("cores",)
 # Silent unless the program asks for it; the scripts do.
 _LOG = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def begin(stage: Stage, job: Mapping[str, Any], *, resume: bool) -> bool:
     earlier = _begun(scaffold)
     if earlier is None:
       _discard(scaffold)
-    elif resume and earlier["job"] == job:
+    elif resume and earlier["job"] == _known_to(earlier["job"], job):
       for stale in scaffold.rglob(".*.tmp"):
         stale.unlink(missing_ok=True)
       return True
@@ -233,6 +234,11 @@ def first_difference(one: Any, other: Any) -> tuple[str, Any, Any] | None:
           return f"{key}/{path}", a, b
         return key, a, b
   return "", one, other
+
+
+def _known_to(earlier, job) -> dict[str, Any]:
+  """A job, without what was not yet written when an earlier one was begun."""
+  return {k: v for k, v in job.items() if k in earlier or k not in _LATER}
 
 
 def _begun(scaffold: pathlib.Path) -> dict[str, Any] | None:

@@ -1,11 +1,13 @@
 """Faults made on purpose: changed inputs, kills, full disks.
 
   python tests/faults.py --kind=mutations --seed=0 --count=20000
+  python tests/faults.py --kind=flags --seed=0 --count=3000
   python tests/faults.py --kind=kills --seed=0 --count=200
   python tests/faults.py --kind=points --every=1
   python tests/faults.py --kind=full
 
-`mutations` changes one input at a time (`mutations`, `mutation_judges`).
+`mutations` changes one input at a time (`mutations`, `mutation_judges`),
+`flags` the value of a flag (`mutation_flags`).
 `points` ends a run in this process at its n-th operation on files, for every n,
 and lets another one go on, for each of the `fault_jobs`; `kills` ends real
 processes by SIGKILL at uniformly random times; `full` limits the size of files,
@@ -27,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from typing import Any
 from unittest import mock
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -230,20 +233,18 @@ def tell(line: str, wrong: Sequence[str] = ()) -> None:
   print("\n".join([*wrong, line]), file=sys.stderr, flush=True)
 
 
-def mutated(home: pathlib.Path, numbers: range, seed: int) -> list[str]:
+def mutated(worlds: Sequence[Any], numbers: range, seed: int) -> list[str]:
   """Inputs with one change each: the right result, or one clear line.
 
   Args:
-    home: an empty folder.
+    worlds: of `mutation_judges` or `mutation_flags`; they take turns.
     numbers: of the inputs; each depends on its number alone.
     seed: of the changes.
 
   Returns:
     What went wrong, by number.
   """
-  import mutation_judges
-
-  worlds, wrong = mutation_judges.make_worlds(home), []
+  wrong: list[str] = []
   began = time.monotonic()
   for number in numbers:
     world = worlds[number % len(worlds)]
@@ -260,10 +261,12 @@ def mutated(home: pathlib.Path, numbers: range, seed: int) -> list[str]:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
-  kinds = ("points", "kills", "full", "mutations")
+  kinds = ("points", "kills", "full", "mutations", "flags")
   parser.add_argument("--kind", choices=kinds, required=True)
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--count", type=int, default=200, help="kills, mutations")
+  parser.add_argument(
+    "--count", type=int, default=200, help="but of points, full"
+  )
   parser.add_argument("--first", type=int, default=0, help="number of these")
   parser.add_argument("--scripts", default="", help="jobs of fault_jobs only")
   parser.add_argument("--every", type=int, default=1, help="n-th point only")
@@ -304,8 +307,13 @@ def _surround(caches: pathlib.Path) -> None:
 def _try(options, home: pathlib.Path) -> tuple[int, list[str]]:
   """How many cases of a kind were tried, and what went wrong."""
   numbers = range(options.first, options.first + options.count)
-  if options.kind == "mutations":
-    return len(numbers), mutated(home, numbers, options.seed)
+  if options.kind in ("mutations", "flags"):
+    import mutation_flags
+    import mutation_judges
+
+    kinds = {"mutations": mutation_judges, "flags": mutation_flags}
+    worlds = kinds[options.kind].make_worlds(home)
+    return len(numbers), mutated(worlds, numbers, options.seed)
   import fault_jobs
   import fault_kills
 

@@ -86,14 +86,14 @@ def unclear(error: BaseException, file: pathlib.Path) -> str | None:
 
 
 @contextlib.contextmanager
-def limited():
-  """Raise HangError where what is within takes more than SECONDS."""
+def limited(seconds: float = SECONDS):
+  """Raise HangError where what is within takes more seconds."""
 
   def stop(number, frame):
-    raise HangError(f"took more than {SECONDS:.0f} s")
+    raise HangError(f"took more than {seconds:.0f} s")
 
   before = signal.signal(signal.SIGALRM, stop)
-  signal.setitimer(signal.ITIMER_REAL, SECONDS)
+  signal.setitimer(signal.ITIMER_REAL, seconds)
   try:
     yield
   finally:

@@ -153,21 +153,26 @@ def _questions_judge(file) -> str | None:
   return None if same else "other questions"
 
 
-def _retrieval_worlds(folder) -> list[World]:
-  """The layout of BEIR, Cranfield, and sentence pairs."""
-  beir, cranfield = folder / "beir", folder / "cranfield"
-  (beir / "qrels").mkdir(parents=True)
+def write_beir(folder: pathlib.Path) -> pathlib.Path:
+  """Write a collection in the layout of BEIR; returns its folder."""
+  (folder / "qrels").mkdir(parents=True)
   for name, letter in (("corpus", "d"), ("queries", "q")):
     rows = [
       {"_id": f"{letter}{i}", "title": "cat", "text": f"the cat {i} sat"}
       for i in range(5)
     ]
-    (beir / f"{name}.jsonl").write_text(
+    (folder / f"{name}.jsonl").write_text(
       "".join(json.dumps(row) + "\n" for row in rows)
     )
-  (beir / "qrels" / "test.tsv").write_text(
+  (folder / "qrels" / "test.tsv").write_text(
     "query-id\tcorpus-id\tscore\nq0\td0\t2\nq0\td3\t1\nq2\td2\t1\nq4\td1\t0\n"
   )
+  return folder
+
+
+def _retrieval_worlds(folder) -> list[World]:
+  """The layout of BEIR, Cranfield, and sentence pairs."""
+  beir, cranfield = write_beir(folder / "beir"), folder / "cranfield"
   cranfield.mkdir()
   entries = [f".I {i}\n.T\na cat\n.W\nthe cat {i} sat\n" for i in (1, 2, 3)]
   (cranfield / "cran.all.1400").write_text("".join(entries))

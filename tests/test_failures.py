@@ -9,6 +9,7 @@ import stat
 import zipfile
 
 import faults
+import mutation_judges
 import numpy as np
 import pytest
 import scripts
@@ -116,6 +117,23 @@ def test_the_flag_of_a_path_is_named(monkeypatch, tmp_path, capsys):
   monkeypatch.setattr(Flag, "value", str(tmp_path / "file" / "below"))
   error = raised(FileExistsError(17, "File exists", str(tmp_path / "file")))
   assert f"--out={tmp_path}/file/below: File exists" in told(error, capsys)
+
+
+@pytest.mark.parametrize(
+  "words,said",
+  [
+    (["guidance", "--keep=nan"], "--keep=nan: must be finite"),
+    (["evaluate", "--model= "], "--model= : is empty"),
+    (["verify", "pocket", "--also=,"], "--also: one of its values is empty"),
+    (["recovery_study", "--weights=1,inf"], "--weights=1,inf: give numbers"),
+    (["prune", "pocket", "--group_size=" + "x" * 9000], "--group_size=xxx"),
+  ],
+)
+def test_values_that_no_bound_keeps_out(words, said, tmp_path):
+  """Some of what `faults.py --kind=flags` tries on every script."""
+  done = scripts.call(*words, f"--out={tmp_path}/out")
+  (line,) = done.stderr.splitlines()
+  assert done.returncode == 1 and said in line and len(line) < 1000
 
 
 @pytest.mark.parametrize(
@@ -316,4 +334,5 @@ def test_weights_that_were_changed_are_not_worked_on(tmp_path):
 
 def test_changed_inputs_are_read_right_or_refused_in_one_line(tmp_path):
   """A part; docs/runs.md has the figures and the command of the whole."""
-  assert not faults.mutated(tmp_path, range(300), seed=5)
+  worlds = mutation_judges.make_worlds(tmp_path)
+  assert not faults.mutated(worlds, range(300), seed=5)

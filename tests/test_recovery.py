@@ -217,6 +217,15 @@ def test_rows_are_read_once_before_any_is_read_again():
   ).any()
 
 
+def test_weights_that_the_last_step_breaks_are_an_error(model):
+  _, pruned, masks = model
+  wild = dataclasses.replace(
+    SHORT, objective="language", steps=1, learning_rate=1e10, weight_decay=1e30
+  )
+  with pytest.raises(ValueError, match="weights are not finite after the last"):
+    finetune.recover(CONFIG, pruned, TOKENS, wild, masks=masks)
+
+
 def test_a_loss_that_is_not_finite_is_an_error(model):
   _, pruned, masks = model
   broken = jax.tree.map(np.array, pruned)

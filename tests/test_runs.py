@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scripts
 
-from jaxprune import checkpoints, files
+from jaxprune import checkpoints, devices, files
 from jaxprune.pruning.checkpoint import resume, weights
 from jaxprune.pruning.patterns import Unstructured
 from jaxprune.report import records, run_stage
@@ -231,6 +231,24 @@ def test_two_inputs_are_not_mixed(home, tmp_path):
   (dense / "config.json").write_text(json.dumps(config))
   with pytest.raises(ValueError, match="source/config/norm_eps was 1e-06"):
     prune(tmp_path, tmp_path / "out")
+
+
+def test_other_cores_may_round_differently_and_are_refused(
+  home, tmp_path, monkeypatch
+):
+  cut_off(home, tmp_path / "out")
+  cores = devices.machine()["cores"]
+  monkeypatch.setattr(devices, "machine", lambda: {"cores": cores + 1})
+  with pytest.raises(
+    ValueError, match=f"job .cores was {cores}, now {cores + 1}"
+  ):
+    prune(home, tmp_path / "out")
+  with pytest.raises(KeyboardInterrupt):
+    with run_stage.stage_run(tmp_path / "run", DESCRIPTION, resume=True):
+      raise KeyboardInterrupt
+  monkeypatch.setattr(devices, "machine", lambda: {"cores": cores})
+  with pytest.raises(ValueError, match="job .cores was"):
+    run(tmp_path / "run", resume=True)
 
 
 def test_a_script_names_the_input_that_changed(home, tmp_path):

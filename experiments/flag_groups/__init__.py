@@ -18,7 +18,7 @@ from .calibration_flags import (
   samples,
   sequence_length,
 )
-from .define import MAX_SEED, MOST_AT_ONCE, REQUIRED, several
+from .define import MAX_SEED, MOST_AT_ONCE, REQUIRED, numbers, several
 from .measurement_flags import (
   analysis_temperature,
   batch,
@@ -86,6 +86,7 @@ __all__ = [
   "models",
   "named_tasks",
   "new_tokens",
+  "numbers",
   "out",
   "prompt_file",
   "prompts",

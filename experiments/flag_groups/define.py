@@ -1,5 +1,6 @@
 """How one flag is defined, and what all groups keep to."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,8 +27,41 @@ def define_flag(
     about: the help text.
   """
   if default is REQUIRED:
-    return define(name, None, about, required=True)
-  return define(name, default, about)
+    holder = define(name, None, about, required=True)
+  else:
+    holder = define(name, default, about)
+  flags.register_validator(
+    holder, _is_not_blank, "is empty; give a value, or leave the flag out"
+  )
+  return holder
+
+
+def _is_not_blank(value: Any) -> bool:
+  return not isinstance(value, str) or bool(value.strip())
+
+
+def numbers(
+  holder: flags.FlagHolder[list[str]], kind: type[float] | type[int]
+) -> tuple[Any, ...]:
+  """The numbers that a list of texts holds.
+
+  Args:
+    holder: a flag.
+    kind: of the numbers.
+
+  Raises:
+    ValueError: names the flag; one is no number, or not finite.
+  """
+  try:
+    values = tuple(kind(value) for value in holder.value)
+  except ValueError:
+    values = (math.nan,)
+  if not all(map(math.isfinite, values)):
+    raise ValueError(
+      f"--{holder.name}={','.join(holder.value):.200}: give numbers, divided by"
+      " commas"
+    )
+  return values
 
 
 class _Several(flags.MultiFlag):

@@ -28,7 +28,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import files, staging
+from jaxprune import devices, files, staging
 from jaxprune.checkpoints import (
   export_job,
   folders,
@@ -172,7 +172,7 @@ def start_export(
   export = Export(
     stage=stage, source=source, config=config, job=job, shards=tuple(planned)
   )
-  staging.begin(stage, job, resume=True)
+  staging.begin(stage, job | devices.machine(), resume=True)
   export.work.mkdir(exist_ok=True)
   if not (export.work / PROGRESS).is_file():
     files.atomic_write_json(export.work / PROGRESS, {"job": job, "layers": {}})

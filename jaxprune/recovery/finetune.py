@@ -157,7 +157,7 @@ def recover(
 
   Raises:
     ValueError: a setting out of range, a mask that does not fit the weights,
-      or a loss that is not finite.
+      or a loss or weights that are not finite.
   """
   tokens = np.asarray(tokens, np.int32)
   check(recovery, tokens, dense is not None)
@@ -215,6 +215,13 @@ def recover(
         f"step {done}/{recovery.steps} {values}"
         f" {spent:.1f} s, {left:.0f} s left"
       )
+  finite = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), state[0])
+  if not all(map(bool, jax.tree.leaves(finite))):  # after the last loss
+    raise ValueError(
+      "weights are not finite after the last step: lower"
+      f" learning_rate={recovery.learning_rate} or"
+      f" weight_decay={recovery.weight_decay}"
+    )
   return Recovered(
     params=state[0],
     losses={

@@ -77,7 +77,8 @@ def stage_run(
       staging.settle(stage)
       if _is_finished(stage.folder, description, overwrite, model, grows):
         return _FINISHED
-      return _RESUMED if staging.begin(stage, job, resume=resume) else _NEW
+      begun = job | devices.machine()
+      return _RESUMED if staging.begin(stage, begun, resume=resume) else _NEW
 
     state = devices.ask_writer(start)
     if state == _FINISHED:

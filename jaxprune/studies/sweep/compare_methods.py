@@ -19,16 +19,26 @@ FIELDS = {
   "seed_high": report.Field("float", "", "highest difference of one seed"),
 }
 
+# Of run.json, what the comparison says of itself.
+_NEEDED = ("calibration", "checkpoint_hash", "command")
+
 
 def read_run(folder: str) -> tuple[Scores, dict[str, Any]]:
   """Read a sweep: its scores by configuration, and its run.json.
 
   Raises:
-    ValueError: the folder is not that of a sweep.
+    ValueError: the folder is not that of a sweep, or lacks a part.
   """
   path = pathlib.Path(folder)
   scores = scores_lib.read_scores(path)
-  return scores, files.read_json(path / "run.json")
+  run = files.read_json(path / "run.json")
+  missing = [name for name in _NEEDED if name not in run]
+  if missing:
+    raise ValueError(
+      f"{path / 'run.json'}: has no {' and no '.join(missing)}; give a folder"
+      " that experiments.discrepancy wrote"
+    )
+  return scores, run
 
 
 def summarise(
