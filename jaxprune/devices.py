@@ -10,10 +10,11 @@ With several processes each of them calls the same functions on the same files;
 How much memory there is, and how much a process has used, is asked here too.
 """
 
+import math
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,11 +27,14 @@ from jax.sharding import PartitionSpec as P
 AXES = ("data", "model")
 
 
-def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-  """A mesh over all devices of all processes.
+def make_mesh(
+  sizes: Mapping[str, int], devices: Sequence[Any] | None = None
+) -> Mesh:
+  """A mesh over devices.
 
   Args:
     sizes: {'data': devices, 'model': devices}; a missing axis has 1.
+    devices: which; None is all devices of all processes.
 
   Raises:
     ValueError: an unknown axis, a size below 1, or sizes whose product is not
@@ -42,12 +46,15 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
       f"mesh {dict(sizes)}: give the axes data and model, each at least 1"
     )
   shape = tuple(sizes.get(axis, 1) for axis in AXES)
-  if shape[0] * shape[1] != jax.device_count():
+  count = jax.device_count() if devices is None else len(devices)
+  if shape[0] * shape[1] != count:
     raise ValueError(
       f"mesh data:{shape[0]},model:{shape[1]} needs {shape[0] * shape[1]}"
-      f" devices, there are {jax.device_count()}"
+      f" devices, there are {count}"
     )
-  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2)
+  return jax.make_mesh(
+    shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
+  )
 
 
 def place(array: Any, mesh: Mesh | None, spec: P | None = None) -> jax.Array:
@@ -91,7 +98,8 @@ def place_batch(x_BTD: Any, mesh: Mesh | None) -> jax.Array:
 def place_leaf(leaf: Any, mesh: Mesh | None) -> jax.Array:
   """Put a leaf of a layer in float32; a kernel is split over its outputs.
 
-  A kernel whose outputs `model` does not divide is on every device.
+  Kernels of experts [E, I, O] and of all layers [L, I, O] too. A kernel whose
+  outputs `model` does not divide is on every device.
 
   Args:
     leaf: [I, O] or of another shape, the same in every process.
@@ -100,8 +108,19 @@ def place_leaf(leaf: Any, mesh: Mesh | None) -> jax.Array:
   leaf = np.asarray(leaf).astype(np.float32, copy=False)
   if mesh is None:
     return jnp.asarray(leaf)
-  divides = leaf.ndim == 2 and leaf.shape[1] % mesh.shape["model"] == 0
-  return place(leaf, mesh, P(None, "model") if divides else None)
+  return place(leaf, mesh, leaf_spec(leaf.shape, mesh))
+
+
+def leaf_spec(shape: tuple[int, ...], mesh: Mesh) -> P:
+  """How `place_leaf` splits a leaf.
+
+  Args:
+    shape: of the leaf: a kernel [I, O], or kernels with axes before these.
+    mesh: the devices.
+  """
+  if len(shape) < 2 or shape[-1] % mesh.shape["model"]:
+    return P()
+  return P(*(None,) * (len(shape) - 1), "model")
 
 
 def params_sharding(
@@ -144,6 +163,36 @@ def params_sharding(
     )
 
   return sharding
+
+
+def statistic_spec(shape: tuple[int, ...], mesh: Mesh | None) -> P:
+  """How a statistic of kernel inputs is split.
+
+  A Gram matrix [I, I] by its rows over all devices, or over those of `model`;
+  everything else, and rows that neither divides, is on every device.
+
+  Args:
+    shape: of the statistic.
+    mesh: the devices.
+  """
+  if mesh is not None and len(shape) == 2 and shape[0] == shape[1]:
+    for axes in (AXES, ("model",)):
+      if shape[0] % math.prod(mesh.shape[axis] for axis in axes) == 0:
+        return P(axes)
+  return P()
+
+
+def constrain(array: jax.Array, mesh: Mesh | None, spec: P) -> jax.Array:
+  """Ask, inside jit, that an array is split so.
+
+  Args:
+    array: any.
+    mesh: the devices; None changes nothing.
+    spec: which axes are split.
+  """
+  if mesh is None:
+    return array
+  return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
 
 
 def on_every_device(tree: Any, mesh: Mesh | None) -> Any:

@@ -9,6 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 ORDER = (
   "shapes",
+  "platforms",
   "files",
   "staging",
   "models",
@@ -31,6 +32,7 @@ ORDER = (
 ARRAYS = {"jax", "numpy", "einops"}
 ALLOWED = {
   "shapes": set(),
+  "platforms": {"jax"},
   "files": set(),
   "staging": set(),
   "models": ARRAYS | {"flax"},

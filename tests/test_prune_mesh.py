@@ -84,6 +84,12 @@ def test_where_things_lie():
   assert {s.data.shape for s in w_IO.addressable_shards} == {(6, 4)}
   odd_IO = devices_lib.place_leaf(np.ones((6, 7)), mesh)
   assert {s.data.shape for s in odd_IO.addressable_shards} == {(6, 7)}
+  w_LIO = devices_lib.place_leaf(np.ones((5, 6, 8)), mesh)
+  assert {s.data.shape for s in w_LIO.addressable_shards} == {(5, 6, 4)}
+  for size, rows in ((16, 2), (6, 3), (7, 7)):
+    spec = devices_lib.statistic_spec((size, size), mesh)
+    gram_II = devices_lib.place(np.ones((size, size)), mesh, spec)
+    assert {s.data.shape for s in gram_II.addressable_shards} == {(rows, size)}
   x_BTD = devices_lib.place_batch(np.ones((8, 3, 6)), mesh)
   assert {s.data.shape for s in x_BTD.addressable_shards} == {(2, 3, 6)}
 

@@ -14,7 +14,7 @@ from jaxprune.models import KERNELS, forward, make_gates, unembed
 from jaxprune.pruning import registry
 from jaxprune.pruning.checkpoint import (
   global_magnitude,
-  layer,
+  programs,
   resume,
   streaming,
   sublayers,
@@ -428,10 +428,10 @@ def test_later_layers_see_pruned_inputs(tiny, tmp_path):
 
 def test_one_trace_for_all_layers(tiny, tmp_path):
   traced = (
-    layer._add_statistics,
-    layer._layer_error,
-    streaming._advance,
-    layer._apply,
+    programs.add_statistics,
+    programs.measure_error,
+    streaming.advance_batch,
+    programs.apply_method,
   )
   before = [function._cache_size() for function in traced]
   weights.prune_weights(

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from jaxprune import platforms
 from jaxprune.models import activations, attention, norms, parts, rope
 from jaxprune.models.context import Context
 from jaxprune.models.experts import Experts
@@ -90,7 +91,7 @@ class Embedding(parts.Part):
   def attend(self, x_BTD: jax.Array) -> jax.Array:
     """Products with every row of the table: [..., D] to float32 [..., V]."""
     rows = math.prod(x_BTD.shape[:-1])
-    if jax.default_backend() == "cpu" and 1 < rows <= _FEW_ROWS:
+    if platforms.on_cpu() and 1 < rows <= _FEW_ROWS:
       # For few rows a CPU multiplies the table, as it lies in memory, by the
       # rows: up to three times as fast. The barrier keeps the compiler from
       # turning the product round.
@@ -378,7 +379,7 @@ def by_rows(block: nn.Module, x_BTD: jax.Array, context: Context, **options):
     for size in range(1, batch + 1)
     if batch % size == 0 and size <= max(1, ROWS // length)
   )
-  if size == batch or jax.default_backend() != "cpu" or block.is_initializing():
+  if size == batch or not platforms.on_cpu() or block.is_initializing():
     return block(x_BTD, context, **options)
   block, variables = block.unbind()
 
@@ -409,7 +410,7 @@ def by_rows(block: nn.Module, x_BTD: jax.Array, context: Context, **options):
 
 def _attention_form(length, cached):
   """The form of attention that this platform runs fastest."""
-  if jax.default_backend() != "cpu":
+  if not platforms.on_cpu():
     return attention.plain
   if cached:
     return attention.single if length == 1 else attention.plain

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import platforms
 from jaxprune.models import decoder
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.decoding import decode_step, prefill, unstack
@@ -95,7 +96,7 @@ def generate(
   ends = (*ends, *[-1] * (-len(ends) % _ENDS))
   # A CPU decodes from separate layers and prefills from the stack, which are
   # the same memory there.
-  steps = unstack(params) if jax.default_backend() == "cpu" else params
+  steps = unstack(params) if platforms.on_cpu() else params
   return _generate(
     config,
     max_new_tokens,

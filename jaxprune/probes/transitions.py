@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from jaxprune import platforms
 from jaxprune.probes import scan
 
 Array = jax.Array
@@ -173,7 +174,7 @@ def _measure(read, measure, h, g, chunk):
   unit = min(4, chunk)
   pieces = -(-rows // (chunk // unit * unit))
   size = -(-rows // (pieces * unit)) * unit
-  on_cpu = jax.default_backend() == "cpu"
+  on_cpu = platforms.on_cpu()
 
   def piece(pair):
     h_RD, g_RD = pair

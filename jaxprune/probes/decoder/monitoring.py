@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from jaxprune import platforms
 from jaxprune.models import decoder, decoding
 from jaxprune.models.config import ModelConfig
 from jaxprune.probes import monitoring
@@ -54,7 +55,7 @@ def write(
     raise ValueError(
       f"cache={writing.cache!r}: use one of {', '.join(monitoring.CACHES)}"
     )
-  if jax.default_backend() == "cpu":
+  if platforms.on_cpu():
     # Decoding is twice as fast with separate layers as with a stack.
     params, pruned_params = map(decoding.unstack, (params, pruned_params))
   weights = {"dense": params, "pruned": pruned_params}

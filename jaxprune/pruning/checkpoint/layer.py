@@ -18,10 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import devices
-from jaxprune.calibration.observers import OBSERVERS
 from jaxprune.models import KERNEL_INPUTS, ModelConfig, kernels_of
-from jaxprune.pruning import reconstruction, registry
-from jaxprune.pruning.checkpoint import experts, finite, streaming
+from jaxprune.pruning import registry
+from jaxprune.pruning.checkpoint import experts, finite, programs, streaming
 from jaxprune.pruning.checkpoint.global_magnitude import Threshold
 from jaxprune.pruning.checkpoint.streaming import Config, Memory, States
 from jaxprune.pruning.methods import neuron
@@ -92,7 +91,7 @@ def _prune_kernels(config, method, pattern, layer, index, states, memory):
   keep, sound = {}, {}
   for group, kernel in kernels_of(layer):
     w_IO = layer[group][kernel]["kernel"]
-    run = _apply if w_IO.ndim == 2 else _apply_to_experts
+    run = programs.apply_method if w_IO.ndim == 2 else _apply_to_experts
     w_IO, mask_IO, sound[group, kernel] = run(
       method.apply, pattern, w_IO, prepared[KERNEL_INPUTS[group, kernel]]
     )
@@ -111,7 +110,7 @@ def _prune_units(config, method, pattern, layer, index, states, memory):
     return _prune_expert_units(
       method, pattern, layer, index, *statistics.values()
     )
-  mlp, masks, bias_D, sound = _apply_units(
+  mlp, masks, bias_D, sound = programs.apply_units(
     method.apply, pattern.sparsity, layer["mlp"], *statistics.values()
   )
   finite.check_weights(index, {("mlp", k): sound for k in mlp}, _OVERFLOW)
@@ -205,23 +204,11 @@ def slim_layer(layer: Tree, keep: Tree) -> Tree:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _apply(apply, pattern, w_IO, prepared):
-  new_IO, mask_IO = apply(w_IO, prepared, pattern)
-  return new_IO, mask_IO, finite.all_finite(new_IO)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _apply_to_experts(apply, pattern, w_EIO, prepared):
   new_EIO, mask_EIO = jax.lax.map(
     lambda expert: apply(*expert, pattern), (w_EIO, prepared)
   )
   return new_EIO, mask_EIO, finite.all_finite(new_EIO)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _apply_units(apply, sparsity, mlp, statistics):
-  new = apply(mlp, statistics, sparsity)
-  return *new, finite.all_finite((new[0], new[2]))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -253,57 +240,23 @@ def collect(
     inputs: names on the tape.
 
   Returns:
-    {input: statistic}, whole on every device.
+    {input: statistic}; on a mesh, placed by `devices.statistic_spec`.
 
   Raises:
     ValueError: a statistic is inf or nan; names the calibration sequence.
   """
   sliding, sound = streaming.is_sliding(config, index), []
-  total = {key: _nothing_seen(statistic, layer, key, memory) for key in inputs}
+  total = {
+    key: programs.nothing_seen(statistic, layer, key, memory) for key in inputs
+  }
   for x_BTD, valid_BT in states:
     batch = devices.place_batch(x_BTD, memory.mesh), valid_BT
-    total, flags = _add_statistics(
+    total, flags = programs.add_statistics(
       config, memory.mesh, statistic, inputs, layer, batch, sliding, total
     )
     sound.append(flags)
   finite.check_statistics(config, statistic, layer, index, states, sound)
   return total
-
-
-def _nothing_seen(statistic, layer, key, memory):
-  """The statistic of no tokens; its shape follows from the kernel's inputs."""
-  group, kernel = next(k for k in kernels_of(layer) if KERNEL_INPUTS[k] == key)
-  *several, inputs, _ = layer[group][kernel]["kernel"].shape
-  shapes = jax.eval_shape(
-    OBSERVERS[statistic].observe,
-    jax.ShapeDtypeStruct((1, 1, inputs), np.float32),
-  )
-  return jax.tree.map(
-    lambda s: devices.place(
-      np.zeros((*several, *s.shape), s.dtype), memory.mesh
-    ),
-    shapes,
-  )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=7)
-def _add_statistics(
-  config, mesh, statistic, inputs, layer, batch, sliding, total
-):
-  x_BTD, valid_BT = batch
-  _, tape = streaming.run_layer(
-    config, layer, x_BTD, sliding, valid_BT=valid_BT, mesh=mesh
-  )
-  observer = OBSERVERS[statistic]
-  routed = experts.inputs_of(config)
-  total = {
-    key: experts.add(observer, total[key], tape, key, valid_BT)
-    if key in routed
-    else observer.merge(total[key], observer.observe(tape[key], valid_BT))
-    for key in inputs
-  }
-  flags = {key: finite.all_finite(total[key]) for key in inputs}
-  return devices.on_every_device((total, flags), mesh)
 
 
 def layer_error(
@@ -333,7 +286,9 @@ def layer_error(
   if valid_BT is None:
     x_BTD = x_BTD[:1, :ERROR_TOKENS]
   sliding = streaming.is_sliding(config, index)
-  error = float(_layer_error(config, old, new, x_BTD, valid_BT, sliding))
+  error = float(
+    programs.measure_error(config, old, new, x_BTD, valid_BT, sliding)
+  )
   sequences, tokens = x_BTD.shape[:2]
   if valid_BT is not None:
     tokens = int(np.sum(valid_BT))
@@ -348,31 +303,6 @@ def layer_error(
     "layer_error_sequences": sequences,
     "layer_error_tokens": tokens,
   }
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _layer_error(config, old, new, x_BTD, valid_BT, sliding):
-  _, tape = streaming.run_layer(config, old, x_BTD, sliding, valid_BT=valid_BT)
-
-  def energy(x_BTI, w_IO):
-    square_BTO = jnp.square(jnp.einsum("BTI,IO->BTO", x_BTI, w_IO))
-    if valid_BT is not None:
-      square_BTO = jnp.where(valid_BT[..., None], square_BTO, 0.0)
-    return jnp.sum(square_BTO)
-
-  errors = []
-  for group, kernel in kernels_of(old):
-    key = KERNEL_INPUTS[group, kernel]
-    w_IO, new_IO = (tree[group][kernel]["kernel"] for tree in (old, new))
-    measure = energy
-    if w_IO.ndim == 3:
-      measure = lambda _, w_EIO, key=key: experts.energy(tape, key, w_EIO)
-    errors.append(
-      reconstruction.relative_energy(
-        measure(tape[key], new_IO - w_IO), measure(tape[key], w_IO)
-      )
-    )
-  return jnp.mean(jnp.stack(errors))
 
 
 def as_written(index: int, layer: Tree, read: Tree) -> Tree:

@@ -11,7 +11,7 @@ import math
 
 import jax
 
-from jaxprune import devices
+from jaxprune import devices, platforms
 from jaxprune.calibration.observers import OBSERVERS
 from jaxprune.checkpoints import names
 from jaxprune.models import KERNEL_INPUTS, ModelConfig
@@ -94,7 +94,7 @@ def estimate_bytes(
     wide += getattr(config, "experts_per_token", 0) * config.mlp_dim
     working = 2 * _FLOAT * batch * length * wide
     # On a CPU attention handles 64 queries at a time.
-    if jax.default_backend() != "cpu":
+    if not platforms.on_cpu():
       working += _FLOAT * batch * config.num_heads * length**2
   on_device = 0 if memory.offload else activations // ways["data"]
   on_host = activations if memory.offload else 0

@@ -347,10 +347,31 @@ def run_layer(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _advance(config, mesh, layer, x_BTD, valid_BT, sliding):
-  return run_layer(config, layer, x_BTD, sliding, valid_BT=valid_BT, mesh=mesh)[
-    0
-  ]
+def advance_batch(
+  config: Config,
+  mesh: jax.sharding.Mesh | None,
+  layer: Tree,
+  x_BTD: jax.Array,
+  valid_BT: jax.Array | None,
+  sliding: bool | jax.Array,
+) -> jax.Array:
+  """Push one micro-batch through a layer.
+
+  Args:
+    config: the model.
+    mesh: the devices.
+    layer: the layer, float32.
+    x_BTD: [b, T, D].
+    valid_BT: bool [b, T], False for padding; None where all tokens count.
+    sliding: whether its attention slides.
+
+  Returns:
+    [b, T, D].
+  """
+  y_BTD, _ = run_layer(
+    config, layer, x_BTD, sliding, valid_BT=valid_BT, mesh=mesh
+  )
+  return devices.constrain(y_BTD, mesh, P("data"))
 
 
 def advance(
@@ -366,7 +387,7 @@ def advance(
     memory: how they are held.
   """
   for i, (x_BTD, valid_BT) in enumerate(states):
-    y_BTD = _advance(
+    y_BTD = advance_batch(
       config,
       memory.mesh,
       layer,

@@ -16,6 +16,7 @@ damping; it is never replaced by another matrix.
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -101,11 +102,21 @@ def _panel_size(inputs: int) -> int:
   return -(-size // _MULTIPLE) * _MULTIPLE
 
 
-def _factor_by_panels(a_II: jax.Array) -> jax.Array:
+def _unsplit(a: jax.Array) -> jax.Array:
+  return a
+
+
+def _factor_by_panels(
+  a_II: jax.Array, split: Callable[[jax.Array], jax.Array] = _unsplit
+) -> jax.Array:
   """Lower Cholesky factor, of which only matrix products use several cores.
 
   Of a block of columns, what the columns before it explain is subtracted; its
   corner is factorised, and what lies below is divided by that.
+
+  Args:
+    a_II: symmetric.
+    split: asks that the rows of a matrix are split over devices.
   """
   inputs = a_II.shape[0]
   size = _panel_size(inputs)
@@ -118,27 +129,36 @@ def _factor_by_panels(a_II: jax.Array) -> jax.Array:
       panel_IJ -= jnp.einsum(
         "IK,JK->IJ", below_IK, below_IK[: panel_IJ.shape[1]], precision=_HIGHEST
       )
+    panel_IJ = split(panel_IJ)
     corner_JJ = _leaf_factor(panel_IJ[:size])
     columns.append(
-      jnp.concatenate([corner_JJ, _divided(panel_IJ[size:], corner_JJ)])
+      split(jnp.concatenate([corner_JJ, _divided(panel_IJ[size:], corner_JJ)]))
     )
-  return jnp.concatenate(
-    [jnp.pad(c, ((inputs - len(c), 0), (0, 0))) for c in columns], axis=1
+  return split(
+    jnp.concatenate(
+      [jnp.pad(c, ((inputs - len(c), 0), (0, 0))) for c in columns], axis=1
+    )
   )
 
 
-def _lower_factor(a_II: jax.Array) -> jax.Array:
-  """Lower Cholesky factor, nan where there is none; reads one triangle."""
+def _lower_factor(a_II, split=None):
+  """Lower Cholesky factor, nan where there is none; reads one triangle.
+
+  The compiler would gather a matrix that is split over devices, on each of
+  them, to factorise it whole.
+  """
 
   def whole(a_II):
     return jax.lax.linalg.cholesky(a_II, symmetrize_input=False)
 
   if a_II.shape[0] <= _LEAF:
     return whole(a_II)
+  if split is not None:
+    return _factor_by_panels(a_II, split)
   return jax.lax.platform_dependent(a_II, cpu=_factor_by_panels, default=whole)
 
 
-def _lower_inverse(lower_II: jax.Array) -> jax.Array:
+def _lower_inverse(lower_II, split=_unsplit):
   """Invert a lower triangular matrix by rows of blocks.
 
   With M the inverse, M_kk = L_kk^-1 and M_kj = -M_kk (sum over j <= i < k of
@@ -163,10 +183,12 @@ def _lower_inverse(lower_II: jax.Array) -> jax.Array:
         rows_II[:, j * size : start], column, precision=_HIGHEST
       )
       below_II = -jnp.matmul(inverse_II, sum_II, precision=_HIGHEST)
-      columns[j] = jnp.concatenate([column, below_II])
+      columns[j] = split(jnp.concatenate([column, below_II]))
     columns.append(inverse_II)
-  return jnp.concatenate(
-    [jnp.pad(c, ((inputs - len(c), 0), (0, 0))) for c in columns], axis=1
+  return split(
+    jnp.concatenate(
+      [jnp.pad(c, ((inputs - len(c), 0), (0, 0))) for c in columns], axis=1
+    )
   )
 
 
@@ -174,13 +196,17 @@ def _padded(a_II: jax.Array, multiple: int) -> jax.Array:
   """The matrix, padded with the identity, which factorises into itself."""
   size = len(a_II)
   more = -size % multiple
+  if not more:
+    return a_II
   index_I = jnp.arange(size + more)
   ones_I = (index_I >= size).astype(a_II.dtype)
   return jnp.pad(a_II, ((0, more), (0, more))) + jnp.diag(ones_I)
 
 
 def inverse_factor(
-  statistics: Gram, damping: jax.Array | float = 0.01
+  statistics: Gram,
+  damping: jax.Array | float = 0.01,
+  sharding: jax.sharding.Sharding | None = None,
 ) -> InverseFactor:
   """Factorise the inverse of the damped Hessian of a kernel's inputs.
 
@@ -191,10 +217,15 @@ def inverse_factor(
     statistics: Gram of the inputs.
     damping: share of the mean diagonal that is added to the diagonal; may be
       traced.
+    sharding: how [I, I] matrices are split over devices, by their rows; None
+      leaves each whole.
 
   Returns:
     InverseFactor; look at `ok`.
   """
+  split = None
+  if sharding is not None:
+    split = lambda a: jax.lax.with_sharding_constraint(a, sharding)
   sequences = jnp.maximum(statistics.sequences, 1)
   h_II = statistics.sum_outer * (2.0 / sequences)
   diagonal_I = jnp.diagonal(h_II)
@@ -205,8 +236,9 @@ def inverse_factor(
   eye_II = index_I[:, None] == index_I[None]
   h_II = jnp.where(eye_II, damped_I[None], h_II)
   # Symmetric only up to rounding: one triangle is read, the other ignored.
-  lower_II = _lower_factor(_padded(h_II[::-1, ::-1], _MULTIPLE))
-  inverse_II = _lower_inverse(lower_II)[: len(h_II), : len(h_II)]
+  lower_II = _lower_factor(_padded(h_II[::-1, ::-1], _MULTIPLE), split)
+  inverse_II = _lower_inverse(lower_II, split or _unsplit)
+  inverse_II = inverse_II[: len(h_II), : len(h_II)]
   upper_II = inverse_II[::-1, ::-1]
   # What a failed factor leaves behind differs between platforms.
   diagonal_I = jnp.diagonal(upper_II)
@@ -216,7 +248,7 @@ def inverse_factor(
   )
 
 
-_compiled_inverse_factor = jax.jit(inverse_factor)
+compiled_inverse_factor = jax.jit(inverse_factor, static_argnames="sharding")
 
 
 def inverse_factor_with_retry(
@@ -248,10 +280,13 @@ def inverse_factor_with_retry(
       "the Gram of the inputs has inf or nan; look at the activations, no"
       " damping helps"
     )
+  sharding = getattr(statistics.sum_outer, "sharding", None)
+  if sharding is not None and sharding.is_fully_replicated:
+    sharding = None
   tried = []
   for retry in range(_RETRIES + 1):
     tried.append(damping * _STRONGER**retry)
-    factor = _compiled_inverse_factor(statistics, tried[-1])
+    factor = compiled_inverse_factor(statistics, tried[-1], sharding)
     if bool(factor.ok):
       return factor, tried
   raise ValueError(

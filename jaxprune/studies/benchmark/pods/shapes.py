@@ -1,0 +1,48 @@
+"""The shapes of Llama 3 (arXiv:2407.21783, table 3), and a small one for tests.
+
+As the published config.json of each model has them.
+"""
+
+from jaxprune.models import ModelConfig
+
+_FIELDS = (
+  "num_hidden_layers",
+  "hidden_size",
+  "intermediate_size",
+  "num_attention_heads",
+  "num_key_value_heads",
+)
+_SHAPES = {
+  "llama3-8b": (32, 4096, 14336, 32, 8),
+  "llama3-70b": (80, 8192, 28672, 64, 8),
+  "llama3-405b": (126, 16384, 53248, 128, 8),
+  "tiny": (2, 256, 512, 8, 4),
+}
+NAMES = tuple(_SHAPES)
+
+
+def config(name: str) -> ModelConfig:
+  """The configuration of a shape in `NAMES`.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  if name not in _SHAPES:
+    raise ValueError(f"shape {name!r}: use one of {', '.join(NAMES)}")
+  return ModelConfig.from_hf(
+    dict(
+      zip(_FIELDS, _SHAPES[name], strict=True),
+      model_type="llama",
+      vocab_size=1024 if name == "tiny" else 128256,
+      max_position_embeddings=8192,
+      rms_norm_eps=1e-5,
+      rope_theta=500000.0,
+      hidden_act="silu",
+      tie_word_embeddings=False,
+      attention_bias=False,
+      mlp_bias=False,
+      bos_token_id=None,
+      eos_token_id=None,
+      pad_token_id=None,
+    )
+  )
