@@ -1,57 +1,57 @@
 """How fast is it, beside a reference on the same machine in the same run?
 
-  jaxprune benchmark --size=S --threads=2 --out=out/benchmark
-  jaxprune benchmark --suite=transitions --size=M --batch=8 \\
-    --out=OUT
+  jaxprune benchmark --suite=cpu --size=M --out=OUT [--page=docs/speed.md]
+  jaxprune benchmark --suite=cpu --model=FOLDER --out=OUT
+  jaxprune benchmark --suite=transitions --size=M --batch=8 --out=OUT
   jaxprune benchmark --suite=methods --model=pocket --out=OUT
+  jaxprune benchmark --suite=evaluation --model=FOLDER --data=DATA \\
+    --items=80 --out=OUT
+  jaxprune benchmark --suite=gpu --shapes=llama-7b --out=OUT
+  jaxprune benchmark --suite=scaling --out=OUT
+  jaxprune benchmark --suite=tpu --shapes=llama3-8b,llama3-405b \\
+    --count=8,256 --chips=v5e,v5p --out=OUT [--page=docs/scale.md]
 
 Random weights of two shapes: S (Qwen2, width 256, 8 layers) and M (width 896,
-24 layers, MLP 4864, vocabulary 32000, tied). Every piece of work is timed as A
-B A B: the PyTorch reference, then jaxprune, after one warm-up each; medians and
-their ratio are printed and written. The time of a first call, with compilation,
-is a number of its own. With --threads=1 processor seconds say more where others
-use the machine: idle threads of PyTorch wait busily. `models` and `transitions`
-need the `reference` extra.
+24 layers, MLP 4864, vocabulary 32000, tied), or a folder. Each piece of work is
+timed as A B A B: the reference, then jaxprune, after one call of each, which
+compiles and is a number of its own; medians, their ratio and the floor that the
+machine sets are printed and written. Where others use the machine, ratios of
+processor seconds say more.
 
-Suite `models`, on random weights:
+cpu          loading, passes, Wanda and SparseGPT with their stages, drop scores
+             and decoding, beside transformers and the papers' methods in
+             PyTorch; peak memory of each side. Needs the extra `reference`,
+             like the next.
+transitions  each sublayer against its pruned counterpart at each step; with
+             --batch our side decodes several prompts and is charged per prompt
+methods      the error of a layer and the seconds of every method
+evaluation   options of ARC-Easy and answers to GSM8K beside
+             lm-evaluation-harness' `hf` backend (extras `eval`, `reference`)
+gpu          a published shape on one accelerator, beside its own limits; like
+             tpu with 128 x 2048 calibration tokens by default
+scaling      how cost grows with layers, width, tokens, prompts, steps, words
+tpu          compiles every program for slices of TPUs that are not there (extra
+             `tpu`), one --count of chips per shape; the same command goes on
+             where it was stopped
 
-  forward      calibration batch through all layers
-  decode_1, 8  greedy tokens per second at batch 1 and 8
-  wanda        whole run at 50 %: statistics, masks, second forward
-  wanda_2of4   the same at 2:4
-
-Suite `transitions`, on random weights or --model: each attention and MLP
-against its pruned counterpart at every decoding step, beside one metric at a
-time in PyTorch; with --batch our side decodes several prompts at once and is
-charged per prompt.
-
-Suite `methods`, on --model (pocket where it is not given): the error of a layer
-and the seconds of every method, beside Wanda's.
-
-Suite `evaluation`, on --model and --data: scores of options (ARC-Easy) and
-answers to word problems (GSM8K) beside lm-evaluation-harness' `hf` backend, in
-processes of their own; seconds, peak memory, differences, and the floor that
-the products of the tokens set. Needs the extras `eval` and `reference`.
-
-  jaxprune benchmark --suite=evaluation --model=FOLDER \\
-    --data=DATA --items=80 --repeats=3 --out=OUT
+--page puts the table of the suite in its place in a page.
 """
+
+import os
 
 from absl import flags
 
 from . import flag_groups, launch
 
-_WORK = ("forward", "decode_1", "decode_8", "wanda", "wanda_2of4")
-
 _SUITE = flag_groups.several(
   "suite",
-  ["models"],
-  ["models", "transitions", "methods", "evaluation"],
+  ["cpu"],
+  ["cpu", "transitions", "methods", "evaluation", "gpu", "scaling", "tpu"],
   "What to time.",
 )
 _SIZE = flags.DEFINE_enum("size", "S", ["S", "M"], "Shape of random models.")
 _MODEL = flag_groups.model(
-  None, about="For transitions, in place of --size, and for methods."
+  None, about="In place of --size; for methods and evaluation, which."
 )
 _REPEATS = flags.DEFINE_integer(
   "repeats", 3, "Timed runs of each side.", lower_bound=1
@@ -59,8 +59,8 @@ _REPEATS = flags.DEFINE_integer(
 _THREADS = flags.DEFINE_integer(
   "threads", 2, "Threads of PyTorch; JAX takes the cores it is given."
 )
-_PIECES = flag_groups.several(
-  "work", list(_WORK), list(_WORK), "Of the suite models, what to time."
+_PIECES = flags.DEFINE_list(
+  "work", None, "Of cpu, what to time: names of its table; all by default."
 )
 _NEW_TOKENS = flags.DEFINE_integer(
   "new_tokens", 64, "Tokens to decode.", lower_bound=2
@@ -94,6 +94,19 @@ _REFERENCE_BATCH = flags.DEFINE_integer(
   "Of evaluation: requests that the reference takes at a time.",
   lower_bound=1,
 )
+_SHAPES = flags.DEFINE_list(
+  "shapes", None, "Of gpu and tpu: llama-7b, llama3-8b, llama3-405b, tiny, ..."
+)
+_CHIPS = flag_groups.several(
+  "chips", ["v5e"], ["v5e", "v5p", "v6e"], "Of tpu, which chips."
+)
+_COUNT = flags.DEFINE_list(
+  "count", None, "Of tpu: chips of the slice, one number per shape."
+)
+_PROGRAMS = flags.DEFINE_list(
+  "programs", [], "Of tpu: beginnings of names; all by default."
+)
+_PAGE = flags.DEFINE_string("page", None, "Page that gets the table.")
 _CALIBRATION = flag_groups.calibration()
 _SEED = flag_groups.seed("Of the calibration.")
 _OUT = flag_groups.out("out/benchmark")
@@ -115,35 +128,97 @@ def main() -> None:
     seeds={"weights": 0, "calibration": _SEED.value},
     models=source,
     calibration=calibration,
+    answers=_SUITE.value == ["tpu"],
   ) as study:
     summary = {}
-    if "models" in _SUITE.value:
-      summary["models"] = _models(study.run)
-    if "transitions" in _SUITE.value:
-      summary["transitions"] = _transitions(study.run)
-    if "methods" in _SUITE.value:
-      summary["methods"] = methods.measure(
-        source, wanted, calibration.tokens, study.run, _tell
-      )
-    if "evaluation" in _SUITE.value:
-      summary["evaluation"] = _evaluation(study.run)
+    for name in _SUITE.value:
+      if name == "methods":
+        summary[name] = methods.measure(
+          source, wanted, calibration.tokens, study.run, _tell
+        )
+      else:
+        summary[name] = _SUITES[name](study)
     study.finish(summary, wrote=("summary.json",))
+  _write_tables(summary)
 
 
-def _models(run):
-  from jaxprune.studies.benchmark import models
+def _cpu(study):
+  from jaxprune.studies.benchmark import cpu
 
-  settings = models.Settings(
+  settings = cpu.Settings(
     size=_SIZE.value,
-    work=tuple(_PIECES.value),
+    model=_MODEL.model.value,
+    work=cpu.read_work(_PIECES.value),
     repeats=_REPEATS.value,
     threads=_THREADS.value,
     new_tokens=_NEW_TOKENS.value,
   )
-  return models.measure(settings, run, _tell)
+  return cpu.measure(settings, study.run, _tell)
 
 
-def _transitions(run):
+def _gpu(study):
+  from jaxprune.studies.benchmark import accelerator
+
+  shape, *more = _SHAPES.value or ["llama-7b"]
+  if more:
+    raise ValueError(f"--shapes={_SHAPES.value}: gpu takes one shape")
+  settings = accelerator.Settings(
+    shape=shape,
+    **_calibration_size(),
+    new_tokens=_NEW_TOKENS.value,
+    repeats=_REPEATS.value,
+  )
+  return accelerator.measure(settings, study.run, _tell)
+
+
+def _scaling(study):
+  from jaxprune.studies.benchmark import growth, growth_page
+
+  summary = growth.measure(
+    growth.Settings(repeats=_REPEATS.value), study.run, _tell
+  )
+  growth_page.write_page(study.run, summary)
+  return summary
+
+
+def _tpu(study):
+  # No TPU is used, so that others may use this library beside.
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  from jaxprune.studies.benchmark.pods import measure
+
+  settings = measure.Settings(
+    shapes=tuple(_SHAPES.value or ["llama3-8b"]),
+    chips=tuple(_CHIPS.value),
+    count=measure.read_counts(_COUNT.value or ["8"]),
+    programs=tuple(_PROGRAMS.value),
+    **_calibration_size(),
+  )
+  return measure.measure(settings, study.stage.new, _tell)
+
+
+def _calibration_size():
+  """Sequences and their length: the papers' where no flag says another."""
+  return {
+    name: flag.value if flags.FLAGS[flag.name].present else usual
+    for name, flag, usual in (
+      ("sequences", _CALIBRATION.num_samples, 128),
+      ("length", _CALIBRATION.seq_len, 2048),
+    )
+  }
+
+
+def _write_tables(summary):
+  from jaxprune.studies.benchmark import tables
+
+  if _PAGE.value is None:
+    return
+  for name, entry in summary.items():
+    if name in tables.OF:
+      place = f"{name} {entry['model']}" if name == "cpu" else name
+      tables.replace(_PAGE.value, place, tables.OF[name](entry))
+
+
+def _transitions(study):
   from jaxprune.studies.benchmark import transitions
 
   settings = transitions.Settings(
@@ -155,10 +230,10 @@ def _transitions(run):
     repeats=_REPEATS.value,
     threads=_THREADS.value,
   )
-  return transitions.measure(settings, run, _tell)
+  return transitions.measure(settings, study.run, _tell)
 
 
-def _evaluation(run):
+def _evaluation(study):
   from jaxprune.studies.benchmark import evaluation
 
   settings = evaluation.Settings(
@@ -172,12 +247,21 @@ def _evaluation(run):
     repeats=_REPEATS.value,
     threads=_THREADS.value,
   )
-  return evaluation.measure(settings, run, _tell)
+  return evaluation.measure(settings, study.run, _tell)
 
 
 def _tell(line):
   print(line, flush=True)
 
+
+_SUITES = {
+  "cpu": _cpu,
+  "transitions": _transitions,
+  "evaluation": _evaluation,
+  "gpu": _gpu,
+  "scaling": _scaling,
+  "tpu": _tpu,
+}
 
 if __name__ == "__main__":
   launch.run(main)

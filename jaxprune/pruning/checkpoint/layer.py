@@ -71,6 +71,33 @@ def _prune_kernels(config, method, pattern, layer, index, states, memory):
   statistics = dict.fromkeys(_INPUTS)
   if method.statistic:
     statistics = collect(config, method.statistic, layer, index, states, memory)
+  return prune_kernels(config, method, pattern, layer, index, statistics)
+
+
+def prune_kernels(
+  config: Config,
+  method: KernelMethod,
+  pattern: AnyPattern,
+  layer: Tree,
+  index: int,
+  statistics: dict[str, Any],
+) -> tuple[Tree, Tree, dict[str, Any]]:
+  """Prune the kernels of a layer from what enters them.
+
+  Args:
+    config: the model.
+    method: an entry of `registry.METHODS`.
+    pattern: what is removed in each kernel.
+    layer: the layer, float32.
+    index: of the layer.
+    statistics: of `collect`; None for each input where the method needs none.
+
+  Returns:
+    What `prune_layer` returns.
+
+  Raises:
+    ValueError: a statistic, a score or a new weight is inf or nan.
+  """
   prepared, notes = {}, {}
   routed = experts.inputs_of(config)
   for key in _INPUTS:

@@ -15,23 +15,20 @@ Reference: lm-evaluation-harness 0.4.13, HFLM in float32.
 
 import dataclasses
 import json
-import multiprocessing
 import pathlib
 import re
-import resource
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import checkpoints, report
 from jaxprune.calibration import load_tokenizer
 from jaxprune.evaluation import encode_pair, loglikelihoods
 from jaxprune.models import init
-from jaxprune.studies.benchmark import references, timing
+from jaxprune.studies.benchmark import processes, rates, references, timing
 
 WORK = ("choice", "generation")
 _STOP = ("Question:", "</s>")
@@ -108,14 +105,14 @@ def measure(
   }
   summary: dict[str, Any] = {}
   with (
-    _Side("reference", settings) as theirs,
-    _Side("jaxprune", settings) as us,
+    processes.Side("reference", _open_reference, settings) as theirs,
+    processes.Side("jaxprune", _open_jaxprune, settings) as us,
   ):
     for work, arguments in requests.items():
       answers = {}
 
       def turn(side, work=work, arguments=arguments, answers=answers):
-        seconds, answers[side.name] = side.answer(work, arguments)
+        seconds, answers[side.name] = side.ask((work, arguments))
         return np.array(seconds)
 
       seconds = timing.take_turns(
@@ -125,8 +122,8 @@ def measure(
       run.write_all(_rows(work, seconds))
       summary[work] = _summarise(seconds, answers, floors[work])
       say(_line(work, summary[work]))
-    summary["peak_bytes"] = us.peak()
-    summary["reference_peak_bytes"] = theirs.peak()
+    summary["peak_bytes"] = us.peak_bytes()
+    summary["reference_peak_bytes"] = theirs.peak_bytes()
   say(
     f"peak memory  reference {summary['reference_peak_bytes'] / 1e9:.2f} GB"
     f"   jaxprune {summary['peak_bytes'] / 1e9:.2f} GB"
@@ -134,77 +131,26 @@ def measure(
   return summary
 
 
-class _Side:
-  """A backend in a process of its own."""
-
-  def __init__(self, name, settings):
-    self.name = name
-    context = multiprocessing.get_context("spawn")
-    self._pipe, theirs = context.Pipe()
-    self._process = context.Process(
-      target=_serve, args=(name, settings, theirs), daemon=True
-    )
-    self._process.start()
-    theirs.close()
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *error):
-    self._process.terminate()
-    self._process.join()
-
-  def answer(self, work, arguments):
-    """(wall and processor seconds), answers."""
-    return self._ask((work, arguments))
-
-  def peak(self) -> int:
-    """Most bytes of memory so far."""
-    return self._ask(None)
-
-  def _ask(self, question):
-    self._pipe.send(question)
-    try:
-      reply = self._pipe.recv()
-    except EOFError:
-      raise ValueError(
-        f"benchmark: the process of {self.name} ended; see its message above"
-      ) from None
-    if isinstance(reply, Exception):
-      raise reply
-    return reply
-
-
-def _serve(name, settings, pipe) -> None:
-  """Answer requests until the pipe is closed."""
-  backend = None
-  while True:
-    question = pipe.recv()
-    try:
-      if question is None:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        pipe.send(peak)
-        continue
-      backend = backend or _backend(name, settings)
-      pipe.send(_timed(backend, *question))
-    except ValueError as error:
-      pipe.send(error)
-
-
-def _backend(name, settings):
-  if name == "jaxprune":
-    from jaxprune.evaluation.lm_eval_adapter import JaxpruneLM
-
-    return JaxpruneLM(settings.model, batch_size=settings.batch)
+def _open_reference(settings):
+  """The harness's own backend, as a function of a question."""
   from lm_eval.models.huggingface import HFLM
 
   references.start(settings.threads)
-  return HFLM(
+  backend = HFLM(
     pretrained=settings.model,
     dtype="float32",
     device="cpu",
     batch_size=settings.reference_batch,
   )
+  return lambda question: _timed(backend, *question)
+
+
+def _open_jaxprune(settings):
+  """The adapter of this project, as a function of a question."""
+  from jaxprune.evaluation.lm_eval_adapter import JaxpruneLM
+
+  backend = JaxpruneLM(settings.model, batch_size=settings.batch)
+  return lambda question: _timed(backend, *question)
 
 
 def _timed(backend, work, arguments):
@@ -272,39 +218,15 @@ def _floor(settings, work, arguments) -> dict[str, float]:
   ]
   head = config.vocab_size * config.embed_dim
   flops = 2.0 * (tokens * sum(kernels) + places * head)
-  rate = _matmul_rate(config.embed_dim, config.mlp_dim)
+  rate = rates.matmul_rate(config.embed_dim, config.mlp_dim)
   return {
     "tokens": tokens,
     "logits": places,
     "flops": flops,
     "flops_per_second": rate,
     "floor_seconds": flops / rate,
-    "step_floor_seconds": 4.0 * (sum(kernels) + head) / _memory_rate(),
+    "step_floor_seconds": 4.0 * (sum(kernels) + head) / rates.memory_rate(),
   }
-
-
-def _matmul_rate(inputs, outputs, rows=512) -> float:
-  """float32 flops per second of a large product, the best of some."""
-  multiply = jax.jit(jnp.dot)
-  x_RI, w_IO = jnp.ones((rows, inputs)), jnp.ones((inputs, outputs))
-  seconds = [
-    timing.timed(lambda: jax.block_until_ready(multiply(x_RI, w_IO)))[
-      timing.WALL
-    ]
-    for _ in range(8)
-  ]
-  return 2.0 * rows * inputs * outputs / min(seconds)
-
-
-def _memory_rate(floats=1 << 26) -> float:
-  """Bytes per second that are read from memory, the best of some."""
-  total = jax.jit(jnp.sum)
-  values = jnp.ones(floats)
-  seconds = [
-    timing.timed(lambda: jax.block_until_ready(total(values)))[timing.WALL]
-    for _ in range(4)
-  ]
-  return 4.0 * floats / min(seconds)
 
 
 def _rows(work, seconds):

@@ -278,9 +278,9 @@ class _Counter:
     flops = 2.0 * times * math.prod(made) * contracted
     precision = re.search(r"operand_precision=\{(\w+)", line.rest)
     self._flops += flops
-    self._passes += flops * {"highest": 6, "high": 3}.get(
-      precision[1] if precision else "", 1
-    )
+    passes = {"highest": 6, "high": 3}.get(precision[1] if precision else "", 1)
+    single = "f32" in self._type(name, line.operands[0])
+    self._passes += flops * (passes if single else 1)
 
   def _send(self, name, line, times):
     kind = line.kind.removesuffix("-start")

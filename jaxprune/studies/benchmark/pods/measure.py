@@ -9,14 +9,15 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax.experimental import topologies
 
 from jaxprune import devices, platforms
-from jaxprune.studies.benchmark.pods import chips, hlo, programs, shapes
+from jaxprune.studies.benchmark import shapes
+from jaxprune.studies.benchmark.pods import chips, hlo, programs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,17 @@ def check(settings: Settings) -> None:
     )
 
 
+def read_counts(texts: Sequence[str]) -> tuple[int, ...]:
+  """Numbers of chips, of text.
+
+  Raises:
+    ValueError: one is no number.
+  """
+  if not all(text.isdecimal() for text in texts):
+    raise ValueError(f"count={','.join(texts)}: use numbers such as 8,256")
+  return tuple(map(int, texts))
+
+
 def has_compiler() -> bool:
   """Whether programs for TPUs can be compiled here; nothing is loaded."""
   return importlib.util.find_spec("libtpu") is not None
@@ -95,7 +107,8 @@ def measure(
     for shape, count in zip(settings.shapes, settings.count, strict=True):
       for chip in settings.chips:
         name = chips.topology(chip, count)
-        case = make_case(settings, shape, name, count)
+        mesh = make_mesh(name, settings.sequences)
+        case = make_case(settings, shape, mesh)
         for program, entry in programs.list_programs(case).items():
           if not _wanted(settings, program):
             continue
@@ -117,26 +130,33 @@ def measure(
   return rows
 
 
+def make_mesh(topology: str, sequences: int) -> jax.sharding.Mesh:
+  """The mesh of a slice that need not be there.
+
+  Args:
+    topology: from `chips.topology`.
+    sequences: of calibration.
+  """
+  found = topologies.get_topology_desc(topology, "tpu").devices
+  return devices.make_mesh(chips.mesh_sizes(len(found), sequences), found)
+
+
 def make_case(
-  settings: Settings, shape: str, topology: str, count: int
+  settings: Settings, shape: str, mesh: jax.sharding.Mesh
 ) -> programs.Case:
-  """A model on a slice.
+  """A model on a mesh.
 
   Args:
     settings: of the run.
     shape: of `shapes.NAMES`.
-    topology: from `chips.topology`.
-    count: its chips.
+    mesh: the chips.
   """
-  description = topologies.get_topology_desc(topology, "tpu")
-  sizes = chips.mesh_sizes(count, settings.sequences)
-  mesh = devices.make_mesh(sizes, description.devices)
   return programs.Case(
     config=shapes.config(shape),
     mesh=mesh,
     sequences=settings.sequences,
     length=settings.length,
-    batch=sizes["data"],
+    batch=mesh.shape["data"],
     cached=settings.cached,
   )
 

@@ -1,6 +1,7 @@
-"""The shapes of Llama 3 (arXiv:2407.21783, table 3), and a small one for tests.
+"""The shapes of published models, and a small one for tests.
 
-As the published config.json of each model has them.
+Reference: Llama 7B, arXiv:2302.13971, table 2; Llama 3, arXiv:2407.21783, table
+3, with the vocabulary of the published config.json.
 """
 
 from jaxprune.models import ModelConfig
@@ -11,12 +12,14 @@ _FIELDS = (
   "intermediate_size",
   "num_attention_heads",
   "num_key_value_heads",
+  "vocab_size",
 )
 _SHAPES = {
-  "llama3-8b": (32, 4096, 14336, 32, 8),
-  "llama3-70b": (80, 8192, 28672, 64, 8),
-  "llama3-405b": (126, 16384, 53248, 128, 8),
-  "tiny": (2, 256, 512, 8, 4),
+  "llama-7b": (32, 4096, 11008, 32, 32, 32000),
+  "llama3-8b": (32, 4096, 14336, 32, 8, 128256),
+  "llama3-70b": (80, 8192, 28672, 64, 8, 128256),
+  "llama3-405b": (126, 16384, 53248, 128, 8, 128256),
+  "tiny": (2, 256, 512, 8, 4, 1024),
 }
 NAMES = tuple(_SHAPES)
 
@@ -33,7 +36,6 @@ def config(name: str) -> ModelConfig:
     dict(
       zip(_FIELDS, _SHAPES[name], strict=True),
       model_type="llama",
-      vocab_size=1024 if name == "tiny" else 128256,
       max_position_embeddings=8192,
       rms_norm_eps=1e-5,
       rope_theta=500000.0,
