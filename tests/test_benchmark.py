@@ -11,12 +11,16 @@ from jaxprune.pruning.checkpoint import sublayers, weights
 from jaxprune.pruning.patterns import NofM, Unstructured
 from jaxprune.studies import inputs
 from jaxprune.studies.benchmark import (
+  accelerator,
   cpu,
   evaluation,
+  growth,
   methods,
   processes,
   pruning_references,
+  rates,
   references,
+  tables,
   timing,
   transitions,
 )
@@ -217,3 +221,37 @@ def test_requests_of_suite_evaluation(tmp_path):
   ((context, options),) = got["generation"]
   assert context == "Question: How many?\nAnswer:"
   assert options["max_gen_toks"] == 5 and not options["do_sample"]
+
+
+def test_suite_gpu_on_a_small_shape(monkeypatch):
+  monkeypatch.setattr(rates, "matmul_rate", lambda *shape: 1e9)
+  monkeypatch.setattr(rates, "memory_rate", lambda: 1e9)
+  rows, lines = Rows(), []
+  settings = accelerator.Settings(
+    shape="tiny",
+    sequences=2,
+    length=16,
+    new_tokens=2,
+    repeats=1,
+    work=("wanda", "evaluation"),
+  )
+  summary = accelerator.measure(settings, rows, lines.append)
+  for name in ("wanda", "wanda_2of4", "evaluation"):
+    assert summary[name]["seconds"] > 0, name
+  assert len(lines) == 4 and rows
+  wanda = summary["wanda"]
+  assert wanda["seconds"] == pytest.approx(
+    sum(wanda[f"{stage}_seconds"] for stage in accelerator.STAGES)
+  )
+  assert "| wanda_2of4 |" in tables.of_accelerator(summary)
+
+
+def test_suite_scaling(monkeypatch):
+  assert growth.exponent([1, 2, 4], [9.0, 1.0, 8.0]) == pytest.approx(3)
+  monkeypatch.setitem(growth.EXPECTED, "wanda", {"layers": (1, "alike")})
+  rows, lines = Rows(), []
+  settings = growth.Settings(work=("wanda",), doublings=1, repeats=1)
+  summary = growth.measure(settings, rows, lines.append)
+  assert summary["wanda"]["layers"]["values"] == [2, 4]
+  assert len(rows) == 4 and len(lines) == 1
+  assert "| wanda | layers | 2 | 4 |" in tables.of_growth(summary)

@@ -42,7 +42,9 @@ rhs_contracting_dims={0}, operand_precision={highest,highest}
 
 %condition (t: (s32[], f32[10,8,4], f32[2,8])) -> pred[] {
   %t = (s32[], f32[10,8,4]{2,1,0}, f32[2,8]{1,0}) parameter(0)
-  ROOT %p = pred[] constant(true)
+  %i = s32[] get-tuple-element(%t), index=0
+  %n = s32[] constant(10)
+  ROOT %p = pred[] compare(%i, %n), direction=LT
 }
 
 ENTRY %main (w: f32[10,8,4], x: f32[2,8]) -> f32[2,8] {
@@ -51,15 +53,19 @@ ENTRY %main (w: f32[10,8,4], x: f32[2,8]) -> f32[2,8] {
   %n = s32[] constant(0)
   %t = (s32[], f32[10,8,4]{2,1,0}, f32[2,8]{1,0}) tuple(%n, %w, %x)
   %l = (s32[], f32[10,8,4]{2,1,0}, f32[2,8]{1,0}) while(%t), \
-condition=%condition, body=%body, \
-backend_config={"known_trip_count":{"n":"10"}}
+condition=%condition, body=%body
   ROOT %y = f32[2,8]{1,0} get-tuple-element(%l), index=2
 }
 """
 
 
-def test_what_moves_counts_as_often_as_it_runs():
-  traffic = hlo.count(TEXT)
+@pytest.mark.parametrize("said", [False, True])
+def test_what_moves_counts_as_often_as_it_runs(said):
+  text = TEXT
+  if said:
+    trips = 'body=%body, backend_config={"known_trip_count":{"n":"10"}}'
+    text = TEXT.replace("body=%body", trips).replace("=LT", "=NE")
+  traffic = hlo.count(text)
   assert traffic.flops == 10 * 2 * 2 * 4 * 8
   assert traffic.passes == 6 * traffic.flops
   assert traffic.counts == {"all-reduce": 10, "all-gather": 10}

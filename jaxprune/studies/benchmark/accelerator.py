@@ -24,6 +24,7 @@ from jaxprune.pruning.patterns import NofM, Unstructured
 from jaxprune.studies.benchmark import floors, rates, shapes, timing
 
 _PROMPT = 32
+WORK = ("wanda", "sparsegpt", "decode", "evaluation")
 STAGES = ("statistics", "masks", "second_forward")
 
 
@@ -38,6 +39,7 @@ class Settings:
     new_tokens: decoded per prompt.
     repeats: timed runs of decoding and evaluation.
     micro_batch: sequences in a layer at once.
+    work: of `WORK`.
   """
 
   shape: str
@@ -46,6 +48,7 @@ class Settings:
   new_tokens: int = 64
   repeats: int = 3
   micro_batch: int = 8
+  work: tuple[str, ...] = WORK
 
 
 def measure(
@@ -75,21 +78,9 @@ def measure(
       f" {summary['bfloat16_flops'] / 1e12:.1f} Tflop/s, memory"
       f" {summary['bytes_per_second'] / 1e9:.0f} GB/s"
     )
-    for method in ("wanda", "sparsegpt"):
-      for pattern in (_half(method), NofM(keep=2, of=4)):
-        name = method if isinstance(pattern, Unstructured) else f"{method}_2of4"
-        entry = _prune(config, settings, method, pattern)
-        summary[name] = entry | _fractions(config, settings, entry, summary)
-        say(_line(name, summary[name]))
-    params = jax.jit(lambda key: init(config, key, jnp.bfloat16))(
-      jax.random.key(0)
-    )
-    for batch in (1, 8):
-      name = f"decode_{batch}"
-      summary[name] = _decode(config, params, settings, batch, summary)
+    for name, work in _list_work(config, settings, summary).items():
+      summary[name] = work()
       say(_line(name, summary[name]))
-    summary["evaluation"] = _evaluate(config, params, settings, summary)
-    say(_line("evaluation", summary["evaluation"]))
   summary["peak_bytes"] = devices.peak_bytes()
   run.write_all(
     {"task": name, "metric": metric, "value": value}
@@ -100,8 +91,30 @@ def measure(
   return summary
 
 
-def _half(method):
-  return Unstructured(sparsity=0.5, group=registry.default_group(method))
+def _list_work(config, settings, limits):
+  """What is timed, by name, in order."""
+  found = {}
+  for method in ("wanda", "sparsegpt"):
+    group = registry.default_group(method)
+    for name, pattern in (
+      (method, Unstructured(sparsity=0.5, group=group)),
+      (f"{method}_2of4", NofM(keep=2, of=4)),
+    ):
+      found[name] = functools.partial(
+        _prune, config, settings, method, pattern, limits
+      )
+
+  @functools.cache
+  def params():
+    make = jax.jit(lambda key: init(config, key, jnp.bfloat16))
+    return make(jax.random.key(0))
+
+  for batch in (1, 8):
+    found[f"decode_{batch}"] = lambda batch=batch: _decode(
+      config, params(), settings, batch, limits
+    )
+  found["evaluation"] = lambda: _evaluate(config, params(), settings, limits)
+  return {k: v for k, v in found.items() if k.startswith(settings.work)}
 
 
 def _limits(config):
@@ -122,7 +135,7 @@ def _random_layer(config, key):
   return jax.tree.map(lambda leaf: leaf[0], init(one, key)["layers"])
 
 
-def _prune(config, settings, method, pattern):
+def _prune(config, settings, method, pattern, limits):
   """Seconds of every stage, and of the first layer, which compiles."""
   chosen = registry.METHODS[method]
   memory = streaming.Memory(micro_batch=settings.micro_batch)
@@ -154,7 +167,8 @@ def _prune(config, settings, method, pattern):
   entry = {f"{k}_seconds": v * config.num_layers for k, v in later.items()}
   whole = sum(map(sum, seconds.values()))
   entry["seconds"] = sum(entry.values())
-  return entry | {"seconds_with_compilation": whole}
+  entry["seconds_with_compilation"] = whole
+  return entry | _fractions(config, settings, entry, limits)
 
 
 def _lap(into, began, waited):

@@ -1,7 +1,7 @@
 """What does a compiled program move, read from the compiler's own text?
 
 XLA's cost analysis counts the body of a loop once. Here every instruction
-counts as often as it runs: the compiler writes the trips of a loop beside it.
+counts as often as it runs, for loops whose trips are known.
 
 A slice counts as what is sliced, not as what it is sliced from, in fusions too.
 Bytes are those of one chip.
@@ -53,7 +53,8 @@ class Instruction:
     type: text of the result's type.
     kind: opcode.
     operands: names.
-    rest: text after the operands; of a parameter, its index.
+    rest: text after the operands; of a parameter its index, of a constant its
+      value.
     root: whether it is the result of its computation.
   """
 
@@ -117,7 +118,7 @@ def _instruction(found) -> Instruction:
     type=text[:end],
     kind=kind.strip(),
     operands=tuple(re.findall(r"%([\w.\-]+)", inside)),
-    rest=inside if kind.strip() == "parameter" else after,
+    rest=inside if kind.strip() in ("parameter", "constant") else after,
     root=bool(found[1]),
   )
 
@@ -194,8 +195,7 @@ class _Counter:
     for line in self._bodies.get(name, ()):
       fused = line.kind in ("fusion", "async-start", "custom-call")
       inner = counts_memory and not fused
-      trips = _TRIPS.search(line.rest)
-      repeat = int(trips[1]) if trips and line.kind == "while" else 1
+      repeat = self._trips(line) if line.kind == "while" else 1
       for called in _called(line):
         if "to_apply" in line.rest and line.kind != "call":
           continue  # the sum of a reduction
@@ -204,6 +204,24 @@ class _Counter:
       self._send(name, line, times)
       if counts_memory and line.kind not in _FREE:
         self._memory += times * self._moved(name, line)
+
+  def _trips(self, line):
+    """How often a loop runs: as it says, or by the bound of its counter.
+
+    The compiler for TPUs says nothing; counters begin at 0. A loop that ends
+    by its data counts once.
+    """
+    said = _TRIPS.search(line.rest)
+    if said:
+      return int(said[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line.rest)
+    body = self._bodies.get(condition[1], ()) if condition else ()
+    for test in body:
+      if test.root and test.kind == "compare" and "=LT" in test.rest:
+        bound = self._named[condition[1]].get(test.operands[1])
+        if bound is not None and bound.kind == "constant":
+          return int(bound.rest)
+    return 1
 
   def _moved(self, name, line):
     """Bytes that an instruction reads and writes."""
