@@ -74,7 +74,8 @@ def test_what_moves_counts_as_often_as_it_runs(said):
   # The slice [8, 4], not the stack [10, 8, 4] that it is cut from; an index.
   fusion = 128 + 4 + 128
   dot, reduce, gather = 64 + 128 + 32, 64, 32 + 64
-  assert traffic.memory == 10 * (fusion + dot + reduce + gather)
+  compare = 1 + 4 + 4
+  assert traffic.memory == 10 * (fusion + dot + reduce + gather + compare)
 
 
 def test_slices_and_meshes():
