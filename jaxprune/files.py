@@ -338,3 +338,8 @@ def sync(path: str | os.PathLike) -> None:
 def sync_folder(folder: str | os.PathLike) -> None:
   """Flush the names in a folder, without which a rename can be lost."""
   sync(folder)
+
+
+def reason(error: BaseException) -> str:
+  """What an error says, on one line of at most 200 letters."""
+  return " ".join(str(error).split())[:200]

@@ -593,6 +593,7 @@ def test_a_report_writes_its_named_figures(tmp_path):
   content = dict(
     title="T",
     verdict="V",
+    finding="F",
     sections=[page.Section(title="S", figures=[shown, other])],
     protocol={"T": 1.0},
   )

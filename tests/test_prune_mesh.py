@@ -254,7 +254,7 @@ def test_killed_and_run_again(tiny, tmp_path):
   flags = [
     f"--model={tiny.folder}",
     f"--calibration={tiny.folder}/ids.npz",
-    "--method=sparsegpt",
+    "--method=wanda",
     "--sparsity=0.5",
   ]
   process = start(*flags, f"--out={tmp_path}/cut")

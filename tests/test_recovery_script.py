@@ -141,7 +141,7 @@ def test_rounded_models_and_foreign_ids_are_refused(tiny):
   )
   with pytest.raises(ValueError, match="rounded"):
     train.check(rounded, source, Recovery(), tokens)
-  with pytest.raises(ValueError, match="token id 96"):
+  with pytest.raises(ValueError, match="ids from 96 to 96"):
     train.check(source, source, Recovery(), tokens + 96)
 
 

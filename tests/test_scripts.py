@@ -135,6 +135,8 @@ def test_all_protocols(tiny, tmp_path):
     f"--prompts={tiny}/ids.npz",
     "--max_new_tokens=5",
     "--temperature=1",
+    "--samples=2",
+    "--seed=5",
     "--protocol=free_running,handoff",
     "--protocol=resynchronised",
     "--layer_rows",
@@ -172,12 +174,25 @@ def test_all_protocols(tiny, tmp_path):
     row for row in rows if row["protocol"] == "control" and not row["aligned"]
   ]
   assert parted and all(row["kl"] > 0 for row in parted)
+  texts = {
+    seed: [row["token_dense"] for row in forced if row["seed"] == seed]
+    for seed in (5, 6)
+  }
+  assert texts[5] and texts[6] and texts[5] != texts[6]
   summary = json.loads((tmp_path / "out/summary.json").read_text())
   decodings = summary["decodings"]
   assert set(decodings) == names - {"teacher_forced", "alone"}
   assert summary["alone"]["same"] == summary["alone"]["texts"]
   assert decodings["free_running"]["fraction_aligned"] == 1
   assert 0 < decodings["control"]["fraction_aligned"] < 1
+  assert [one["seed"] for one in decodings["control"]["by_seed"]] == [5, 6]
+  assert decodings["free_running"]["minus_control"]["kl"]["value"] < 0
+  assert set(summary["breakdown"]["teacher_forced"]) == {
+    "step",
+    "text_length",
+    "position",
+    "entropy",
+  }
 
 
 BAD = {

@@ -1,4 +1,4 @@
-"""The subspace script and the samples of trajectories, as a user runs them."""
+"""The subspace script as a user runs it, and a flag of trajectories."""
 
 import json
 
@@ -60,45 +60,3 @@ def test_samples_need_a_temperature(tmp_path):
   )
   assert done.returncode == 1 and "--temperature" in done.stderr
   assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_samples_are_texts_of_their_own(two_layers, tmp_path):
-  """Dense against itself: every seed is 0, and the texts are not the same."""
-  out = tmp_path / "out"
-  done = scripts.call(
-    "trajectories",
-    f"--dense={two_layers}",
-    f"--pruned={two_layers}",
-    "--prompts=pocket",
-    "--num_prompts=2",
-    "--batch=2",
-    "--max_new_tokens=8",
-    "--temperature=4",
-    "--protocol=free_running",
-    "--samples=2",
-    "--seed=5",
-    f"--out={out}",
-  )
-  assert done.returncode == 0, done.stderr
-  rows = [
-    json.loads(line)
-    for line in (out / "records.jsonl").read_text().splitlines()
-  ]
-  own = [row for row in rows if row["protocol"] == "free_running"]
-  texts = {
-    seed: [row["token_dense"] for row in own if row["seed"] == seed]
-    for seed in (5, 6)
-  }
-  assert texts[5] and texts[6] and texts[5] != texts[6]
-  assert all(row["kl"] == 0 for row in own)
-  summary = json.loads((out / "summary.json").read_text())
-  decodings = summary["decodings"]
-  assert [one["seed"] for one in decodings["control"]["by_seed"]] == [5, 6]
-  assert decodings["free_running"]["minus_control"]["kl"]["value"] < 0
-  assert set(summary["breakdown"]["teacher_forced"]) == {
-    "step",
-    "text_length",
-    "position",
-    "entropy",
-  }

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from jaxprune import files
+
 
 def load(
   name: str,
@@ -41,8 +43,8 @@ def load(
     )
   # the hub client raises many unrelated types when offline
   except Exception as error:
-    reason = " ".join(str(error).split())
+    reason = files.reason(error)
     raise ValueError(
       f"{name}: {path} is not to be had from the hub"
-      f" ({type(error).__name__}: {reason:.200}); {otherwise}"
+      f" ({type(error).__name__}: {reason}); {otherwise}"
     ) from error

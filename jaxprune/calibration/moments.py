@@ -92,8 +92,8 @@ def observe_moments(
   """Take mean and centred squares over the tokens of a batch, in two passes.
 
   Args:
-    x_BTI, valid_BT: inputs of a kernel, [B, T, I], and which tokens count,
-      bool [B, T] or None for all.
+    x_BTI: inputs of a kernel, [B, T, I].
+    valid_BT: which tokens count, bool [B, T]; None: all do.
   """
   x_BTI, weight_BT = _weighed(x_BTI, valid_BT)
   tokens = weight_BT.sum()

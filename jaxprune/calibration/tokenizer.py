@@ -116,9 +116,9 @@ def load_tokenizer(folder: str | os.PathLike) -> "tokenizers.Tokenizer":
   except BaseException as error:  # the Rust side raises bare Exception, panics
     if not isinstance(error, Exception) and not panics.is_panic(error):
       raise
-    reason = " ".join(str(error).split())
+    reason = files.reason(error)
     raise ValueError(
-      f"{path}: not a tokenizer ({reason:.200}); copy or download it again"
+      f"{path}: not a tokenizer ({reason}); copy or download it again"
     ) from error
   return tokenizer
 
@@ -192,9 +192,9 @@ def _ids(tokenizer, text, special) -> list[int]:
   except BaseException as error:  # a panic of the Rust side is no Exception
     if not isinstance(error, Exception) and not panics.is_panic(error):
       raise
-    reason = " ".join(str(error).split())
+    reason = files.reason(error)
     raise ValueError(
-      f"tokenizer.json fails on the text {text[:40]!r} ({reason:.200}); copy or"
+      f"tokenizer.json fails on the text {text[:40]!r} ({reason}); copy or"
       " download the tokenizer again"
     ) from error
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxprune import files
+
 _MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
 # The kinds of values that are numbers.
@@ -90,7 +92,7 @@ def read_header(
       return _read(path, _Reader(file, path.stat().st_size))
   except (struct.error, UnicodeDecodeError, OverflowError, EOFError) as error:
     raise ValueError(
-      f"{path}: not a whole GGUF file ({' '.join(str(error).split()):.200});"
+      f"{path}: not a whole GGUF file ({files.reason(error)});"
       " copy or download it again"
     ) from error
 

@@ -60,10 +60,10 @@ def resolve_model(name: str | os.PathLike) -> pathlib.Path:
       ],
     )
   except Exception as error:  # the client raises over a dozen unrelated types
-    reason = " ".join(str(error).split())
+    reason = files.reason(error)
     raise ValueError(
       f"{os.fspath(name)!r}: no such folder, and not to be had from the hub"
-      f" ({type(error).__name__}: {reason:.200}); check the name and the"
+      f" ({type(error).__name__}: {reason}); check the name and the"
       " network, or give a local checkpoint folder"
     ) from error
   return pathlib.Path(fetched)

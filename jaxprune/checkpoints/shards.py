@@ -89,7 +89,7 @@ def read_header(
     ValueError,
     safetensors.SafetensorError,
   ) as error:
-    reason = " ".join(str(error).split())
+    reason = files.reason(error)
     raise ValueError(
       f"{path}: not a whole safetensors file ({reason}); copy, download or"
       " export it again"

@@ -79,10 +79,10 @@ def template(
       )
     # A template is a program of its own, which may raise anything.
     except Exception as error:
-      reason = " ".join(str(error).split())
+      reason = files.reason(error)
       raise ValueError(
         f"{folder}: its chat template fails ({type(error).__name__}:"
-        f" {reason:.200}); mend it, or use --chat=no"
+        f" {reason}); mend it, or use --chat=no"
       ) from error
 
   render("a")  # before any model is loaded

@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxprune import files
 from jaxprune.evaluation.generation import cut_at
 from jaxprune.models import Sampling
 
@@ -126,7 +127,7 @@ def load_defaults(folder: str | os.PathLike) -> Defaults:
   except (OSError, ValueError, TypeError) as error:
     raise ValueError(
       f"{os.path.join(path, name)}: not read by transformers"
-      f" ({' '.join(str(error).split())[:200]}); mend it"
+      f" ({files.reason(error)}); mend it"
     ) from error
   return Defaults(folder=path, fields=read.to_dict())
 
@@ -153,7 +154,7 @@ def load_tokenizer(
   except Exception as error:  # the Rust side raises bare Exception
     raise ValueError(
       f"{folder}: transformers cannot load its tokenizer"
-      f" ({' '.join(str(error).split())[:200]}); copy the tokenizer's files"
+      f" ({files.reason(error)}); copy the tokenizer's files"
       " again"
     ) from error
 

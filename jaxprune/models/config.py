@@ -330,12 +330,8 @@ def _heads(raw: Fields, row: Family) -> dict[str, int | None]:
       num_kv_heads,
       f"must divide num_attention_heads={num_heads}",
     )
-  if row.whole_heads and embed_dim and num_heads and embed_dim % num_heads:
-    raw.problem(
-      "hidden_size",
-      embed_dim,
-      f"must be a multiple of num_attention_heads={num_heads}",
-    )
+  if row.whole_heads:
+    raw.check_whole_heads(embed_dim, num_heads)
   return dict(
     embed_dim=embed_dim,
     num_heads=num_heads,

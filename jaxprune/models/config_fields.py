@@ -146,7 +146,7 @@ def read_object(file: str | os.PathLike) -> dict[str, Any]:
   except RecursionError:
     raise ValueError(f"{file}: nested deeper than {MAX_DEPTH} levels") from None
   except ValueError as error:
-    reason = " ".join(str(error).split())[:200]
+    reason = files.reason(error)
     raise ValueError(f"{file}: not JSON: {reason}") from None
   if not isinstance(value, dict):
     raise ValueError(
@@ -241,6 +241,22 @@ class Fields:
     """
     field = self._synonyms.get(field, field)
     self.problems.append(f"{label(field)}={_text(value)}: {why}")
+
+  def check_whole_heads(
+    self, embed_dim: int | None, num_heads: int | None
+  ) -> None:
+    """Note that the width of the model is no multiple of its heads.
+
+    Args:
+      embed_dim: D; None where it is wrong already.
+      num_heads: N; the same.
+    """
+    if embed_dim and num_heads and embed_dim % num_heads:
+      self.problem(
+        "hidden_size",
+        embed_dim,
+        f"must be a multiple of num_attention_heads={num_heads}",
+      )
 
   def peek(self, field: str) -> Any:
     """Return the value of a field, or stock's default where it is absent."""

@@ -103,12 +103,7 @@ def _parse(raw: Fields) -> EncoderConfig:
   activation = raw.take_activation("hidden_act")
   embed_dim = raw.take_int("hidden_size")
   num_heads = raw.take_int("num_attention_heads")
-  if embed_dim and num_heads and embed_dim % num_heads:
-    raw.problem(
-      "hidden_size",
-      embed_dim,
-      f"must be a multiple of num_attention_heads={num_heads}",
-    )
+  raw.check_whole_heads(embed_dim, num_heads)
   fields = dict(
     family=family,
     num_layers=raw.take_int("num_hidden_layers", most=config_fields.MAX_LAYERS),

@@ -229,18 +229,24 @@ def estimate_table(
   )
 
 
-def write_report(run: RunFolder, **content: Any) -> None:
+def write_report(
+  run: RunFolder,
+  *,
+  finding: str | Sequence[Part | Mapping[str, str]] | None = None,
+  **content: Any,
+) -> None:
   """Write report.html, and figures/NAME.svg for every figure with a name.
 
   Args:
     run: the open run folder; the page shows its description.
+    finding: see `render_page`; by default the first sentence of the verdict.
     **content: of `render_page`, but for `run`.
 
   Raises:
     ValueError: a row has not one cell per column, or a figure does not say
       what it shows.
   """
-  text = render_page(**content, run=run.description)
+  text = render_page(**content, finding=finding, run=run.description)
   for section in content["sections"]:
     for figure in section.figures:
       if figure.name:

@@ -45,7 +45,6 @@ def write_page(run: report.RunFolder, summary: dict[str, Any]) -> None:
   page.write_report(
     run,
     title="What the output loses without each sublayer",
-    finding=None,
     verdict=_verdict(summary),
     sections=[
       _single_section(summary),

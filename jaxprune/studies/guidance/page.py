@@ -78,7 +78,6 @@ def write_learnt(
   page.write_report(
     run,
     title="Which pruning for which task",
-    finding=None,
     verdict=verdict(summary),
     sections=sections,
     protocol={

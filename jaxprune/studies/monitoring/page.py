@@ -91,7 +91,6 @@ def write_page(run: RunFolder, summary: Summary, settings: Settings) -> None:
   page.write_report(
     run,
     title="Monitoring: fall back or stop",
-    finding=None,
     verdict=verdict(summary),
     sections=sections,
     protocol={

@@ -37,7 +37,6 @@ def write_page(
   page.write_report(
     run,
     title="Answer options against the vocabulary",
-    finding=None,
     verdict=verdict(summary),
     sections=[
       page.Section(

@@ -17,47 +17,39 @@ def render_models(summary: dict[str, Any], description: dict[str, Any]) -> str:
   digits = page.format_number
   rows = summary["configurations"]
   sections = [
-    page.Section(
-      title=f"{task}, {metric}",
-      tables=[
-        page.Table(
-          caption="Mean over dense models (lowest to highest), the part of the"
-          " dense score that is kept, and in how many of them enough is.",
-          columns=("configuration", "score", "kept", "survives"),
-          rows=[
-            (
-              row["configuration"],
-              f"{digits(row['value'])} ({digits(row['low'])} to"
-              f" {digits(row['high'])})",
-              f"{row['kept']:.3f} ({row['kept_low']:.3f} to"
-              f" {row['kept_high']:.3f})",
-              f"{row['survives']} of {row['models']}",
-            )
-            for row in chosen
-          ],
+    _table(
+      f"{task}, {metric}",
+      "Mean over dense models (lowest to highest), the part of the"
+      " dense score that is kept, and in how many of them enough is.",
+      ("configuration", "score", "kept", "survives"),
+      [
+        (
+          row["configuration"],
+          f"{digits(row['value'])} ({digits(row['low'])} to"
+          f" {digits(row['high'])})",
+          f"{row['kept']:.3f} ({row['kept_low']:.3f} to"
+          f" {row['kept_high']:.3f})",
+          f"{row['survives']} of {row['models']}",
         )
+        for row in chosen
       ],
     )
     for task, metric, chosen in by_metric(rows)
   ]
   sections.append(
-    page.Section(
-      title="Do they agree?",
-      tables=[
-        page.Table(
-          caption="Rank correlation of what two dense models keep, lowest and"
-          " highest pair; configurations in which all agree on survival.",
-          columns=("task", "metric", "Spearman", "agree"),
-          rows=[
-            (
-              entry["task"],
-              entry["metric"],
-              f"{entry['low']:.3f} to {entry['high']:.3f}",
-              f"{entry['agree']} of {entry['configurations']}",
-            )
-            for entry in summary["order"]
-          ],
+    _table(
+      "Do they agree?",
+      "Rank correlation of what two dense models keep, lowest and"
+      " highest pair; configurations in which all agree on survival.",
+      ("task", "metric", "Spearman", "agree"),
+      [
+        (
+          entry["task"],
+          entry["metric"],
+          f"{entry['low']:.3f} to {entry['high']:.3f}",
+          f"{entry['agree']} of {entry['configurations']}",
         )
+        for entry in summary["order"]
       ],
     )
   )
@@ -83,53 +75,39 @@ def render_methods(summary: dict[str, Any], description: dict[str, Any]) -> str:
     description: of the run.
   """
   sections = [
-    page.Section(
-      title=f"{task}, {metric}",
-      tables=[
-        page.Table(
-          caption="Paired difference by item of the mean over seeds, 95 %"
-          " interval resampling items, lowest and highest seed.",
-          columns=(
-            "configuration",
-            "score",
-            "against",
-            "its score",
-            "difference",
-          ),
-          rows=[
-            (
-              row["configuration"],
-              row["score"],
-              row["against"],
-              row["score_against"],
-              format_difference(row),
-            )
-            for row in chosen
-          ],
+    _table(
+      f"{task}, {metric}",
+      "Paired difference by item of the mean over seeds, 95 %"
+      " interval resampling items, lowest and highest seed.",
+      ("configuration", "score", "against", "its score", "difference"),
+      [
+        (
+          row["configuration"],
+          row["score"],
+          row["against"],
+          row["score_against"],
+          format_difference(row),
         )
+        for row in chosen
       ],
     )
     for task, metric, chosen in by_metric(summary["differences"])
   ]
   sections.append(
-    page.Section(
-      title="How far each method goes",
-      tables=[
-        page.Table(
-          caption=f"Largest amount up to which {summary['survival']:.0%} of the"
-          " dense score are left; none: not even at the smallest.",
-          columns=("method", "task", "metric", "survives", "largest tried"),
-          rows=[
-            (
-              entry["method"],
-              entry["task"],
-              entry["metric"],
-              "none" if entry["survives"] is None else entry["survives"],
-              entry["largest"],
-            )
-            for entry in summary["survives"]
-          ],
+    _table(
+      "How far each method goes",
+      f"Largest amount up to which {summary['survival']:.0%} of the"
+      " dense score are left; none: not even at the smallest.",
+      ("method", "task", "metric", "survives", "largest tried"),
+      [
+        (
+          entry["method"],
+          entry["task"],
+          entry["metric"],
+          "none" if entry["survives"] is None else entry["survives"],
+          entry["largest"],
         )
+        for entry in summary["survives"]
       ],
     )
   )
@@ -143,3 +121,9 @@ def render_methods(summary: dict[str, Any], description: dict[str, Any]) -> str:
     sections=sections,
     run=description,
   )
+
+
+def _table(title, caption, columns, rows) -> page.Section:
+  """A section that is one table."""
+  table = page.Table(caption=caption, columns=columns, rows=rows)
+  return page.Section(title=title, tables=[table])
