@@ -217,7 +217,7 @@ def _finish(study, summary, settings):
   then = ()
   if summary["chosen"] is not None:
     then = ("compare", _MODEL.model.value, study.stage.shown)
-  page.write_page(study.run, summary, settings, ("jaxprune", *then))
+  page.write_page(study.run, summary, settings, then)
   study.finish(summary, summary_lib.headline(summary), then=then)
 
 

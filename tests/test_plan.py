@@ -3,20 +3,29 @@
 import json
 import math
 import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
 import scripts
 
-from jaxprune import checkpoints
+from jaxprune import checkpoints, report
 from jaxprune.checkpoints import names
 from jaxprune.pocket import shipped
 from jaxprune.probes.decoder import sequences
 from jaxprune.pruning.layerwise.drops import Drops
 from jaxprune.studies.comparison import items
 from jaxprune.studies.comparison.more_items import Kind, Scores
-from jaxprune.studies.plan import candidates, order, search, tries
+from jaxprune.studies.plan import (
+  candidates,
+  measure,
+  order,
+  page,
+  search,
+  tries,
+)
+from jaxprune.studies.plan import summary as summary_lib
 from jaxprune.studies.plan.kept import Kept
 
 
@@ -157,6 +166,62 @@ def test_what_was_measured_is_measured_once(tmp_path):
   path.write_text(path.read_text().replace("  2\n", "  3\n"))
   with pytest.raises(ValueError, match="is not what was written"):
     Kept(path)
+
+
+def made(label, damage, right=None):
+  """A pruning of a family, as it was seen."""
+  answers = {}
+  if right is not None:
+    answers = {"made": (np.arange(40) < right).astype(float).tolist()}
+  family, _, amount = label.partition(":")
+  return tries.Tried(
+    label=label,
+    family=family,
+    amount=float(amount),
+    damage=damage,
+    kl=2 * damage,
+    changed=damage,
+    rule={},
+    answers=answers,
+  )
+
+
+@pytest.mark.parametrize("right", [24, None])
+def test_the_page_says_what_was_found(tmp_path, right):
+  """The original has 25 of 40 right; nothing found is said, too."""
+  dense = {"made": Scores(kind=KIND, values=(np.arange(40) < 25) * 1.0)}
+  chosen = right and made("wanda@kl:0.3", 0.02, right)
+  plan = measure.Plan(
+    tried=[made("wanda:0.3", 0.1), made("wanda:0.6", math.inf, 3)]
+    + ([chosen] if chosen else []),
+    chosen=chosen,
+    controls=[made("wanda:0.3", 0.1, 12)] if chosen else [],
+    slope=2.0,
+  )
+  settings = tries.Settings(uses=("generation",), keep=0.9)
+  numbers = summary_lib.summarise(
+    plan,
+    types.SimpleNamespace(
+      source=types.SimpleNamespace(folder=tmp_path), amount="parameters"
+    ),
+    tries.Question(readings=[], more=None, dense=dense),
+    settings,
+  )
+  description = report.describe_run(flags={}, command=["plan"], seeds={})
+  out = tmp_path / "out"
+  with report.RunFolder(out, description, extra_fields=tries.FIELDS) as run:
+    run.write_all(measure.rows(plan))
+    run.write_summary(numbers)
+    page.write_page(run, numbers, settings)
+  text = (out / "report.html").read_text()
+  if chosen is None:
+    assert "No pruning that was measured keeps 90 % of generate" in text
+    assert "No model was written" in summary_lib.lead(numbers)
+    return
+  assert "30.0 % of the parameters of the layers can go" in text
+  assert numbers["chosen"]["kept"]["value"] == 0.96
+  assert "wanda:0.3 (usual)" in text and "keeps 0.48" in numbers["lead"]
+  assert summary_lib.headline(numbers).count("\n") == 2
 
 
 KIND = Kind(use="generation", metric="exact match", rule="", chance=0.0)

@@ -168,7 +168,8 @@ def rows(found: Plan) -> Iterator[dict[str, Any]]:
   Args:
     found: from `plan`.
   """
-  for tried in (*found.tried, *found.controls):
+  controls = [each for each in found.controls if each not in found.tried]
+  for tried in (*found.tried, *controls):
     about = {"candidate": tried.label, "amount": tried.amount}
     yield about | {
       "damage": tried.damage,

@@ -25,7 +25,7 @@ def write_page(
     run: the open run folder.
     summary: from `summary.summarise`.
     settings: what was looked for.
-    command: words of the command that looks at the model; () for none.
+    command: words of the script that looks at the model; () for none.
   """
   page.write_report(
     run,
@@ -37,7 +37,7 @@ def write_page(
     protocol=_protocol(summary, settings),
     next=page.Next(
       why="Next: what this model writes, and how it answers:",
-      command=shlex.join(command),
+      command=shlex.join(["jaxprune", *command]),
     )
     if command
     else None,

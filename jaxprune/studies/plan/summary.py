@@ -55,7 +55,8 @@ def summarise(
     },
     "slope": found.slope,
     "tried": [
-      _entry(tried, found, question, settings) for tried in _once(found.tried)
+      _entry(tried, found, question, settings)
+      for tried in _once([*found.tried, *found.controls])
     ],
     "chosen": found.chosen and _entry(found.chosen, found, question, settings),
     "controls": [
@@ -120,7 +121,7 @@ def lead(summary: Mapping[str, Any]) -> str:
   )
   for control in summary["controls"]:
     text += (
-      f" {_sentence(control['label'])} removes {100 * control['amount']:.1f} %"
+      f" Usual: {control['label']} removes {100 * control['amount']:.1f} %"
       f" and keeps {format_number(control['kept']['value'], 2)}, with a mean KL"
       f" of {format_number(control['kl'], 2)} nats against"
       f" {format_number(chosen['kl'], 2)}."
@@ -145,10 +146,6 @@ def headline(summary: Mapping[str, Any]) -> str:
       f" [{kept['low']:.2f}, {kept['high']:.2f}]"
     )
   return "\n".join(lines)
-
-
-def _sentence(label) -> str:
-  return label[0].upper() + label[1:]
 
 
 def _once(tried: Sequence[Tried]) -> list[Tried]:
