@@ -54,8 +54,7 @@ class Server:
       os.setsid()
       signal.alarm(_HANG)
       before()
-      with fault_jobs.few_questions():
-        said = work()
+      said = work()
     except BaseException as error:  # noqa: BLE001
       said = f"escaped: {error!r}"
     finally:
@@ -63,15 +62,18 @@ class Server:
         self._log.write_text(said)
       os._exit(bool(said))
 
-  def call(self, script: str, flags: Sequence[str]) -> Callable[[], str]:
-    """What runs a script that finds its programs compiled."""
+  def call(
+    self, script: str, flags: Sequence[str], name: str
+  ) -> Callable[[], str]:
+    """What runs a script, as the job `name`, with programs compiled before."""
 
     def work():
       import jax
       import scripts
 
       jax.config.update("jax_persistent_cache_min_compile_time_secs", _NEVER)
-      done = scripts.call(script, *flags)
+      with fault_jobs.cheaper(name):
+        done = scripts.call(script, *flags)
       return f"{done.stderr} " if done.returncode else ""
 
     return work
@@ -146,8 +148,13 @@ def _kill_job(server, name, numbers, seed) -> list[str]:
   out, wrong = server.home / f"out-{name}", []
   script, flags = fault_jobs.flags(server.home, name)
   flags = [*flags, f"--out={out}"]
-  server.warm_up(lambda: faults.call(script, *flags))
-  expected, work = fault_jobs.results(out), server.call(script, flags)
+
+  def first():
+    with fault_jobs.cheaper(name):
+      faults.call(script, *flags)
+
+  server.warm_up(first)
+  expected, work = fault_jobs.results(out), server.call(script, flags, name)
   shutil.rmtree(out)
   began = time.monotonic()
   wrong += filter(None, [server.run(work)])
@@ -207,7 +214,8 @@ def full(sizes: int, home: pathlib.Path) -> list[str]:
   flags.append("--shard_size=2KB")
   server.warm_up(lambda: faults.call("prune", *flags))
   old = faults.contents(out)
-  work = server.call("prune", [*flags, "--sparsity=0.25", "--overwrite"])
+  again = [*flags, "--sparsity=0.25", "--overwrite"]
+  work = server.call("prune", again, "prune")
   largest = max(path.stat().st_size for path in out.rglob("*"))
   for index in range(sizes):
     limit = 1 + index * largest // sizes

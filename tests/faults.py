@@ -342,7 +342,7 @@ def _points(names, options, home: pathlib.Path) -> tuple[int, list[str]]:
       chosen.extend(range(1 + options.seed, number + 1, options.every))
       return chosen
 
-    with fault_jobs.few_questions():
+    with fault_jobs.cheaper(name):
       run()  # what is compiled and cached is not counted
       shutil.rmtree(out)
       found = every_point(run, out, points, fault_jobs.results)

@@ -6,6 +6,8 @@ texts, and must have refused by then what it cannot use.
 
 import contextlib
 import dataclasses
+import functools
+import importlib.util
 import json
 import math
 import os
@@ -17,7 +19,7 @@ from mutation_judges import HangError, limited
 
 ACCEPTED = 77  # the exit status where the work would begin
 HUGE = 10**9
-_SECONDS = 90  # to list the 14,000 tasks of the harness takes some
+_SECONDS = 90  # the index of the harness takes some of them
 # Of these any number is right: a seed, a limit that need not be reached, or
 # what is not read, because no method or task of these commands needs it.
 _ANY_SIZE = frozenset(
@@ -172,6 +174,10 @@ def start(script: str, words: list[str], home: pathlib.Path):
     raise SystemExit(ACCEPTED)
 
   with contextlib.ExitStack() as stack:
+    if importlib.util.find_spec("lm_eval"):
+      stack.enter_context(
+        mock.patch("lm_eval.tasks.TaskManager", _listed_tasks)
+      )
     for place, name in (
       *((launch, "study"), (launch, "place")),
       *((build, "train"), (build, "read")),
@@ -179,6 +185,14 @@ def start(script: str, words: list[str], home: pathlib.Path):
       stack.enter_context(mock.patch.object(place, name, begin))
     stack.enter_context(contextlib.chdir(home / "here"))
     return scripts.call(script, *words)
+
+
+@functools.cache
+def _listed_tasks(**options):
+  """The harness's index of its 14,000 files, which takes seconds to make."""
+  from lm_eval.tasks import manager
+
+  return manager.TaskManager(**options)
 
 
 def _judge(done, name, kind, value) -> str | None:
