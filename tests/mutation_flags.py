@@ -299,6 +299,7 @@ def _given(home) -> dict[str, dict[str, str]]:
     | text
     | few
     | {"steps": "2", "batch": "2", "objective": "language"},
+    "plan": few | prompts | {"model": "pocket", "keep": "0.9"},
     "quickstart": few | prompts | {"model": "pocket", "sparsity": "0.5"},
     "ablation": model
     | text
@@ -308,11 +309,11 @@ def _given(home) -> dict[str, dict[str, str]]:
     "compare_methods": {"run": sweep, "baseline": "wanda"},
     "compare_models": {"runs": f"{sweep},{home}/other"},
     "verify": model | {"seed": "0"},
-    "benchmark": {"suite": "models", "size": "S", "repeats": "1"},
+    "benchmark": {"repeats": "1"},
     "train_pocket": {"steps": "1", "learning_rate": "0.001"},
     "subspace": pair | {"items": f"{home}/asked.jsonl", "limit": "2"},
     "retrieval": {
-      "model": f"{home}/encoder",
+      "dense": f"{home}/encoder",
       "collection": f"{home}/beir",
       "num_samples": "2",
       "max_tokens": "16",
