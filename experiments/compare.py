@@ -48,7 +48,7 @@ def main() -> None:
   from jaxprune.studies.comparison import summary as summary_lib
 
   sources = _MODELS.open()
-  prompts = _read_prompts(sources["dense"])
+  prompts = _PROMPTS.read_or_builtin(sources["dense"], _CHAT.value)
   settings = _settings(len(prompts.kinds))
   more = more_items.read(_TASKS.read(chat=_CHAT.value), sources["dense"])
   name = pathlib.Path(_MODELS.pruned.value).resolve().name
@@ -92,19 +92,6 @@ def _measure(study, sources, prompts, settings, more):
   )
   study.run.write_all(answers.rows())
   return models, tables, answers
-
-
-def _read_prompts(dense):
-  """What both models continue, from the flags."""
-  from jaxprune.studies.comparison import asked
-
-  return asked.read(
-    dense,
-    _PROMPTS.prompts.value,
-    limit=_PROMPTS.limit.value,
-    max_new_tokens=_PROMPTS.max_new_tokens.value,
-    chat_mode=_CHAT.value,
-  )
 
 
 def _read_attribution(description):

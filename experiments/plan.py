@@ -107,7 +107,8 @@ def main() -> None:
   candidates.check_methods(
     settings.methods, settings.allocations, settings.patterns
   )
-  prompts, more = _read_prompts(source), _read_tasks(source)
+  prompts = _PROMPTS.read_or_builtin(source, _CHAT.value)
+  more = _read_tasks(source)
   calibration = _CALIBRATION.read(source, _SEED.value)
   description = descriptions.describe(
     seeds={"calibration": _SEED.value, "bootstrap": _SEED.value},
@@ -148,19 +149,6 @@ def _settings():
     recover_steps=_RECOVER.value,
     controls=_CONTROLS.value,
     seed=_SEED.value,
-  )
-
-
-def _read_prompts(source):
-  """What both models continue, from the flags."""
-  from jaxprune.studies.comparison import asked
-
-  return asked.read(
-    source,
-    _PROMPTS.prompts.value,
-    limit=_PROMPTS.limit.value,
-    max_new_tokens=_PROMPTS.max_new_tokens.value,
-    chat_mode=_CHAT.value,
   )
 
 

@@ -11,6 +11,7 @@ from .define import REQUIRED, define_flag
 if TYPE_CHECKING:  # a script shows its --help without loading JAX
   from jaxprune import checkpoints
   from jaxprune.calibration import prompts as prompts_lib
+  from jaxprune.studies.comparison import asked
 
 # The flags belong to the script that calls, not to this file.
 flags.disclaim_key_flags()
@@ -51,6 +52,28 @@ class Prompts:
       self.prompts.value,
       limit=self.limit.value or limit,
       max_new_tokens=self.max_new_tokens.value or max_new_tokens,
+    )
+
+  def read_or_builtin(
+    self, source: "checkpoints.Source", chat_mode: str
+  ) -> "asked.Asked":
+    """Read the prompts for a model, the built-in ones where none are named.
+
+    Args:
+      source: the model that is to continue them.
+      chat_mode: of --chat.
+
+    Raises:
+      ValueError: see `asked.read`.
+    """
+    from jaxprune.studies.comparison import asked
+
+    return asked.read(
+      source,
+      self.prompts.value,
+      limit=self.limit.value,
+      max_new_tokens=self.max_new_tokens.value,
+      chat_mode=chat_mode,
     )
 
 

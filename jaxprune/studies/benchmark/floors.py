@@ -27,7 +27,12 @@ def kernel_parameters(config: ModelConfig) -> int:
 
 
 def forward_flops(config: ModelConfig, tokens: int) -> float:
-  """Of one pass of tokens through all layers, without the head."""
+  """Of one pass of tokens through all layers, without the head.
+
+  Args:
+    config: the model.
+    tokens: that pass.
+  """
   return 2.0 * tokens * kernel_parameters(config)
 
 

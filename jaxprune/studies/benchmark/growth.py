@@ -20,7 +20,7 @@ from jaxprune.models import ModelConfig, generation, init
 from jaxprune.probes.decoder import transitions
 from jaxprune.pruning.checkpoint import in_memory
 from jaxprune.pruning.patterns import Unstructured
-from jaxprune.studies.benchmark import timing
+from jaxprune.studies.benchmark import shapes, timing
 
 AXES = ("layers", "width", "tokens", "vocabulary", "prompts", "steps")
 WORK = ("wanda", "sparsegpt", "transitions", "decode")
@@ -122,7 +122,12 @@ def measure(
 
 
 def exponent(values: list[int], seconds: list[float]) -> float:
-  """Slope of log seconds over log values, between the two largest values."""
+  """Slope of log seconds over log values, between the two largest values.
+
+  Args:
+    values: sizes, ascending, at least two.
+    seconds: at each.
+  """
   rise = np.log(seconds[-1] / seconds[-2])
   return float(rise / np.log(values[-1] / values[-2]))
 
@@ -134,27 +139,15 @@ def make_config(sizes: dict[str, int]) -> ModelConfig:
     sizes: by name in `AXES`.
   """
   width = sizes["width"]
-  return ModelConfig.from_hf(
-    dict(
-      model_type="llama",
-      num_hidden_layers=sizes["layers"],
-      hidden_size=width,
-      intermediate_size=3 * width,
-      num_attention_heads=max(width // 32, 1),
-      num_key_value_heads=max(width // 64, 1),
-      vocab_size=sizes["vocabulary"],
-      max_position_embeddings=1 << 16,
-      rms_norm_eps=1e-5,
-      rope_theta=10000.0,
-      hidden_act="silu",
-      tie_word_embeddings=False,
-      attention_bias=False,
-      mlp_bias=False,
-      bos_token_id=None,
-      eos_token_id=None,
-      pad_token_id=None,
-    )
+  fields = dict(
+    num_hidden_layers=sizes["layers"],
+    hidden_size=width,
+    intermediate_size=3 * width,
+    num_attention_heads=max(width // 32, 1),
+    num_key_value_heads=max(width // 64, 1),
+    vocab_size=sizes["vocabulary"],
   )
+  return shapes.llama(fields, positions=1 << 16, rope_theta=10000.0)
 
 
 def _seconds(name, sizes, repeats):

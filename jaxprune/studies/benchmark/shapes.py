@@ -4,6 +4,8 @@ Reference: Llama 7B, arXiv:2302.13971, table 2; Llama 3, arXiv:2407.21783, table
 3, with the vocabulary of the published config.json.
 """
 
+from collections.abc import Mapping
+
 from jaxprune.models import ModelConfig
 
 _FIELDS = (
@@ -32,13 +34,27 @@ def config(name: str) -> ModelConfig:
   """
   if name not in _SHAPES:
     raise ValueError(f"shape {name!r}: use one of {', '.join(NAMES)}")
+  sizes = dict(zip(_FIELDS, _SHAPES[name], strict=True))
+  return llama(sizes, positions=8192, rope_theta=500000.0)
+
+
+def llama(
+  sizes: Mapping[str, int], *, positions: int, rope_theta: float
+) -> ModelConfig:
+  """A Llama of any sizes, without biases or ids of its own.
+
+  Args:
+    sizes: fields of config.json.
+    positions: longest context, in tokens.
+    rope_theta: base of the angles.
+  """
   return ModelConfig.from_hf(
     dict(
-      zip(_FIELDS, _SHAPES[name], strict=True),
+      sizes,
       model_type="llama",
-      max_position_embeddings=8192,
+      max_position_embeddings=positions,
       rms_norm_eps=1e-5,
-      rope_theta=500000.0,
+      rope_theta=rope_theta,
       hidden_act="silu",
       tie_word_embeddings=False,
       attention_bias=False,

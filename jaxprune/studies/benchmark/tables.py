@@ -35,7 +35,12 @@ def replace(path: str | os.PathLike, name: str, text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  """A Markdown table; numbers have three figures, None is empty."""
+  """A Markdown table; numbers have three figures, None is empty.
+
+  Args:
+    columns: their names.
+    rows: a cell for each column.
+  """
   lines = [columns, ["---"] * len(columns), *rows]
   return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in lines)
 

@@ -110,7 +110,13 @@ def drop_family(shop: Workshop, name: str) -> Family:
 
 
 def amount_of(shop: Workshop, family: Family, level: int) -> float:
-  """The fraction that a level removes."""
+  """The fraction that a level removes, in [0, 1].
+
+  Args:
+    shop: where the models are made.
+    family: the way to prune.
+    level: index of the amount, or of the number of dropped sublayers.
+  """
   if family.method != KL:
     return family.amounts[level]
   gone = drops_of(shop, family.method, family.target, level)

@@ -35,12 +35,22 @@ def largest(test: Callable[[int], bool], first: int, last: int) -> int:
 
 
 def limit(keep: float, slope: float) -> float:
-  """The greatest damage at which a part `keep` of the score is expected."""
+  """The greatest damage at which a part `keep` of the score is expected.
+
+  Args:
+    keep: part of the score, in (0, 1].
+    slope: of -log of what is kept over the damage.
+  """
   return -math.log(keep) / slope
 
 
 def kept(damage: float, slope: float) -> float:
-  """The part of the score that is expected to be kept, in [0, 1]."""
+  """The part of the score that is expected to be kept, in [0, 1].
+
+  Args:
+    damage: at least 0.
+    slope: of -log of what is kept over the damage.
+  """
   return math.exp(-slope * damage)
 
 
@@ -111,7 +121,12 @@ def _index_of(damages: Mapping[int, float], wanted: float) -> float:
 
 
 def first_at_least(amounts: Sequence[float], amount: float) -> int:
-  """Index of the first level that removes as much; their number for none."""
+  """Index of the first level that removes as much; their number for none.
+
+  Args:
+    amounts: fractions that the levels remove, ascending.
+    amount: the fraction that is wanted.
+  """
   return next(
     (i for i, each in enumerate(amounts) if each >= amount - 1e-9), len(amounts)
   )
