@@ -56,8 +56,9 @@ _SLOW = frozenset(
 )
 
 
-# They take longest and hold few tests: begun last, they would run alone.
-_FIRST = ("test_scripts", "test_prune_mesh", "test_encoder_retrieval")
+# They take longest and hold few tests: begun last, they would run alone. Pods
+# mostly wait, while the other worker computes.
+_FIRST = ("test_pods", "test_prune_mesh", "test_scripts")
 
 
 def pytest_collection_modifyitems(items):
