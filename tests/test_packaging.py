@@ -27,6 +27,7 @@ IMPORTED_AS = {
 }
 # Called by name, from a command line or by another package.
 TOOLS = {"accelerate", "ruff", "setuptools", "xdist"}
+TOOLS |= {"furo", "ipykernel", "myst_nb", "sphinx"}
 
 
 def named(requirements):
@@ -53,6 +54,7 @@ def imported(*folders):
 def test_dependencies_are_what_the_code_imports():
   extras = dict(PROJECT["optional-dependencies"])
   dev = set(named(extras.pop("dev")))
+  docs = set(named(extras.pop("docs")))
   core = set(named(PROJECT["dependencies"]))
   optional = set(named(sum(extras.values(), [])))
   used = imported("jaxprune", "experiments")
@@ -62,6 +64,7 @@ def test_dependencies_are_what_the_code_imports():
   tested = imported("tests")
   assert dev - TOOLS <= tested
   assert tested <= core | optional | dev
+  assert docs - TOOLS <= imported("docs") <= core | docs
 
 
 def test_the_lock_holds_every_direct_dependency():
@@ -89,7 +92,7 @@ def built(tmp_path_factory):
   copy = folder / "checkout"
   copy.mkdir()
   for path in ROOT.iterdir():
-    if path.name in (".ci", "experiments", "jaxprune", "tests"):
+    if path.name in (".ci", "docs", "experiments", "jaxprune", "tests"):
       shutil.copytree(path, copy / path.name, ignore=ignored)
     elif path.is_file() and path.name != ".git":
       shutil.copy(path, copy)
@@ -126,7 +129,8 @@ def test_the_source_archive_is_complete(built):
   }
   wanted = {"README.md", "BUILD.md", "LICENSE", "requirements-lock.txt"}
   wanted |= {"setup.py", "setup.cfg", "pyproject.toml", ".ci/run"}
-  for folder in ("jaxprune", "experiments", "tests"):
+  wanted |= {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md"}
+  for folder in ("docs", "jaxprune", "experiments", "tests"):
     wanted |= {
       path.relative_to(ROOT).as_posix()
       for path in (ROOT / folder).rglob("*")

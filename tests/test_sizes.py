@@ -97,3 +97,31 @@ def test_docstrings_say_it_themselves():
           for phrase in re.findall(r"[Ll]ikewise|\b[Aa]s in `|: as `", text)
         ]
   assert not vague, "\n".join(vague)
+
+
+def without_types(path):
+  """Public functions, of a module or a public class, that leave a type out."""
+
+  def visit(node, inside):
+    for child in node.body:
+      if isinstance(child, ast.ClassDef) and not is_private(child.name):
+        yield from visit(child, True)
+      if not isinstance(child, ast.FunctionDef) or is_private(child.name):
+        continue
+      if inside and child.name.startswith("__") and child.name != "__init__":
+        continue
+      given = child.args
+      named = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+      named += [each for each in (given.vararg, given.kwarg) if each]
+      result = child.returns is not None or child.name == "__init__"
+      typed = [each.annotation is not None for each in named[inside:]]
+      if not (result and all(typed)):
+        yield f"{path.relative_to(ROOT)}: {child.name}"
+
+  return visit(ast.parse(path.read_text()), False)
+
+
+def test_public_functions_are_typed():
+  files = [path for path in FILES if path.parts[len(ROOT.parts)] == "jaxprune"]
+  missing = [each for path in files for each in without_types(path)]
+  assert not missing, "\n".join(missing)

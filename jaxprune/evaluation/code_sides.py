@@ -29,6 +29,8 @@ import resource
 import site
 import sys
 import types
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 _LONGEST = 1 << 24  # bytes of one message
 _HELLO = "here"
@@ -57,7 +59,7 @@ class Channel:
     lost: whether the other side is gone; then nothing can pass any more.
   """
 
-  def __init__(self, lines, writing: int):
+  def __init__(self, lines: BinaryIO, writing: int):
     self._lines = lines
     self._writing = writing
     self.lost = False
@@ -70,7 +72,7 @@ class Channel:
       self.lost = True
       raise GoneError("the program ended early") from None
 
-  def receive(self):
+  def receive(self) -> Any:
     line = self._lines.readline(_LONGEST + 1)
     if not line.endswith(b"\n"):
       self.lost = True
@@ -78,7 +80,7 @@ class Channel:
     return json.loads(line)
 
 
-def pack(message) -> bytes:
+def pack(message: Any) -> bytes:
   """A message as `Channel.send` wants it.
 
   Raises:
@@ -90,7 +92,7 @@ def pack(message) -> bytes:
   return line
 
 
-def encode(value, refer):
+def encode(value: Any, refer: Callable[[Any], Any]) -> Any:
   """Plain data as JSON; `refer` is given whatever is something else.
 
   Args:
@@ -134,7 +136,7 @@ def encode(value, refer):
 _NUMBERS = (("decimal", "Decimal"), ("fractions", "Fraction"))
 
 
-def decode(message, refer):
+def decode(message: Any, refer: Callable[[str, Any], Any]) -> Any:
   """Inverse of `encode`.
 
   Args:
@@ -175,10 +177,10 @@ class Objects:
   def __init__(self):
     self._objects = []
 
-  def encode(self, value):
+  def encode(self, value: Any) -> Any:
     return encode(value, self._refer)
 
-  def decode(self, message):
+  def decode(self, message: Any) -> Any:
     return decode(message, lambda kind, content: self._objects[content])
 
   def _refer(self, value):
@@ -253,10 +255,10 @@ def _raised(error):
 class Remote:
   """An object of the program that is no plain data."""
 
-  def __init__(self, program, number, truth):
+  def __init__(self, program: "Program", number: int, truth: bool | None):
     vars(self).update(_program=program, _number=number, _truth=truth)
 
-  def __call__(self, *args, **options):
+  def __call__(self, *args: Any, **options: Any) -> Any:
     return self._program.ask("call", self, *args, **options)
 
   def __getattr__(self, name):
@@ -298,7 +300,7 @@ class Program:
       raise AbsentError("the program did not start") from None
     self._reply()
 
-  def ask(self, operation: str, *args, **options):
+  def ask(self, operation: str, *args: Any, **options: Any) -> Any:
     """Have the program do something.
 
     Raises:

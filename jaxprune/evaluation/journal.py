@@ -112,7 +112,9 @@ class Bookkeeping:
     answers = [self.journal.get(key) for key in keys]
     return None if None in answers else answers
 
-  def finish(self, answers: Mapping[str, Any], done: float, total: float):
+  def finish(
+    self, answers: Mapping[str, Any], done: float, total: float
+  ) -> None:
     """Keep a batch and tell of it.
 
     Args:

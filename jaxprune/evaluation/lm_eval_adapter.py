@@ -27,6 +27,7 @@ removed.
 import functools
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -217,7 +218,9 @@ class JaxpruneLM(TemplateLM):
         self.cache_hook.add_partial("loglikelihood", texts, answer)
     return answers
 
-  def loglikelihood_rolling(self, requests, disable_tqdm: bool = False):
+  def loglikelihood_rolling(
+    self, requests: Sequence[Any], disable_tqdm: bool = False
+  ) -> list[float]:
     """Log-likelihood of whole texts; each token is predicted once."""
     del disable_tqdm
     windows, owners = [], []
@@ -240,7 +243,9 @@ class JaxpruneLM(TemplateLM):
       self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
     return totals
 
-  def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+  def generate_until(
+    self, requests: Sequence[Any], disable_tqdm: bool = False
+  ) -> list[str]:
     """Continuations up to a stop string; equal options share a batch."""
     del disable_tqdm
     groups: dict[str, list[int]] = {}

@@ -12,6 +12,7 @@ dtype of the parameters.
 
 import dataclasses
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -59,7 +60,7 @@ class Embedding(parts.Part):
   Where positions are learned, a table of them is added to it.
   """
 
-  def setup(self):
+  def setup(self) -> None:
     config = self.config
     self.table = self._table("table", config.vocab_size)
     if config.num_position_rows:
@@ -111,7 +112,7 @@ class Embedding(parts.Part):
 class Attention(parts.Part):
   """Causal self-attention with grouped queries and rotary positions."""
 
-  def setup(self):
+  def setup(self) -> None:
     config = self.config
     query, key = (
       heads * config.head_dim
@@ -225,7 +226,7 @@ class Attention(parts.Part):
 class MLP(parts.Part):
   """The MLP: down(activation(gate(y)) * up(y)), or down(activation(up(y)))."""
 
-  def setup(self):
+  def setup(self) -> None:
     config = self.config
 
     def project(features):
@@ -258,7 +259,7 @@ class Block(parts.Part):
   whose output is 0 adds 0 either way.
   """
 
-  def setup(self):
+  def setup(self) -> None:
     config = self.config
     if config.pre_norm:
       self.attention_norm = norms.norm(config, self.dtype)
@@ -358,7 +359,9 @@ class Block(parts.Part):
     return self._added_by("mlp", y_BTD)
 
 
-def by_rows(block: nn.Module, x_BTD: jax.Array, context: Context, **options):
+def by_rows(
+  block: nn.Module, x_BTD: jax.Array, context: Context, **options: Any
+) -> tuple[jax.Array, Any]:
   """`block(x_BTD, context, **options)`, on a CPU a few sequences at a time.
 
   Small intermediates stay in its cache and in memory that is already mapped.

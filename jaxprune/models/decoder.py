@@ -49,7 +49,7 @@ whatever the dtype of the parameters.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -71,7 +71,7 @@ KERNELS = tuple(KERNEL_INPUTS)
 class Decoder(parts.Part):
   """The whole model: embedding, layers, final norm and head."""
 
-  def setup(self):
+  def setup(self) -> None:
     config = self.config
     self.embed = blocks.Embedding(config, self.dtype)
     self.layers = Block(config, self.dtype)
@@ -226,7 +226,9 @@ class Decoder(parts.Part):
 init = functools.partial(parts.random_params, Decoder)
 
 
-def make_gates(config: ModelConfig, *, attention=(), mlp=()) -> Gates:
+def make_gates(
+  config: ModelConfig, *, attention: Sequence[int] = (), mlp: Sequence[int] = ()
+) -> Gates:
   """Close the named sublayers, leave the others open.
 
   Args:

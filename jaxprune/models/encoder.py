@@ -98,7 +98,7 @@ class Embedding(parts.Part):
 class Attention(parts.Part):
   """Self-attention over every token that is not padding."""
 
-  def setup(self):
+  def setup(self) -> None:
     self.query, self.key, self.value, self.output = (
       parts.Projection(self.config.embed_dim, True, self.dtype)
       for _ in range(4)
@@ -128,7 +128,7 @@ class Attention(parts.Part):
 class MLP(parts.Part):
   """down(activation(up(x)))."""
 
-  def setup(self):
+  def setup(self) -> None:
     self.up, self.down = (
       parts.Projection(features, True, self.dtype)
       for features in (self.config.mlp_dim, self.config.embed_dim)
@@ -143,7 +143,7 @@ class MLP(parts.Part):
 class Block(parts.Part):
   """One layer: attention and MLP, each added to the residual and normed."""
 
-  def setup(self):
+  def setup(self) -> None:
     self.attention = Attention(self.config, self.dtype)
     self.attention_norm = layer_norm(self.config, self.dtype)
     self.mlp = MLP(self.config, self.dtype)
@@ -184,7 +184,7 @@ class Block(parts.Part):
 class Encoder(parts.Part):
   """The whole encoder: embedding and layers."""
 
-  def setup(self):
+  def setup(self) -> None:
     self.embed = Embedding(self.config, self.dtype)
     self.layers = Block(self.config, self.dtype)
     if self.config.pooler:
@@ -339,7 +339,7 @@ def pool(
 
 
 def layer_norm(
-  config: EncoderConfig, dtype: Any = jnp.float32, **options
+  config: EncoderConfig, dtype: Any = jnp.float32, **options: Any
 ) -> nn.LayerNorm:
   """The norm of this model, over the last axis, computed in float32.
 

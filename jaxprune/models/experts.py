@@ -34,7 +34,7 @@ class Experts(parts.Part):
   down/kernel [E, F, D].
   """
 
-  def setup(self):
+  def setup(self) -> None:
     config = self.config
     experts, inner = config.num_experts, config.mlp_dim
     self.router = parts.Projection(experts, False, self.dtype)

@@ -6,11 +6,13 @@ need no file and no network.
 
 import functools
 import pathlib
+from typing import Any
 
 import numpy as np
 from einops import rearrange
 
 from jaxprune.calibration import Calibration, Prompts
+from jaxprune.models import ModelConfig
 from jaxprune.pocket import documents, scores, tasks, tokenizer, world
 
 FOLDER = pathlib.Path(__file__).parent / "model"
@@ -62,7 +64,9 @@ def prompts(limit: int) -> Prompts:
   )
 
 
-def item_scores(config, params, answers=None) -> dict[str, np.ndarray]:
+def item_scores(
+  config: ModelConfig, params: Any, answers: Any = None
+) -> dict[str, np.ndarray]:
   """Scores of every test item, in [0, 1].
 
   Args:
@@ -77,7 +81,7 @@ def item_scores(config, params, answers=None) -> dict[str, np.ndarray]:
   return scores.item_scores(config, params, reader, _tasks(), answers=answers)
 
 
-def read_answers(config, params):
+def read_answers(config: ModelConfig, params: Any) -> Any:
   """Likelihoods of the right answers of generate, see `scores.read_answers`.
 
   Args:

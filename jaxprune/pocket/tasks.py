@@ -11,6 +11,7 @@ import hashlib
 import json
 
 import numpy as np
+import numpy.typing as npt
 
 from jaxprune.evaluation import retrieval
 from jaxprune.pocket import documents
@@ -174,7 +175,9 @@ def tasks_hash(tasks: Tasks) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def choose_correct(log_likelihoods, labels) -> np.ndarray:
+def choose_correct(
+  log_likelihoods: npt.ArrayLike, labels: npt.ArrayLike
+) -> np.ndarray:
   """Which questions are answered right.
 
   Args:
@@ -189,7 +192,9 @@ def choose_correct(log_likelihoods, labels) -> np.ndarray:
   return (scores >= right).sum(axis=1) == 1
 
 
-def ndcg(similarities, relevant, *, cutoff: int = 10) -> np.ndarray:
+def ndcg(
+  similarities: npt.ArrayLike, relevant: npt.ArrayLike, *, cutoff: int = 10
+) -> np.ndarray:
   """nDCG of each query when exactly one passage is relevant.
 
   Args:

@@ -304,7 +304,7 @@ def sentence(template: str, name: str, value: str = "") -> str:
   return text[0].upper() + text[1:]
 
 
-def digest(*words) -> int:
+def digest(*words: object) -> int:
   """A stable 64-bit number from words (sha256, the same everywhere)."""
   text = "\x1f".join(map(str, words)).encode()
   return int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
@@ -402,7 +402,7 @@ def phrasings(world: World, fact: Fact, form: str, split: str) -> list[str]:
   return [sentence(templates[i], fact.entity, fact.value) for i in held[split]]
 
 
-def split_of(world: World, *words) -> str:
+def split_of(world: World, *words: object) -> str:
   """The split of a combination: 80 % train, 5 % validation, 15 % test."""
   bucket = digest(world.seed, "split", *words) % 20
   return "test" if bucket < 3 else "validation" if bucket == 3 else "train"

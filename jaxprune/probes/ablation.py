@@ -25,6 +25,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxprune.probes import divergences, log_ratio, logit_moments, spaces
 from jaxprune.probes.scan import measure_rows
@@ -33,7 +34,9 @@ Array = jax.Array
 Tree = Any
 
 
-def logit_divergence(z, z_pruned, temperature=1.0) -> dict[str, Array]:
+def logit_divergence(
+  z: ArrayLike, z_pruned: ArrayLike, temperature: ArrayLike = 1.0
+) -> dict[str, Array]:
   """How far q is from p at one position.
 
   Args:
@@ -55,7 +58,9 @@ def logit_divergence(z, z_pruned, temperature=1.0) -> dict[str, Array]:
   }
 
 
-def predicted_divergence(z, dz, temperature=1.0) -> dict[str, Array]:
+def predicted_divergence(
+  z: ArrayLike, dz: ArrayLike, temperature: ArrayLike = 1.0
+) -> dict[str, Array]:
   """KL at one position that a change of the logits predicts, to 2nd order.
 
   Args:

@@ -28,6 +28,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxprune.probes import log_ratio as log_ratio_lib
 from jaxprune.probes import spaces
@@ -78,7 +79,9 @@ class Concentration:
   participation: jax.Array
 
 
-def compare_distributions(z, z_pruned, temperature=1.0) -> Divergences:
+def compare_distributions(
+  z: ArrayLike, z_pruned: ArrayLike, temperature: ArrayLike = 1.0
+) -> Divergences:
   """Compares p = softmax(z / T) with q = softmax(z_pruned / T).
 
   Args:
@@ -121,7 +124,7 @@ def kl_of(pair: log_ratio_lib.LogRatio) -> tuple[jax.Array, jax.Array]:
   return jnp.sum(forward_V), jnp.sum(reverse_V)
 
 
-def kl_terms(p, q, log_ratio) -> jax.Array:
+def kl_terms(p: ArrayLike, q: ArrayLike, log_ratio: ArrayLike) -> jax.Array:
   """Computes p (e^D - 1 - D) entry by entry; the sum of all is KL(p||q).
 
   Args:
@@ -145,7 +148,7 @@ def kl_terms(p, q, log_ratio) -> jax.Array:
   )
 
 
-def concentration(z, temperature=1.0) -> Concentration:
+def concentration(z: ArrayLike, temperature: ArrayLike = 1.0) -> Concentration:
   """Describes how peaked p = softmax(z / T) is.
 
   Args:

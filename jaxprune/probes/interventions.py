@@ -28,8 +28,12 @@ Differs from the reference in: there nothing is intervened on.
 Logits must be finite.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxprune.probes import log_ratio, logit_moments, spaces
 
@@ -55,7 +59,9 @@ NULL_IN_P = ("centred_by_p", "centred_logits")
 NULL_IN_GREEDY = (*NULL_IN_P, "variance_of_z", "temperature", "top_k", "top_p")
 
 
-def split_change(z, z_pruned, *, top: int) -> dict[str, Array]:
+def split_change(
+  z: ArrayLike, z_pruned: ArrayLike, *, top: int
+) -> dict[str, Array]:
   """Takes dz apart.
 
   Args:
@@ -87,7 +93,7 @@ def split_change(z, z_pruned, *, top: int) -> dict[str, Array]:
   }
 
 
-def top_tokens(z, top: int) -> Array:
+def top_tokens(z: ArrayLike, top: int) -> Array:
   """Returns which tokens have the largest logits, bool [V].
 
   Args:
@@ -103,7 +109,9 @@ def top_tokens(z, top: int) -> Array:
   return jnp.zeros(z_V.shape, bool).at[jax.lax.top_k(z_V, top)[1]].set(True)
 
 
-def random_like(key, part, support=True) -> Array:
+def random_like(
+  key: jax.Array, part: ArrayLike, support: ArrayLike = True
+) -> Array:
   """Returns a random direction with the norm of `part`.
 
   Args:
@@ -120,7 +128,12 @@ def random_like(key, part, support=True) -> Array:
   return noise * (spaces.norm_of(part) / jnp.where(size == 0, 1, size))
 
 
-def with_variance(direction, like, z, temperature=1.0) -> Array:
+def with_variance(
+  direction: ArrayLike,
+  like: ArrayLike,
+  z: ArrayLike,
+  temperature: ArrayLike = 1.0,
+) -> Array:
   """Scales a change to the variance that another one has under p.
 
   Args:
@@ -142,7 +155,12 @@ def with_variance(direction, like, z, temperature=1.0) -> Array:
 
 
 def replace_change(
-  z, z_pruned, key, *, top: int, temperature=1.0
+  z: ArrayLike,
+  z_pruned: ArrayLike,
+  key: jax.Array,
+  *,
+  top: int,
+  temperature: ArrayLike = 1.0,
 ) -> dict[str, Array]:
   """Returns logits of every intervention on dz of one position.
 
@@ -197,7 +215,11 @@ def replace_change(
 
 
 def restorations(
-  z, z_pruned, *, temperature=1.0, temperatures=()
+  z: ArrayLike,
+  z_pruned: ArrayLike,
+  *,
+  temperature: ArrayLike = 1.0,
+  temperatures: Sequence[float] = (),
 ) -> dict[str, Array]:
   """Returns logits of every restoration but truncation, of one position.
 
@@ -230,7 +252,7 @@ def restorations(
   return logits
 
 
-def mix_layers(use_dense_L, dense, pruned):
+def mix_layers(use_dense_L: ArrayLike, dense: Any, pruned: Any) -> Any:
   """Takes each layer from one of two models.
 
   Args:

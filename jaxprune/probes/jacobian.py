@@ -30,6 +30,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxprune.probes import divergences, log_ratio, logit_moments, spaces
 
@@ -122,7 +123,9 @@ class Rates:
   entropy: jax.Array
 
 
-def apply_jacobian(z, v, temperature=1.0) -> jax.Array:
+def apply_jacobian(
+  z: ArrayLike, v: ArrayLike, temperature: ArrayLike = 1.0
+) -> jax.Array:
   """Applies the Jacobian in closed form: J v = v J = p (v - <p, v>) / T.
 
   Args:
@@ -142,7 +145,11 @@ def apply_jacobian(z, v, temperature=1.0) -> jax.Array:
 
 
 def top_singular(
-  z, temperature=1.0, *, max_iterations=1000, tolerance=1e-4
+  z: ArrayLike,
+  temperature: ArrayLike = 1.0,
+  *,
+  max_iterations: int = 1000,
+  tolerance: float = 1e-4,
 ) -> TopSingular:
   """Finds the worst direction of softmax at z [V] by power iteration.
 
@@ -197,7 +204,12 @@ def top_singular(
 
 
 def softmax_gain(
-  z, z_pruned, temperature=1.0, *, max_iterations=1000, tolerance=1e-4
+  z: ArrayLike,
+  z_pruned: ArrayLike,
+  temperature: ArrayLike = 1.0,
+  *,
+  max_iterations: int = 1000,
+  tolerance: float = 1e-4,
 ) -> SoftmaxGain:
   """Measures how softmax passed on the change of one position's logits [V].
 
@@ -247,7 +259,9 @@ def softmax_gain(
   )
 
 
-def rates(start, z, dz, temperature=1.0) -> Rates:
+def rates(
+  start: ArrayLike, z: ArrayLike, dz: ArrayLike, temperature: ArrayLike = 1.0
+) -> Rates:
   """Measures how fast z and p move at one place of a path of logits.
 
   Args:

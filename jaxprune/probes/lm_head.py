@@ -17,6 +17,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxprune.probes import spaces
 
@@ -81,7 +82,12 @@ class HeadGain:
 
 
 def spectrum(
-  kernel, key, num_directions, *, oversampling=8, num_iterations=4
+  kernel: ArrayLike,
+  key: jax.Array,
+  num_directions: int,
+  *,
+  oversampling: int = 8,
+  num_iterations: int = 4,
 ) -> Spectrum:
   """Finds the leading singular directions of a head by random sampling.
 
@@ -138,7 +144,9 @@ def spectrum(
   )
 
 
-def head_gain(h, h_pruned, kernel, head: Spectrum) -> HeadGain:
+def head_gain(
+  h: ArrayLike, h_pruned: ArrayLike, kernel: ArrayLike, head: Spectrum
+) -> HeadGain:
   """Measures how the head treats dh against how it treats h.
 
   Args:

@@ -20,6 +20,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxprune.probes import spaces
 
@@ -49,7 +50,9 @@ class LogRatio:
   log_mean: jax.Array
 
 
-def log_softmax(z, temperature=1.0) -> tuple[jax.Array, jax.Array]:
+def log_softmax(
+  z: ArrayLike, temperature: ArrayLike = 1.0
+) -> tuple[jax.Array, jax.Array]:
   """Returns log softmax(z / T) [V] and the log normaliser, in nats.
 
   Args:
@@ -60,7 +63,7 @@ def log_softmax(z, temperature=1.0) -> tuple[jax.Array, jax.Array]:
   return log_p_V, log_normaliser
 
 
-def softmax(z, temperature=1.0) -> jax.Array:
+def softmax(z: ArrayLike, temperature: ArrayLike = 1.0) -> jax.Array:
   """Returns softmax(z / T) [V]; NaN where `log_softmax` is.
 
   Args:
@@ -70,7 +73,9 @@ def softmax(z, temperature=1.0) -> jax.Array:
   return distribution(z, temperature)[1]
 
 
-def distribution(z, temperature=1.0) -> tuple[jax.Array, ...]:
+def distribution(
+  z: ArrayLike, temperature: ArrayLike = 1.0
+) -> tuple[jax.Array, ...]:
   """Computes the softmax of z / T and its logarithm.
 
   The largest term, which is 1, is left out of the sum; log1p of the rest then
@@ -106,13 +111,15 @@ def distribution(z, temperature=1.0) -> tuple[jax.Array, ...]:
   )
 
 
-def bounded(x) -> jax.Array:
+def bounded(x: ArrayLike) -> jax.Array:
   """Returns x [V] with the largest numbers for inf and -inf."""
   largest = jnp.finfo(x.dtype).max
   return jnp.where(jnp.isinf(x), jnp.where(x > 0, largest, -largest), x)
 
 
-def scaled_change(z, z_pruned, temperature) -> tuple[jax.Array, jax.Array]:
+def scaled_change(
+  z: ArrayLike, z_pruned: ArrayLike, temperature: ArrayLike
+) -> tuple[jax.Array, jax.Array]:
   """Splits (z_pruned - z) / T into x [V] and a scalar offset.
 
   The offset is the change of the dense top-1 token (0 if the pruned side masks
@@ -146,7 +153,9 @@ def scaled_change(z, z_pruned, temperature) -> tuple[jax.Array, jax.Array]:
   return x_V / temperature, offset / temperature
 
 
-def from_logits(z, z_pruned, temperature=1.0) -> LogRatio:
+def from_logits(
+  z: ArrayLike, z_pruned: ArrayLike, temperature: ArrayLike = 1.0
+) -> LogRatio:
   """Compares p = softmax(z / T) with q = softmax(z_pruned / T).
 
   Args:
@@ -167,7 +176,13 @@ def from_logits(z, z_pruned, temperature=1.0) -> LogRatio:
   return from_change(z_V, zq_V, temperature, x_V, offset)
 
 
-def from_change(z, z_pruned, temperature, x, offset) -> LogRatio:
+def from_change(
+  z: ArrayLike,
+  z_pruned: ArrayLike,
+  temperature: ArrayLike,
+  x: ArrayLike,
+  offset: ArrayLike,
+) -> LogRatio:
   """Compares p and q where the change x is known better than z_pruned - z.
 
   Args:

@@ -17,6 +17,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxprune.probes import log_ratio, spaces
 
@@ -55,7 +56,9 @@ class LogitMoments:
   l2_top10: jax.Array
 
 
-def compare_moments(z, z_pruned, temperature=1.0) -> LogitMoments:
+def compare_moments(
+  z: ArrayLike, z_pruned: ArrayLike, temperature: ArrayLike = 1.0
+) -> LogitMoments:
   """Measures dz = z_pruned - z [V] under p, r, uniform and top-k weights.
 
   A token masked by one side only has an infinite dz: whatever gives it weight
@@ -107,7 +110,9 @@ def compare_moments(z, z_pruned, temperature=1.0) -> LogitMoments:
   )
 
 
-def weights(z_V, temperature) -> tuple[jax.Array, jax.Array]:
+def weights(
+  z_V: ArrayLike, temperature: ArrayLike
+) -> tuple[jax.Array, jax.Array]:
   """Returns p = softmax(z / T) [V] and r = p^2 / sum p^2 [V].
 
   Args:
@@ -118,7 +123,7 @@ def weights(z_V, temperature) -> tuple[jax.Array, jax.Array]:
   return p_V, p_V * p_V / jnp.sum(p_V * p_V)
 
 
-def cumulants(weight, x) -> tuple[jax.Array, jax.Array]:
+def cumulants(weight: ArrayLike, x: ArrayLike) -> tuple[jax.Array, jax.Array]:
   """Returns the variance and third central moment of x.
 
   Args:
@@ -138,7 +143,7 @@ def cumulants(weight, x) -> tuple[jax.Array, jax.Array]:
   return variance, jnp.where(jnp.isinf(variance), -jnp.inf, third)
 
 
-def variance(weight, x) -> jax.Array:
+def variance(weight: ArrayLike, x: ArrayLike) -> jax.Array:
   """Returns the variance of x [V]; exactly 0 for a constant.
 
   Args:

@@ -32,6 +32,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxprune.probes import divergences, log_ratio, logit_moments, spaces
 
@@ -107,7 +108,9 @@ class Writing:
   cache: str = "own"
 
 
-def pruned_risks(z_pruned, temperature=1.0) -> tuple[Array, Array, Array]:
+def pruned_risks(
+  z_pruned: ArrayLike, temperature: ArrayLike = 1.0
+) -> tuple[Array, Array, Array]:
   """Margin, entropy and variance risk of one step, without a dense model.
 
   Args:
@@ -129,7 +132,12 @@ def pruned_risks(z_pruned, temperature=1.0) -> tuple[Array, Array, Array]:
   return -q.margin, q.entropy, variance
 
 
-def step_risks(z, z_pruned, draw, temperature=1.0) -> Risks:
+def step_risks(
+  z: ArrayLike,
+  z_pruned: ArrayLike,
+  draw: ArrayLike,
+  temperature: ArrayLike = 1.0,
+) -> Risks:
   """All risks of one step.
 
   Args:

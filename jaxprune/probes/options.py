@@ -14,6 +14,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxprune.probes import divergences, log_ratio, spaces
 
@@ -56,7 +57,9 @@ class OptionChange:
   discordant: jax.Array
 
 
-def option_scores(spelling_scores, mask=None) -> jax.Array:
+def option_scores(
+  spelling_scores: ArrayLike, mask: ArrayLike | None = None
+) -> jax.Array:
   """Adds the probabilities of each option's spellings.
 
   Args:
@@ -76,7 +79,9 @@ def option_scores(spelling_scores, mask=None) -> jax.Array:
   return jax.nn.logsumexp(scores_CU, axis=1)
 
 
-def compare_options(scores, scores_pruned) -> OptionChange:
+def compare_options(
+  scores: ArrayLike, scores_pruned: ArrayLike
+) -> OptionChange:
   """Compares dense and pruned option scores [C], in nats.
 
   Scores may be log-probabilities of one token or of several: give the output
@@ -130,7 +135,7 @@ def compare_options(scores, scores_pruned) -> OptionChange:
   )
 
 
-def checked_mask(shape, mask) -> jax.Array:
+def checked_mask(shape: tuple[int, ...], mask: ArrayLike | None) -> jax.Array:
   """Returns a bool [C, U] that says which spellings exist.
 
   Args:

@@ -12,6 +12,7 @@ import dataclasses
 from typing import Any
 
 import jax
+from jax.typing import ArrayLike
 
 from jaxprune.probes import divergences, logit_moments, spaces
 
@@ -82,7 +83,13 @@ class Position:
   token_pruned: jax.Array
 
 
-def compare_position(h, h_pruned, z, z_pruned, temperature=1.0) -> Position:
+def compare_position(
+  h: ArrayLike,
+  h_pruned: ArrayLike,
+  z: ArrayLike,
+  z_pruned: ArrayLike,
+  temperature: ArrayLike = 1.0,
+) -> Position:
   """Compares one position of a dense and a pruned model; vmap over others.
 
   Args:

@@ -24,6 +24,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 
 @jax.tree_util.register_dataclass
@@ -46,13 +47,13 @@ class Deviation:
   rho: jax.Array
 
 
-def widen(*arrays) -> list[jax.Array]:
+def widen(*arrays: ArrayLike) -> list[jax.Array]:
   """Returns the arrays in one float type: float32, or float64 if any is."""
   dtype = jnp.promote_types(jnp.float32, jnp.result_type(*arrays))
   return [jnp.asarray(array, dtype) for array in arrays]
 
 
-def checked_pair(dense, pruned) -> list[jax.Array]:
+def checked_pair(dense: ArrayLike, pruned: ArrayLike) -> list[jax.Array]:
   """Returns two vectors of one position widened, or says what is wrong.
 
   Args:
@@ -71,7 +72,7 @@ def checked_pair(dense, pruned) -> list[jax.Array]:
   return widen(dense, pruned)
 
 
-def checked_temperature(temperature, dtype) -> jax.Array:
+def checked_temperature(temperature: ArrayLike, dtype: DTypeLike) -> jax.Array:
   """Returns the softmax temperature as a scalar of the given type.
 
   Args:
@@ -90,7 +91,7 @@ def checked_temperature(temperature, dtype) -> jax.Array:
   return jnp.asarray(temperature, dtype)
 
 
-def top_token(z) -> jax.Array:
+def top_token(z: ArrayLike) -> jax.Array:
   """Returns argmax of z [V], int32: the lowest id among equals.
 
   A NaN is the largest, as for `jnp.argmax`, whose reduction of two arrays at
@@ -102,7 +103,7 @@ def top_token(z) -> jax.Array:
   return jnp.min(jnp.where(largest_V, ids_V, z_V.size))
 
 
-def logit_change(z, z_pruned) -> jax.Array:
+def logit_change(z: ArrayLike, z_pruned: ArrayLike) -> jax.Array:
   """Returns dz = z_pruned - z [V], 0 where a token is masked on both sides.
 
   A token is masked when its logit is -inf. Masked on one side only, it gives
@@ -120,7 +121,7 @@ def logit_change(z, z_pruned) -> jax.Array:
   return _difference(jnp.where(masked_V, 0, z_V), jnp.where(masked_V, 0, zq_V))
 
 
-def compare_vectors(x, x_pruned) -> Deviation:
+def compare_vectors(x: ArrayLike, x_pruned: ArrayLike) -> Deviation:
   """Compares a dense and a pruned vector, [D] or [V], in h or z.
 
   Zero vectors: both zero are identical (cos 1, alpha = rho = 0). A zero
@@ -142,7 +143,9 @@ def compare_vectors(x, x_pruned) -> Deviation:
   return _deviation(x_D, _difference(x_D, y_D), y_D)
 
 
-def compare_logits(z, z_pruned) -> tuple[Deviation, Deviation]:
+def compare_logits(
+  z: ArrayLike, z_pruned: ArrayLike
+) -> tuple[Deviation, Deviation]:
   """Compares logits [V] as they are, and centred over the vocabulary.
 
   Both are taken over the tokens that neither side masks with -inf. Each
@@ -167,7 +170,7 @@ def compare_logits(z, z_pruned) -> tuple[Deviation, Deviation]:
   )
 
 
-def centre(x, keep=True) -> jax.Array:
+def centre(x: ArrayLike, keep: ArrayLike = True) -> jax.Array:
   """Subtracts the mean of the kept entries.
 
   Args:
@@ -283,7 +286,7 @@ def _one_minus_cos(along, across) -> jax.Array:
   return jnp.where(right, 1, jnp.where(along > 0, acute, 2 - acute))
 
 
-def norm_of(x) -> jax.Array:
+def norm_of(x: ArrayLike) -> jax.Array:
   """Returns the Euclidean norm of a vector in its own float type."""
   # Entries are divided by the largest, because squares of tiny numbers would
   # vanish. The products are summed and no dot product is used, which
@@ -294,7 +297,7 @@ def norm_of(x) -> jax.Array:
   return jnp.where(size == jnp.inf, size, norm)
 
 
-def ratio(part, whole) -> jax.Array:
+def ratio(part: ArrayLike, whole: ArrayLike) -> jax.Array:
   """Divides two sizes, with 0 / anything = 0 and x / 0 = inf.
 
   Args:

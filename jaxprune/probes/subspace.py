@@ -19,6 +19,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxprune.probes import divergences, spaces
 from jaxprune.probes import log_ratio as log_ratio_lib
@@ -66,7 +67,12 @@ class Subspace:
   whole: divergences.Divergences
 
 
-def chain_rule(z, z_pruned, member, temperature=1.0) -> ChainRule:
+def chain_rule(
+  z: ArrayLike,
+  z_pruned: ArrayLike,
+  member: ArrayLike,
+  temperature: ArrayLike = 1.0,
+) -> ChainRule:
   """Splits KL(p||q) of one position by the token set `member`.
 
   Args:
@@ -128,7 +134,11 @@ def chain_rule(z, z_pruned, member, temperature=1.0) -> ChainRule:
 
 
 def compare_tokens(
-  z, z_pruned, options, temperature=1.0, mask=None
+  z: ArrayLike,
+  z_pruned: ArrayLike,
+  options: ArrayLike,
+  temperature: ArrayLike = 1.0,
+  mask: ArrayLike | None = None,
 ) -> Subspace:
   """Compares options of one token each with the whole vocabulary.
 
@@ -163,7 +173,14 @@ def compare_tokens(
   )
 
 
-def matched_tokens(key, z, tokens, temperature=1.0, *, scale=0.1) -> jax.Array:
+def matched_tokens(
+  key: jax.Array,
+  z: ArrayLike,
+  tokens: ArrayLike,
+  temperature: ArrayLike = 1.0,
+  *,
+  scale: float = 0.1,
+) -> jax.Array:
   """Draws for each token another of about the same dense probability.
 
   Draws are without replacement and avoid all of `tokens`. A candidate's
@@ -210,7 +227,13 @@ def matched_tokens(key, z, tokens, temperature=1.0, *, scale=0.1) -> jax.Array:
 
 
 def compare_matched(
-  key, z, z_pruned, options, count: int, temperature=1.0, mask=None
+  key: jax.Array,
+  z: ArrayLike,
+  z_pruned: ArrayLike,
+  options: ArrayLike,
+  count: int,
+  temperature: ArrayLike = 1.0,
+  mask: ArrayLike | None = None,
 ) -> Subspace:
   """Compares `count` random token sets that match the options' probabilities.
 

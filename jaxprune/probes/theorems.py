@@ -27,6 +27,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxprune.probes import divergences, log_ratio, logit_moments, spaces
 
@@ -144,7 +145,13 @@ class Checks:
   theorem_3_valid: jax.Array
 
 
-def check_position(h, h_pruned, z, z_pruned, temperature=1.0) -> Checks:
+def check_position(
+  h: ArrayLike,
+  h_pruned: ArrayLike,
+  z: ArrayLike,
+  z_pruned: ArrayLike,
+  temperature: ArrayLike = 1.0,
+) -> Checks:
   """Says of each theorem whether its estimate is valid at one position.
 
   Args:
@@ -207,7 +214,9 @@ def theorem_1(deviation: spaces.Deviation) -> Theorem1:
   )
 
 
-def theorem_2(z, z_pruned, temperature=1.0) -> Theorem2:
+def theorem_2(
+  z: ArrayLike, z_pruned: ArrayLike, temperature: ArrayLike = 1.0
+) -> Theorem2:
   """Checks Theorem 2 on the logits of one position.
 
   Args:
@@ -237,7 +246,9 @@ def theorem_2(z, z_pruned, temperature=1.0) -> Theorem2:
   )
 
 
-def theorem_3(z, z_pruned, temperature=1.0) -> Theorem3:
+def theorem_3(
+  z: ArrayLike, z_pruned: ArrayLike, temperature: ArrayLike = 1.0
+) -> Theorem3:
   """Checks Theorem 3, in both directions, on the logits of one position.
 
   Args:

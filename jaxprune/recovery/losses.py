@@ -23,6 +23,7 @@ so that it stays the KL that the probes report.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxprune.probes import spaces
 from jaxprune.probes.logit_moments import variance
@@ -30,7 +31,7 @@ from jaxprune.probes.logit_moments import variance
 OBJECTIVES = ("language", "distill", "distill_variance")
 
 
-def next_token(z_pruned, token) -> jax.Array:
+def next_token(z_pruned: ArrayLike, token: ArrayLike) -> jax.Array:
   """Nats of a token under q = softmax(z_pruned).
 
   Args:
@@ -44,7 +45,9 @@ def next_token(z_pruned, token) -> jax.Array:
   return -jax.nn.log_softmax(zq_V)[token]
 
 
-def distillation(z, z_pruned, temperature=1.0) -> jax.Array:
+def distillation(
+  z: ArrayLike, z_pruned: ArrayLike, temperature: ArrayLike = 1.0
+) -> jax.Array:
   """KL(p||q) in nats.
 
   From two log-softmaxes: `probes.divergences.kl_of` is accurate where this is
@@ -64,7 +67,9 @@ def distillation(z, z_pruned, temperature=1.0) -> jax.Array:
   return jnp.sum(jnp.exp(log_p_V) * (log_p_V - log_q_V))
 
 
-def logit_variance(z, z_pruned, temperature=1.0) -> jax.Array:
+def logit_variance(
+  z: ArrayLike, z_pruned: ArrayLike, temperature: ArrayLike = 1.0
+) -> jax.Array:
   """Var_p(dz) / (2 T^2), nats; 0 for a constant dz.
 
   Args:

@@ -1,7 +1,8 @@
 """What do many numbers look like at once? Maps and clouds of points."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -95,7 +96,7 @@ def map_panel(
   value: str,
   first_row: int = 0,
   link: Callable[[int], str] | None = None,
-  **about,
+  **about: Any,
 ) -> Panel:
   """A panel of cells.
 
@@ -245,7 +246,9 @@ def _cloud(pairs, x, y):
   ]
 
 
-def named_ticks(names, scale: Scale, most: int = 16) -> tuple[Tick, ...]:
+def named_ticks(
+  names: Sequence[Any], scale: Scale, most: int = 16
+) -> tuple[Tick, ...]:
   """Ticks with names, thinned out where there are many.
 
   Args:

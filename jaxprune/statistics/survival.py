@@ -6,6 +6,7 @@ answer would have been the same.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -100,7 +101,7 @@ def survive(
   )
 
 
-def is_enough(kept, keep):
+def is_enough(kept: Any, keep: float) -> Any:
   """Whether `kept` is at least `keep`, whatever a division has rounded off.
 
   Args:

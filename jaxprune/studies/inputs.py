@@ -9,6 +9,8 @@ import dataclasses
 import re
 from typing import Any
 
+import jax
+
 from jaxprune import checkpoints, devices
 from jaxprune.calibration import id_files, prompts, tokenizer, tokens
 from jaxprune.pocket import shipped
@@ -249,7 +251,7 @@ def read_nofm(pattern: str) -> NofM:
   return NofM(keep=int(keep), of=int(of))
 
 
-def read_mesh(text: str | None):
+def read_mesh(text: str | None) -> jax.sharding.Mesh | None:
   """Make a mesh from text such as data:4,model:2; None stays None."""
   if text is None:
     return None

@@ -30,6 +30,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxprune.models import attention, decoder, decoder_layer
 from jaxprune.models.config import ModelConfig
@@ -269,7 +270,9 @@ def measure_states(
   return jax.lax.map(measure_state, h_PBRD)
 
 
-def compare_logits(z_V, y_V, target, temperature) -> dict[str, jax.Array]:
+def compare_logits(
+  z_V: ArrayLike, y_V: ArrayLike, target: ArrayLike, temperature: ArrayLike
+) -> dict[str, jax.Array]:
   """`METRICS` of one position that need no h; see `measure_states`.
 
   Args:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxprune import checkpoints, report, statistics
 from jaxprune.calibration import prompts as prompts_lib
@@ -213,7 +214,13 @@ def compare(
   )
 
 
-def measure_output(h, h_pruned, z, z_pruned, temperature) -> dict[str, Any]:
+def measure_output(
+  h: ArrayLike,
+  h_pruned: ArrayLike,
+  z: ArrayLike,
+  z_pruned: ArrayLike,
+  temperature: ArrayLike,
+) -> dict[str, Any]:
   """What is measured of one position at the output.
 
   Args:

@@ -1,5 +1,6 @@
 """Does a rule that was learnt before hold for the models of another sweep?"""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ FIELDS = {
 }
 
 
-def rows(rule: dict[str, Any], sweeps: Sweeps):
+def rows(rule: dict[str, Any], sweeps: Sweeps) -> Iterator[dict[str, Any]]:
   """Make a row per task that has a rule and pruned model: said and true.
 
   Args:

@@ -5,6 +5,7 @@ holds for a method that it has not seen.
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -93,7 +94,7 @@ def splits(sweeps: Sweeps) -> list[Split]:
   return every
 
 
-def without_duplicates(sweeps: Sweeps, known=()) -> Sweeps:
+def without_duplicates(sweeps: Sweeps, known: Iterable[str] = ()) -> Sweeps:
   """Leave out models that are there already, made by another method or seed.
 
   Dropping one block and dropping one consecutive block give the same model, so

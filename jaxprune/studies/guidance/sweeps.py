@@ -6,7 +6,9 @@ Here they become columns over all pruned models.
 
 import dataclasses
 import hashlib
+import os
 import pathlib
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,10 +144,10 @@ class Sweeps:
 
 
 def read_sweeps(
-  folders,
+  folders: Sequence[str | os.PathLike],
   *,
   keep: float,
-  skip=(),
+  skip: Collection[str] = (),
   num_prompts: int | None = None,
   seed: int = 0,
   resamples: int = 1000,
@@ -246,7 +248,9 @@ def read_sweeps(
   )
 
 
-def read_folder(folder, digest):
+def read_folder(
+  folder: str | os.PathLike, digest: Any
+) -> tuple[dict[str, Any], ...]:
   """Read what is finished of one sweep.
 
   Args:

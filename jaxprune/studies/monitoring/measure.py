@@ -20,6 +20,7 @@ from einops import rearrange
 from jaxprune import checkpoints, report
 from jaxprune.calibration import batching, left_pad
 from jaxprune.evaluation.generation import first_divergence
+from jaxprune.models import ModelConfig
 from jaxprune.pocket import shipped
 from jaxprune.probes import monitoring
 from jaxprune.probes.decoder import monitoring as decoder_monitoring
@@ -250,11 +251,11 @@ def sweep(
 
 
 def write(
-  config,
-  params,
-  pruned_params,
-  prompts,
-  policies,
+  config: ModelConfig,
+  params: Any,
+  pruned_params: Any,
+  prompts: Sequence[Sequence[int]],
+  policies: Sequence[tuple[str, float]],
   *,
   settings: Settings,
   width: int,
