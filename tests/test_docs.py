@@ -232,3 +232,12 @@ def imported(module, name):
   if not hasattr(package, name):
     return importlib.import_module(f"{module}.{name}")
   return getattr(package, name)
+
+
+def test_notebooks_show_what_they_gave():
+  for path in sorted((ROOT / "docs/notebooks").glob("*.ipynb")):
+    cells = json.loads(path.read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert [c["execution_count"] for c in code] == [*range(1, len(code) + 1)]
+    assert outputs and all(o["output_type"] != "error" for o in outputs)
