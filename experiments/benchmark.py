@@ -54,7 +54,7 @@ _MODEL = flag_groups.model(
   None, about="In place of --size; for methods and evaluation, which."
 )
 _REPEATS = flags.DEFINE_integer(
-  "repeats", 3, "Timed runs of each side.", lower_bound=1
+  "repeats", 3, "Timed runs of each side.", 1, 1000
 )
 _THREADS = flags.DEFINE_integer(
   "threads", 2, "Threads of PyTorch; JAX takes the cores it is given."

@@ -226,7 +226,12 @@ def first_difference(one: Any, other: Any) -> tuple[str, Any, Any] | None:
   if one == other:
     return None
   if isinstance(one, dict) and isinstance(other, dict):
-    for key in sorted(one.keys() | other.keys()):
+    # An entry that is not there and one that is null look alike: the last to be
+    # named.
+    keys = sorted(
+      one.keys() | other.keys(), key=lambda k: (one.get(k) == other.get(k), k)
+    )
+    for key in keys:
       if key not in one or key not in other or one[key] != other[key]:
         a, b = one.get(key), other.get(key)
         if isinstance(a, dict) and isinstance(b, dict):

@@ -248,6 +248,16 @@ def test_a_script_says_without_isolation(tmp_path):
     assert done.returncode == 1 and "--allow_code_execution" in done.stderr
 
 
+def test_texts_are_read_before_any_model_is_loaded(tmp_path):
+  for kind in ("perplexity", "documents"):
+    done = scripts.call(
+      *("evaluate", "--model=pocket", f"--{kind}={tmp_path}/none.txt"),
+      f"--out={tmp_path}/out",
+    )
+    assert done.returncode == 1 and "none.txt: no such file" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_rows_of_the_table():
   for name, task in TASKS.items():
     assert task.kind in USE, name

@@ -158,6 +158,8 @@ def test_the_first_difference_is_named():
     ({"a": 2, "flags": {}}, "a was 1, now 2"),
     ({"a": 1, "flags": {"x": [2], "y": 2}}, "flags/x was [1], now [2]"),
     ({"a": 1, "flags": {"x": [1]}}, "flags/y was 2, now None"),
+    ({"a": 1, "b": None, "flags": {}}, "flags/x was [1], now None"),
+    (same | {"b": None}, "b was None, now None"),
   ):
     assert staging.difference(same, other) == expected
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from .define import define_flag
+from .define import MOST_TOKENS, define_flag
 
 if TYPE_CHECKING:  # a script shows its --help without loading JAX
   from jaxprune import checkpoints
@@ -151,4 +151,4 @@ def sequence_length(
     about: the help text.
     least: the shortest that makes sense, in tokens.
   """
-  return flags.DEFINE_integer("seq_len", default, about, lower_bound=least)
+  return flags.DEFINE_integer("seq_len", default, about, least, MOST_TOKENS)

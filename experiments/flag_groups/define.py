@@ -13,6 +13,7 @@ REQUIRED = object()
 # What numpy, Python and JAX all take as it is: JAX drops higher bits.
 MAX_SEED = 2**31 - 1
 MOST_AT_ONCE = 2**16  # items of a batch; more is a slip
+MOST_TOKENS = 2**24  # of a sequence
 
 
 def define_flag(

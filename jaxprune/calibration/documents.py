@@ -376,7 +376,7 @@ def _from_parquet(path: pathlib.Path, field: str) -> list[str]:
       names = file.schema_arrow.names
       if field in names:
         column = _column(file, field, path)
-  except (pyarrow.ArrowException, OSError) as error:
+  except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
     reason = " ".join(str(error).split())
     raise ValueError(
       f"{path}: not readable as parquet ({reason}); copy or download it again"

@@ -261,7 +261,8 @@ def read_folder(
     job.json, the dense score and the others, in order of their names.
 
   Raises:
-    ValueError: there is no finished dense model.
+    ValueError: there is no finished dense model, or a score is no counterpart
+      of its own.
   """
   paths = sorted(scores_lib.find_folder(folder).glob("*.json"))
   contents = {}
@@ -274,8 +275,28 @@ def read_folder(
       f" ({scores_lib.FOLDER}/dense.json): give a"
       " folder that experiments.discrepancy wrote"
     )
-  job, dense = contents.pop("job"), contents.pop(scores_lib.DENSE)
+  job, dense = contents.pop("job"), contents[scores_lib.DENSE]
+  for stem, score in contents.items():
+    fault = _unlike(score["tasks"], dense["tasks"])
+    if fault:
+      raise ValueError(
+        f"{folder}/{scores_lib.FOLDER}/{stem}.json: {fault}; remove it and let"
+        " experiments.discrepancy make it anew"
+      )
+  del contents[scores_lib.DENSE]
   return job, dense, list(contents.values())
+
+
+def _unlike(tasks, dense) -> str:
+  """Why scores cannot be compared with the dense ones; "" if they can."""
+  for name, entry in dense.items():
+    for metric in {*METRICS} & entry["columns"].keys():
+      values = tasks.get(name, entry | {"columns": {}})["columns"].get(metric)
+      if values is None or len(values) != len(entry["columns"][metric]):
+        return f"task {name} has no {metric} for each item of the dense model"
+      if metric != "nll" and not all(0 <= value <= 1 for value in values):
+        return f"task {name}: {metric} is not within [0, 1]"
+  return ""
 
 
 def _first_prompts(columns, count):

@@ -75,6 +75,9 @@ def check(tasks: Tasks, sources: Sequence[checkpoints.Source]) -> None:
         " language; leave the flag out"
       )
   named.check(tasks, sources)
+  for text in (*tasks.perplexity, *tasks.documents):
+    if text not in documents.NAMES:
+      documents.read_documents(text, held_out=True)
   for path in tasks.choice:
     multiple_choice.read_questions(path)
   for folder in tasks.retrieval:
