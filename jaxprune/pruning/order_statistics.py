@@ -137,6 +137,45 @@ def _kth(keys_IO, removed_O, group):
   )
 
 
+def _cut_row_by_row(keys_UMO, kth_O, need_O):
+  """The place of each output's first tie that stays, [O] int32.
+
+  Of the entries that tie with the k-th key, the first `need` leave: the places
+  are counted up to which no more than that have been seen. One pass, and half
+  as much to compile as `_cut_by_stretches`.
+  """
+
+  def step(carry, keys_MO):
+    seen_O, cut_O = carry
+    for key_O in keys_MO:
+      seen_O += (key_O == kth_O).astype(jnp.int32)
+      cut_O += (seen_O <= need_O).astype(jnp.int32)
+    return (seen_O, cut_O), None
+
+  # Computed from the data, as in `_kth_by_counting`.
+  zero_O = (keys_UMO[0, 0] & 0).astype(jnp.int32)
+  return jax.lax.scan(step, (zero_O, zero_O), keys_UMO)[0][1]
+
+
+def _cut_by_stretches(keys_UMO, kth_O, need_O):
+  """The same without a loop over the inputs.
+
+  We look for the stretch that holds the last tie that leaves, then for its
+  place in that stretch, so that only one stretch is counted again.
+  """
+  tie_UMO = keys_UMO == kth_O[None, None]
+  upto_UO = _running_sum(_stretch_counts(tie_UMO))
+  full_O = jnp.sum(upto_UO <= need_O[None], axis=0, dtype=jnp.int32)
+  inside_O = jnp.minimum(full_O, upto_UO.shape[0] - 1)
+  before_O = jnp.take_along_axis(
+    jnp.pad(upto_UO, ((1, 0), (0, 0))), inside_O[None], axis=0
+  )[0]
+  tie_MO = jnp.take_along_axis(tie_UMO, inside_O[None, None], axis=0)[0]
+  upto_MO = _running_sum(tie_MO.astype(jnp.int32)) + before_O[None]
+  place_O = jnp.sum(upto_MO <= need_O[None], axis=0, dtype=jnp.int32)
+  return inside_O * keys_UMO.shape[1] + place_O
+
+
 def keep_output(keys_IO: jax.Array, removed_O: jax.Array) -> jax.Array:
   """The mask that loses the lowest entries of each output.
 
@@ -150,20 +189,16 @@ def keep_output(keys_IO: jax.Array, removed_O: jax.Array) -> jax.Array:
   kth_O = _kth(keys_IO, removed_O, "output")
   keys_UMO = _rowed(keys_IO)
   need_O = removed_O - _counts(keys_UMO < kth_O[None, None])
-  # Of the entries that tie with the k-th key, the first `need` leave. We look
-  # for the stretch that holds the last of them, then for its place in that
-  # stretch, so that only one stretch is counted again.
-  tie_UMO = keys_UMO == kth_O[None, None]
-  upto_UO = _running_sum(_stretch_counts(tie_UMO))
-  full_O = jnp.sum(upto_UO <= need_O[None], axis=0, dtype=jnp.int32)
-  inside_O = jnp.minimum(full_O, upto_UO.shape[0] - 1)
-  before_O = jnp.take_along_axis(
-    jnp.pad(upto_UO, ((1, 0), (0, 0))), inside_O[None], axis=0
-  )[0]
-  tie_MO = jnp.take_along_axis(tie_UMO, inside_O[None, None], axis=0)[0]
-  upto_MO = _running_sum(tie_MO.astype(jnp.int32)) + before_O[None]
-  place_O = jnp.sum(upto_MO <= need_O[None], axis=0, dtype=jnp.int32)
-  cut_O = inside_O * keys_UMO.shape[1] + place_O
+  # Mostly all ties leave, as there is one; then none has to be found.
+  ties_O = _counts(keys_UMO == kth_O[None, None])
+  cut_O = jax.lax.cond(
+    jnp.any(ties_O > need_O),
+    lambda *of: jax.lax.platform_dependent(
+      *of, cpu=_cut_row_by_row, default=_cut_by_stretches
+    ),
+    lambda _, __, need_O: (need_O & 0) + keys_IO.shape[0],
+    *(keys_UMO, kth_O, need_O),
+  )
   index_I1 = jnp.arange(keys_IO.shape[0], dtype=jnp.int32)[:, None]
   return (keys_IO > kth_O[None]) | (
     (keys_IO == kth_O[None]) & (index_I1 >= cut_O[None])
