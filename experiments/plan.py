@@ -13,10 +13,10 @@ options, `generate` items that are written out. --recover trains the pruned
 model for so many steps, and may get further with that. --controls measures
 uniform Wanda and drops by similarity at the same amount.
 
-What was tried is kept, and the same command goes on where it was killed. Some
-ten prunings and four measurements, twenty to forty minutes on two CPU cores
-for a model of 135 million parameters; drops alone (kv_bytes, layers) take less.
-docs/plan.md says how it decides, and what that has shown.
+What was tried is kept, and the same command goes on where it was killed. Drops
+alone (kv_bytes, layers) took four minutes of CPU time for a model of 135
+million parameters; some ten prunings and their measurements take several times
+that. docs/plan.md says how it decides, and what that has shown.
 """
 
 import pathlib

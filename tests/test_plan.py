@@ -15,7 +15,7 @@ from jaxprune.checkpoints import names
 from jaxprune.pocket import shipped
 from jaxprune.probes.decoder import sequences
 from jaxprune.pruning.layerwise.drops import Drops
-from jaxprune.studies.comparison import items
+from jaxprune.studies.comparison import items, more_items
 from jaxprune.studies.comparison.more_items import Kind, Scores
 from jaxprune.studies.plan import (
   candidates,
@@ -27,6 +27,7 @@ from jaxprune.studies.plan import (
 )
 from jaxprune.studies.plan import summary as summary_lib
 from jaxprune.studies.plan.kept import Kept
+from jaxprune.studies.tasks.asked import Tasks
 
 
 @pytest.mark.parametrize("right", range(-1, 10))
@@ -222,6 +223,17 @@ def test_the_page_says_what_was_found(tmp_path, right):
   assert numbers["chosen"]["kept"]["value"] == 0.96
   assert "wanda:0.3 (usual)" in text and "keeps 0.48" in numbers["lead"]
   assert summary_lib.headline(numbers).count("\n") == 2
+
+
+def test_a_task_that_no_item_stands_for(tmp_path):
+  source = types.SimpleNamespace(
+    folder=tmp_path, config=types.SimpleNamespace(vocab_size=7)
+  )
+  settings = tries.Settings(uses=("generation", "retrieval"), keep=0.9)
+  with pytest.raises(ValueError, match="--task=retrieve: no built-in item"):
+    tries.check(source, settings, None)
+  more = more_items.More(own=Tasks(named=("cranfield:5",)))
+  tries.check(source, settings, more)
 
 
 KIND = Kind(use="generation", metric="exact match", rule="", chance=0.0)

@@ -73,6 +73,10 @@ class More:
   own: asked.Tasks
   others: tuple[tuple[str, int | None], ...] = ()
 
+  def names(self) -> list[tuple[str, int | None]]:
+    """(name, items) of the tasks of `evaluation.tasks`."""
+    return named.names(self.own)
+
 
 def read(
   tasks: asked.Tasks, source: checkpoints.Source | None = None
@@ -143,7 +147,7 @@ def ask(
   if more is None:
     return {}
   found = {}
-  for task, limit in named.names(more.own):
+  for task, limit in more.names():
     reader = _reader(next(iter(sources.values())), model, more.own)
     reader = dataclasses.replace(
       reader, bookkeeping=Bookkeeping(progress=tell(f"{name}, {task}"))

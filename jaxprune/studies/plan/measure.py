@@ -20,8 +20,8 @@ from jaxprune.studies.plan.models import Workshop
 from jaxprune.studies.plan.tries import Bench, Question, Settings, Tried
 
 # On two CPU cores, for each parameter.
-_PRUNINGS, _MINUTES_OF_PRUNING, _MINUTES_OF_DROP = 10, 1e-8, 2e-9
-_MINUTES_OF_ANSWERS = 5e-9
+_PRUNINGS, _MINUTES_OF_PRUNING, _MINUTES_OF_DROP = 10, 6e-9, 1e-9
+_MINUTES_OF_ANSWERS = 2.5e-9
 Best = tuple[Family, int]  # a family and one of its levels
 
 

@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import checkpoints, report, statistics
+from jaxprune.evaluation.tasks import table
 from jaxprune.probes.decoder import sequences
 from jaxprune.recovery import finetune
+from jaxprune.studies import inputs
 from jaxprune.studies.comparison import items, more_items
 from jaxprune.studies.comparison import measure as comparison
 from jaxprune.studies.guidance import shifts, shipped
@@ -221,6 +223,35 @@ def kept(question: Question, tried: Tried, keep: float) -> statistics.Retention:
   )
 
 
+def check(
+  source: checkpoints.Source, settings: Settings, more: more_items.More | None
+) -> None:
+  """Refuse, before any work, what no item stands for.
+
+  Args:
+    source: the dense model.
+    settings: what is looked for.
+    more: tasks by name; None for none.
+
+  Raises:
+    ValueError: names the task.
+  """
+  known = {"choice", "generation"}
+  if inputs.is_pocket(source):
+    known.add("retrieval")
+  if more is not None:
+    if more.others:
+      return  # what those stand for is seen when they are asked
+    known |= {table.USE[table.TASKS[name].kind] for name, _ in more.names()}
+  missing = [name for name, use in USES.items() if use in settings.uses]
+  missing = [name for name in missing if USES[name] not in known]
+  if missing:
+    raise ValueError(
+      f"--task={missing[0]}: no built-in item stands for it; add --tasks, such"
+      " as --tasks=cranfield"
+    )
+
+
 def ask_dense(
   shop: Workshop, question: Question, settings: Settings
 ) -> Question:
@@ -247,7 +278,8 @@ def ask_dense(
   scores = {name: _from_json(entry) for name, entry in stored.items()}
   if not scores:
     raise ValueError(
-      f"no built-in item stands for {', '.join(settings.uses)}: add --tasks"
+      f"no item that was asked stands for {', '.join(settings.uses)}: use"
+      " another --task, or add --tasks"
     )
   for name, each in scores.items():
     kept = statistics.retention(
