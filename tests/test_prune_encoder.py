@@ -224,7 +224,7 @@ def test_a_dropped_sublayer_is_a_closed_gate_in_stock_too(source, tmp_path):
       ),
       "group global",
     ),
-    (dict(tokens=TOKENS + 60), "outside the vocabulary of 61"),
+    (dict(tokens=TOKENS + 60), "the vocabulary has 61"),
     (dict(tokens=np.zeros((2, 41), int)), "context of 40"),
     (dict(valid=VALID[:, :3]), r"valid has shape \(6, 3\)"),
     (dict(valid=VALID & (np.arange(6) > 0)[:, None]), "every sequence"),
