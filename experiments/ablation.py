@@ -38,7 +38,7 @@ _MAX_COUNT = flags.DEFINE_integer(
   "max_count", 8, "Sublayers to drop at most.", lower_bound=1
 )
 _DRAWS = flags.DEFINE_integer(
-  "draws", 3, "Random orders, the control.", lower_bound=1
+  "draws", 3, "Random orders, the control.", 1, 1000
 )
 _ANALYSIS_TEMPERATURE = flag_groups.analysis_temperature("T of the softmax.")
 _MICRO_BATCH = flags.DEFINE_integer(

@@ -27,6 +27,7 @@ _ANY_SIZE = frozenset(
     "answers_limit",
     "few_shot",
     "group_size",
+    "items",
     "limit",
     "max_length",
     "save_every",
@@ -247,6 +248,8 @@ def make_worlds(home: pathlib.Path) -> list[FlagsWorld]:
   import hf_encoders
   import mutation_texts
 
+  if importlib.util.find_spec("lm_eval"):
+    _listed_tasks()
   fault_jobs.make_inputs(home)
   mutation_texts.write_beir(home / "beir")
   hf_encoders.save(home / "encoder")
