@@ -168,7 +168,8 @@ def _prune(config, settings, method, pattern, limits):
   whole = sum(map(sum, seconds.values()))
   entry["seconds"] = sum(entry.values())
   entry["seconds_with_compilation"] = whole
-  return entry | _fractions(config, settings, entry, limits)
+  exact = chosen.statistic == "gram"
+  return entry | _fractions(config, settings, entry, limits, exact)
 
 
 def _lap(into, began, waited):
@@ -177,14 +178,14 @@ def _lap(into, began, waited):
   return time.perf_counter()
 
 
-def _fractions(config, settings, entry, limits):
+def _fractions(config, settings, entry, limits, has_gram):
   """Of the rate of float32 products: the second pass, and the Gram."""
   tokens = settings.sequences * settings.length
   flops = floors.forward_flops(config, tokens)
   second = entry["second_forward_seconds"]
   found = {"forward_fraction": flops / second / limits["float32_flops"]}
   gram = entry["statistics_seconds"] - second
-  if gram > 0:
+  if has_gram and gram > 0:
     more = floors.sparsegpt_flops(config, tokens)["gram"]
     found["gram_flops_per_second"] = more / gram
   return found
