@@ -17,6 +17,7 @@ def cell(name, seed, right, nll=(1.0, 3.0)):
   return {
     "cell": name,
     "seed": seed,
+    "removed": 0.5,
     "tasks": {
       "choice": {"columns": {"acc": list(right)}, "weights": None},
       "text": {"columns": {"nll": list(nll)}, "weights": [10.0, 30.0]},
@@ -71,7 +72,7 @@ def test_paired_on_a_folder(tmp_path):
       {"checkpoint_hash": "x", "calibration": None, "command": "before"}
     )
   )
-  (folder / "cells/job.json").write_text("{}")
+  (folder / "cells/job.json").write_text('{"checkpoint_hash": "x"}')
   for name, seeds in CELLS.items():
     for one in seeds:
       path = folder / f"cells/{name.replace(':', '_')}-{one['seed']}.json"
