@@ -191,12 +191,10 @@ def _apply() -> None:
 def _ship() -> None:
   from jaxprune.studies.guidance import cases, shipped, shipped_page, transfer
 
+  shipped.check_place(_SHIP.value)
   found = cases.read_cases(_SWEEPS.value, keep=_KEEP.value, skip=_SKIP.value)
   kinds = transfer.learn(found, seed=_SEED.value)
   rule = shipped.make_rule(found, kinds, _KEEP.value)
-  if _DOCS.value:
-    shipped_page.write_markdown(_DOCS.value, rule)
-  shipped.write_rule(_SHIP.value, rule)
   with launch.study(
     _OUT.value,
     seeds={"bootstrap": _SEED.value},
@@ -205,6 +203,9 @@ def _ship() -> None:
   ) as study:
     study.run.write_all(cases.rows(found.cases))
     shipped.write_rule(study.run.folder / "rule.json", rule)
+    if _DOCS.value:
+      shipped_page.write_markdown(_DOCS.value, rule)
+    shipped.write_rule(_SHIP.value, rule)
     study.run.write_page(
       shipped_page.render(rule, found.left_out, study.description)
     )

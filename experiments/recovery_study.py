@@ -72,10 +72,23 @@ def main() -> None:
 
 
 def _settings():
-  """How models are pruned and trained."""
+  """How models are pruned and trained.
+
+  Raises:
+    ValueError: more tokens than the memory holds.
+  """
+  from jaxprune.calibration import tokens
   from jaxprune.recovery import Recovery
   from jaxprune.studies.recovery import measure
 
+  tokens.check_room(_NUM_SAMPLES.value, _SEQ_LEN.value)
+  try:
+    tokens.check_room(_STEPS.value * _BATCH.value, _ROW_LEN.value)
+  except ValueError as error:
+    raise ValueError(
+      f"--steps={_STEPS.value} of --batch={_BATCH.value} rows: this text does"
+      " not fit into the memory; take fewer"
+    ) from error
   return measure.Settings(
     seeds=tuple(_SEEDS.value),
     weights=flag_groups.numbers(_WEIGHTS, float),

@@ -213,8 +213,12 @@ def _judge(done, name, kind, value) -> str | None:
   if len(line) > 2200:
     return "a line too long to be read"
   text = value.encode("utf-8", "backslashreplace").decode().strip()
-  text = text.partition(",")[0][:20]
-  ways = (text, repr(text)[1:-1], text.replace("\\u", "\\x"))
+  text = (text.partition(",")[0] or text)[:20]
+  escaped = (c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+  ways = (
+    *(text, repr(text)[1:-1], text.replace("\\u", "\\x")),
+    "".join(escaped),
+  )
   if name in line or text and any(way in line for way in ways):
     return None
   return f"names no flag: {shown}"

@@ -5,6 +5,7 @@ import json
 import pytest
 import scripts
 
+from jaxprune.studies.guidance import shipped
 from tests.guidance_sweeps_made import (
   write_configuration,
   write_dense,
@@ -180,3 +181,14 @@ def test_bad_flags_are_one_line(tmp_path):
     assert done.returncode == 1 and len(lines) == 1, done.stderr
     assert words in lines[0]
   assert not (tmp_path / "out").exists()
+
+
+def test_a_rule_replaces_only_a_rule(tmp_path):
+  config = tmp_path / "config.json"
+  config.write_text('{"model_type": "llama"}')
+  flags = [f"--sweeps={tmp_path}", f"--ship={config}", f"--out={tmp_path}/out"]
+  done = scripts.call("guidance", *flags)
+  assert done.returncode == 1 and f"--ship={config}: is there" in done.stderr
+  assert config.read_text() == '{"model_type": "llama"}'
+  shipped.check_place(tmp_path / "new.json")
+  shipped.check_place(shipped.PATH)

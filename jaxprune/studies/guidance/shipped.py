@@ -78,6 +78,26 @@ def make_rule(
   return _rounded(rule)
 
 
+def check_place(path: pathlib.Path | str) -> None:
+  """Refuse to write a rule over anything but a rule.
+
+  Args:
+    path: of the file to write.
+
+  Raises:
+    ValueError: there is a file, and it is no such rule.
+  """
+  if not pathlib.Path(path).exists():
+    return
+  try:
+    load_rule(path)
+  except ValueError as error:
+    raise ValueError(
+      f"--ship={path}: is there and is no rule, and would be lost; name another"
+      " file"
+    ) from error
+
+
 def write_rule(path: pathlib.Path | str, rule: dict[str, Any]) -> None:
   """Write a rule.
 
