@@ -86,8 +86,9 @@ def _settings():
     tokens.check_room(_STEPS.value * _BATCH.value, _ROW_LEN.value)
   except ValueError as error:
     raise ValueError(
-      f"--steps={_STEPS.value} of --batch={_BATCH.value} rows: this text does"
-      " not fit into the memory; take fewer"
+      f"--steps={_STEPS.value}, --batch={_BATCH.value} and"
+      f" --row_len={_ROW_LEN.value}: so much text does not fit into the memory;"
+      " take less"
     ) from error
   return measure.Settings(
     seeds=tuple(_SEEDS.value),
