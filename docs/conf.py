@@ -19,7 +19,7 @@ exclude_patterns = ["**.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = f"jaxprune {version}"
 
-# A test runs the notebooks; here their outputs are shown as they were saved.
+# run_notebooks.py runs them; here their outputs are shown as they were saved.
 nb_execution_mode = "off"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

@@ -13,7 +13,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from experiments import console  # noqa: E402
 from jaxprune.pruning import registry  # noqa: E402
-from jaxprune.report import fields  # noqa: E402
+from jaxprune.report import fields, marks  # noqa: E402
 
 _PAGES = ("reference/records.md", "reference/commands.md")
 
@@ -58,9 +58,7 @@ def rewritten(page: str) -> str:
   for name, make in TABLES.items():
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     if begin in page:
-      before, _, rest = page.partition(begin)
-      _, _, after = rest.partition(end)
-      page = f"{before}{begin}\n\n{make()}\n\n{end}{after}"
+      page = marks.replace_between(page, begin, end, f"\n\n{make()}\n\n")
   return page
 
 

@@ -41,13 +41,7 @@ _DRAWS = flags.DEFINE_integer(
   "draws", 3, "Random orders, the control.", 1, 1000
 )
 _ANALYSIS_TEMPERATURE = flag_groups.analysis_temperature("T of the softmax.")
-_MICRO_BATCH = flags.DEFINE_integer(
-  "micro_batch",
-  8,
-  "Sequences processed at once.",
-  lower_bound=1,
-  upper_bound=flag_groups.MOST_AT_ONCE,
-)
+_MICRO_BATCH = flag_groups.micro_batch("Sequences processed at once.")
 _SEED = flag_groups.seed()
 _OUT = flag_groups.out()
 

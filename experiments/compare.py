@@ -85,10 +85,7 @@ def _measure(study, sources, prompts, settings, more):
     *models, prompts.prompts, settings, study.run, progress, launch.say
   )
   answers = items.ask(
-    sources,
-    dict(zip(sources, models)),
-    lambda name: launch.Amount(name).tell,
-    more,
+    sources, dict(zip(sources, models)), launch.tell_amount, more
   )
   study.run.write_all(answers.rows())
   return models, tables, answers

@@ -27,7 +27,6 @@ from absl import app, flags, logging
 import jaxprune
 
 from . import command_line, descriptions, failures, interrupts, pod_parent, pods
-from .progress import Amount as Amount
 from .progress import Progress, is_quiet, say, tell_amount
 
 if TYPE_CHECKING:  # a script shows its --help without loading JAX

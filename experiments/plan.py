@@ -161,22 +161,18 @@ def _read_tasks(source):
 
 def _workshop(source, calibration, stage):
   """Where pruned models are made."""
-  import jax.numpy as jnp
-
-  from jaxprune import checkpoints
-  from jaxprune.probes.decoder import sequences
+  from jaxprune.studies.comparison import measure
   from jaxprune.studies.plan import kept, models
 
-  config, params = checkpoints.load_params(source, jnp.float32)
   return models.Workshop(
     source=source,
-    dense=sequences.Model(config=config, params=params),
+    dense=measure.load_model(source),
     calibration=calibration,
     amount=_AMOUNT.value,
     spread=_SPREAD.value,
     kept=kept.Kept(stage.scaffold / "plan.json"),
     work=stage.scaffold / "work",
-    tell=lambda name: launch.Amount(name).tell,
+    tell=launch.tell_amount,
   )
 
 

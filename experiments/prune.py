@@ -95,9 +95,7 @@ _SAMPLING = flags.DEFINE_enum(
   "How sequences are cut from text; see calibration.tokens.",
 )
 _SEED = flag_groups.seed()
-_MICRO_BATCH = flags.DEFINE_integer(
-  "micro_batch", 8, "Sequences in a layer at once.", 1, flag_groups.MOST_AT_ONCE
-)
+_MICRO_BATCH = flag_groups.micro_batch("Sequences in a layer at once.")
 _OFFLOAD = flags.DEFINE_bool(
   "offload", False, "Keep activations on the host between layers."
 )

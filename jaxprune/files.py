@@ -129,7 +129,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
   except FileNotFoundError as error:
     raise ValueError(
       f"{path}: no such file; give the folder that has it"
-    ) from (error)
+    ) from error
   except (OSError, ValueError) as error:
     raise ValueError(
       f"{path}: not readable as JSON ({error}); copy or download it again"

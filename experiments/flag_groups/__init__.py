@@ -18,13 +18,14 @@ from .calibration_flags import (
   samples,
   sequence_length,
 )
-from .define import MAX_SEED, MOST_AT_ONCE, REQUIRED, numbers, several
+from .define import MAX_SEED, REQUIRED, numbers, several
 from .measurement_flags import (
   analysis_temperature,
   batch,
   layer_rows,
   lens,
   limit,
+  micro_batch,
   seed,
   survival,
   temperature,
@@ -60,7 +61,6 @@ __all__ = [
   "Calibration",
   "Comparison",
   "MAX_SEED",
-  "MOST_AT_ONCE",
   "Model",
   "Models",
   "NamedTasks",
@@ -82,6 +82,7 @@ __all__ = [
   "lens",
   "limit",
   "mesh",
+  "micro_batch",
   "model",
   "models",
   "named_tasks",

@@ -20,6 +20,11 @@ def batch(
   return flags.DEFINE_integer("batch", default, about, 1, MOST_AT_ONCE)
 
 
+def micro_batch(about: str) -> flags.FlagHolder[int]:
+  """Define --micro_batch, 8 where it is not given."""
+  return flags.DEFINE_integer("micro_batch", 8, about, 1, MOST_AT_ONCE)
+
+
 def seed(about: str = "Seed of every draw.") -> flags.FlagHolder[int]:
   """Define --seed, 0 where it is not given."""
   return flags.DEFINE_integer(

@@ -98,10 +98,8 @@ def named_tasks(about: str = "Tasks by name") -> NamedTasks:
       " the task says.",
       lower_bound=0,
     ),
-    allow_code_execution=flags.DEFINE_bool(
-      "allow_code_execution",
-      False,
-      "Run the code that a model writes in --tasks=humaneval and mbpp.",
+    allow_code_execution=allow_code_execution(
+      "Run the code that a model writes in --tasks=humaneval and mbpp."
     ),
     without_isolation=without_isolation(),
   )
@@ -145,11 +143,11 @@ def tasks() -> Tasks:
   )
 
 
-def allow_code_execution() -> flags.FlagHolder[bool]:
+def allow_code_execution(
+  about: str = "Run what the model wrote, on this machine.",
+) -> flags.FlagHolder[bool]:
   """Define --allow_code_execution."""
-  return flags.DEFINE_bool(
-    "allow_code_execution", False, "Run what the model wrote, on this machine."
-  )
+  return flags.DEFINE_bool("allow_code_execution", False, about)
 
 
 def without_isolation() -> flags.FlagHolder[bool]:

@@ -154,6 +154,17 @@ def as_parts(finding: str | Sequence[Part | Mapping[str, str]]) -> list[Part]:
   return [part if isinstance(part, Part) else Part(**part) for part in finding]
 
 
+def list_first(said: Sequence[str], most: int = 4) -> str:
+  """The first few of what could be said, and how many more there are.
+
+  Args:
+    said: one for each thing.
+    most: that are named.
+  """
+  more = f" and {len(said) - most} more" if len(said) > most else ""
+  return ", ".join(said[:most]) + more
+
+
 def first_sentence(text: str) -> tuple[str, str]:
   """The first sentence of a text, to be its headline, and the rest.
 

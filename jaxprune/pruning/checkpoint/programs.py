@@ -67,6 +67,19 @@ def apply_units(
   return *new, finite.all_finite((new[0], new[2]))
 
 
+def statistic_shapes(statistic: str, inputs: int) -> Any:
+  """Shapes and dtypes of a statistic of one kernel's inputs.
+
+  Args:
+    statistic: a name in `observers.OBSERVERS`.
+    inputs: I of the kernel.
+  """
+  return jax.eval_shape(
+    OBSERVERS[statistic].observe,
+    jax.ShapeDtypeStruct((1, 1, inputs), np.float32),
+  )
+
+
 def nothing_seen(statistic: str, layer: Tree, key: str, memory: Memory) -> Any:
   """The statistic of no tokens, placed; its shape follows from the kernel.
 
@@ -78,17 +91,13 @@ def nothing_seen(statistic: str, layer: Tree, key: str, memory: Memory) -> Any:
   """
   group, kernel = next(k for k in kernels_of(layer) if KERNEL_INPUTS[k] == key)
   *several, inputs, _ = layer[group][kernel]["kernel"].shape
-  shapes = jax.eval_shape(
-    OBSERVERS[statistic].observe,
-    jax.ShapeDtypeStruct((1, 1, inputs), np.float32),
-  )
   return jax.tree.map(
     lambda s: devices.place(
       np.zeros((*several, *s.shape), s.dtype),
       memory.mesh,
       devices.statistic_spec((*several, *s.shape), memory.mesh),
     ),
-    shapes,
+    statistic_shapes(statistic, inputs),
   )
 
 

@@ -8,7 +8,6 @@ are exact float32. Decoding and evaluation hold the whole model in bfloat16.
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,13 +18,12 @@ import numpy as np
 from jaxprune import devices, report
 from jaxprune.models import decoder, generation, init
 from jaxprune.pruning import registry
-from jaxprune.pruning.checkpoint import layer, streaming
+from jaxprune.pruning.checkpoint import streaming
 from jaxprune.pruning.patterns import NofM, Unstructured
-from jaxprune.studies.benchmark import floors, rates, shapes, timing
+from jaxprune.studies.benchmark import floors, rates, shapes, stages, timing
 
 _PROMPT = 32
 WORK = ("wanda", "sparsegpt", "decode", "evaluation")
-STAGES = ("statistics", "masks", "second_forward")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,23 +144,16 @@ def _prune(config, settings, method, pattern, limits):
     batches=[jax.random.normal(key, shape) for key in keys],
     valid=[None] * len(keys),
   )
-  seconds = {stage: [] for stage in STAGES}
+  seconds = {stage: [] for stage in stages.STAGES}
   for index in range(config.num_layers):
     old = jax.block_until_ready(
       _random_layer(config, jax.random.key(2 + index))
     )
-    began = time.perf_counter()
-    statistics = layer.collect(
-      config, chosen.statistic, old, index, states, memory
+    parts = stages.prune_layer(
+      config, chosen, pattern, old, index, states, memory
     )
-    began = _lap(seconds["statistics"], began, statistics)
-    new, _, _ = layer.prune_kernels(
-      config, chosen, pattern, old, index, statistics
-    )
-    began = _lap(seconds["masks"], began, new)
-    sliding = streaming.is_sliding(config, index)
-    streaming.advance(config, new, states, sliding, memory)
-    _lap(seconds["second_forward"], began, states.batches)
+    for stage, spent in parts.items():
+      seconds[stage].append(spent)
   later = {k: float(np.median(v[1:] or v)) for k, v in seconds.items()}
   entry = {f"{k}_seconds": v * config.num_layers for k, v in later.items()}
   whole = sum(map(sum, seconds.values()))
@@ -170,12 +161,6 @@ def _prune(config, settings, method, pattern, limits):
   entry["seconds_with_compilation"] = whole
   exact = chosen.statistic == "gram"
   return entry | _fractions(config, settings, entry, limits, exact)
-
-
-def _lap(into, began, waited):
-  jax.block_until_ready(waited)
-  into.append(time.perf_counter() - began)
-  return time.perf_counter()
 
 
 def _fractions(config, settings, entry, limits, has_gram):

@@ -22,7 +22,7 @@ import numpy as np
 from jaxprune import checkpoints, models, report
 from jaxprune.models import generation
 from jaxprune.pruning import registry
-from jaxprune.pruning.checkpoint import layer, streaming, sublayers, weights
+from jaxprune.pruning.checkpoint import streaming, sublayers, weights
 from jaxprune.pruning.patterns import NofM, Unstructured
 from jaxprune.studies import inputs
 from jaxprune.studies.benchmark import (
@@ -30,6 +30,7 @@ from jaxprune.studies.benchmark import (
   processes,
   rates,
   references,
+  stages,
   timing,
 )
 
@@ -43,7 +44,7 @@ WORK = (
 )
 # What a fresh process does once for its peak of memory.
 _REMEMBERED = ("wanda", "sparsegpt", "decode_8")
-STAGES = ("load", "statistics", "masks", "second_forward")
+STAGES = ("load", *stages.STAGES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,11 +180,11 @@ def _prepare(settings, scratch):
 
 def _time(settings, run, name, sides):
   """Seconds of one piece of work on both sides, and of its stages."""
-  stages = {side: [] for side in sides}
+  parts_of = {side: [] for side in sides}
 
   def turn(side):
     seconds, parts = sides[side].ask(name)
-    stages[side].append(parts)
+    parts_of[side].append(parts)
     return np.array(seconds)
 
   seconds = timing.take_turns(
@@ -203,9 +204,9 @@ def _time(settings, run, name, sides):
   )
   entry = _summarise(name, slow, fast, settings.new_tokens)
   for prefix, side in (("", "jaxprune"), ("reference_", "reference")):
-    for stage in stages[side][-1]:
+    for stage in parts_of[side][-1]:
       entry[f"{prefix}{stage}_seconds"] = float(
-        np.median([parts[stage] for parts in stages[side][1:]])
+        np.median([parts[stage] for parts in parts_of[side][1:]])
       )
   return entry
 
@@ -368,7 +369,7 @@ def open_jaxprune(given: Given) -> Callable[[str], Any]:
   )
 
 
-def _worker(work, stages=None):
+def _worker(work, time_stages=None):
   """Answers a name with (wall and processor seconds), seconds of stages."""
 
   def answer(name):
@@ -378,8 +379,8 @@ def _worker(work, stages=None):
       parts.update(work[name]() or {})
 
     seconds = timing.timed(run)
-    if stages is not None and name.partition("_")[0] in _PRUNE:
-      parts |= stages(name)
+    if time_stages is not None and name.partition("_")[0] in _PRUNE:
+      parts |= time_stages(name)
     return seconds.tolist(), parts
 
   return answer
@@ -401,27 +402,14 @@ def _stages(source, tokens, name):
   seconds = dict.fromkeys(STAGES, 0.0)
   for index in range(config.num_layers):
     began = time.perf_counter()
-
-    def lap(stage, waited):
-      nonlocal began
-      jax.block_until_ready(waited)
-      seconds[stage] += time.perf_counter() - began
-      began = time.perf_counter()
-
     read = checkpoints.read_layer(source, index)
-    old = streaming.place_layer(read, memory)
-    lap("load", old)
-    statistics = layer.collect(
-      config, method.statistic, old, index, states, memory
+    old = jax.block_until_ready(streaming.place_layer(read, memory))
+    seconds["load"] += time.perf_counter() - began
+    parts = stages.prune_layer(
+      config, method, pattern, old, index, states, memory
     )
-    lap("statistics", statistics)
-    new, _, _ = layer.prune_kernels(
-      config, method, pattern, old, index, statistics
-    )
-    lap("masks", new)
-    sliding = streaming.is_sliding(config, index)
-    streaming.advance(config, new, states, sliding, memory)
-    lap("second_forward", states.batches)
+    for stage, spent in parts.items():
+      seconds[stage] += spent
   return seconds
 
 

@@ -21,14 +21,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxprune import checkpoints, report
 from jaxprune.calibration import load_tokenizer
 from jaxprune.evaluation import encode_pair, loglikelihoods
-from jaxprune.models import init
-from jaxprune.studies.benchmark import processes, rates, references, timing
+from jaxprune.studies.benchmark import (
+  floors,
+  processes,
+  rates,
+  references,
+  timing,
+)
 
 WORK = ("choice", "generation")
 _STOP = ("Question:", "</s>")
@@ -210,14 +214,8 @@ def _floor(settings, work, arguments) -> dict[str, float]:
     for context, tail in arguments
   ]
   tokens, places = loglikelihoods.tokens_read(config, pairs)
-  shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
-  kernels = [
-    leaf.size
-    for leaf in jax.tree.leaves(shapes["layers"])
-    if len(leaf.shape) == 3
-  ]
   head = config.vocab_size * config.embed_dim
-  flops = 2.0 * (tokens * sum(kernels) + places * head)
+  flops = floors.forward_flops(config, tokens) + 2.0 * places * head
   rate = rates.matmul_rate(config.embed_dim, config.mlp_dim)
   return {
     "tokens": tokens,
@@ -225,7 +223,7 @@ def _floor(settings, work, arguments) -> dict[str, float]:
     "flops": flops,
     "flops_per_second": rate,
     "floor_seconds": flops / rate,
-    "step_floor_seconds": 4.0 * (sum(kernels) + head) / rates.memory_rate(),
+    "step_floor_seconds": floors.weight_bytes(config) / rates.memory_rate(),
   }
 
 

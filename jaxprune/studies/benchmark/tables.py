@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxprune import files
+from jaxprune.report import marks
 
 
 def replace(path: str | os.PathLike, name: str, text: str) -> None:
@@ -25,13 +26,11 @@ def replace(path: str | os.PathLike, name: str, text: str) -> None:
   """
   page = pathlib.Path(path).read_text(encoding="utf-8")
   begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-  if begin not in page or end not in page:
-    raise ValueError(f"{path}: no place {begin} ... {end}; add these two lines")
-  before, _, rest = page.partition(begin)
-  after = rest.partition(end)[2]
-  files.atomic_write_text(
-    pathlib.Path(path), f"{before}{begin}\n{text.strip()}\n{end}{after}"
-  )
+  try:
+    page = marks.replace_between(page, begin, end, f"\n{text.strip()}\n")
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from None
+  files.atomic_write_text(pathlib.Path(path), page)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -113,12 +113,17 @@ def load_models(
     ValueError: their layers, widths or vocabularies differ.
   """
   sequences.check_same_shape(dense.config, pruned.config)
-  loaded = (
-    checkpoints.load_params(source, jnp.float32) for source in (dense, pruned)
-  )
-  return tuple(
-    sequences.Model(config=config, params=params) for config, params in loaded
-  )
+  return load_model(dense), load_model(pruned)
+
+
+def load_model(source: checkpoints.Source) -> sequences.Model:
+  """Load one model in float32.
+
+  Args:
+    source: its checkpoint.
+  """
+  config, params = checkpoints.load_params(source, jnp.float32)
+  return sequences.Model(config=config, params=params)
 
 
 def compare(

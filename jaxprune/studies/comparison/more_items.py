@@ -100,6 +100,11 @@ def read(
   for text in tasks.named:
     name, _, count = text.partition(":")
     if name in table.TASKS:
+      if table.TASKS[name].kind == table.PERPLEXITY:
+        raise ValueError(
+          f"--tasks={name}: a perplexity has no score per item, and one is"
+          " measured anyway; use evaluate, or leave it out"
+        )
       own.append(text)
     else:
       if count and not (count.isdecimal() and int(count)):
@@ -107,11 +112,6 @@ def read(
           f"--tasks={text}: {count!r} is no number of items; write {name}:200"
         )
       others.append((name, int(count) if count else tasks.limit))
-    if name in table.TASKS and table.TASKS[name].kind == table.PERPLEXITY:
-      raise ValueError(
-        f"--tasks={name}: a perplexity has no score per item, and one is"
-        " measured anyway; use evaluate, or leave it out"
-      )
   if others:
     _check_others([name for name, _ in others])
   tasks = dataclasses.replace(tasks, named=tuple(own))
@@ -147,12 +147,14 @@ def ask(
   if more is None:
     return {}
   found = {}
-  for task, limit in more.names():
+  own = more.names()
+  if own:
     reader = _reader(next(iter(sources.values())), model, more.own)
-    reader = dataclasses.replace(
-      reader, bookkeeping=Bookkeeping(progress=tell(f"{name}, {task}"))
+  for task, limit in own:
+    heard = Bookkeeping(progress=tell(f"{name}, {task}"))
+    scored = scores.score_named(
+      dataclasses.replace(reader, bookkeeping=heard), task, limit, more.own
     )
-    scored = scores.score_named(reader, task, limit, more.own)
     found[task] = _of_own(task, scored)
   for task, limit in more.others:
     results = harness.evaluate(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxprune import files
-from jaxprune.report import page
+from jaxprune.report import marks, page
 from jaxprune.statistics import Estimate
 from jaxprune.studies.comparison import finding as finding_lib
 from jaxprune.studies.guidance import cases, shipped, transfer
@@ -128,13 +128,11 @@ def write_markdown(path: pathlib.Path | str, rule: Mapping[str, Any]) -> None:
   """
   path = pathlib.Path(path)
   text = path.read_text() if path.is_file() else ""
-  before, begin, rest = text.partition(BEGIN)
-  _, end, after = rest.partition(END)
-  if not (begin and end):
-    raise ValueError(f"--docs={path}: has no lines {BEGIN} and {END}")
-  files.atomic_write_bytes(
-    path, f"{before}{BEGIN}\n\n{markdown(rule)}\n\n{END}{after}".encode()
-  )
+  try:
+    text = marks.replace_between(text, BEGIN, END, f"\n\n{markdown(rule)}\n\n")
+  except ValueError:
+    raise ValueError(f"--docs={path}: has no lines {BEGIN} and {END}") from None
+  files.atomic_write_bytes(path, text.encode())
 
 
 def tables(rule: Mapping[str, Any]) -> list[page.Table]:

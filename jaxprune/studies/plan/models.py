@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import checkpoints
@@ -28,6 +27,7 @@ from jaxprune.pruning.checkpoint.streaming import Memory
 from jaxprune.pruning.layerwise import allocation, drops, owl
 from jaxprune.pruning.patterns import AnyPattern, NofM
 from jaxprune.studies import prune
+from jaxprune.studies.comparison import measure as comparison
 from jaxprune.studies.plan import candidates, order
 from jaxprune.studies.plan.candidates import Family
 from jaxprune.studies.plan.kept import Kept
@@ -180,8 +180,7 @@ def load(shop: Workshop, family: Family, level: int) -> sequences.Model:
     )
   else:
     source = checkpoints.open_checkpoint(folder_of(shop, family, level))
-  config, params = checkpoints.load_params(source, jnp.float32)
-  return sequences.Model(config=config, params=params)
+  return comparison.load_model(source)
 
 
 def drops_of(shop: Workshop, name: str, target: str, level: int) -> drops.Drops:

@@ -54,7 +54,7 @@ def _tiles(summary) -> list[page.Tile]:
       label=f"of the {AMOUNTS[summary['amount']]} removed",
     ),
     page.estimate_tile(
-      _estimate(chosen["kept"]),
+      Estimate.from_json(chosen["kept"]),
       "of the score above chance is kept",
       unit="%",
       scale=100,
@@ -137,7 +137,7 @@ def _measured(summary) -> list[page.Section]:
       _name(each) + (" (usual)" if each["label"] in controls else ""),
       100 * each["amount"],
       *(Estimate.from_json(each["scores"][task]) for task in tasks),
-      _estimate(each["kept"]),
+      Estimate.from_json(each["kept"]),
       each["kept"]["state"],
     )
     for each in entries
@@ -171,10 +171,6 @@ def _measured(summary) -> list[page.Section]:
 
 def _name(entry: Mapping[str, Any]) -> str:
   return f"{entry['label']} (trained)" if entry["recovered"] else entry["label"]
-
-
-def _estimate(kept) -> Estimate:
-  return Estimate(kept["value"], kept["low"], kept["high"], kept["count"])
 
 
 def _protocol(summary, settings) -> dict[str, Any]:

@@ -13,12 +13,10 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import checkpoints, report, statistics
 from jaxprune.evaluation.tasks import table
-from jaxprune.probes.decoder import sequences
 from jaxprune.recovery import finetune
 from jaxprune.studies import inputs
 from jaxprune.studies.comparison import items, more_items
@@ -191,8 +189,7 @@ def recover(
   shutil.rmtree(out, ignore_errors=True)
   train.recover(out, sources, recovery, shop.calibration, report=bench.say)
   source = checkpoints.open_checkpoint(out)
-  config, params = checkpoints.load_params(source, jnp.float32)
-  model = sequences.Model(config=config, params=params)
+  model = comparison.load_model(source)
   seen = shop.kept.get(
     f"predicted/{label}", lambda: _predict(shop, model, bench.question)
   )

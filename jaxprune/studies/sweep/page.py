@@ -3,7 +3,7 @@
 from typing import Any
 
 from jaxprune.report import page
-from jaxprune.statistics import Estimate
+from jaxprune.statistics import Estimate, as_estimate
 from jaxprune.studies.sweep import accounts, figures, retained
 from jaxprune.studies.sweep.scores import DENSE, by_metric
 
@@ -99,8 +99,7 @@ def _kept_sections(summary) -> list[page.Section]:
               entry["use"],
               entry["count"],
               Estimate.from_json(entry),
-              entry["less_than_choice"]
-              and Estimate.from_json(entry["less_than_choice"]),
+              as_estimate(entry["less_than_choice"]),
             )
             for entry in summary["by_use"]
           ],

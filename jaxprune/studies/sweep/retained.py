@@ -82,15 +82,16 @@ def by_use(
       continue
     kept = {}
     for use in sorted(columns, key=_ORDER.index):
-      kept[use] = statistics.retention(
-        *_concatenate(seeds, dense, columns[use]), threshold
+      kept[use] = fields = dataclasses.asdict(
+        statistics.retention(
+          *_concatenate(seeds, dense, columns[use]), threshold
+        )
       )
-      fields = dataclasses.asdict(kept[use])
       del fields["chance"]
       gap = None
       if use != "choice" and "choice" in kept:
         gap = statistics.difference(
-          *(_estimate(kept[each]) for each in ("choice", use))
+          *map(statistics.Estimate.from_json, (kept["choice"], fields))
         ).to_json()
       entries.append(
         {"configuration": name, "use": use, "tasks": len(columns[use])}
@@ -98,10 +99,6 @@ def by_use(
         | {"less_than_choice": gap}
       )
   return entries
-
-
-def _estimate(kept: statistics.Retention) -> statistics.Estimate:
-  return statistics.Estimate(kept.value, kept.low, kept.high, kept.count)
 
 
 def _concatenate(seeds, dense, columns):

@@ -6,8 +6,6 @@ from typing import Any
 from jaxprune.report import page
 from jaxprune.statistics import Estimate
 
-_NAMED = 4  # tasks in the headline
-
 
 def render(summary: Mapping[str, Any], description: Mapping[str, Any]) -> str:
   """Make report.html.
@@ -58,8 +56,7 @@ def finding(summary: Mapping[str, Any]) -> str:
       said.append(f"{task} {value} ({metric.partition(',')[0]})")
   if not said:
     return "The harness gave no number"
-  more = f" and {len(said) - _NAMED} more" if len(said) > _NAMED else ""
-  return ", ".join(said[:_NAMED]) + more
+  return page.list_first(said)
 
 
 def _score(entry) -> Estimate | float:

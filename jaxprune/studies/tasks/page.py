@@ -5,8 +5,6 @@ from typing import Any
 from jaxprune.report import page
 from jaxprune.statistics import Estimate
 
-_NAMED = 4  # tasks in the headline
-
 
 def render(summary: dict[str, Any], description: dict[str, Any]) -> str:
   """Make report.html.
@@ -70,8 +68,7 @@ def finding(summary: dict[str, Any]) -> str:
       if name in by_model
     )
     said.append(f"{task} {scores} ({metric})")
-  more = f" and {len(said) - _NAMED} more" if len(said) > _NAMED else ""
-  return ", ".join(said[:_NAMED]) + more
+  return page.list_first(said)
 
 
 def _cell(entry) -> Estimate | None:

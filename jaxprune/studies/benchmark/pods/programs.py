@@ -19,7 +19,13 @@ from jax.sharding import PartitionSpec as P
 
 from jaxprune import devices
 from jaxprune.calibration.observers import OBSERVERS
-from jaxprune.models import KERNEL_INPUTS, ModelConfig, decoder, init
+from jaxprune.models import (
+  KERNEL_INPUTS,
+  ModelConfig,
+  decoder,
+  init,
+  kernels_of,
+)
 from jaxprune.models.decoding import Cache, decode_step
 from jaxprune.probes.decoder import transitions
 from jaxprune.probes.decoder.propagation import path
@@ -137,10 +143,6 @@ def _batch_shape(case):
 
 
 def _statistic_shapes(case, statistic, inputs):
-  shapes = jax.eval_shape(
-    OBSERVERS[statistic].observe,
-    jax.ShapeDtypeStruct((1, 1, inputs), jnp.float32),
-  )
   return jax.tree.map(
     lambda leaf: _shaped(
       leaf.shape,
@@ -148,7 +150,7 @@ def _statistic_shapes(case, statistic, inputs):
       case.mesh,
       devices.statistic_spec(leaf.shape, case.mesh),
     ),
-    shapes,
+    programs.statistic_shapes(statistic, inputs),
   )
 
 
@@ -354,22 +356,15 @@ def _lower_propagation(case):
   """One direction at one node: where the cost of attribution lies."""
   config, mesh = case.config, case.mesh
   params = params_shapes(case)
-
-  def with_change(tree):
-    return {
-      name: with_change(leaf)
-      if isinstance(leaf, dict) and "kernel" not in leaf
-      else leaf | {"delta": leaf["kernel"]}
-      if isinstance(leaf, dict) and "kernel" in leaf
-      else leaf
-      for name, leaf in tree.items()
-    }
-
+  # As `path.add_delta` makes them, which would lose the placement.
+  for group, kernel in kernels_of(params["layers"]):
+    leaf = params["layers"][group][kernel]
+    leaf["delta"] = leaf["kernel"]
   read = _shaped(
     (case.batch, _STEPS, config.embed_dim), jnp.bfloat16, mesh, P("data")
   )
   line = Path(
-    params={**params, "layers": with_change(params["layers"])},
+    params=params,
     tokens=_tokens(case, case.length),
     valid=_tokens(case, case.length, bool),
     alive=_shaped((case.batch, _STEPS), bool, mesh, P("data")),
