@@ -30,6 +30,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import functools
 import pathlib
 import shutil
 import socket
@@ -37,9 +38,19 @@ import socket
 import hypothesis
 import jax
 import pytest
+from hypothesis.internal.conjecture import providers
+from jax._src.interpreters import mlir
+
+# JAX makes a new context for every program, which is a sixth of the time where
+# programs are small; they can share one.
+mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# Hypothesis draws numbers that it reads in the modules imported so far, which
+# another order of the tests changes: what fails must fail again.
+providers._get_local_constants = lambda: providers._local_constants
 
 # A busy machine is no failed property, and a failure must come back on rerun.
 hypothesis.settings.register_profile(

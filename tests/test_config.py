@@ -226,6 +226,17 @@ def test_absent_ids():
     ("mistral", {"attention_bias": True}, "attention_bias=True"),
     ("mistral", {"mlp_bias": True}, "mlp_bias=True"),
     ("mistral", {"sliding_window": 0}, "sliding_window=0"),
+    # Stock makes the mask also where no layer slides.
+    (
+      "gemma3_text",
+      {"sliding_window": None, "sliding_window_pattern": 1},
+      "sliding_window=None",
+    ),
+    (
+      "gemma2",
+      {"sliding_window": None, "layer_types": ["full_attention"] * 3},
+      "sliding_window=None",
+    ),
     ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types"),
     ("llama", {"layer_types": ["sliding_attention"] * 3}, "layer_types"),
     ("qwen2", {"layer_types": ["full_attention"] * 2}, "must be 3 of"),

@@ -50,7 +50,13 @@ def read_sliding(
   sliding = default
   if kinds is not None:
     sliding = _layer_types(raw, kinds, default)
-  if any(sliding) and window is None:
+  if pattern is not None and window is None:
+    raw.problem(
+      "sliding_window",
+      None,
+      "this family makes a mask of that length for every model",
+    )
+  elif any(sliding) and window is None:
     raw.problem(
       "layer_types", kinds, "sliding layers need an active sliding_window"
     )
