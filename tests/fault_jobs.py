@@ -11,7 +11,11 @@ import pathlib
 from unittest import mock
 
 import faults
+import jax
 import mutation_models
+import numpy as np
+
+from jaxprune.studies.comparison import more_items
 
 SCRIPTS = (
   "prune",
@@ -25,9 +29,13 @@ SCRIPTS = (
   "recover",
   "transitions",
   "recovery_study",
+  "plan",
 )
 # What differs between two runs whose results are the same.
 _VOLATILE = ("seconds", "peak_bytes", "memory")
+MADE = more_items.Kind(
+  use="generation", metric="exact match", rule="", chance=0.0
+)
 _TASK = """
 task: own
 dataset_path: json
@@ -128,6 +136,11 @@ def flags(home: pathlib.Path, name: str) -> tuple[str, list[str]]:
       *("--seeds=0", "--weights=1", "--steps=1", "--batch=1", "--row_len=8"),
       *("--num_samples=2", "--seq_len=8"),
     ],
+    "plan": [
+      *(f"--model={home}/pocket", "--methods=wanda", "--allocations=uniform"),
+      *("--keep=0.9", "--measurements=1", "--recover=1"),
+      *("--num_samples=2", "--seq_len=16", "--limit=1", "--max_new_tokens=2"),
+    ],
     "recover": [
       *(f"--pruned={home}/pruned", "--objective=language", ids),
       *("--steps=2", "--batch=2"),
@@ -143,8 +156,8 @@ def flags(home: pathlib.Path, name: str) -> tuple[str, list[str]]:
 def cheaper(name: str):
   """Leave out what costs time and touches no result, as long as this lasts.
 
-  The pocket model is asked little, and the harness does not list what is
-  installed.
+  The pocket model is asked little, in `plan` nothing, and the harness does not
+  list what is installed.
 
   Args:
     name: one of SCRIPTS.
@@ -176,9 +189,26 @@ def cheaper(name: str):
         shipped, "generate_requests", lambda split: requests(split)[:2]
       )
     )
+    if name == "plan":
+      enter(mock.patch("jaxprune.studies.comparison.items.ask_one", answer))
     if name == "harness":
       enter(mock.patch("lm_eval.evaluator.add_env_info", lambda results: None))
     yield
+
+
+def answer(source, model, name, tell, uses):
+  """Answers to 100 made items, fewer of them right the more weights are zero.
+
+  Of those, 33 % cost nothing. In place of `items.ask_one`, which says what the
+  arguments are.
+  """
+  kernels = [
+    leaf for leaf in jax.tree.leaves(model.params["layers"]) if leaf.ndim > 2
+  ]
+  zeros = np.mean([float((kernel == 0).mean()) for kernel in kernels])
+  right = round(100 * (1.0 - max(0.0, 2 * (zeros - 0.33))))
+  values = (np.arange(100) < right).astype(float)
+  return {"made": more_items.Scores(kind=MADE, values=values)}
 
 
 def results(folder: pathlib.Path) -> dict[str, object]:

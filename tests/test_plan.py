@@ -5,7 +5,7 @@ import math
 import shutil
 import types
 
-import jax
+import fault_jobs
 import numpy as np
 import pytest
 import scripts
@@ -13,10 +13,9 @@ import scripts
 from jaxprune import checkpoints, report
 from jaxprune.checkpoints import names
 from jaxprune.pocket import shipped
-from jaxprune.probes.decoder import sequences
 from jaxprune.pruning.layerwise.drops import Drops
 from jaxprune.studies.comparison import items, more_items
-from jaxprune.studies.comparison.more_items import Kind, Scores
+from jaxprune.studies.comparison.more_items import Scores
 from jaxprune.studies.plan import (
   candidates,
   measure,
@@ -190,7 +189,9 @@ def made(label, damage, right=None):
 @pytest.mark.parametrize("right", [24, None])
 def test_the_page_says_what_was_found(tmp_path, right):
   """The original has 25 of 40 right; nothing found is said, too."""
-  dense = {"made": Scores(kind=KIND, values=(np.arange(40) < 25) * 1.0)}
+  dense = {
+    "made": Scores(kind=fault_jobs.MADE, values=(np.arange(40) < 25) * 1.0)
+  }
   chosen = right and made("wanda@kl:0.3", 0.02, right)
   plan = measure.Plan(
     tried=[made("wanda:0.3", 0.1), made("wanda:0.6", math.inf, 3)]
@@ -236,26 +237,17 @@ def test_a_task_that_no_item_stands_for(tmp_path):
   tries.check(source, settings, more)
 
 
-KIND = Kind(use="generation", metric="exact match", rule="", chance=0.0)
-
-
 @pytest.fixture
 def asked(monkeypatch):
   """Answers that fall with the zeros of a model; returns who was asked."""
   names_asked = []
   breaks = {"wanda:0.35": "wanda:0.35"}  # once
 
-  def ask_one(source, model: sequences.Model, name, tell, uses):
-    leaves = jax.tree.leaves(model.params["layers"])
-    zeros = np.mean(
-      [float((leaf == 0).mean()) for leaf in leaves if leaf.ndim > 2]
-    )
+  def ask_one(source, model, name, tell, uses):
     if name == breaks.pop(name, None):
       raise ValueError("out of memory")
     names_asked.append(name)
-    right = round(100 * (1.0 - max(0.0, 2 * (zeros - 0.33))))
-    values = (np.arange(100) < right).astype(float)
-    return {"made": Scores(kind=KIND, values=values)}
+    return fault_jobs.answer(source, model, name, tell, uses)
 
   monkeypatch.setattr(items, "ask_one", ask_one)
   return names_asked
@@ -323,7 +315,7 @@ def test_attentions_for_bytes_of_the_cache(
 
 
 def test_a_model_that_has_nothing_to_lose(two_layers, tmp_path, monkeypatch):
-  none = {"made": Scores(kind=KIND, values=np.zeros(40))}
+  none = {"made": Scores(kind=fault_jobs.MADE, values=np.zeros(40))}
   monkeypatch.setattr(items, "ask_one", lambda *_: none)
   done = scripts.call("plan", two_layers, f"--out={tmp_path}/planned", *SMALL)
   assert done.returncode == 1

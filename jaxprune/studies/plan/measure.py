@@ -87,13 +87,14 @@ def plan(
   measured = measure_around(bench, family, level)
   passed = [i for i, tried in measured.items() if _keeps(bench, tried)]
   level = max(passed, default=None)
-  chosen = None
+  chosen, folder = None, None
   if settings.recover_steps:
-    chosen = _recover_around(bench, family, measured, level, out)
+    chosen, folder = _recover_around(bench, family, measured, level)
   if chosen is None and level is not None:
-    chosen = measured[level]
+    chosen, folder = measured[level], models.folder_of(shop, family, level)
+  if folder is not None:
     shutil.rmtree(out, ignore_errors=True)
-    models.folder_of(shop, family, level).rename(out)
+    folder.rename(out)
   controls = []
   if settings.controls and chosen is not None:
     controls = _controls(bench, chosen.amount)
@@ -182,23 +183,24 @@ def rows(found: Plan) -> Iterator[dict[str, Any]]:
         yield about | {"task": task, "question": index, "value": value}
 
 
-def _recover_around(bench, family, measured, passed, out) -> Tried | None:
+def _recover_around(
+  bench, family, measured, passed
+) -> tuple[Tried | None, pathlib.Path | None]:
   """Train the next greater amount, or else the one that passed.
 
   Returns:
-    What keeps the score after training, its folder written; None where the
-    training brought nothing.
+    What keeps the score after training, and its folder; None and None where
+    the training brought nothing.
   """
   failed = [i for i in measured if passed is None or i > passed]
   levels = [min(failed, default=None), passed]
   for level in (each for each in levels if each is not None):
-    tried = tries.recover(bench, family, level, out)
+    tried, folder = tries.recover(bench, family, level)
     if _keeps(bench, tried) and (
       level != passed or tried.damage <= measured[level].damage
     ):
-      return tried
-  shutil.rmtree(out, ignore_errors=True)
-  return None
+      return tried, folder
+  return None, None
 
 
 def _controls(bench, amount) -> list[Tried]:

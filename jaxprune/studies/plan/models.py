@@ -123,6 +123,16 @@ def amount_of(shop: Workshop, family: Family, level: int) -> float:
   return candidates.fraction(shop.source.config, shop.amount, gone)
 
 
+def place_of(shop: Workshop, label: str) -> pathlib.Path:
+  """Where a model of that name lies, or would lie.
+
+  Args:
+    shop: the workshop.
+    label: the name of a pruning.
+  """
+  return shop.work / re.sub(r"[^\w.@-]+", "_", label)
+
+
 def folder_of(shop: Workshop, family: Family, level: int) -> pathlib.Path:
   """The folder of a pruned model, made where it is not there any more.
 
@@ -131,7 +141,7 @@ def folder_of(shop: Workshop, family: Family, level: int) -> pathlib.Path:
     family: of the pruning.
     level: of the family.
   """
-  folder = shop.work / re.sub(r"[^\w.@-]+", "_", family.label(level))
+  folder = place_of(shop, family.label(level))
   if not folder.is_dir():  # a folder has its name when it is whole
     others = sorted(shop.work.glob("*"), key=lambda each: each.stat().st_mtime)
     for other in others[: -(_FOLDERS - 1)]:

@@ -9,7 +9,6 @@ What was seen of a pruning is kept, and no model is made for it again.
 import dataclasses
 import math
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -164,19 +163,37 @@ def try_level(
 
 
 def recover(
-  bench: Bench, family: Family, level: int, out: pathlib.Path
-) -> Tried:
+  bench: Bench, family: Family, level: int
+) -> tuple[Tried, pathlib.Path]:
   """Prune, train, and look at the model, with its answers.
 
   Args:
     bench: where.
     family: of the pruning.
     level: of the family.
-    out: the folder that is written.
+
+  Returns:
+    What was seen, and the folder of the trained model.
   """
-  shop, settings = bench.shop, bench.settings
+  shop = bench.shop
   label = f"{family.label(level)} recovered"
-  pruned = models.folder_of(shop, family, level)
+  folder = models.place_of(shop, label)
+  if not folder.is_dir():  # a folder has its name when it is whole
+    _train(bench, models.folder_of(shop, family, level), folder)
+  source = checkpoints.open_checkpoint(folder)
+  model = comparison.load_model(source)
+  seen = shop.kept.get(
+    f"predicted/{label}", lambda: _predict(shop, model, bench.question)
+  )
+  said = _answers(bench, label, model, lambda: source)
+  amount = models.amount_of(shop, family, level)
+  tried = _tried(label, family, amount, seen, said, recovered=True)
+  return _add(bench, tried), folder
+
+
+def _train(bench, pruned: pathlib.Path, folder: pathlib.Path) -> None:
+  """Write the trained model of a pruned one."""
+  shop, settings = bench.shop, bench.settings
   sources = {
     "dense": shop.source,
     "pruned": checkpoints.open_checkpoint(pruned),
@@ -186,16 +203,7 @@ def recover(
     batch=min(8, len(shop.tokens)),
     seed=settings.seed,
   )
-  shutil.rmtree(out, ignore_errors=True)
-  train.recover(out, sources, recovery, shop.calibration, report=bench.say)
-  source = checkpoints.open_checkpoint(out)
-  model = comparison.load_model(source)
-  seen = shop.kept.get(
-    f"predicted/{label}", lambda: _predict(shop, model, bench.question)
-  )
-  said = _answers(bench, label, model, lambda: source)
-  amount = models.amount_of(shop, family, level)
-  return _add(bench, _tried(label, family, amount, seen, said, recovered=True))
+  train.recover(folder, sources, recovery, shop.calibration, report=bench.say)
 
 
 def kept(question: Question, tried: Tried, keep: float) -> statistics.Retention:
