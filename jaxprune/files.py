@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
@@ -338,6 +339,22 @@ def sync(path: str | os.PathLike) -> None:
 def sync_folder(folder: str | os.PathLike) -> None:
   """Flush the names in a folder, without which a rename can be lost."""
   sync(folder)
+
+
+def remove_tree(folder: str | os.PathLike) -> None:
+  """Remove a folder whose name says that it is whole.
+
+  It loses the name first: a removal that is cut off leaves no half of it there.
+
+  Args:
+    folder: may be absent.
+  """
+  folder = pathlib.Path(folder)
+  rest = folder.with_name(f".{folder.name}.removed")
+  shutil.rmtree(rest, ignore_errors=True)
+  if folder.exists():
+    folder.rename(rest)
+    shutil.rmtree(rest)
 
 
 def reason(error: BaseException) -> str:

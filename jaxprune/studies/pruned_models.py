@@ -8,14 +8,13 @@ that one pruned model is in memory at a time.
 import dataclasses
 import functools
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import checkpoints
+from jaxprune import checkpoints, files
 from jaxprune.models.config import ModelConfig
 from jaxprune.studies.sweep import configurations as configurations_lib
 
@@ -99,7 +98,7 @@ def of_configurations(
     config, params = checkpoints.load_params(
       checkpoints.open_checkpoint(folder), jnp.float32
     )
-    shutil.rmtree(work)
+    files.remove_tree(work)
     return Opened(config=config, params=params, removed=removed)
 
   return [

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from jaxprune import files
 from jaxprune.studies.plan import candidates, models, search, tries
 from jaxprune.studies.plan.candidates import Family
 from jaxprune.studies.plan.models import Workshop
@@ -98,7 +99,7 @@ def plan(
   controls = []
   if settings.controls and chosen is not None:
     controls = _controls(bench, chosen.amount)
-  shutil.rmtree(shop.work, ignore_errors=True)
+  files.remove_tree(shop.work)
   return Plan(
     tried=bench.tried,
     chosen=chosen,

@@ -11,13 +11,12 @@ import math
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from jaxprune import checkpoints
+from jaxprune import checkpoints, files
 from jaxprune.calibration import tokens as tokens_lib
 from jaxprune.checkpoints import drop_lists, names
 from jaxprune.probes.decoder import ablation, sequences
@@ -143,9 +142,11 @@ def folder_of(shop: Workshop, family: Family, level: int) -> pathlib.Path:
   """
   folder = place_of(shop, family.label(level))
   if not folder.is_dir():  # a folder has its name when it is whole
-    others = sorted(shop.work.glob("*"), key=lambda each: each.stat().st_mtime)
+    others = sorted(
+      shop.work.glob("[!.]*"), key=lambda each: each.stat().st_mtime
+    )
     for other in others[: -(_FOLDERS - 1)]:
-      shutil.rmtree(other)
+      files.remove_tree(other)
     _write(shop, family, level, folder)
   os.utime(folder)
   return folder

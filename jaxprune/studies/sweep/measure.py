@@ -8,7 +8,6 @@ kept.
 import dataclasses
 import functools
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -185,7 +184,7 @@ def measure(
       work_on = _Work(folder=work, amount=amount)
       score = _make(dense, job, calibration, work_on, references)
       files.write_signed_json(path, score)
-      shutil.rmtree(places.work, ignore_errors=True)
+      files.remove_tree(places.work)
     if job.configuration is None:
       references = _texts(score)
     scores.append(score)
