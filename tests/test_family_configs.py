@@ -113,7 +113,7 @@ def test_two_ropes_as_in_stock(fields, ignored):
 @pytest.mark.parametrize(
   "family, fields, words",
   [
-    ("gemma2", {"sliding_window": None}, "need an active sliding_window"),
+    ("gemma2", {"sliding_window": None}, "makes a mask of that length"),
     ("gemma2", {"attn_logit_softcapping": 0}, "attn_logit_softcapping=0"),
     ("gemma2", {"final_logit_softcapping": "30"}, "softcapping='30'"),
     ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar=0"),
