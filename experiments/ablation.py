@@ -1,20 +1,21 @@
-"""What does the output lose without each sublayer, and whose choice loses less?
+"""What does the output lose without each sublayer; which choice loses least?
 
   jaxprune ablation --model=FOLDER --calibration=TEXT --out=OUT
 
-First part: every sublayer and layer is left out alone, and what the output
-loses is KL(dense || without it) in nats; beside it the second-order estimate
-from the true change of the logits, the same from the derivative at the dense
-model, and LLM-Drop's similarity; and how their rankings agree.
+Two parts, both measured in KL(dense || pruned), nats, on calibration text:
 
-Second part: sublayers are dropped one after the other in the order of the
-similarities, of the single KL (kl), of the KL measured again after each drop
-(kl_iterative), and at random; every such set is measured on tokens that no
-choice has seen. What the choice does to tasks is `experiments.discrepancy`,
-with the configurations kl_attention:4, drop_attention:4, ...
+single     every attention, MLP and layer is left out alone. Beside the exact KL
+           stand three estimates (second order from the true change of the
+           logits, the same from the derivative at the dense model, and
+           LLM-Drop's similarity), and how well their rankings agree.
+selection  sublayers are dropped one after the other, in the order of the
+           similarities, of the single KL (kl), of the KL measured again after
+           each drop (kl_iterative), and at random. Every set is measured on
+           text that no choice has seen.
 
-A row of the records is one sequence (`document`), and a sublayer (protocol
-`single`) or a set of dropped sublayers (protocol `selection`).
+A row of the records is one sequence (`document`) and one sublayer (protocol
+`single`) or set of sublayers (protocol `selection`). To see what such choices
+do to tasks, give `discrepancy` configurations such as kl_attention:4.
 
 Reference: He et al., LLM-Drop, arXiv:2406.15786.
 """

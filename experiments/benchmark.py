@@ -1,4 +1,4 @@
-"""How fast is it, beside a reference on the same machine in the same run?
+"""How fast is jaxprune, beside a reference on the same machine in the same run?
 
   jaxprune benchmark --suite=cpu --size=M --out=OUT [--page=docs/speed.md]
   jaxprune benchmark --suite=cpu --model=FOLDER --out=OUT
@@ -11,30 +11,30 @@
   jaxprune benchmark --suite=tpu --shapes=llama3-8b,llama3-405b \\
     --count=8,256 --chips=v5e,v5p --out=OUT [--page=docs/scale.md]
 
-Random weights of two shapes: S (Qwen2, width 256, 8 layers) and M (width 896,
-24 layers, MLP 4864, vocabulary 32000, tied), or a folder. Each piece of work is
-timed as A B A B: the reference, then jaxprune, after one call of each, which
-compiles and is a number of its own; medians, their ratio and the floor that the
-machine sets are printed and written. Where others use the machine, ratios of
-processor seconds say more.
+The model is a checkpoint, or random weights of one of two shapes: S (Qwen2,
+width 256, 8 layers) or M (width 896, 24 layers, MLP 4864, vocabulary 32000,
+tied). Each piece of work is timed in turns, A B A B: the reference, then
+jaxprune. The first call of each compiles and is a number of its own. Medians,
+their ratio and the floor that the machine sets are printed and written. Where
+other programs use the machine, compare the ratios of processor seconds.
 
-cpu          loading, passes, Wanda and SparseGPT with their stages, drop scores
-             and decoding, beside transformers and the papers' methods in
-             PyTorch; peak memory of each side. Needs the extra `reference`,
-             like the next.
+cpu          loading, forward passes, Wanda and SparseGPT with their stages,
+             drop scores and decoding, beside transformers and the papers'
+             methods in PyTorch; peak memory of each side. Needs the extra
+             `reference`, like transitions.
 transitions  each sublayer against its pruned counterpart at each step; with
-             --batch our side decodes several prompts and is charged per prompt
+             --batch, jaxprune decodes several prompts and is charged per prompt
 methods      the error of a layer and the seconds of every method
-evaluation   options of ARC-Easy and answers to GSM8K beside
-             lm-evaluation-harness' `hf` backend (extras `eval`, `reference`)
+evaluation   options of ARC-Easy and answers to GSM8K, beside the `hf` backend
+             of lm-evaluation-harness (extras `eval` and `reference`)
 gpu          a published shape on one accelerator, beside its own limits; like
              tpu with 128 x 2048 calibration tokens by default
 scaling      how cost grows with layers, width, tokens, prompts, steps, words
 tpu          compiles every program for slices of TPUs that are not there (extra
-             `tpu`), one --count of chips per shape; the same command goes on
-             where it was stopped
+             `tpu`), one --count of chips per shape; a run that was stopped goes
+             on with the same command
 
---page puts the table of the suite in its place in a page.
+--page puts the table of the suite in its place in a page of the docs.
 """
 
 import os
@@ -51,7 +51,7 @@ _SUITE = flag_groups.several(
 )
 _SIZE = flags.DEFINE_enum("size", "S", ["S", "M"], "Shape of random models.")
 _MODEL = flag_groups.model(
-  None, about="In place of --size; for methods and evaluation, which."
+  None, about="Checkpoint in place of --size; needed by methods and evaluation."
 )
 _REPEATS = flags.DEFINE_integer(
   "repeats", 3, "Timed runs of each side.", 1, 1000
@@ -60,7 +60,7 @@ _THREADS = flags.DEFINE_integer(
   "threads", 2, "Threads of PyTorch; JAX takes the cores it is given."
 )
 _PIECES = flags.DEFINE_list(
-  "work", None, "Of cpu, what to time: names of its table; all by default."
+  "work", None, "With cpu: what to time, by names of its table; all by default."
 )
 _NEW_TOKENS = flags.DEFINE_integer(
   "new_tokens", 64, "Tokens to decode.", lower_bound=2
@@ -71,44 +71,46 @@ _PROMPT = flags.DEFINE_integer(
 )
 _BATCH = flag_groups.batch(1, about="Prompts at once on our side.")
 _SPARSITY = flags.DEFINE_float(
-  "sparsity", 0.5, "Of methods: fraction removed, in [0, 1)."
+  "sparsity", 0.5, "With methods: fraction removed, in [0, 1)."
 )
 _GROUP_SIZE = flags.DEFINE_integer(
   "group_size", 64, "Inputs that share a scale in rtn and awq; 0 for all."
 )
 _DATA = flags.DEFINE_string(
-  "data", None, "Of evaluation: folder with qa/ARC-Easy and gsm8k."
+  "data", None, "With evaluation: folder with qa/ARC-Easy and gsm8k."
 )
 _TASKS = flag_groups.several(
   "tasks",
   ["choice", "generation"],
   ["choice", "generation"],
-  "Of evaluation, what to time.",
+  "With evaluation: what to time.",
 )
 _ITEMS = flags.DEFINE_integer(
-  "items", 32, "Of evaluation: questions of each task.", lower_bound=1
+  "items", 32, "With evaluation: questions of each task.", lower_bound=1
 )
 _REFERENCE_BATCH = flags.DEFINE_integer(
   "reference_batch",
   8,
-  "Of evaluation: requests that the reference takes at a time.",
+  "With evaluation: requests that the reference takes at a time.",
   lower_bound=1,
 )
 _SHAPES = flags.DEFINE_list(
-  "shapes", None, "Of gpu and tpu: llama-7b, llama3-8b, llama3-405b, tiny, ..."
+  "shapes", None, "With gpu, tpu: llama-7b, llama3-8b, llama3-405b, tiny, ..."
 )
 _CHIPS = flag_groups.several(
-  "chips", ["v5e"], ["v5e", "v5p", "v6e"], "Of tpu, which chips."
+  "chips", ["v5e"], ["v5e", "v5p", "v6e"], "With tpu: the chips."
 )
 _COUNT = flags.DEFINE_list(
-  "count", None, "Of tpu: chips of the slice, one number per shape."
+  "count", None, "With tpu: chips of the slice, one number per shape."
 )
 _PROGRAMS = flags.DEFINE_list(
-  "programs", [], "Of tpu: beginnings of names; all by default."
+  "programs", [], "With tpu: beginnings of names of programs; all by default."
 )
-_PAGE = flags.DEFINE_string("page", None, "Page that gets the table.")
+_PAGE = flags.DEFINE_string(
+  "page", None, "Page of the docs in which the table is put."
+)
 _CALIBRATION = flag_groups.calibration()
-_SEED = flag_groups.seed("Of the calibration.")
+_SEED = flag_groups.seed("Seed of the calibration draw.")
 _OUT = flag_groups.out("out/benchmark")
 
 

@@ -3,16 +3,16 @@
   jaxprune code_tasks --model=FOLDER \\
     --tasks=HumanEval.jsonl.gz --allow_code_execution --out=OUT
 
-Code of a model is untrusted: without --allow_code_execution the completions are
-written to the records and nothing is run. With it every program runs in a
-sandbox with limits, and where the system has none (bubblewrap, or Linux
-namespaces) nothing is run unless --without_isolation is given, too. What is and
-is not contained: docs/code_execution.md.
+Code that a model wrote is not to be trusted. Without --allow_code_execution the
+programs are written to the records and nothing is run. With it, every program
+runs in a sandbox with limits; where the system has none (bubblewrap, or Linux
+namespaces), nothing is run unless --without_isolation is given as well.
+docs/code_execution.md says what is and what is not contained.
 
-The format is told by the fields: HumanEval has prompt, test and entry_point,
-MBPP has prompt and test_list. Writes a row per completion, and pass@k over the
-tasks with its 95 % interval. One sample is greedy; more are drawn at
---temperature.
+Writes a row per program, and pass@k over the tasks with its 95 % interval. One
+sample per task is greedy; several are drawn at --temperature. The format of
+--tasks is told by its fields: HumanEval has prompt, test and entry_point, MBPP
+has prompt and test_list.
 """
 
 from absl import flags
@@ -29,10 +29,10 @@ _SAMPLES = flags.DEFINE_integer(
   "samples", 1, "Completions of each task.", lower_bound=1
 )
 _K = flags.DEFINE_integer(
-  "k", 1, "Of pass@k, at most --samples.", lower_bound=1
+  "k", 1, "The k of pass@k, at most --samples.", lower_bound=1
 )
 _TEMPERATURE = flag_groups.temperature(
-  0.8, about="Of sampling; one sample is greedy.", least=1e-3
+  0.8, about="Temperature of sampling; a single sample is greedy.", least=1e-3
 )
 _MAX_NEW_TOKENS = flag_groups.new_tokens(256)
 _SECONDS = flags.DEFINE_integer(
@@ -43,7 +43,7 @@ _SECONDS = flags.DEFINE_integer(
   upper_bound=3600,
 )
 _LIMIT = flag_groups.limit(about="Only the first so many tasks.")
-_SEED = flag_groups.seed("Of sampling and of the interval.")
+_SEED = flag_groups.seed("Seed of sampling and of the interval.")
 _OUT = flag_groups.out()
 
 

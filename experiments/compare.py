@@ -3,15 +3,20 @@
   jaxprune compare DENSE PRUNED
   jaxprune compare DENSE PRUNED --prompts=FILE --out=OUT
 
-Both models continue built-in prompts of five kinds (or those of a file), on the
-text of the dense model and each on its own; where the folder has a chat
-template, a prompt is the turn of a user. They are asked built-in questions with
-four options and items with one right answer, beside them --tasks, and read a
-text. report.html says for which kinds of task the pruned model is fit, and how
-sure that is. A kind is kept or lost only where the interval of the answers says
-so, or else a rule that was learnt on other models. Three minutes on two CPU
-cores for a model of 135 million parameters; time grows with the number of
-parameters.
+report.html says for which kinds of task the pruned model is fit, how sure that
+is, and what both models write. To find out, both models
+
+- continue built-in prompts of five kinds, or those of --prompts: once on the
+  dense model's text, once each on its own. Where the folder has a chat template
+  a prompt is the turn of a user;
+- answer built-in questions with four options, items with one right answer, and
+  --tasks;
+- read a text, for their perplexity.
+
+A kind of task counts as kept or lost where the interval of the answers says so,
+and otherwise where a rule says so that was learnt on other models. Takes three
+minutes on two CPU cores for a model of 135 million parameters; the time grows
+with the number of parameters.
 """
 
 import pathlib

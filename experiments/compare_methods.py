@@ -1,14 +1,13 @@
-"""Is one method better than another at equal amount, item by item?
+"""Is one pruning method better than another at equal amount, item by item?
 
-  jaxprune compare_methods --run=OUT --baseline=drop_attention \\
-    --out=PAIRS
+  jaxprune compare_methods --run=SWEEP --baseline=drop_attention --out=OUT
 
-Reads the finished configurations of `experiments.discrepancy`. Each METHOD:
-AMOUNT is compared with BASELINE:AMOUNT on the same items: an item's score is
-its mean over seeds, the difference is taken item by item, and the 95 % interval
-resamples items. Beside it the lowest and highest difference of one seed, paired
-by seed, for what the calibration does. `survives` is the largest amount up to
-which the mean score of a method stays at --survival of the dense score.
+SWEEP is a folder that `discrepancy` wrote. Each METHOD:AMOUNT in it is compared
+with BASELINE:AMOUNT on the same items. The score of an item is its mean over
+seeds, the difference is taken item by item, and the 95 % interval resamples
+items. Beside it stand the lowest and the highest difference of a single seed,
+which show what the calibration text does. `survives` is the largest amount up
+to which the mean score of a method stays at --survival of the dense score.
 """
 
 from absl import flags
@@ -16,7 +15,7 @@ from absl import flags
 from . import flag_groups, launch
 
 _RUN = flags.DEFINE_string(
-  "run", None, "Folder that experiments.discrepancy wrote.", required=True
+  "run", None, "Folder that discrepancy wrote.", required=True
 )
 _BASELINE = flags.DEFINE_string(
   "baseline", None, "Method that the others are compared with.", required=True

@@ -1,14 +1,14 @@
-"""Does it hold for other dense models? The same sweep of several of them.
+"""Does it hold for other dense models? The same sweep on several of them.
 
   jaxprune compare_models --runs=SWEEP1,SWEEP2,SWEEP3 --out=OUT
 
-Reads the finished configurations of `experiments.discrepancy`, one folder per
-dense model, and takes what all folders have: configurations, tasks and metrics.
-A score is the mean over seeds and items; `kept` is the part that it is of the
-score of the model that it was pruned from (of a perplexity: dense / pruned).
-Few dense models have no interval: the lowest and the highest of them stand
-beside the mean, the number in which --survival of the score is kept, and how
-alike two dense models order the configurations (Spearman's rank correlation).
+Each SWEEP is a folder that `discrepancy` wrote for one dense model. Compared
+are the configurations, tasks and metrics that all of them have. A score is the
+mean over seeds and items, and `kept` is its share of the dense score (of a
+perplexity: dense / pruned). So few models have no interval; instead the page
+shows the mean, the lowest and the highest model, the number of models that keep
+--survival of the score, and how alike two models rank the configurations
+(Spearman's rank correlation).
 """
 
 from absl import flags
@@ -18,7 +18,7 @@ from . import flag_groups, launch
 _RUNS = flags.DEFINE_list(
   "runs",
   None,
-  "Folders that experiments.discrepancy wrote, one per dense model.",
+  "Folders that discrepancy wrote, one per dense model.",
   required=True,
 )
 _SURVIVAL = flag_groups.survival()

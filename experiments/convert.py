@@ -4,13 +4,15 @@
   jaxprune convert --model=ORBAX --out=FOLDER [--shard_size=2GB]
   jaxprune convert --model=FILE.gguf --out=FOLDER
 
-The input decides the way. ORBAX holds the Flax parameters under `params/`, for
-any JAX program, spread over the devices of --mesh, the masks of a pruned model
-under `masks/`, configuration, tokenizer and provenance; it can be read onto
-another mesh, whole or in parts (jaxprune.checkpoints.orbax_folder). Without
---dtype the way there and back gives the same bits, and the hash is compared.
-A GGUF file is dequantised to float32, which rounds nothing, unless --dtype says
-otherwise. On a pod every process runs the same command with --distributed.
+The input decides the direction. Nothing is rounded without --dtype: Hugging
+Face to Orbax and back gives the same bits, and the hash is compared. A GGUF
+file is dequantised to float32.
+
+ORBAX holds the Flax parameters under `params/`, for any JAX program, the masks
+of a pruned model under `masks/`, configuration, tokenizer and provenance. It
+may be spread over the devices of --mesh and read onto another mesh, whole or in
+parts (jaxprune.checkpoints.orbax_folder). On a pod every process runs the same
+command with --distributed.
 """
 
 from absl import flags
@@ -26,7 +28,7 @@ _DTYPE = flags.DEFINE_enum(
   "dtype",
   None,
   ["float32", "bfloat16", "float16"],
-  "Of the weights that are written; by default those of the model.",
+  "Type of the weights that are written; by default the model's.",
 )
 _MESH = flag_groups.mesh(
   "Devices that an Orbax checkpoint is spread over, such as data:4,model:2."

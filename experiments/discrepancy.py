@@ -1,22 +1,21 @@
-"""Which tasks does which pruning leave intact? Tasks over methods and seeds.
+"""Which tasks survive which pruning? Tasks over methods, amounts and seeds.
 
   jaxprune discrepancy --model=pocket --pocket \\
     --configurations=wanda:0.6,wanda:2:4,drop_attention:4 --seeds=0,1,2 \\
     --out=OUT
 
-Prunes the model once per configuration and calibration seed, scores every copy
-and the dense model on the same items, and writes a row per configuration, seed,
-task and metric, and a table: the mean over seeds with a 95 % interval over the
-items, and beside it the range over seeds and the paired change from the dense
-model. With --prompts every copy also reads what the dense model writes after
-them, and the deviations in h, z and p at the output are kept beside the scores:
-what `experiments.guidance` learns from.
+Prunes the model once per configuration and calibration seed, and scores every
+pruned copy and the dense model on the same items. The table shows the mean over
+seeds with a 95 % interval over items, the range over seeds, and the paired
+change from the dense model; records.jsonl has a row per configuration, seed,
+task and metric. With --prompts every copy also reads what the dense model
+writes after them, and how far h, z and p move at the output is kept beside the
+scores. `guidance` learns from such a sweep.
 
-A finished configuration is kept in OUT/configurations and not computed again: a
-run that was cut off goes on with the same command, and one with more
-configurations or seeds adds to it; with other flags or inputs it is refused.
-Pruned weights are not kept. Data-free methods run for the first
-seed only.
+Finished configurations are kept in OUT/configurations. A run that was killed
+goes on with the same command, and one with more configurations or seeds adds to
+it; other flags or inputs are refused. Pruned weights are not kept. Methods that
+look at no data run for the first seed only.
 """
 
 from absl import flags

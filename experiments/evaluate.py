@@ -2,17 +2,21 @@
 
   jaxprune evaluate --model=pocket --pocket --out=OUT
   jaxprune evaluate --dense=FOLDER --pruned=PRUNED \\
+    --tasks=arc_easy:200,gsm8k:150 --out=OUT
+  jaxprune evaluate --dense=FOLDER --pruned=PRUNED \\
     --choice=QUESTIONS.jsonl --generation=PROMPTS.jsonl \\
     --perplexity=TEXT --retrieval=FOLDER --out=OUT
 
-Every task flag may be given several times. Choice files hold context, options
-and answer; generation files prompt (or question), and perhaps answer, by which
-the texts are then scored; a retrieval folder is laid out as BEIR or Cranfield.
-Writes a row per item and metric, the estimate of each with its 95 % interval,
-and under `rules` when an item is right; with two models also the paired
-difference, pruned less dense. The same command goes on where it was killed. A
-minute or two on two CPU cores for a small model and some hundred items, most of
-it compilation.
+--tasks asks benchmarks by name, the other task flags your own files; each may
+be given several times. A choice file holds context, options and answer; a
+generation file prompt (or question), and perhaps answer, by which the texts are
+then scored; a retrieval folder is laid out as BEIR or Cranfield.
+
+Writes the estimate of each score with its 95 % interval, with two models also
+the paired difference (pruned less dense), under `rules` when an item counts as
+right, and a row per item. A run that was killed goes on with the same command.
+A minute or two on two CPU cores for a small model and some hundred items, most
+of it compilation. docs/evaluation.md explains the tasks.
 """
 
 from absl import flags
@@ -50,7 +54,7 @@ _POOLING = flags.DEFINE_enum(
 _QUERY_PROMPT = flags.DEFINE_string(
   "query_prompt",
   None,
-  "In front of every query: the name of a prompt of the folder, or a text; by"
+  "Text before every query, or the name of a prompt of the folder; by"
   " default its prompt `query`.",
 )
 _SEQ_LEN = flag_groups.sequence_length(

@@ -1,26 +1,30 @@
-"""May a pruned model still be used for a task? Learn the rule, or apply it.
+"""May a pruned model still be used for a task? Ask the rule, or learn one.
 
+  jaxprune guidance --dense=FOLDER --pruned=PRUNED --prompts=FILE --out=JUDGED
   jaxprune guidance --sweeps=SWEEP1,SWEEP2 --out=OUT
   jaxprune guidance --rule=OUT/rule.json --dense=FOLDER \\
     --pruned=PRUNED --prompts=FILE --out=JUDGED
   jaxprune guidance --rule=OUT/rule.json --sweeps=OTHER \\
     --out=CHECKED
-  jaxprune guidance --dense=FOLDER --pruned=PRUNED --prompts=FILE --out=JUDGED
   jaxprune guidance --sweeps=SWEEP1,SWEEP2 --ship=rule.json --out=LEARNT
 
-With --sweeps it reads the pruned models that `experiments.discrepancy` scored
-and measured (with --prompts), and learns for each task from label-free
-measurements whether the task survives. Half of the methods and seeds are learnt
-from and the others are held out; rule.json has feature, threshold and held-out
-error, report.html the table "prune this way for this task". With --rule it
-measures one pruned model and answers for each task; with both it counts how
-often the rule is wrong in a sweep that it was not learnt from. It takes
-seconds; only --pruned loads a model.
+Ask: both models read what the dense one writes after --prompts, and a rule says
+for each kind of task (choice, retrieval, generation) whether it is kept. No
+labels are needed. Without --rule it is the rule that comes with the package
+(docs/rule.md), which is meant for any model.
 
-That rule is for the dense models of the sweeps. With --ship it learns one for
-each kind of task (choice, retrieval, generation) that is meant for any model,
-and counts its errors on every model while that is left out. The package comes
-with such a rule, which --pruned asks where no --rule is given.
+Learn: --sweeps are folders that `discrepancy` wrote with --prompts. For each of
+their tasks a threshold on a label-free measurement is learnt. Half of the
+methods and seeds are learnt from and the others held out; rule.json has
+feature, threshold and held-out error, report.html the table "prune this way for
+this task". This rule is for the dense models of the sweeps. With --ship, one
+rule for each kind of task is learnt that is meant for any model, and its errors
+are counted on every model while that model is left out.
+
+Check: --rule and --sweeps together count how often the rule is wrong in a sweep
+that it was not learnt from.
+
+It takes seconds; only --pruned loads a model.
 
 Reference: He et al., arXiv 2603.24652, section 8.
 """
@@ -32,22 +36,24 @@ from absl import flags
 from . import flag_groups, launch
 
 _SWEEPS = flags.DEFINE_list(
-  "sweeps", [], "Folders of experiments.discrepancy, to learn from."
+  "sweeps", [], "Folders that discrepancy wrote, to learn from."
 )
 flags.DEFINE_alias("grids", "sweeps")
-_RULE = flags.DEFINE_string("rule", None, "rule.json, to apply.")
+_RULE = flags.DEFINE_string(
+  "rule", None, "rule.json to apply; by default that of the package."
+)
 _MODELS = flag_groups.models(
   dense="pocket",
   pruned=None,
-  about_dense="With --rule: the original model, a folder or hub id.",
-  about_pruned="With --rule: the pruned model, of the same shape.",
+  about_dense="With --pruned: the original model, a folder or hub id.",
+  about_pruned="Pruned model to judge, of the same shape as --dense.",
 )
 _PROMPTS = flag_groups.prompts(
   max_new_tokens=None,
-  about="With --rule: txt or jsonl file, or an .npz of ids.",
+  about="With --pruned: txt or jsonl file, or an .npz of ids.",
   about_limit="Measured on the first so many prompts only; else on all of the"
   " sweep, or as many as the rule was learnt with.",
-  about_max_new_tokens="With --rule: steps to measure; else as many as the"
+  about_max_new_tokens="With --pruned: steps to measure; else as many as the"
   " rule was learnt with.",
 )
 _FEATURES = flags.DEFINE_list(
@@ -70,9 +76,12 @@ _SKIP = flags.DEFINE_list(
   "Tasks to leave out; the default is at chance"
   " in the dense model, so nothing can be lost.",
 )
-_SEED = flag_groups.seed("Of resampling and shuffling.")
+_SEED = flag_groups.seed("Seed of resampling and shuffling.")
 _RESAMPLES = flags.DEFINE_integer(
-  "resamples", 2000, "Of methods, for the intervals of errors.", lower_bound=100
+  "resamples",
+  2000,
+  "Resamples of the methods, for the intervals of errors.",
+  lower_bound=100,
 )
 _SHIP = flags.DEFINE_string(
   "ship",

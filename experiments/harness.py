@@ -1,19 +1,21 @@
 """What does lm-evaluation-harness say of a model, dense or pruned?
 
+  jaxprune harness --model=FOLDER --task=hellaswag --out=OUT
   jaxprune harness --model=FOLDER --data=DATA \\
     --task=tinystories_choice --out=OUT
-  jaxprune harness --model=FOLDER --task=hellaswag --out=OUT
 
-The harness itself is not changed; the model is given to it by
-`jaxprune.evaluation.lm_eval_adapter`. Its own tasks fetch their data from the
-hub. Tasks of `experiments/lm_eval_tasks` read files below --data (for the word
-DATA in the file) and need no network. A yaml file is a task, too. Writes the
-harness's metrics with an interval over items where a metric is a mean over
-them. Tasks of the harness that run what a model wrote isolate nothing: they
-need both --allow_code_execution and --without_isolation, and the harness's own
-HF_ALLOW_CODE_EVAL=1 (docs/code_execution.md). Needs the extra `eval`.
-tinystories_choice takes half a minute on two CPU cores for a model of 260,000
-parameters.
+The harness itself is not changed; `jaxprune.evaluation.lm_eval_adapter` hands
+the model to it (extra `eval`). Its own tasks fetch their data from the hub.
+Tasks of `experiments/lm_eval_tasks` read files below --data (for the word DATA
+in the file) and need no network; a yaml file of your own is a task, too.
+
+Writes the metrics of the harness, with an interval over items where a metric is
+a mean over them. tinystories_choice takes half a minute on two CPU cores for a
+model of 260,000 parameters.
+
+Tasks of the harness that run what a model wrote isolate nothing. They need
+--allow_code_execution, --without_isolation, and the harness's own
+HF_ALLOW_CODE_EVAL=1 (docs/code_execution.md).
 """
 
 import pathlib
@@ -38,7 +40,7 @@ _NUM_FEWSHOT = flags.DEFINE_integer(
 _LIMIT = flag_groups.limit(about="Only the first so many items of a task.")
 _BATCH = flag_groups.batch(16, about="Texts that are written at a time.")
 _DTYPE = flags.DEFINE_enum(
-  "dtype", "float32", ["float32", "bfloat16", "float16"], "Of the weights."
+  "dtype", "float32", ["float32", "bfloat16", "float16"], "Type of the weights."
 )
 _ADD_BOS = flags.DEFINE_enum(
   "add_bos",

@@ -1,4 +1,4 @@
-"""Undo a part of what pruning did, and see how much of its effect goes.
+"""Which part of the change does the harm? Undo a part, and see what is left.
 
   jaxprune interventions --model=pocket --answers=pocket \\
     --configurations=wanda:0.5,drop_attention:4 --seeds=0,1,2 --out=OUT
@@ -6,24 +6,24 @@
     --prompts=FILE --answers=none --out=OUT
 
 Prunes the model once per configuration and calibration seed (or takes one
---pruned folder), and makes beside each a control as large that removes at
+--pruned folder), and makes beside each a control that removes as much at
 random. Every intervention is measured on the dense model's greedy text, where
 h, z and p are compared with the dense ones:
 
   freeze_first, freeze_last   the first k layers dense and the others pruned, or
                               the first k pruned and the others dense
   patch_pruned, patch_dense   the dense h given to the pruned run after k
-                              layers, or the pruned h to the dense run, at the
-                              position that is read only
+                              layers, or the pruned h to the dense run, only at
+                              the position that is read
   keep_PART                   only this part of the change of the logits
   half, temperature_T, ...    restorations (`probes.interventions.RESTORATIONS`)
   ..._random                  controls of equal size in a random direction
 
-`protocol` continued decodes on with a part of the change, `protocol` answers
+Protocol `continued` decodes on with a part of the change. Protocol `answers`
 reads right answers: whether greedy decoding writes them, and with which
-probability sampling does. A row is one configuration, seed, source (pruned or
-the random control), intervention, depth k, and prompt; means are over its
-positions.
+probability sampling does. A row of the records is one configuration, seed,
+source (pruned or the random control), intervention, depth k and prompt, with
+means over its positions.
 
 Reference: He et al., arXiv 2603.24652, sections 5-7, and its reviews.
 """
@@ -33,7 +33,7 @@ from absl import flags
 from . import flag_groups, launch
 
 _MODELS = flag_groups.pruned_models(
-  ["wanda:0.5"], about_seeds="Of calibration, controls and directions."
+  ["wanda:0.5"], about_seeds="Seeds of calibration, controls and directions."
 )
 _PROMPTS = flag_groups.prompts(
   limit=24,
@@ -47,7 +47,7 @@ _ANSWERS = flags.DEFINE_string(
   "Right answers: pocket, a jsonl file with prompt and reference, or none.",
 )
 _ANSWERS_LIMIT = flags.DEFINE_integer(
-  "answers_limit", 120, "So many answers, evenly from all.", lower_bound=1
+  "answers_limit", 120, "Number of answers, evenly from all.", lower_bound=1
 )
 _ANALYSIS_TEMPERATURE = flag_groups.analysis_temperature()
 _TOP_TOKENS = flags.DEFINE_integer(

@@ -43,8 +43,12 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _COORDINATOR = flags.DEFINE_string(
   "coordinator", None, "host:port of process 0."
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the pod.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process.")
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "Number of processes of the pod."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Number of this process, from 0."
+)
 
 
 class _Clock:

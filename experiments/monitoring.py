@@ -1,24 +1,27 @@
-"""Defer single steps to the dense model, or stop, when a signal says so.
+"""Which steps should the dense model take over, or which texts be given up?
 
   jaxprune monitoring --configurations=wanda:0.6,wanda:2:4 \\
     --out=OUT
   jaxprune monitoring --dense=FOLDER --pruned=PRUNED \\
     --prompts=FILE --out=OUT
 
-The pruned model writes greedily. Where the risk of a step (`probes.monitoring`)
-is above a threshold the dense model decides the token. Measured: the fraction
-of steps that the dense model decides (the saving that is lost), the tokens
-that it must read for that (--cache: its `own` cache, which is filled late but
-filled, or the pruned model's, `shared`), exact answers (--prompts=pocket) and
-agreement with the dense model's text. Thresholds are quantiles of the risk on
-other prompts (the validation split, or every fourth prompt of a file) in texts
-of the pruned model, so that about --fractions of the steps are deferred; what
-they do on the test prompts is measured. `random` is the control of equal
-size; `var_p`, `kl` and `flip` need the dense logits at every step and save
-nothing: they say what a perfect signal could do.
+Defer: the pruned model writes greedily, and where a signal of risk
+(`probes.monitoring`) is above a threshold, the dense model decides the token.
+Measured are
 
-Stop: a text is given up if its largest risk is above a threshold; accuracy
-among the others against the fraction that is answered, and the area.
+- the fraction of steps that the dense model decides, the saving that is lost;
+- the tokens that it must read for that: with --cache=own it keeps a cache of
+  its own and fills it late, with --cache=shared it reads the pruned model's;
+- exact answers (--prompts=pocket) and agreement with the dense model's text.
+
+Thresholds are quantiles of the risk in the pruned model's texts after other
+prompts (the validation split, or every fourth prompt of a file), so that about
+--fractions of the steps are deferred; the results are of the test prompts.
+`random` is the control of equal size. `var_p`, `kl` and `flip` need the dense
+logits at every step and save nothing: they show what a perfect signal could do.
+
+Give up: a text is given up if its largest risk is above a threshold. Measured
+is the accuracy among the others against the fraction answered, and the area.
 """
 
 from absl import flags

@@ -3,20 +3,22 @@
   jaxprune plan MODEL --calibration=TEXT --task=generate --keep=0.95
   jaxprune plan MODEL --calibration=TEXT --amount=kv_bytes --out=OUT
 
-Finds the largest amount (--amount: parameters of the layers, bytes of keys and
-values, or layers) with which the model keeps --keep of its score above chance,
-and writes the pruned folder OUT, with the page report.html in it. Ways to prune
-are compared without labels, by what they do to the next tokens of texts that
-the model writes (built-in, or --prompts); then built-in items, and those of
---tasks, decide how far the best way can go: `choose` asks questions with four
-options, `generate` items that are written out. --recover trains the pruned
-model for so many steps, and may get further with that. --controls measures
-uniform Wanda and drops by similarity at the same amount.
+Finds the largest amount that can go while the model keeps --keep of its score
+above chance, and writes the pruned folder OUT with the page report.html in it.
+--amount is parameters of the layers, bytes of keys and values, or layers.
 
-What was tried is kept, and the same command goes on where it was killed. Drops
-alone (kv_bytes, layers) took four minutes of CPU time for a model of 135
-million parameters; some ten prunings and their measurements take several times
-that. docs/plan.md says how it decides, and what that has shown.
+First, ways to prune are compared without labels, by what they do to the next
+tokens of texts that the model writes (after built-in prompts, or --prompts).
+Then built-in items, and those of --tasks, decide how far the best way can go:
+`choose` asks questions with four options, `generate` items that are written
+out. --recover trains the pruned model for so many steps, and may get further
+with that. --controls also measures uniform Wanda and drops by similarity at the
+same amount.
+
+A run that was killed goes on with the same command. Drops alone (kv_bytes,
+layers) took four minutes of CPU time for a model of 135 million parameters;
+some ten prunings and their measurements take several times that. docs/plan.md
+explains how it decides, and what that has shown.
 """
 
 import pathlib
@@ -51,7 +53,7 @@ _AMOUNT = flags.DEFINE_enum(
   "What is to be saved.",
 )
 _METHODS = flags.DEFINE_list(
-  "methods", ["wanda", "sparsegpt"], "That remove single weights."
+  "methods", ["wanda", "sparsegpt"], "Methods that remove single weights."
 )
 _ALLOCATIONS = flag_groups.several(
   "allocations",
@@ -67,7 +69,7 @@ _PATTERNS = flags.DEFINE_list(
 _SPREAD = flags.DEFINE_float(
   "spread",
   0.08,
-  "Half of what the sparsities of layers lie apart.",
+  "Half of the difference between the highest and lowest sparsity of a layer.",
   lower_bound=0.0,
   upper_bound=0.5,
 )
@@ -90,7 +92,7 @@ _PROMPTS = flag_groups.prompts(
 _CHAT = flag_groups.chat("auto", about="Whether prompts are turns of a chat")
 _TASKS = flag_groups.named_tasks("Tasks beside the built-in items, by name")
 _BATCH = flag_groups.batch(16)
-_SEED = flag_groups.seed("Of the calibration and of the intervals.")
+_SEED = flag_groups.seed("Seed of the calibration and of the intervals.")
 _OUT = flag_groups.out(
   None, about="Folder to write; by default out/plan/MODEL."
 )

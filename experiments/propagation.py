@@ -1,4 +1,4 @@
-"""Divide what pruning did to the output among sublayers and decoding steps.
+"""Which sublayer and which decoding step does the change come from?
 
   jaxprune propagation --model=pocket \\
     --configurations=wanda:0.5,drop_attention:4 --seeds=0,1,2 --out=OUT
@@ -7,22 +7,23 @@
 
 Prunes the model once per configuration and calibration seed, or takes one
 --pruned folder. The dense model continues every prompt greedily, both models
-read that text, and the change of every output is divided exactly: the weights
-are moved from dense to pruned, and the derivative by each sublayer's
-coefficient is integrated on the way (`probes.propagation`). The contributions
-add up to the true change; `completeness_error` in summary.json is the error of
-that sum (the worst of all models, read-outs and of the logits), and quadrature
-nodes are added until it is below --tolerance. Beside them stand
+read that text, and the change of every output is divided exactly among
+sublayers and steps: the weights are moved from dense to pruned, and the
+derivative by each sublayer's coefficient is integrated on the way
+(`probes.propagation`). The contributions add up to the true change;
+`completeness_error` in summary.json is the error of that sum (the worst of all
+models, read-outs and of the logits), and quadrature nodes are added until it is
+below --tolerance. Beside the contributions stand
 
-  first order    what the derivative at the dense model would have said, and up
-                 to which t it holds
+  first order    what the derivative at the dense model would have said, and how
+                 far along the path (up to which t) it holds
   time           what the weights of a group of layers, changed at one step, do
                  to a later output: at the step itself, or through the cache
   interactions   what two sublayers do that neither does alone, exactly and to
                  second order
   rates          how fast p, z and h move along the path, and sqrt(Var_r(dz))
-  chance         the same of random changes as large (`source`): `random`, as
-                 many weights or sublayers, and `noise`, of the same norm
+  chance         the same for random changes as large (`source`): `random`
+                 removes as many weights or sublayers, `noise` has the same norm
 
 Reference: He et al., arXiv 2603.24652, section 5; arXiv:1703.01365.
 """
@@ -32,7 +33,8 @@ from absl import flags
 from . import flag_groups, launch
 
 _MODELS = flag_groups.pruned_models(
-  ["wanda:0.5"], about_seeds="Of the calibration and of chance."
+  ["wanda:0.5"],
+  about_seeds="Seeds of the calibration and of the random controls.",
 )
 _CONTROLS = flags.DEFINE_bool(
   "controls", True, "Also measure random changes as large."

@@ -1,27 +1,31 @@
-"""Prune a checkpoint by any method and write a folder that transformers loads.
+"""Prune a checkpoint by any method, into a folder that transformers loads.
 
-  jaxprune prune --model=FOLDER --method=wanda --sparsity=0.5 \\
-    --calibration=TEXT --num_samples=128 --seq_len=512 --out=PRUNED
+  jaxprune prune FOLDER PRUNED --method=wanda --sparsity=0.5 \\
+    --calibration=TEXT --num_samples=128 --seq_len=512
+  jaxprune prune FOLDER PRUNED --method=kl_attention --drop_count=4 \\
+    --calibration=TEXT
 
-PRUNED is a Hugging Face checkpoint with zeros in place of what was removed,
-in files of --shard_size, and beside it `masks.safetensors` (packed bits and
-their hash; weight methods), run.json, records.jsonl (a row per layer) and
-summary.json. A run that was killed goes on with the same command, after the
-last finished layer, to the same bits. Zeros save neither time nor memory;
---slim builds what is smaller: MLPs without the removed units (neuron,
-neuron_root, flap, whose --sparsity is the fraction of units), and a model
-without the layers whose attention and MLP are both dropped. rtn and awq
-round to --bits. On a pod every process runs the same command with
---distributed, --mesh, and --out on a file system that all of them see.
+PRUNED is a Hugging Face checkpoint with zeros in place of what was removed.
+Beside it are masks.safetensors (packed bits and their hash; weight methods),
+run.json, records.jsonl (a row per layer) and summary.json. Zeros save neither
+time nor memory. --slim builds what is smaller: MLPs without the removed units
+(neuron, neuron_root, flap, whose --sparsity is the fraction of units), and a
+model without the layers whose attention and MLP are both dropped. rtn and awq
+round to --bits.
 
-Drop methods remove whole sublayers: their output projections are zero and
-config.json lists them under `drop_attn_list` and `drop_mlp_list`. drop_*
-removes first what changes the residual stream least (similarity, one layer in
-memory at a time); kl_* what changes the output least: KL(dense || without it),
-the rest of the model as it is, on the calibration tokens. That holds the whole
-model in memory and passes the tokens once per candidate, kl_iterative per
-candidate and round. --allocation=kl spares the layers whose pruning alone
+drop_* and kl_* remove whole sublayers: their output projections are zero, and
+config.json lists them under drop_attn_list and drop_mlp_list. drop_* removes
+first what changes the residual stream least (similarity, one layer in memory at
+a time). kl_* removes first what changes the output least: KL(dense || without
+it) on the calibration tokens, the rest of the model as it is. That holds the
+whole model in memory and reads the tokens once per candidate, with kl_iterative
+per candidate and round. --allocation=kl spares the layers whose pruning alone
 changes the output most.
+
+A run that was killed goes on with the same command after the last finished
+layer, to the same bits. On a pod every process runs the same command with
+--distributed, --mesh, and --out on a file system that all of them see.
+docs/prune.md has a table of the methods.
 """
 
 from absl import flags
@@ -36,7 +40,7 @@ _MODEL = flag_groups.model(
 )
 _OUT = flag_groups.out()
 _METHOD = flags.DEFINE_enum(
-  "method", "wanda", list(registry.METHODS), "What decides."
+  "method", "wanda", list(registry.METHODS), "How to choose what is removed."
 )
 _SPARSITY = flags.DEFINE_float("sparsity", 0.5, "Fraction removed, in [0, 1).")
 _PATTERN = flags.DEFINE_string(
@@ -46,8 +50,8 @@ _GROUP = flags.DEFINE_enum(
   "group",
   None,
   ["output", "matrix", "global"],
-  "What competes in an unstructured pattern; by default output, and matrix"
-  " for sparsegpt, as in the references.",
+  "Which weights compete in an unstructured pattern; by default output, and"
+  " matrix for sparsegpt, as in the references.",
 )
 _ALLOCATION = flags.DEFINE_enum(
   "allocation",
@@ -58,7 +62,8 @@ _ALLOCATION = flags.DEFINE_enum(
 _SPREAD = flags.DEFINE_float(
   "spread",
   0.08,
-  "Half of what the sparsities of layers lie apart, unless uniform.",
+  "Half of the difference between the highest and lowest sparsity of a"
+  " layer, unless uniform.",
 )
 _SLIM = flags.DEFINE_bool(
   "slim",
@@ -67,7 +72,7 @@ _SLIM = flags.DEFINE_bool(
   " without the layers of which nothing is left.",
 )
 flags.DEFINE_alias("narrow", "slim")
-_BITS = flags.DEFINE_integer("bits", 4, "Of a weight, for rtn and awq.")
+_BITS = flags.DEFINE_integer("bits", 4, "Bits of a weight, for rtn and awq.")
 _GROUP_SIZE = flags.DEFINE_integer(
   "group_size", 128, "Inputs that share a scale in rtn and awq; 0 for all."
 )

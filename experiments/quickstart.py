@@ -4,10 +4,10 @@
   jaxprune quickstart --model=FOLDER --calibration=TEXT \\
     --prompts=PROMPTS --out=OUT
 
-Without flags it prunes the pocket model that comes with the package, and needs
-no network. Writes OUT/pruned (a checkpoint that transformers loads) and in OUT
-run.json, records.jsonl, summary.json, figures/ and report.html. A minute or
-two on two CPU cores, most of it compilation.
+Without flags it prunes the pocket model, which comes with the package, and
+needs no network. Writes OUT/pruned (a checkpoint that transformers loads) and
+in OUT report.html, summary.json, records.jsonl, run.json and figures/. A minute
+or two on two CPU cores, most of it compilation.
 """
 
 from absl import flags
@@ -23,7 +23,7 @@ _METHOD = flags.DEFINE_enum(
   "method",
   "wanda",
   list(registry.names(registry.ENTRIES, rounds=False)),
-  "What decides.",
+  "How to choose what is removed.",
 )
 _SPARSITY = flags.DEFINE_float("sparsity", 0.6, "Fraction removed, in [0, 1).")
 _PATTERN = flags.DEFINE_string(

@@ -5,17 +5,17 @@
 
 RECOVERED is a Hugging Face checkpoint of the same layout, with the masks of
 PRUNED: what was removed is still zero, what was dropped is still dropped, and
-`experiments.verify` accepts it. Beside it are run.json, records.jsonl (a row
-per step and part of the loss) and summary.json.
+`verify` accepts it. A pruned folder without masks.safetensors keeps the zeros
+that it has. Beside the model are run.json, records.jsonl (a row per step and
+part of the loss) and summary.json.
 
-Objectives: `language` is the next token of the text, `distill` is
-KL(dense||pruned), `distill_variance` adds --weight times the variance of the
-logit change under the dense model, Var_p(dz)/(2T^2). A pruned folder without
-masks.safetensors keeps the zeros that it has.
+  language          the next token of the text
+  distill           KL(dense || pruned)
+  distill_variance  the same, and --weight times the variance of the change of
+                    the logits under the dense model, Var_p(dz)/(2T^2)
 
-The run is deterministic: one seed is one result on one machine. It is too
-short to be worth resuming; a killed run starts over. `recovery_study` compares
-the objectives.
+One seed gives one result on one machine. The run is too short to be worth
+resuming; after a kill it starts over. `recovery_study` compares the objectives.
 """
 
 from absl import flags
@@ -34,10 +34,14 @@ _OBJECTIVE = flags.DEFINE_enum(
 _STEPS = flags.DEFINE_integer("steps", 200, "Steps.", lower_bound=1)
 _BATCH = flag_groups.batch(about="Rows of a step.")
 _LEARNING_RATE = flags.DEFINE_float(
-  "learning_rate", 5e-4, "Peak; 10 % warm-up, then a cosine to 0."
+  "learning_rate", 5e-4, "Peak of the rate: 10 % warm-up, then a cosine to 0."
 )
-_WEIGHT = flags.DEFINE_float("weight", 1.0, "Of the variance.")
-_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.0, "Of AdamW.")
+_WEIGHT = flags.DEFINE_float(
+  "weight", 1.0, "Weight of the variance, for distill_variance."
+)
+_WEIGHT_DECAY = flags.DEFINE_float(
+  "weight_decay", 0.0, "Weight decay of AdamW."
+)
 _CALIBRATION = flag_groups.calibration(
   flag_groups.REQUIRED,
   num_samples=1024,
@@ -45,7 +49,9 @@ _CALIBRATION = flag_groups.calibration(
   " wikitext2, pocket, or an .npz of ids. --num_samples rows are read in turn.",
   about_seq_len="Tokens of a row.",
 )
-_SEED = flag_groups.seed("Of the text and of the order in which it is read.")
+_SEED = flag_groups.seed(
+  "Seed of the text and of the order in which it is read."
+)
 _OUT = flag_groups.out()
 
 

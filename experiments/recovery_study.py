@@ -4,12 +4,13 @@
 
 For every configuration and calibration seed the dense model is pruned, trained
 with each objective, written as a folder, read back and scored: choose, retrieve
-and generate of the test split, and KL(dense||trained) on the dense model's
-greedy texts for the same prompts. `none` is the pruned model as it is. The
-factor of the variance is chosen per configuration at the first seed, among
---weights, by exact answers on the validation split (equal ones: by the KL
-there); the test items are not looked at. Nothing else is tuned, so the variance
-has the advantage of a choice that plain distillation does not have.
+and generate of the test split, and KL(dense || trained) on the dense model's
+greedy texts for the same prompts. `none` is the pruned model as it is.
+
+The factor of the variance is chosen among --weights per configuration at the
+first seed, by exact answers on the validation split (between equal ones, by the
+KL there); the test items are not looked at. Nothing else is tuned, so the
+variance has the advantage of a choice that plain distillation does not have.
 
 A row of the records is one item of one trained model. A run that was killed
 goes on with the same command after the last finished model.
@@ -25,7 +26,9 @@ _MODEL = flag_groups.model(
 _CONFIGURATIONS = flag_groups.configurations(
   ["wanda:0.6", "wanda:2:4", "drop_mlp:4"]
 )
-_SEEDS = flag_groups.seeds(about="Of calibration, training text and order.")
+_SEEDS = flag_groups.seeds(
+  about="Seeds of calibration, training text and order."
+)
 _WEIGHTS = flags.DEFINE_list(
   "weights", ["0.1", "1", "10"], "Factors of the variance to choose from."
 )
@@ -37,10 +40,12 @@ _ROW_LEN = flags.DEFINE_integer(
   "row_len", 64, "Tokens of a row in training.", lower_bound=2
 )
 _LEARNING_RATE = flags.DEFINE_float(
-  "learning_rate", 5e-4, "Peak; 10 % warm-up, then a cosine to 0."
+  "learning_rate", 5e-4, "Peak of the rate: 10 % warm-up, then a cosine to 0."
 )
 _NUM_SAMPLES = flag_groups.samples(32, about="Sequences to prune with.")
-_SEQ_LEN = flag_groups.sequence_length(128, about="Tokens of each.")
+_SEQ_LEN = flag_groups.sequence_length(
+  128, about="Tokens of a calibration sequence."
+)
 _OUT = flag_groups.out()
 
 

@@ -1,13 +1,14 @@
-"""Prune a sentence encoder in many ways and see what retrieval keeps.
+"""What is left of retrieval when a sentence encoder is pruned in many ways?
 
   jaxprune retrieval --dense=MINILM --collection=CRANFIELD \\
     --sts=sts-test.tsv --method=wanda,magnitude --sparsity=0.3,0.5,0.7 \\
     --drop_attention=1,2,3 --drop_mlp=1,2,3 --out=OUT
 
-MINILM is a BERT in the layout of sentence-transformers. Each model is pruned,
-embeds all queries and documents, and ranks them by cosine; the sentence pairs
-are scored by Spearman's rho against the judgements of people. Intervals
-resample queries or pairs, differences to the dense model are paired.
+MINILM is a BERT in the layout of sentence-transformers. Each pruned model
+embeds all queries and documents and ranks the documents by cosine. Sentence
+pairs (--sts) are scored by Spearman's correlation with the judgements of
+people. Intervals resample queries or pairs; differences from the dense model
+are paired.
 
 Reference: He et al., arXiv 2603.24652, Table 1a, which says that retrieval
 survives what generation does not.
@@ -60,7 +61,7 @@ _PRUNED = flags.DEFINE_list(
 _KEEP_MODELS = flags.DEFINE_bool(
   "keep_models", False, "Keep the pruned models in OUT/models."
 )
-_SEED = flag_groups.seed("Of the calibration draw and the intervals.")
+_SEED = flag_groups.seed("Seed of the calibration draw and the intervals.")
 _OUT = flag_groups.out()
 
 

@@ -4,14 +4,16 @@
   jaxprune subspace --dense=FOLDER --pruned=PRUNED \\
     --items=QUESTIONS.jsonl --answer_as=letter --out=OUT
 
-Each line of the jsonl file has `context`, `options` and `answer`. At the
+Each line of QUESTIONS.jsonl has `context`, `options` and `answer`. At the
 position where the options part, both models are compared on the whole
-vocabulary, on the first tokens of the options, and on random token sets of
-about the same probability; the options are compared by the log-probability of
-all their tokens and spellings. `--answer_as=letter` lists the options below
-the context and reads A, B, ... after `--cue`; `--cue=` gives none, as in the
-paper. Writes run.json, records.jsonl, summary.json, figures/ and report.html.
-A minute or two on two CPU cores for a small model, most of it compilation.
+vocabulary, on the first tokens of the options, and on random sets of tokens of
+about the same probability. The options themselves are compared by the
+log-probability of all their tokens and spellings. --answer_as=letter lists the
+options below the context and reads A, B, ... after --cue; an empty --cue= gives
+none, as in the paper.
+
+Writes run.json, records.jsonl, summary.json, figures/ and report.html. A minute
+or two on two CPU cores for a small model, most of it compilation.
 
 Reference: He et al., arXiv 2603.24652, section 7 and Fig 8.
 """

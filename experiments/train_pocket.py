@@ -1,12 +1,12 @@
 """Train the pocket model: world, tokenizer, training, export, scores.
 
   jaxprune train_pocket --seed=0 --out=out/pocket
+  jaxprune train_pocket --evaluate=FOLDER --out=OUT
 
-A run that was cut off goes on when the same command is given again. The
-folder `model` under --out is what is shipped as `pocket`; `summary.json` has
-its scores on held-out items. On one CPU core three quarters of an hour.
-Expected on the test split: choose >= 0.90, retrieve nDCG@10 >= 0.80, generate
->= 0.90.
+The folder `model` under --out is what comes with the package as `pocket`;
+summary.json has its scores on held-out items. A run that was killed goes on
+with the same command. Three quarters of an hour on one CPU core. Expected on
+the test split: choose >= 0.90, retrieve nDCG@10 >= 0.80, generate >= 0.90.
 
 With --evaluate=FOLDER nothing is trained; the folder is scored.
 """
@@ -23,7 +23,9 @@ _SEED = flag_groups.seed(
 )
 _WORLD_SEED = flags.DEFINE_integer("world_seed", 0, "Seed of the world.")
 _STEPS = flags.DEFINE_integer("steps", 2500, "Optimiser steps.", lower_bound=1)
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-3, "Peak of AdamW.")
+_LEARNING_RATE = flags.DEFINE_float(
+  "learning_rate", 3e-3, "Peak of the learning rate of AdamW."
+)
 _SAVE_EVERY = flags.DEFINE_integer(
   "save_every", 100, "Steps between checkpoints.", lower_bound=1
 )

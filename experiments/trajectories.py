@@ -1,25 +1,26 @@
-"""Compare a dense and a pruned model over positions and layers.
+"""How do a dense and a pruned model drift apart while they write?
 
   jaxprune trajectories --dense=FOLDER --pruned=PRUNED \\
     --prompts=FILE --protocol=teacher_forced --max_new_tokens=32 --out=OUT
 
 The dense model continues every prompt (greedily, or by sampling at
---temperature), and both models are compared at every step. Each is a row of
-records.jsonl; with --layer_rows there are rows with a layer too, the read-outs
-inside, whose means are in summary.json anyway. Step 0 is the prediction after
-the last prompt token. `teacher_forced` is always run; the other protocols add
-rows under the names of their decodings (`probes.trajectories`; control only
-with --temperature):
+--temperature), and both models are compared at every step. Step 0 is the
+prediction after the last prompt token. `teacher_forced`, where both models read
+the dense model's text, is always run; other protocols add rows under the names
+of their decodings (`probes.trajectories`; control only with --temperature):
 
   free_running    free_running, control
   handoff         direct, history, dense_then_pruned, pruned_then_dense
   resynchronised  resynchronised_2, _4, _8, _16
 
+A row of records.jsonl is one step. summary.json has the means of the read-outs
+inside, layer by layer; --layer_rows writes a row for each of them, too. It also
+divides the output by step, text length, position, entropy and steps from the
+first divergence.
+
 With --temperature, --samples=3 draws three texts from each prompt, and the
-intervals hold the spread over prompts and over seeds; decoding control, the
-dense model with another seed, is measured with them. summary.json also breaks
-the output down by step, text length, position, entropy and steps from the first
-divergence.
+intervals hold the spread over prompts and over seeds. The decoding control, the
+dense model with another seed, is measured with them.
 
 Reference: He et al., arXiv 2603.24652, Figs 4, 7 and 12.
 """

@@ -1,4 +1,4 @@
-"""Replace or drop one sublayer at a time where everything else is dense.
+"""What does one sublayer do when it is pruned or dropped and all else is dense?
 
   jaxprune transitions --dense=FOLDER --pruned=PRUNED \\
     --prompts=FILE --max_new_tokens=64 --out=OUT
@@ -7,17 +7,18 @@
 
 The dense model continues every prompt, greedily or by sampling at
 --temperature. At every step the attention and the MLP of every layer are
-computed again with the pruned weights (or left out, with --drop) from the dense
-residual stream, and the streams behind them are compared. A row of the records
-is one prompt, step, layer and sublayer. Step 0 is the prediction after the last
-prompt token; steps after the end of a text are left out.
+computed again from the dense residual stream with the pruned weights (or left
+out, with --drop), and the streams behind them are compared in h, z and p. With
+--drop the cosine of h is LLM-Drop's similarity, on decoded tokens.
 
-With --drop the cosine of h is LLM-Drop's similarity, on decoded tokens.
+A row of the records is one prompt, step, layer and sublayer. Step 0 is the
+prediction after the last prompt token; steps after the end of a text are left
+out.
 
---history says whose keys and values pruned attention reads of earlier tokens:
+--history says whose keys and values of earlier tokens pruned attention reads:
 `dense` (default), `pruned` (this sublayer was pruned from the first token on,
-the official script at step 0) or `none` (the official script at later steps,
-whose cache is lost).
+as in the official script at step 0) or `none` (as in the official script at
+later steps, whose cache is lost).
 
 Reference: He et al., arXiv 2603.24652, section 5, Figs 2, 4-6 and 13-21.
 """

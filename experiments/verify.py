@@ -5,29 +5,30 @@
   jaxprune verify --model=PRUNED --against=OTHER --out=OUT
   jaxprune verify --model=A --also=B,C --round_trip --out=OUT
 
-Checks, each a line and a field of summary.json:
-  shards     size and sha256 of every shard, as recorded when it was written
-  masks      every weight that `masks.safetensors` removed is zero
-  pattern    the pattern of config.json holds in every kernel
-  n:m        with --pattern: at most n of every m inputs are not zero, also in a
-             folder that was pruned elsewhere
-  stock      jaxprune and stock transformers agree on random tokens (if
-             transformers and torch are installed)
-  round_trip with --round_trip: read and written again, the bytes are the same
+Each check is a line and a field of summary.json. Exit status 1 if one fails.
 
-Stock and jaxprune in float32 are both compared with stock in float64, and
+  shards      size and sha256 of every shard, as recorded when it was written
+  masks       every weight that masks.safetensors removed is zero
+  pattern     the pattern of config.json holds in every kernel
+  n:m         with --pattern: at most n of every m inputs are not zero, also in
+              a folder that was pruned elsewhere
+  stock       jaxprune and stock transformers agree on random tokens (where
+              transformers and torch are installed)
+  round_trip  with --round_trip: read and written again, the bytes are the same
+
+For `stock`, both programs in float32 are compared with stock in float64, and
 jaxprune may round --tolerance times as much as stock does. The table printed
 last, in Markdown, has a row for --model and each of --also: relative errors of
-the logits, largest differences over the largest logit, positions whose
-likeliest token is that of stock, KL(stock || jaxprune) in nats, and the tokens
-of greedy continuations in common.
+the logits, largest differences over the largest logit, positions with the same
+likeliest token as stock, KL(stock || jaxprune) in nats, and greedy tokens in
+common.
 
---against compares, and checks nothing: the fraction of the entries that the
-masks of two folders treat alike and their Jaccard index (weights that both keep
-over those either keeps), per kernel kind, per layer and in all; what one of the
-folders removes alone; and the largest difference of weights that both keep.
+--against checks nothing, but compares the masks of two folders per kernel kind,
+per layer and in all: the fraction of entries that both treat alike, their
+Jaccard index (weights that both keep over those that either keeps), what only
+one of them removes, and the largest difference of weights that both keep.
 
-records.jsonl has a row per kernel and layer. Exit status 1 if a check fails.
+records.jsonl has a row per kernel and layer.
 """
 
 import dataclasses
@@ -53,7 +54,7 @@ _ROUND_TRIP = flags.DEFINE_bool(
   "round_trip", False, "Write each model again below --out and compare bytes."
 )
 _OUT = flag_groups.out()
-_SEED = flag_groups.seed("Of the random tokens.")
+_SEED = flag_groups.seed("Seed of the random tokens.")
 _TOLERANCE = flags.DEFINE_float(
   "tolerance",
   4.0,

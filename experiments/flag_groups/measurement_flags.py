@@ -35,7 +35,7 @@ def seed(about: str = "Seed of every draw.") -> flags.FlagHolder[int]:
 def temperature(
   default: float = 0.0,
   *,
-  about: str = "Of sampling; 0 is greedy.",
+  about: str = "Temperature of sampling; 0 is greedy.",
   least: float = 0.0,
 ) -> flags.FlagHolder[float]:
   """Define --temperature, of sampling.
@@ -49,7 +49,7 @@ def temperature(
 
 
 def analysis_temperature(
-  about: str = "T of the softmax that is measured.",
+  about: str = "Temperature T of the softmax that is measured.",
 ) -> flags.FlagHolder[float]:
   """Define --analysis_temperature, 1 where it is not given."""
   return flags.DEFINE_float(

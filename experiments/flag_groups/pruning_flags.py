@@ -128,7 +128,9 @@ def configurations(
 
 
 def seeds(
-  default: tuple[int, ...] = (0, 1, 2), *, about: str = "Of the calibration."
+  default: tuple[int, ...] = (0, 1, 2),
+  *,
+  about: str = "Seeds of the calibration.",
 ) -> Seeds:
   """Define --seeds.
 
@@ -140,7 +142,7 @@ def seeds(
 
 
 def pruned_models(
-  default: list[str], *, about_seeds: str = "Of the calibration."
+  default: list[str], *, about_seeds: str = "Seeds of the calibration."
 ) -> PrunedModels:
   """Define the flags of one pruned folder, or of models that are pruned.
 
