@@ -37,6 +37,17 @@ def test_card_names_the_items_that_are_scored():
   assert shipped.tasks_hash() in card
 
 
+def test_a_limit_takes_the_first_items_and_all_passages():
+  whole = shipped.items("test")
+  few = whole.first(3)
+  for name in ("choose", "stories", "generate"):
+    assert getattr(few, name) == getattr(whole, name)[:3]
+  assert few.retrieve.queries == whole.retrieve.queries[:3]
+  assert few.retrieve.relevant == whole.retrieve.relevant[:3]
+  assert few.retrieve.passages == whole.retrieve.passages
+  assert whole.first(None) == whole
+
+
 def test_transformers_computes_the_same_logits(model):
   import torch
   import transformers

@@ -65,31 +65,41 @@ def prompts(limit: int) -> Prompts:
 
 
 def item_scores(
-  config: ModelConfig, params: Any, answers: Any = None
+  config: ModelConfig,
+  params: Any,
+  answers: Any = None,
+  *,
+  limit: int | None = None,
 ) -> dict[str, np.ndarray]:
-  """Scores of every test item, in [0, 1].
+  """Scores of the test items, in [0, 1].
 
   Args:
     config: the model.
     params: its parameters.
     answers: from `read_answers`, where they are known already.
+    limit: of the items of each task; None is all.
 
   Returns:
     float64 [items] by task, see `scores.item_scores`.
   """
   reader = tokenizer.load_tokenizer(FOLDER)
-  return scores.item_scores(config, params, reader, _tasks(), answers=answers)
+  asked = _tasks().first(limit)
+  return scores.item_scores(config, params, reader, asked, answers=answers)
 
 
-def read_answers(config: ModelConfig, params: Any) -> Any:
+def read_answers(
+  config: ModelConfig, params: Any, *, limit: int | None = None
+) -> Any:
   """Likelihoods of the right answers of generate, see `scores.read_answers`.
 
   Args:
     config: the model.
     params: its parameters.
+    limit: of the items; None is all.
   """
   reader = tokenizer.load_tokenizer(FOLDER)
-  return scores.read_answers(config, params, reader, _tasks().generate)
+  asked = _tasks().first(limit)
+  return scores.read_answers(config, params, reader, asked.generate)
 
 
 def generate_requests(split: str) -> list[tuple[list[int], list[int]]]:

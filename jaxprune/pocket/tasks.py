@@ -65,6 +65,25 @@ class Tasks:
   retrieve: Retrieve
   generate: tuple[Generate, ...]
 
+  def first(self, limit: int | None) -> "Tasks":
+    """The first so many items of each task, and all passages.
+
+    Args:
+      limit: how many; None is all.
+    """
+    retrieve = dataclasses.replace(
+      self.retrieve,
+      queries=self.retrieve.queries[:limit],
+      relevant=self.retrieve.relevant[:limit],
+    )
+    return dataclasses.replace(
+      self,
+      choose=self.choose[:limit],
+      stories=self.stories[:limit],
+      retrieve=retrieve,
+      generate=self.generate[:limit],
+    )
+
 
 def make_tasks(
   index: documents.Index,

@@ -137,7 +137,7 @@ def score(
       score_generation(model, path, tasks, references)
       for path in tasks.generation
     ),
-    *(score_pocket(model) if tasks.pocket else ()),
+    *(score_pocket(model, tasks.limit) if tasks.pocket else ()),
     *(
       score_named(model, name, limit, tasks)
       for name, limit in named.names(tasks)
@@ -349,16 +349,20 @@ def score_generation(
   )
 
 
-def score_pocket(model: Model) -> list[Scored]:
+def score_pocket(model: Model, limit: int | None) -> list[Scored]:
   """The pocket model's own tasks, and how likely the right answers are.
 
   `pocket answers` is the teacher-forced side of `pocket generate`: perplexity
   of the very texts that have to be written.
+
+  Args:
+    model: the model.
+    limit: of the items of each task; None is all.
   """
   metric = {"retrieve": "ndcg@10", "generate": "exact"}
-  answers = shipped.read_answers(model.config, model.params)
+  answers = shipped.read_answers(model.config, model.params, limit=limit)
   tokens = answers.tokens.astype(float)
-  items = shipped.item_scores(model.config, model.params, answers)
+  items = shipped.item_scores(model.config, model.params, answers, limit=limit)
   return [
     Scored(
       task=f"pocket {name}",
