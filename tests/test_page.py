@@ -501,7 +501,7 @@ def test_figures_show_the_data():
     ]
   )
   titles = Reader(text).texts["title"]
-  assert "decoding step 2\ncosine of embeddings h: 2" in titles
+  assert "decoding step 2\ncosine of hidden states h: 2" in titles
 
 
 def test_axes_ignore_stray_extremes():

@@ -63,7 +63,7 @@ def open_gguf(path: str | os.PathLike) -> pathlib.Path:
   if not os.access(path.parent, os.W_OK):
     raise ValueError(
       f"{path}: its folder cannot be written to; convert it to another place:"
-      " python -m experiments.convert --model=FILE.gguf --out=FOLDER"
+      " jaxprune convert --model=FILE.gguf --out=FOLDER"
     )
   write_gguf(path, folder, overwrite=record.is_file())
   _LOG.info(

@@ -119,7 +119,7 @@ def open_orbax(folder: str | os.PathLike) -> OrbaxFolder:
   folder = pathlib.Path(folder)
   if not is_orbax_folder(folder):
     raise ValueError(
-      f"{folder}: no {RECORD}; give a folder that experiments.convert wrote"
+      f"{folder}: no {RECORD}; give a folder that jaxprune convert wrote"
     )
   record = files.read_json(folder / RECORD)
   if record.get("format") != _FORMAT:

@@ -103,7 +103,7 @@ FIELDS: Mapping[str, Field] = {
         sparsity | | fraction of weights removed
         temperature | | of sampling; 0 is greedy
         analysis_temperature | | T of the softmax that is analysed
-        cos_h | | cosine of the embeddings
+        cos_h | | cosine of the hidden states
         cos_z | | cosine of the logits
         cos_z_centred | | cosine of the logits less their means
         cos_p | | cosine of the probabilities
@@ -193,11 +193,11 @@ def axis_label(name: str) -> str:
 _LABELS = {
   "step": "decoding step",
   "layer": "layer",
-  "cos_h": "cosine of embeddings h",
+  "cos_h": "cosine of hidden states h",
   "cos_z": "cosine of logits z",
   "cos_z_centred": "cosine of centred logits z",
   "cos_p": "cosine of probabilities p",
-  "one_minus_cos_h": "1 − cosine of embeddings h",
+  "one_minus_cos_h": "1 − cosine of hidden states h",
   "one_minus_cos_z": "1 − cosine of logits z",
   "one_minus_cos_z_centred": "1 − cosine of centred logits z",
   "one_minus_cos_p": "1 − cosine of probabilities p",

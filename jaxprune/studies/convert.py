@@ -57,7 +57,7 @@ def convert(
   """Convert a model.
 
   Args:
-    name: a GGUF file, an Orbax folder of `experiments.convert`, or what
+    name: a GGUF file, an Orbax folder of `jaxprune convert`, or what
       `inputs.open_model` takes: a Hugging Face folder, a hub id or `pocket`.
     out: folder to write.
     settings: how.

@@ -264,7 +264,5 @@ def _next(description: Mapping[str, Any]) -> page.Next | None:
   given: Sequence[str] = [f"--{name}={flags[name]}" for name in names]
   return page.Next(
     why="Next: which sublayer and which step the change comes from, exactly:",
-    command=shlex.join(
-      ["python", "-m", "experiments.propagation", *given, "--out=WHY"]
-    ),
+    command=shlex.join(["jaxprune", "propagation", *given, "--out=WHY"]),
   )

@@ -112,7 +112,7 @@ def of_spaces(summary: Mapping[str, Any]) -> page.Section:
   return page.Section(
     title="From h to z to p",
     paragraphs=[
-      "h is the embedding that the LM head W reads, z = W h are the logits"
+      "h is the hidden state that the LM head W reads, z = W h are the logits"
       " (here without their mean over the vocabulary, which changes no"
       " probability), p = softmax(z / T) the probabilities. How far two models"
       " turn a vector is 1 − cosine, 0 where they agree. " + spaces(summary)
@@ -164,8 +164,9 @@ def spaces(summary: Mapping[str, Any]) -> str:
   softmax = summary["softmax"]
   damped = 100 * softmax["damped"]["value"]
   return (
-    f"At the output {ranked[0]} turns most (mean: {listed}). The softmax damps"
-    f" the relative change at {damped:.0f} % of the positions."
+    f"At the output {ranked[0]} turns most (mean: {listed}). The softmax makes"
+    f" the relative change smaller at {damped:.0f} % of the positions, larger"
+    " at the others."
   )
 
 
@@ -253,7 +254,7 @@ def softmax_sentence(summary: Mapping[str, Any]) -> str:
   return (
     "Softmax makes the relative change of p"
     f" {value['amplification_centred']:.3g} times that of the centred logits on"
-    f" average, and damps it at {100 * value['damped']:.1f} % of the positions."
+    f" average, and smaller at {100 * value['damped']:.1f} % of the positions."
     " A small change in a random direction would be amplified"
     f" {value['random_amplification']:.3g} times, in the worst direction"
     f" {value['worst_amplification']:.3g} times. The change of the logits has"
@@ -301,7 +302,7 @@ def _softmax_table(softmax) -> page.Table:
     "worst_share": "share of the worst direction",
     "linear_ratio": "linear over true change of p",
     "participation": "likely tokens, 1 / Σp²",
-    "damped": "positions where softmax damps",
+    "damped": "positions where softmax makes the change smaller",
   }
   return page.Table(
     folded="What softmax does",

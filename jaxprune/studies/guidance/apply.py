@@ -30,7 +30,7 @@ def read_rule(path: str) -> dict[str, Any]:
   try:
     rule = files.read_json(file)
     if rule.get("made_by") != MADE_BY:
-      raise ValueError("not written by experiments.guidance")
+      raise ValueError("not written by jaxprune guidance")
     if "sha256" not in rule:
       raise ValueError("has no sha256 of its own; learn it again with --sweeps")
     return files.read_signed_json(file, name=RULE)

@@ -98,7 +98,7 @@ def read_cases(
   """Read finished configurations of any number of sweeps.
 
   Args:
-    folders: that `experiments.discrepancy` wrote with --prompts; a sweep that
+    folders: that `jaxprune discrepancy` wrote with --prompts; a sweep that
       still runs is read as far as it is.
     keep: least retention that is called kept.
     skip: names of tasks to leave out.
@@ -155,7 +155,7 @@ def read_cases(
   if not cases:
     raise ValueError(
       "--sweeps: no pruned model with measurements and a score: run"
-      " experiments.discrepancy with --prompts"
+      " jaxprune discrepancy with --prompts"
       + (f" ({left_out[0]})" if left_out else "")
     )
   return Cases(

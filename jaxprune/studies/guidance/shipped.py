@@ -1,6 +1,6 @@
 """The rule that comes with the package: may this model still be used, and how?
 
-`rule.json` beside this file was learnt by `experiments.guidance --ship` on the
+`rule.json` beside this file was learnt by `jaxprune guidance --ship` on the
 sweeps of some models, and says how often it was wrong on each of them when that
 one was left out. It needs no label and no sweep of one's own.
 """
@@ -52,7 +52,7 @@ def load_rule(path: pathlib.Path | str = PATH) -> dict[str, Any]:
     raise ValueError(f"{path}: no such file; make it with guidance --ship")
   rule = files.read_json(path)
   if rule.get("made_by") != MADE_BY:
-    raise ValueError(f"{path}: not written by experiments.guidance --ship")
+    raise ValueError(f"{path}: not written by jaxprune guidance --ship")
   return rule
 
 

@@ -155,7 +155,7 @@ def read_sweeps(
   """Read finished configurations.
 
   Args:
-    folders: that `experiments.discrepancy` wrote with --prompts.
+    folders: that `jaxprune discrepancy` wrote with --prompts.
     keep: least part of the dense score that is called survival.
     skip: names of tasks to leave out.
     num_prompts: use only what was measured on the first so many prompts.
@@ -205,7 +205,7 @@ def read_sweeps(
   if not models:
     raise ValueError(
       "--sweeps: no pruned model with measurements: run"
-      " experiments.discrepancy with --prompts"
+      " jaxprune discrepancy with --prompts"
       + (f" ({left_out[0]})" if left_out else "")
     )
   names = dict.fromkeys(
@@ -254,7 +254,7 @@ def read_folder(
   """Read what is finished of one sweep.
 
   Args:
-    folder: that `experiments.discrepancy` wrote.
+    folder: that `jaxprune discrepancy` wrote.
     digest: of hashlib, updated with every file that is read.
 
   Returns:
@@ -273,7 +273,7 @@ def read_folder(
     raise ValueError(
       f"--sweeps={folder}: no finished dense model"
       f" ({scores_lib.FOLDER}/dense.json): give a"
-      " folder that experiments.discrepancy wrote"
+      " folder that jaxprune discrepancy wrote"
     )
   job, dense = contents.pop("job"), contents[scores_lib.DENSE]
   for stem, score in contents.items():
@@ -281,7 +281,7 @@ def read_folder(
     if fault:
       raise ValueError(
         f"{folder}/{scores_lib.FOLDER}/{stem}.json: {fault}; remove it and let"
-        " experiments.discrepancy make it anew"
+        " jaxprune discrepancy make it anew"
       )
   del contents[scores_lib.DENSE]
   return job, dense, list(contents.values())

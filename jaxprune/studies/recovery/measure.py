@@ -99,7 +99,7 @@ def check(source: checkpoints.Source) -> None:
   if not inputs.is_pocket(source):
     raise ValueError(
       f"--model: {source.folder}: the study asks the pocket model's questions;"
-      " use experiments.recover and experiments.evaluate for another model"
+      " use jaxprune recover and jaxprune evaluate for another model"
     )
 
 

@@ -36,7 +36,7 @@ def read_run(folder: str) -> tuple[Scores, dict[str, Any]]:
   if missing:
     raise ValueError(
       f"{path / 'run.json'}: has no {' and no '.join(missing)}; give a folder"
-      " that experiments.discrepancy wrote"
+      " that jaxprune discrepancy wrote"
     )
   return scores, run
 

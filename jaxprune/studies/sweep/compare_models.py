@@ -30,7 +30,7 @@ def read_runs(
   """Read the sweeps of several dense models.
 
   Args:
-    folders: that `experiments.discrepancy` wrote.
+    folders: that `jaxprune discrepancy` wrote.
 
   Returns:
     The scores of each by configuration, and the hash of each dense model.
@@ -46,7 +46,7 @@ def read_runs(
   if len(set(hashes)) < len(hashes):
     raise ValueError(
       "--runs: two folders are of the same dense model; several seeds of one"
-      " calibration belong into one run of experiments.discrepancy"
+      " calibration belong into one run of jaxprune discrepancy"
     )
   return [scores_lib.read_scores(path) for path in paths], hashes
 

@@ -46,7 +46,7 @@ def read_score(path: pathlib.Path) -> Score:
   fault = _job_fault(score) if path.stem == "job" else _score_fault(score)
   if fault:
     raise ValueError(
-      f"{path}: {fault}, so experiments.discrepancy has not written it; remove"
+      f"{path}: {fault}, so jaxprune discrepancy has not written it; remove"
       " it to make it anew"
     )
   return score
@@ -116,7 +116,7 @@ def read_scores(folder: pathlib.Path) -> dict[str, list[Score]]:
   if DENSE not in grouped:
     raise ValueError(
       f"{folder}: no scores of a dense model in {FOLDER}/; give a folder"
-      " that experiments.discrepancy wrote"
+      " that jaxprune discrepancy wrote"
     )
   return {
     name: sorted(seeds, key=lambda score: score["seed"])
@@ -134,7 +134,7 @@ def read_job(folder: pathlib.Path) -> dict[str, Any]:
   if not path.is_file():
     raise ValueError(
       f"--runs: {folder} has no {FOLDER}/job.json: give folders that"
-      " experiments.discrepancy wrote"
+      " jaxprune discrepancy wrote"
     )
   return read_score(path)
 
