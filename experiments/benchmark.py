@@ -5,7 +5,7 @@
   jaxprune benchmark --suite=transitions --size=M --batch=8 --out=OUT
   jaxprune benchmark --suite=methods --model=pocket --out=OUT
   jaxprune benchmark --suite=evaluation --model=FOLDER --data=DATA \\
-    --items=80 --out=OUT
+    --limit=80 --out=OUT
   jaxprune benchmark --suite=gpu --shapes=llama-7b --out=OUT
   jaxprune benchmark --suite=scaling --out=OUT
   jaxprune benchmark --suite=tpu --shapes=llama3-8b,llama3-405b \\
@@ -62,10 +62,7 @@ _THREADS = flags.DEFINE_integer(
 _PIECES = flags.DEFINE_list(
   "work", None, "With cpu: what to time, by names of its table; all by default."
 )
-_NEW_TOKENS = flags.DEFINE_integer(
-  "new_tokens", 64, "Tokens to decode.", lower_bound=2
-)
-flags.DEFINE_alias("steps", "new_tokens")
+_MAX_NEW_TOKENS = flag_groups.new_tokens(64, about="Tokens to decode.", least=2)
 _PROMPT = flags.DEFINE_integer(
   "prompt", 32, "Tokens of a prompt in transitions.", lower_bound=1
 )
@@ -85,9 +82,7 @@ _TASKS = flag_groups.several(
   ["choice", "generation"],
   "With evaluation: what to time.",
 )
-_ITEMS = flags.DEFINE_integer(
-  "items", 32, "With evaluation: questions of each task.", lower_bound=1
-)
+_LIMIT = flag_groups.limit(32, about="With evaluation: questions of each task.")
 _REFERENCE_BATCH = flags.DEFINE_integer(
   "reference_batch",
   8,
@@ -151,11 +146,37 @@ def _cpu(study):
     size=_SIZE.value,
     model=_MODEL.model.value,
     work=cpu.read_work(_PIECES.value),
-    repeats=_REPEATS.value,
-    threads=_THREADS.value,
-    new_tokens=_NEW_TOKENS.value,
+    **_beside_pytorch(),
   )
   return cpu.measure(settings, study.run, _tell)
+
+
+def _transitions(study):
+  from jaxprune.studies.benchmark import transitions
+
+  settings = transitions.Settings(
+    size=_SIZE.value,
+    model=_MODEL.model.value,
+    prompt=_PROMPT.value,
+    batch=_BATCH.value,
+    **_beside_pytorch(),
+  )
+  return transitions.measure(settings, study.run, _tell)
+
+
+def _evaluation(study):
+  from jaxprune.studies.benchmark import evaluation
+
+  settings = evaluation.Settings(
+    model=str(_MODEL.open().folder),
+    data=_DATA.value or "",
+    work=tuple(_TASKS.value),
+    limit=_LIMIT.value,
+    batch=_BATCH.value,
+    reference_batch=_REFERENCE_BATCH.value,
+    **_beside_pytorch(),
+  )
+  return evaluation.measure(settings, study.run, _tell)
 
 
 def _gpu(study):
@@ -167,7 +188,7 @@ def _gpu(study):
   settings = accelerator.Settings(
     shape=shape,
     **_calibration_size(),
-    new_tokens=_NEW_TOKENS.value,
+    max_new_tokens=_MAX_NEW_TOKENS.value,
     repeats=_REPEATS.value,
   )
   return accelerator.measure(settings, study.run, _tell)
@@ -198,6 +219,15 @@ def _tpu(study):
   return measure.measure(settings, study.stage.new, _tell)
 
 
+def _beside_pytorch():
+  """What the suites with a reference in PyTorch share."""
+  return dict(
+    max_new_tokens=_MAX_NEW_TOKENS.value,
+    repeats=_REPEATS.value,
+    threads=_THREADS.value,
+  )
+
+
 def _calibration_size():
   """Sequences and their length: the papers' where no flag says another."""
   return {
@@ -218,38 +248,6 @@ def _write_tables(summary):
     if name in tables.OF:
       place = f"{name} {entry['model']}" if name == "cpu" else name
       tables.replace(_PAGE.value, place, tables.OF[name](entry))
-
-
-def _transitions(study):
-  from jaxprune.studies.benchmark import transitions
-
-  settings = transitions.Settings(
-    size=_SIZE.value,
-    model=_MODEL.model.value,
-    steps=_NEW_TOKENS.value,
-    prompt=_PROMPT.value,
-    batch=_BATCH.value,
-    repeats=_REPEATS.value,
-    threads=_THREADS.value,
-  )
-  return transitions.measure(settings, study.run, _tell)
-
-
-def _evaluation(study):
-  from jaxprune.studies.benchmark import evaluation
-
-  settings = evaluation.Settings(
-    model=str(_MODEL.open().folder),
-    data=_DATA.value or "",
-    work=tuple(_TASKS.value),
-    items=_ITEMS.value,
-    new_tokens=_NEW_TOKENS.value,
-    batch=_BATCH.value,
-    reference_batch=_REFERENCE_BATCH.value,
-    repeats=_REPEATS.value,
-    threads=_THREADS.value,
-  )
-  return evaluation.measure(settings, study.run, _tell)
 
 
 def _tell(line):

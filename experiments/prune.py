@@ -215,11 +215,9 @@ def _check_memory(config, change, shape, memory):
   """Say what the run will hold, and refuse what cannot fit."""
   from jaxprune.pruning.checkpoint import memory as memory_lib
 
-  held = {"sequences": shape[0], "length": shape[1], "memory": memory}
-  if change.drops:
-    estimate = memory_lib.estimate_drop_bytes(config, change, **held)
-  else:
-    estimate = memory_lib.estimate_bytes(config, change.method, **held)
+  estimate = memory_lib.estimate_bytes(
+    config, change, sequences=shape[0], length=shape[1], memory=memory
+  )
   launch.say(f"memory: {estimate.text}")
   memory_lib.check_fits(estimate)
 

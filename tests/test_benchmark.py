@@ -1,6 +1,8 @@
 """The benchmark on models so small that its times mean nothing."""
 
+import contextlib
 import json
+import types
 
 import numpy as np
 import pytest
@@ -16,7 +18,6 @@ from jaxprune.studies.benchmark import (
   evaluation,
   growth,
   methods,
-  processes,
   pruning_references,
   rates,
   references,
@@ -64,6 +65,12 @@ class Rows(list):
     self.extend(rows)
 
 
+@contextlib.contextmanager
+def in_this_process(name, open_side, settings):
+  """A side without a process of its own."""
+  yield types.SimpleNamespace(name=name, ask=open_side(settings))
+
+
 @pytest.fixture
 def tiny(monkeypatch):
   """Models of size S are of two narrow layers."""
@@ -88,10 +95,10 @@ def test_suite_cpu(tiny):
     work=work,
     repeats=2,
     threads=1,
-    new_tokens=2,
+    max_new_tokens=2,
     memory=False,
   )
-  summary = cpu.measure(settings, rows, lines.append, processes.Here)
+  summary = cpu.measure(settings, rows, lines.append, in_this_process)
   assert [(row["task"], row["seed"], row["metric"]) for row in rows] == [
     (name, seed, metric)
     for name in work
@@ -160,7 +167,13 @@ def test_both_sides_score_sublayers_alike(tiny, tmp_path):
 def test_suite_transitions(tiny):
   rows, lines = Rows(), []
   settings = transitions.Settings(
-    size="S", model=None, steps=2, prompt=4, batch=2, repeats=1, threads=1
+    size="S",
+    model=None,
+    max_new_tokens=2,
+    prompt=4,
+    batch=2,
+    repeats=1,
+    threads=1,
   )
   summary = transitions.measure(settings, rows, lines.append)
   assert [row["metric"] for row in rows] == [
@@ -193,8 +206,8 @@ def read_settings(data, **changes):
       model="unused",
       data=str(data),
       work=evaluation.WORK,
-      items=1,
-      new_tokens=5,
+      limit=1,
+      max_new_tokens=5,
       batch=1,
       reference_batch=1,
       repeats=1,
@@ -232,7 +245,7 @@ def test_suite_gpu_on_a_small_shape(monkeypatch):
     shape="tiny",
     sequences=2,
     length=16,
-    new_tokens=2,
+    max_new_tokens=2,
     repeats=1,
     work=("wanda", "evaluation"),
   )

@@ -17,6 +17,7 @@ from jaxprune.calibration.statistics import observe_gram
 from jaxprune.models import decoder, experts, generation
 from jaxprune.probes.decoder.propagation import path
 from jaxprune.pruning import registry
+from jaxprune.pruning.change import Change
 from jaxprune.pruning.checkpoint import (
   allocation,
   memory,
@@ -277,7 +278,11 @@ def test_outliers_and_memory_count_every_expert(source):
   shares = allocation.allocate(source, "owl", 0.5, spread=0.1, tokens=TOKENS)
   assert len(shares) == 2 and abs(np.mean(shares) - 0.5) < 1e-3
   count = memory.estimate_bytes(
-    source.config, "sparsegpt", sequences=6, length=16, memory=memory.Memory()
+    source.config,
+    Change(method="sparsegpt"),
+    sequences=6,
+    length=16,
+    memory=memory.Memory(),
   )
   # Attention reads 32 and 4 heads of 8, the five experts 32 and 24.
   widths = [32, 32] + [32, 24] * 5

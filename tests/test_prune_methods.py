@@ -7,6 +7,7 @@ import pytest
 
 from jaxprune import checkpoints
 from jaxprune.models import KERNELS
+from jaxprune.pruning.change import Change
 from jaxprune.pruning.checkpoint import allocation, memory, weights
 from jaxprune.pruning.checkpoint.streaming import Memory
 from jaxprune.pruning.methods.quantize import Levels
@@ -206,7 +207,11 @@ def test_jobs_that_cannot_be_done(tiny, tmp_path, change, words):
 def test_estimate_by_hand(tiny):
   """32 wide, 48 hidden, 2 of 4 key heads: a layer has 7680 weights."""
   found = memory.estimate_bytes(
-    tiny.config, "wanda", sequences=6, length=24, memory=Memory(micro_batch=3)
+    tiny.config,
+    Change(method="wanda"),
+    sequences=6,
+    length=24,
+    memory=Memory(micro_batch=3),
   )
   size = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48
   assert found.layer == 4 * (2 * size + 4 * 32 * 48)
@@ -218,7 +223,7 @@ def test_estimate_by_hand(tiny):
   )
   on_host = memory.estimate_bytes(
     tiny.config,
-    "wanda",
+    Change(method="wanda"),
     sequences=6,
     length=24,
     memory=Memory(micro_batch=3, offload=True),
@@ -229,7 +234,11 @@ def test_estimate_by_hand(tiny):
 
 def test_what_cannot_fit_is_refused(tiny, monkeypatch):
   found = memory.estimate_bytes(
-    tiny.config, "sparsegpt", sequences=6, length=24, memory=Memory()
+    tiny.config,
+    Change(method="sparsegpt"),
+    sequences=6,
+    length=24,
+    memory=Memory(),
   )
   memory.check_fits(found)
   monkeypatch.setattr(memory.devices, "available_bytes", lambda: (1000, 1000))

@@ -79,7 +79,11 @@ def test_one_row_prunes_through_the_library(tiny, tmp_path):
     np.testing.assert_array_equal(masks[group][kernel].any(axis=2), keep_LI)
     assert (2 * keep_LI.sum(axis=1) == keep_LI.shape[1]).all()
   estimate = memory.estimate_bytes(
-    tiny.config, "loudest", sequences=6, length=24, memory=Memory()
+    tiny.config,
+    Change(method="loudest"),
+    sequences=6,
+    length=24,
+    memory=Memory(),
   )
   assert estimate.statistics > 0
 

@@ -173,15 +173,18 @@ def prompt_file(default: Any, *, about: str) -> flags.FlagHolder[str]:
 
 
 def new_tokens(
-  default: int | None, *, about: str = "Most tokens to write."
+  default: int | None, *, about: str = "Most tokens to write.", least: int = 1
 ) -> flags.FlagHolder[int]:
   """Define --max_new_tokens alone, for scripts that read no prompts.
 
   Args:
     default: how many; None where the script decides.
     about: the help text.
+    least: the fewest that make sense.
   """
-  return flags.DEFINE_integer("max_new_tokens", default, about, lower_bound=1)
+  return flags.DEFINE_integer(
+    "max_new_tokens", default, about, lower_bound=least
+  )
 
 
 def chat(default: str, *, about: str) -> flags.FlagHolder[str]:

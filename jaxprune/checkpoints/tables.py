@@ -105,11 +105,20 @@ def _thirds(
   )
 
 
-_QUERY_KEY_VALUE = (
-  *_projection(_ATTENTION + "q_proj", "attention/query", "D", "NH", _QKV_BIAS),
-  *_projection(_ATTENTION + "k_proj", "attention/key", "D", "KH", _QKV_BIAS),
-  *_projection(_ATTENTION + "v_proj", "attention/value", "D", "KH", _QKV_BIAS),
-)
+def _query_key_value(attention: str, key_size: str) -> tuple[Row, ...]:
+  """The rows of query, key and value, each in a tensor of its own."""
+  return (
+    *_projection(attention + "q_proj", "attention/query", "D", "NH", _QKV_BIAS),
+    *_projection(
+      attention + "k_proj", "attention/key", "D", key_size, _QKV_BIAS
+    ),
+    *_projection(
+      attention + "v_proj", "attention/value", "D", key_size, _QKV_BIAS
+    ),
+  )
+
+
+_QUERY_KEY_VALUE = _query_key_value(_ATTENTION, "KH")
 _OUTPUT = _projection(
   _ATTENTION + "o_proj", "attention/output", "NH", "D", _OUTPUT_BIAS
 )
@@ -227,90 +236,86 @@ QWEN3_MOE = dataclasses.replace(
   },
 )
 
+
+def _layer_norm_decoder(
+  *layer: Row,
+  words: str,
+  final_norm: str,
+  head: str,
+  positions: str | None = None,
+  ignored: tuple[str, ...],
+) -> Table:
+  """A decoder of GPT-2's kind, whose layers have these rows."""
+  rows = [Row(words, "embed/table", ("V", "D"))]
+  if positions:
+    rows.append(Row(positions, "embed/positions", ("P", "D")))
+  return Table(
+    outer=(*rows, *_layer_norm(final_norm, "final_norm"), _head(head)),
+    layer=layer,
+    tied=(head, words),
+    ignored=ignored,
+    sublayer_outputs=_OUTPUTS,
+    prefix=words.partition(".")[0] + ".",
+  )
+
+
 _LAYER = "transformer.h.{}."
 _ATTENTION = _LAYER + "attn."
 _MLP = _LAYER + "mlp."
 
 # Conv1D holds kernels as they are here, [I, O].
-GPT2 = Table(
-  outer=(
-    Row("transformer.wte.weight", "embed/table", ("V", "D")),
-    Row("transformer.wpe.weight", "embed/positions", ("P", "D")),
-    *_layer_norm("transformer.ln_f", "final_norm"),
-    _head("lm_head.weight"),
+GPT2 = _layer_norm_decoder(
+  *_layer_norm(_LAYER + "ln_1", "attention_norm"),
+  *_thirds(_ATTENTION + "c_attn", "NH", transpose=False),
+  *_projection(
+    _ATTENTION + "c_proj", "attention/output", "NH", "D", transpose=False
   ),
-  layer=(
-    *_layer_norm(_LAYER + "ln_1", "attention_norm"),
-    *_thirds(_ATTENTION + "c_attn", "NH", transpose=False),
-    *_projection(
-      _ATTENTION + "c_proj", "attention/output", "NH", "D", transpose=False
-    ),
-    *_layer_norm(_LAYER + "ln_2", "mlp_norm"),
-    *_projection(_MLP + "c_fc", "mlp/up", "D", "F", transpose=False),
-    *_projection(_MLP + "c_proj", "mlp/down", "F", "D", transpose=False),
-  ),
-  tied=("lm_head.weight", "transformer.wte.weight"),
+  *_layer_norm(_LAYER + "ln_2", "mlp_norm"),
+  *_projection(_MLP + "c_fc", "mlp/up", "D", "F", transpose=False),
+  *_projection(_MLP + "c_proj", "mlp/down", "F", "D", transpose=False),
+  words="transformer.wte.weight",
+  positions="transformer.wpe.weight",
+  final_norm="transformer.ln_f",
+  head="lm_head.weight",
   ignored=(".attn.bias", ".attn.masked_bias"),
-  sublayer_outputs=_OUTPUTS,
-  prefix="transformer.",
 )
 
 _LAYER = "gpt_neox.layers.{}."
 _ATTENTION = _LAYER + "attention."
 _MLP = _LAYER + "mlp."
 
-GPT_NEOX = Table(
-  outer=(
-    Row("gpt_neox.embed_in.weight", "embed/table", ("V", "D")),
-    *_layer_norm("gpt_neox.final_layer_norm", "final_norm"),
-    _head("embed_out.weight"),
+GPT_NEOX = _layer_norm_decoder(
+  *_layer_norm(_LAYER + "input_layernorm", "attention_norm"),
+  *_thirds(_ATTENTION + "query_key_value", "H", _QKV_BIAS, groups="N"),
+  *_projection(
+    _ATTENTION + "dense", "attention/output", "NH", "D", _OUTPUT_BIAS
   ),
-  layer=(
-    *_layer_norm(_LAYER + "input_layernorm", "attention_norm"),
-    *_thirds(_ATTENTION + "query_key_value", "H", _QKV_BIAS, groups="N"),
-    *_projection(
-      _ATTENTION + "dense", "attention/output", "NH", "D", _OUTPUT_BIAS
-    ),
-    *_layer_norm(_LAYER + "post_attention_layernorm", "mlp_norm"),
-    *_projection(_MLP + "dense_h_to_4h", "mlp/up", "D", "F"),
-    *_projection(_MLP + "dense_4h_to_h", "mlp/down", "F", "D"),
-  ),
-  tied=("embed_out.weight", "gpt_neox.embed_in.weight"),
+  *_layer_norm(_LAYER + "post_attention_layernorm", "mlp_norm"),
+  *_projection(_MLP + "dense_h_to_4h", "mlp/up", "D", "F"),
+  *_projection(_MLP + "dense_4h_to_h", "mlp/down", "F", "D"),
+  words="gpt_neox.embed_in.weight",
+  final_norm="gpt_neox.final_layer_norm",
+  head="embed_out.weight",
   ignored=(".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"),
-  sublayer_outputs=_OUTPUTS,
-  prefix="gpt_neox.",
 )
 
 _LAYER = "model.decoder.layers.{}."
 _ATTENTION = _LAYER + "self_attn."
 
-OPT = Table(
-  outer=(
-    Row("model.decoder.embed_tokens.weight", "embed/table", ("V", "D")),
-    Row("model.decoder.embed_positions.weight", "embed/positions", ("P", "D")),
-    *_layer_norm("model.decoder.final_layer_norm", "final_norm"),
-    _head("lm_head.weight"),
+OPT = _layer_norm_decoder(
+  *_layer_norm(_LAYER + "self_attn_layer_norm", "attention_norm"),
+  *_query_key_value(_ATTENTION, "NH"),
+  *_projection(
+    _ATTENTION + "out_proj", "attention/output", "NH", "D", _OUTPUT_BIAS
   ),
-  layer=(
-    *_layer_norm(_LAYER + "self_attn_layer_norm", "attention_norm"),
-    *_projection(
-      _ATTENTION + "q_proj", "attention/query", "D", "NH", _QKV_BIAS
-    ),
-    *_projection(_ATTENTION + "k_proj", "attention/key", "D", "NH", _QKV_BIAS),
-    *_projection(
-      _ATTENTION + "v_proj", "attention/value", "D", "NH", _QKV_BIAS
-    ),
-    *_projection(
-      _ATTENTION + "out_proj", "attention/output", "NH", "D", _OUTPUT_BIAS
-    ),
-    *_layer_norm(_LAYER + "final_layer_norm", "mlp_norm"),
-    *_projection(_LAYER + "fc1", "mlp/up", "D", "F", _MLP_BIAS),
-    *_projection(_LAYER + "fc2", "mlp/down", "F", "D", _MLP_BIAS),
-  ),
-  tied=("lm_head.weight", "model.decoder.embed_tokens.weight"),
+  *_layer_norm(_LAYER + "final_layer_norm", "mlp_norm"),
+  *_projection(_LAYER + "fc1", "mlp/up", "D", "F", _MLP_BIAS),
+  *_projection(_LAYER + "fc2", "mlp/down", "F", "D", _MLP_BIAS),
+  words="model.decoder.embed_tokens.weight",
+  positions="model.decoder.embed_positions.weight",
+  final_norm="model.decoder.final_layer_norm",
+  head="lm_head.weight",
   ignored=(".decoder.version",),
-  sublayer_outputs=_OUTPUTS,
-  prefix="model.",
 )
 
 _LAYER = "encoder.layer.{}."

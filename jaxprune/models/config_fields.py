@@ -58,49 +58,62 @@ KNOWN = frozenset(
 """.split()
 )
 
-# Keys that ask for another arithmetic, with the values that do not. The first
-# group is read by stock code though no class declares it; the second belongs
-# to other families or to code outside transformers.
-REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-  "quantization_config": (
-    (None,),
+# Keys that ask for another arithmetic: why they are refused, the values that
+# are not, and the keys. Stock code reads the first group though no class
+# declares it; the second belongs to other families or to code outside
+# transformers.
+_REFUSALS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+  (
     "quantized weights are not read: dequantize them first",
-  ),
-  "compression_config": (
     (None,),
+    "quantization_config",
+  ),
+  (
     "compressed weights are not read: decompress them first",
+    (None,),
+    "compression_config",
   ),
-  "is_causal": ((True,), "attention to later tokens is not computed"),
-  "is_encoder_decoder": ((False, None), "only one stack of layers is run"),
-  "per_layer_config": ((None, {}), "all layers have the same shape here"),
-  "attention_chunk_size": ((None,), "chunked attention is not computed"),
-  "kv_sharing_modes": ((None,), "every layer has its own keys and values"),
-  "text_config": ((None,), "composite models are not supported"),
-  "text_encoder": ((None,), "composite models are not supported"),
-  "decoder": ((None,), "composite models are not supported"),
-  "generator": ((None,), "composite models are not supported"),
-  "rope_interleaved": (
-    (False, None),
+  ("attention to later tokens is not computed", (True,), "is_causal"),
+  ("only one stack of layers is run", (False, None), "is_encoder_decoder"),
+  ("all layers have the same shape here", (None, {}), "per_layer_config"),
+  ("chunked attention is not computed", (None,), "attention_chunk_size"),
+  ("every layer has its own keys and values", (None,), "kv_sharing_modes"),
+  (
+    "composite models are not supported",
+    (None,),
+    "text_config text_encoder decoder generator",
+  ),
+  (
     "RoPE turns pairs (i, i + H/2), not (2i, 2i + 1)",
-  ),
-  "pruned_heads": ((None, {}), "heads are cut from the weights, not from here"),
-  "use_mrope": ((False, None), "positions are one number per token"),
-  "use_bidirectional_attention": (
     (False, None),
-    "attention to later tokens is not computed",
+    "rope_interleaved",
   ),
-  "alibi": ((False, None), "positions are RoPE"),
-  "no_rope_layers": ((None, []), "every layer has RoPE"),
-  "clip_qkv": ((None,), "queries, keys and values are not clipped"),
-  "logit_softcap": ((None,), "logits are not capped"),
-  "final_logit_softcapping": ((None,), "logits are not capped"),
-  "attn_logit_softcapping": ((None,), "attention scores are not capped"),
-  "query_pre_attn_scalar": ((None,), "scores are divided by sqrt(head_dim)"),
-  "attention_multiplier": ((None,), "scores are divided by sqrt(head_dim)"),
-  "logit_scale": ((None, 1), "logits are not scaled"),
-  "logits_scaling": ((None, 1), "logits are not scaled"),
-  "embedding_multiplier": ((None, 1), "embeddings are not scaled"),
-  "residual_multiplier": ((None, 1), "residuals are not scaled"),
+  ("heads are cut from the weights, not from here", (None, {}), "pruned_heads"),
+  ("positions are one number per token", (False, None), "use_mrope"),
+  (
+    "attention to later tokens is not computed",
+    (False, None),
+    "use_bidirectional_attention",
+  ),
+  ("positions are RoPE", (False, None), "alibi"),
+  ("every layer has RoPE", (None, []), "no_rope_layers"),
+  ("queries, keys and values are not clipped", (None,), "clip_qkv"),
+  ("logits are not capped", (None,), "logit_softcap final_logit_softcapping"),
+  ("attention scores are not capped", (None,), "attn_logit_softcapping"),
+  (
+    "scores are divided by sqrt(head_dim)",
+    (None,),
+    "query_pre_attn_scalar attention_multiplier",
+  ),
+  ("logits are not scaled", (None, 1), "logit_scale logits_scaling"),
+  ("embeddings are not scaled", (None, 1), "embedding_multiplier"),
+  ("residuals are not scaled", (None, 1), "residual_multiplier"),
+)
+# By key: the values that are not refused, and why others are.
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+  key: (neutral, why)
+  for why, neutral, keys in _REFUSALS
+  for key in keys.split()
 }
 
 

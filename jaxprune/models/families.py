@@ -91,63 +91,57 @@ class Family:
   )
 
 
-_NO_BIAS = ((False, None), "this family has no such biases")
+_NO_BIAS = {
+  name: ((False, None), "this family has no such biases")
+  for name in ("attention_bias", "mlp_bias")
+}
+_NO_MLP_BIAS = {"mlp_bias": _NO_BIAS["mlp_bias"]}
+_BIASES = ("qkv_bias", "output_bias", "mlp_bias")
+# One field says whether the kernels of attention have biases.
+_ATTENTION_BIAS = dict(qkv_bias="attention_bias", output_bias="attention_bias")
 _GEMMA = dict(
+  **_ATTENTION_BIAS,
+  activation="hidden_activation",
   post_norm=True,
   unit_offset=True,
   scale_embedding=True,
   whole_heads=True,
   head_dim="own",
   sliding=True,
+  refused=_NO_MLP_BIAS,
+)
+# The families from before LLaMA: GPT-2 and those after it.
+_LAYER_NORM = dict(
+  norm="layer", gated_mlp=False, whole_heads=True, head_dim="quotient"
 )
 
 FAMILIES: dict[str, Family] = {
-  "llama": Family(
-    qkv_bias="attention_bias",
-    output_bias="attention_bias",
-    mlp_bias="mlp_bias",
-    whole_heads=True,
-  ),
-  "mistral": Family(
-    sliding=True, refused={"attention_bias": _NO_BIAS, "mlp_bias": _NO_BIAS}
-  ),
-  "qwen2": Family(qkv_bias=True, sliding=True, refused={"mlp_bias": _NO_BIAS}),
+  "llama": Family(**_ATTENTION_BIAS, mlp_bias="mlp_bias", whole_heads=True),
+  "mistral": Family(sliding=True, refused=_NO_BIAS),
+  "qwen2": Family(qkv_bias=True, sliding=True, refused=_NO_MLP_BIAS),
   "qwen3": Family(
-    qkv_bias="attention_bias",
-    output_bias="attention_bias",
+    **_ATTENTION_BIAS,
     qk_norm=True,
     head_dim="own",
     sliding=True,
-    refused={"mlp_bias": _NO_BIAS},
+    refused=_NO_MLP_BIAS,
   ),
-  "gemma2": Family(
-    activation="hidden_activation",
-    qkv_bias="attention_bias",
-    output_bias="attention_bias",
-    **_GEMMA,
-    sliding_pattern=(None, 2),
-    refused={"mlp_bias": _NO_BIAS},
-  ),
+  "gemma2": Family(**_GEMMA, sliding_pattern=(None, 2)),
   "gemma3_text": Family(
-    activation="hidden_activation",
-    qkv_bias="attention_bias",
-    output_bias="attention_bias",
     **_GEMMA,
     qk_norm=True,
     local_rope=True,
     sliding_pattern=("sliding_window_pattern", 6),
     # Its attention is never told of this cap.
     unread=("attn_logit_softcapping",),
-    refused={"mlp_bias": _NO_BIAS},
   ),
   "olmo2": Family(
-    qkv_bias="attention_bias",
-    output_bias="attention_bias",
+    **_ATTENTION_BIAS,
     pre_norm=False,
     post_norm=True,
     qk_norm=True,
     qk_norm_whole=True,
-    refused={"mlp_bias": _NO_BIAS},
+    refused=_NO_MLP_BIAS,
   ),
   "phi3": Family(
     rotary_part=("partial_rotary_factor", 1.0),
@@ -155,54 +149,39 @@ FAMILIES: dict[str, Family] = {
     rope_synonyms={"su": "longrope", "yarn": "longrope"},
     rereads=True,
     sliding=True,
-    refused={"attention_bias": _NO_BIAS, "mlp_bias": _NO_BIAS},
+    refused=_NO_BIAS,
   ),
   "gpt2": Family(
     activation="activation_function",
     mlp_dim="n_inner",
-    norm="layer",
+    **_LAYER_NORM,
     norm_eps="layer_norm_epsilon",
-    qkv_bias=True,
-    output_bias=True,
-    mlp_bias=True,
-    gated_mlp=False,
+    **dict.fromkeys(_BIASES, True),
     position_offset=0,
-    whole_heads=True,
-    head_dim="quotient",
   ),
   "gpt_neox": Family(
-    norm="layer",
+    **_LAYER_NORM,
     norm_eps="layer_norm_eps",
-    qkv_bias="attention_bias",
-    output_bias="attention_bias",
+    **_ATTENTION_BIAS,
     mlp_bias=True,
-    gated_mlp=False,
     parallel_residual="use_parallel_residual",
     rope_theta="rotary_emb_base",
     rotary_part=("rotary_pct", 0.25),
-    whole_heads=True,
-    head_dim="quotient",
   ),
   "opt": Family(
     activation="activation_function",
     mlp_dim="ffn_dim",
-    norm="layer",
+    **_LAYER_NORM,
     norm_eps=1e-5,
-    qkv_bias="enable_bias",
-    output_bias="enable_bias",
-    mlp_bias="enable_bias",
-    gated_mlp=False,
+    **dict.fromkeys(_BIASES, "enable_bias"),
     position_offset=2,
-    whole_heads=True,
-    head_dim="quotient",
   ),
   "qwen3_moe": Family(
     mlp_dim="moe_intermediate_size",
-    qkv_bias="attention_bias",
-    output_bias="attention_bias",
+    **_ATTENTION_BIAS,
     qk_norm=True,
     sliding=True,
     experts=True,
-    refused={"mlp_bias": _NO_BIAS},
+    refused=_NO_MLP_BIAS,
   ),
 }

@@ -240,6 +240,32 @@ def estimate_table(
   )
 
 
+def measure_table(
+  caption: str,
+  columns: tuple[str, str],
+  measures: Mapping[str, str],
+  entry: Mapping[str, Any],
+  *,
+  folded: str = "",
+) -> Table:
+  """A table of the measures of one thing, a row each.
+
+  Args:
+    caption: what is in it, with units.
+    columns: headings of the measures and of their values.
+    measures: name of the row by key of `entry`.
+    entry: the summary's: estimates and numbers by key. A key that is missing
+      has no row.
+    folded: see Table.
+  """
+  return Table(
+    caption=caption,
+    columns=columns,
+    rows=[(name, entry[key]) for key, name in measures.items() if key in entry],
+    folded=folded,
+  )
+
+
 def write_report(
   run: RunFolder,
   *,

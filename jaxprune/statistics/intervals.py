@@ -58,17 +58,13 @@ def mean(
 
 
 def finite_mean(
-  values: np.ndarray,
-  groups: np.ndarray | None = None,
-  *,
-  seed: int = 0,
-  resamples: int = RESAMPLES,
+  values: np.ndarray, groups: np.ndarray | None = None, *, seed: int = 0
 ) -> Estimate:
   """`mean` of the rows that are finite; `UNKNOWN` where none is.
 
   Args:
     values: real or bool [rows]; NaN and infinite rows are left out.
-    groups, seed, resamples: see `mean`.
+    groups, seed: see `mean`.
 
   Raises:
     ValueError: shapes differ.
@@ -79,7 +75,7 @@ def finite_mean(
     return UNKNOWN
   if groups is not None:
     groups = np.asarray(groups)[finite]
-  return mean(values[finite], groups, seed=seed, resamples=resamples)
+  return mean(values[finite], groups, seed=seed)
 
 
 def ratio(

@@ -58,101 +58,104 @@ _MATHS = (
   "Solve it in as few steps as you can. End with #### and the number alone."
 )
 
+
+def _choice(
+  metric: str,
+  options: int,
+  files: tuple[str, ...],
+  hub: tuple[str, str | None, str],
+  read: Callable[[Any], Any],
+) -> Task:
+  """A task whose items have so many options each."""
+  return Task(
+    kind=CHOICE,
+    metric=metric,
+    chance=1 / options,
+    files=files,
+    hub=hub,
+    read=read,
+  )
+
+
+_GSM8K = dict(
+  files=("gsm8k/test.jsonl", "gsm8k.jsonl"),
+  hub=("openai/gsm8k", "main", "test"),
+)
+# Problems whose answer is a number, with the prompts of GSM8K.
+_ARITHMETIC = dict(
+  kind=EXACT,
+  metric="exact",
+  examples="gsm8k/train.jsonl",
+  few_shot=5,
+  instruction=_MATHS,
+  stop=("Question:",),
+)
+
 TASKS = {
-  "mmlu": Task(
-    kind=CHOICE,
-    metric="acc",
-    chance=1 / 4,
-    files=("mmlu/test/*_test.csv", "mmlu.jsonl"),
-    hub=("cais/mmlu", "all", "test"),
-    read=choices.mmlu,
+  "mmlu": _choice(
+    "acc",
+    4,
+    ("mmlu/test/*_test.csv", "mmlu.jsonl"),
+    ("cais/mmlu", "all", "test"),
+    choices.mmlu,
   ),
-  "arc_easy": Task(
-    kind=CHOICE,
-    metric="acc",
-    chance=1 / 4,
-    files=("qa/ARC-Easy/test.json", "arc_easy.jsonl"),
-    hub=("allenai/ai2_arc", "ARC-Easy", "test"),
-    read=choices.arc,
+  "arc_easy": _choice(
+    "acc",
+    4,
+    ("qa/ARC-Easy/test.json", "arc_easy.jsonl"),
+    ("allenai/ai2_arc", "ARC-Easy", "test"),
+    choices.arc,
   ),
-  "arc_challenge": Task(
-    kind=CHOICE,
-    metric="acc_norm",
-    chance=1 / 4,
-    files=("qa/ARC-Challenge/test.json", "arc_challenge.jsonl"),
-    hub=("allenai/ai2_arc", "ARC-Challenge", "test"),
-    read=choices.arc,
+  "arc_challenge": _choice(
+    "acc_norm",
+    4,
+    ("qa/ARC-Challenge/test.json", "arc_challenge.jsonl"),
+    ("allenai/ai2_arc", "ARC-Challenge", "test"),
+    choices.arc,
   ),
-  "openbookqa": Task(
-    kind=CHOICE,
-    metric="acc_norm",
-    chance=1 / 4,
-    files=("qa/openbookqa/test.json", "openbookqa.jsonl"),
-    hub=("allenai/openbookqa", "main", "test"),
-    read=choices.openbookqa,
+  "openbookqa": _choice(
+    "acc_norm",
+    4,
+    ("qa/openbookqa/test.json", "openbookqa.jsonl"),
+    ("allenai/openbookqa", "main", "test"),
+    choices.openbookqa,
   ),
-  "piqa": Task(
-    kind=CHOICE,
-    metric="acc",
-    chance=1 / 2,
-    files=("qa/piqa/test.json", "piqa.jsonl"),
-    hub=("baber/piqa", None, "validation"),
-    read=choices.piqa,
+  "piqa": _choice(
+    "acc",
+    2,
+    ("qa/piqa/test.json", "piqa.jsonl"),
+    ("baber/piqa", None, "validation"),
+    choices.piqa,
   ),
-  "winogrande": Task(
-    kind=CHOICE,
-    metric="acc",
-    chance=1 / 2,
-    files=("qa/winogrande/test.json", "winogrande.jsonl"),
-    hub=("allenai/winogrande", "winogrande_xl", "validation"),
-    read=choices.winogrande,
+  "winogrande": _choice(
+    "acc",
+    2,
+    ("qa/winogrande/test.json", "winogrande.jsonl"),
+    ("allenai/winogrande", "winogrande_xl", "validation"),
+    choices.winogrande,
   ),
-  "hellaswag": Task(
-    kind=CHOICE,
-    metric="acc_norm",
-    chance=1 / 4,
-    files=("hellaswag/test.jsonl", "hellaswag.jsonl"),
-    hub=("Rowan/hellaswag", None, "validation"),
-    read=choices.hellaswag,
+  "hellaswag": _choice(
+    "acc_norm",
+    4,
+    ("hellaswag/test.jsonl", "hellaswag.jsonl"),
+    ("Rowan/hellaswag", None, "validation"),
+    choices.hellaswag,
   ),
-  "boolq": Task(
-    kind=CHOICE,
-    metric="acc",
-    chance=1 / 2,
-    files=("boolq/test.jsonl", "boolq.jsonl"),
-    hub=("aps/super_glue", "boolq", "validation"),
-    read=choices.boolq,
+  "boolq": _choice(
+    "acc",
+    2,
+    ("boolq/test.jsonl", "boolq.jsonl"),
+    ("aps/super_glue", "boolq", "validation"),
+    choices.boolq,
   ),
-  "gsm8k": Task(
-    kind=EXACT,
-    metric="exact",
-    files=("gsm8k/test.jsonl", "gsm8k.jsonl"),
-    hub=("openai/gsm8k", "main", "test"),
-    read=problems.gsm8k,
-    examples="gsm8k/train.jsonl",
-    few_shot=5,
-    instruction=_MATHS,
-    stop=("Question:",),
-  ),
+  "gsm8k": Task(**_ARITHMETIC, **_GSM8K, read=problems.gsm8k),
   # A control: the solutions of gsm8k as options, as long as what is written.
-  "gsm8k_choice": Task(
-    kind=CHOICE,
-    metric="acc",
-    chance=1 / 4,
-    files=("gsm8k/test.jsonl", "gsm8k.jsonl"),
-    hub=("openai/gsm8k", "main", "test"),
-    read=choices.solution_of_gsm8k,
-  ),
+  "gsm8k_choice": _choice("acc", 4, **_GSM8K, read=choices.solution_of_gsm8k),
   "svamp": Task(
-    kind=EXACT,
-    metric="exact",
+    **_ARITHMETIC,
     files=("qa/SVAMP/test.json", "svamp.jsonl"),
     hub=("ChilleD/SVAMP", None, "test"),
     read=problems.svamp,
-    examples="gsm8k/train.jsonl",
-    few_shot=5,
-    instruction=_MATHS,
-    stop=("Question:",),
     max_new_tokens=192,
   ),
   "humaneval": Task(

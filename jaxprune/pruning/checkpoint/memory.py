@@ -15,7 +15,6 @@ from jaxprune import devices, platforms
 from jaxprune.calibration.observers import OBSERVERS
 from jaxprune.checkpoints import names
 from jaxprune.models import KERNEL_INPUTS, ModelConfig
-from jaxprune.pruning import registry
 from jaxprune.pruning.change import Change
 from jaxprune.pruning.checkpoint.streaming import Memory
 
@@ -58,21 +57,27 @@ class Estimate:
 
 def estimate_bytes(
   config: ModelConfig,
-  method: str,
+  change: Change,
   *,
   sequences: int,
   length: int,
   memory: Memory,
 ) -> Estimate:
-  """Count the bytes of `weights.prune_weights`.
+  """Count the bytes of pruning weights, or of choosing sublayers to drop.
 
   Args:
     config: the model.
-    method: a name in `registry.METHODS`.
+    change: what is done to it.
     sequences: calibration sequences; 0 without calibration.
     length: tokens of each.
     memory: how activations are held, and on which devices.
   """
+  count = _drop_bytes if change.drops else _weight_bytes
+  return count(config, change, sequences, length, memory)
+
+
+def _weight_bytes(config, change, sequences, length, memory):
+  """Of `weights.prune_weights`."""
   shapes = names.kernel_shapes(config)
   size = sum(math.prod(shape[1:]) for shape in shapes.values())
   ways = dict(memory.mesh.shape) if memory.mesh else {"data": 1, "model": 1}
@@ -84,7 +89,7 @@ def estimate_bytes(
     KERNEL_INPUTS[kernel]: (math.prod(shape[1:-2]), shape[-2])
     for kernel, shape in shapes.items()
   }
-  statistics = _statistics(registry.METHODS[method].statistic, inputs.values())
+  statistics = _statistics(change.row.statistic, inputs.values())
   activations = working = 0
   if sequences:
     batch = memory.size(sequences) // ways["data"]
@@ -111,23 +116,8 @@ def estimate_bytes(
   )
 
 
-def estimate_drop_bytes(
-  config: ModelConfig,
-  change: Change,
-  *,
-  sequences: int,
-  length: int,
-  memory: Memory,
-) -> Estimate:
-  """Count the bytes of choosing sublayers to drop.
-
-  Args:
-    config: the model.
-    change: a drop.
-    sequences: calibration sequences; 0 without calibration.
-    length: tokens of each.
-    memory: how activations are held, and on which devices.
-  """
+def _drop_bytes(config, change, sequences, length, memory):
+  """Of `sublayers`, which scores what it may drop."""
   sizes = names.file_shapes(config).values()
   model = _FLOAT * sum(map(math.prod, sizes))
   ways = memory.mesh.shape["data"] if memory.mesh else 1

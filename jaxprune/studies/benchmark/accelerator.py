@@ -34,7 +34,7 @@ class Settings:
     shape: of `shapes.NAMES`.
     sequences: of calibration.
     length: tokens of each.
-    new_tokens: decoded per prompt.
+    max_new_tokens: decoded per prompt.
     repeats: timed runs of decoding and evaluation.
     micro_batch: sequences in a layer at once.
     work: of `WORK`.
@@ -43,7 +43,7 @@ class Settings:
   shape: str
   sequences: int = 128
   length: int = 2048
-  new_tokens: int = 64
+  max_new_tokens: int = 64
   repeats: int = 3
   micro_batch: int = 8
   work: tuple[str, ...] = WORK
@@ -186,17 +186,17 @@ def _decode(config, params, settings, batch, limits):
       config,
       params,
       ids.astype(np.int32),
-      max_new_tokens=settings.new_tokens,
+      max_new_tokens=settings.max_new_tokens,
       sampling=generation.Sampling(eos_ids=()),
     )
     jax.block_until_ready(text.tokens)
 
   seconds = _median(write, settings.repeats)
   weights = floors.weight_bytes(config) / 2
-  floor = settings.new_tokens * weights / limits["bytes_per_second"]
+  floor = settings.max_new_tokens * weights / limits["bytes_per_second"]
   return {
     "seconds": seconds,
-    "tokens_per_second": batch * settings.new_tokens / seconds,
+    "tokens_per_second": batch * settings.max_new_tokens / seconds,
     "floor_seconds": floor,
     "memory_fraction": floor / seconds,
   }

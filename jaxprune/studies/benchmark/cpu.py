@@ -57,7 +57,7 @@ class Settings:
     work: of `WORK`.
     repeats: timed runs of each side.
     threads: of PyTorch; JAX takes the cores that it is given.
-    new_tokens: decoded per prompt.
+    max_new_tokens: decoded per prompt.
     memory: whether fresh processes measure the peak of memory.
   """
 
@@ -66,7 +66,7 @@ class Settings:
   work: tuple[str, ...]
   repeats: int
   threads: int
-  new_tokens: int
+  max_new_tokens: int
   memory: bool = True
 
 
@@ -93,14 +93,14 @@ class Given:
     scratch: a folder for what pruning writes.
     ids: calibration tokens, int32 [sequences, length].
     threads: of PyTorch.
-    new_tokens: decoded per prompt.
+    max_new_tokens: decoded per prompt.
   """
 
   folder: str
   scratch: str
   ids: np.ndarray
   threads: int
-  new_tokens: int
+  max_new_tokens: int
 
 
 def measure(
@@ -115,7 +115,7 @@ def measure(
     settings: which work, of which model, how often.
     run: takes a row per piece of work and timed run.
     say: takes a line per piece of work.
-    open_side: `processes.Side`, or `processes.Here` to stay in this process.
+    open_side: `processes.Side`, or what answers as it does.
 
   Returns:
     By piece of work medians in seconds, their ratio, the floor, stages and
@@ -138,7 +138,7 @@ def measure(
     )
     summary |= dict(zip(("flops_per_second", "bytes_per_second"), speed))
     least = floors.seconds(
-      config, settings.work, given.ids, settings.new_tokens, speed
+      config, settings.work, given.ids, settings.max_new_tokens, speed
     )
     with (
       open_side("reference", open_reference, given) as theirs,
@@ -173,7 +173,7 @@ def _prepare(settings, scratch):
     scratch=scratch,
     ids=ids,
     threads=settings.threads,
-    new_tokens=settings.new_tokens,
+    max_new_tokens=settings.max_new_tokens,
   )
   return given, source.config
 
@@ -202,7 +202,7 @@ def _time(settings, run, name, sides):
     for index in range(settings.repeats)
     for column, metric in enumerate(("seconds", "processor_seconds"))
   )
-  entry = _summarise(name, slow, fast, settings.new_tokens)
+  entry = _summarise(name, slow, fast, settings.max_new_tokens)
   for prefix, side in (("", "jaxprune"), ("reference_", "reference")):
     for stage in parts_of[side][-1]:
       entry[f"{prefix}{stage}_seconds"] = float(
@@ -211,7 +211,7 @@ def _time(settings, run, name, sides):
   return entry
 
 
-def _summarise(name, slow, fast, new_tokens):
+def _summarise(name, slow, fast, max_new_tokens):
   """Medians of one piece of work; the first call of each side is left out."""
   reference, theirs_cpu = np.median(slow[1:], axis=0).tolist()
   seconds, ours_cpu = np.median(fast[1:], axis=0).tolist()
@@ -226,7 +226,7 @@ def _summarise(name, slow, fast, new_tokens):
     "reference_first_call_seconds": float(slow[0, timing.WALL]),
   }
   if name in _DECODE:
-    written = int(name.rpartition("_")[2]) * new_tokens
+    written = int(name.rpartition("_")[2]) * max_new_tokens
     entry["tokens_per_second"] = written / seconds
     entry["reference_tokens_per_second"] = written / reference
   return entry
@@ -272,8 +272,8 @@ def open_reference(given: Given) -> Callable[[str], Any]:
       model.generate(
         tensor[:batch, :_PROMPT],
         attention_mask=torch.ones(batch, _PROMPT),
-        max_new_tokens=given.new_tokens,
-        min_new_tokens=given.new_tokens,
+        max_new_tokens=given.max_new_tokens,
+        min_new_tokens=given.max_new_tokens,
         do_sample=False,
         pad_token_id=0,
       )
@@ -329,7 +329,7 @@ def open_jaxprune(given: Given) -> Callable[[str], Any]:
       config,
       params(),
       jnp.asarray(given.ids[:batch, :_PROMPT]),
-      max_new_tokens=given.new_tokens,
+      max_new_tokens=given.max_new_tokens,
       sampling=generation.Sampling(eos_ids=()),
     )
     jax.block_until_ready(written.tokens)

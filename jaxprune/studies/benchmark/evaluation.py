@@ -46,8 +46,8 @@ class Settings:
     model: folder of the checkpoint.
     data: folder with `qa/ARC-Easy/test.json` and `gsm8k/test.jsonl`.
     work: of `WORK`.
-    items: questions of each kind of work.
-    new_tokens: most tokens of an answer.
+    limit: questions of each kind of work.
+    max_new_tokens: most tokens of an answer.
     batch: texts that either backend writes at a time.
     reference_batch: requests that the reference scores at a time.
     repeats: timed runs of each side.
@@ -57,8 +57,8 @@ class Settings:
   model: str
   data: str
   work: tuple[str, ...]
-  items: int
-  new_tokens: int
+  limit: int
+  max_new_tokens: int
   batch: int
   reference_batch: int
   repeats: int
@@ -175,7 +175,7 @@ def _read_choice(settings):
   """Options after their context, in the form of the harness's `arc_easy`."""
   path = pathlib.Path(settings.data) / "qa/ARC-Easy/test.json"
   pairs = []
-  for entry in json.loads(path.read_text(encoding="utf-8"))[: settings.items]:
+  for entry in json.loads(path.read_text(encoding="utf-8"))[: settings.limit]:
     question, options = re.search(
       r"question: (.*?)\n\n(Answer1: .*?)\n\nAnswer format:",
       entry["instruction"],
@@ -190,10 +190,10 @@ def _read_choice(settings):
 
 def _read_generation(settings):
   path = pathlib.Path(settings.data) / "gsm8k/test.jsonl"
-  lines = path.read_text(encoding="utf-8").splitlines()[: settings.items]
+  lines = path.read_text(encoding="utf-8").splitlines()[: settings.limit]
   options = {
     "until": list(_STOP),
-    "max_gen_toks": settings.new_tokens,
+    "max_gen_toks": settings.max_new_tokens,
     "do_sample": False,
   }
   return [

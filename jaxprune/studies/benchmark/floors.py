@@ -68,7 +68,7 @@ def seconds(
   config: ModelConfig,
   work: Sequence[str],
   tokens: np.ndarray,
-  new_tokens: int,
+  max_new_tokens: int,
   rates: tuple[float, float],
 ) -> dict[str, float]:
   """Floors of pieces of work.
@@ -77,7 +77,7 @@ def seconds(
     config: the model.
     work: of `cpu.WORK`.
     tokens: of calibration, [sequences, length].
-    new_tokens: decoded per prompt.
+    max_new_tokens: decoded per prompt.
     rates: flops and bytes per second.
 
   Returns:
@@ -98,5 +98,5 @@ def seconds(
   }
   for batch in (1, 8):
     step = max(weights, batch * forward_flops(config, 1) / flops)
-    floors[f"decode_{batch}"] = new_tokens * step
+    floors[f"decode_{batch}"] = max_new_tokens * step
   return {name: floors[name] for name in work}

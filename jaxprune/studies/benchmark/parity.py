@@ -84,7 +84,7 @@ def compare(
   source: checkpoints.Source,
   tokens: np.ndarray,
   *,
-  new_tokens: int = 32,
+  max_new_tokens: int = 32,
   allowed: float = ALLOWED,
 ) -> Parity:
   """Run a decoder here and in stock transformers.
@@ -94,7 +94,7 @@ def compare(
       too.
     tokens: int [B, T]; the greedy continuation is of the first half of the
       first row.
-    new_tokens: most tokens of the greedy continuation.
+    max_new_tokens: most tokens of the greedy continuation.
     allowed: how many times the rounding of stock is still rounding.
 
   Raises:
@@ -108,8 +108,8 @@ def compare(
       f"{source.folder}: float32 needs {devices.gib(needed)}, there are"
       f" {devices.gib(_memory())}; use a larger machine"
     )
-  new_tokens = min(
-    new_tokens, source.config.max_positions - tokens.shape[1] // 2
+  max_new_tokens = min(
+    max_new_tokens, source.config.max_positions - tokens.shape[1] // 2
   )
   prompt = tokens[:1, : max(1, tokens.shape[1] // 2)]
   config, params = checkpoints.load_params(source, jnp.float32)
@@ -121,11 +121,11 @@ def compare(
         config,
         params,
         prompt,
-        max_new_tokens=new_tokens,
+        max_new_tokens=max_new_tokens,
         sampling=Sampling(eos_ids=()),
       ).tokens
   del params
-  stock, exact, theirs = _run_stock(source, tokens, prompt, new_tokens)
+  stock, exact, theirs = _run_stock(source, tokens, prompt, max_new_tokens)
   return judge(
     z,
     stock,
@@ -314,7 +314,7 @@ def _output(model, tokens) -> np.ndarray:
   return (out.logits if "logits" in out else out.last_hidden_state).numpy()
 
 
-def _run_stock(source, tokens, prompt, new_tokens):
+def _run_stock(source, tokens, prompt, max_new_tokens):
   """Logits [B, T, V] in float32 and float64, and the greedy continuation.
 
   The logits in float64 are None where they do not fit, the continuation is
@@ -333,7 +333,10 @@ def _run_stock(source, tokens, prompt, new_tokens):
     # Nothing of the folder's own settings: no end of text stops the text, and
     # none is suppressed.
     model.generation_config = transformers.GenerationConfig(
-      max_new_tokens=new_tokens, do_sample=False, use_cache=True, pad_token_id=0
+      max_new_tokens=max_new_tokens,
+      do_sample=False,
+      use_cache=True,
+      pad_token_id=0,
     )
     with torch.no_grad():
       text = model.generate(

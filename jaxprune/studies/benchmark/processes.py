@@ -63,33 +63,6 @@ class Side:
     return self.ask(None)
 
 
-class Here:
-  """The same in this process, whose memory is not the side's own."""
-
-  def __init__(
-    self,
-    name: str,
-    open_side: Callable[[Any], Callable[[Any], Any]],
-    settings: Any,
-  ):
-    self.name = name
-    self._answer = open_side(settings)
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *error):
-    pass
-
-  def ask(self, question: Any) -> Any:
-    """The answer to a question."""
-    return self._answer(question)
-
-  def peak_bytes(self) -> int:
-    """Most bytes of memory of this process so far."""
-    return devices.peak_resident_bytes()
-
-
 def _serve(open_side, settings, pipe) -> None:
   """Answer until the pipe is closed."""
   answer = None

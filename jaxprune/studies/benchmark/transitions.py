@@ -37,7 +37,7 @@ class Settings:
   Attributes:
     size: of `references.SIZES`, for random weights.
     model: a folder or `pocket`, in place of random weights.
-    steps: tokens to decode.
+    max_new_tokens: tokens to decode.
     prompt: tokens of a prompt.
     batch: prompts that jaxprune decodes together.
     repeats: timed runs of each side.
@@ -46,7 +46,7 @@ class Settings:
 
   size: str
   model: str | None
-  steps: int
+  max_new_tokens: int
   prompt: int
   batch: int
   repeats: int
@@ -81,7 +81,7 @@ def measure(
   )
   summary = {
     "model": settings.model or settings.size,
-    "steps": settings.steps,
+    "steps": settings.max_new_tokens,
     "seconds_per_prompt": fast,
     "reference_seconds_per_prompt": slow,
     "without_metrics_seconds_per_prompt": rest,
@@ -126,9 +126,11 @@ def _sides(settings, scratch):
   prompt = torch.tensor(ids[:1], dtype=torch.long)
 
   def reference():
-    references.transitions(dense, pruned, prompt, settings.steps)
+    references.transitions(dense, pruned, prompt, settings.max_new_tokens)
 
-  writing = texts.Writing(max_new_tokens=settings.steps, batch=len(ids))
+  writing = texts.Writing(
+    max_new_tokens=settings.max_new_tokens, batch=len(ids)
+  )
 
   def jaxprune(metrics):
     (text,) = texts.dense_texts(config, trees[0], ids, writing)
@@ -139,7 +141,7 @@ def _sides(settings, scratch):
         jnp.asarray(text.tokens),
         jnp.asarray(text.valid),
         transitions.Measurement(measure=metrics),
-        num_steps=settings.steps,
+        num_steps=settings.max_new_tokens,
       )
     )
 

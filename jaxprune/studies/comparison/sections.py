@@ -293,24 +293,24 @@ def _theorem_table(summary) -> page.Table:
 
 
 def _softmax_table(softmax) -> page.Table:
-  names = {
-    "relative_p": "relative change of p",
-    "amplification": "amplification",
-    "amplification_centred": "amplification, centred z",
-    "random_amplification": "of a random direction, centred z",
-    "worst_amplification": "of the worst direction, centred z",
-    "worst_share": "share of the worst direction",
-    "linear_ratio": "linear over true change of p",
-    "participation": "likely tokens, 1 / Σp²",
-    "damped": "positions where softmax makes the change smaller",
-  }
-  return page.Table(
-    folded="What softmax does",
-    caption="Softmax at the output, means over positions. Amplification is"
+  return page.measure_table(
+    "Softmax at the output, means over positions. Amplification is"
     " |Δp| / |p| over |Δz| / |z|; of a random and of the worst direction"
     " it is that of a small change.",
-    columns=("measure", "mean"),
-    rows=[(label, softmax[name]) for name, label in names.items()],
+    ("measure", "mean"),
+    {
+      "relative_p": "relative change of p",
+      "amplification": "amplification",
+      "amplification_centred": "amplification, centred z",
+      "random_amplification": "of a random direction, centred z",
+      "worst_amplification": "of the worst direction, centred z",
+      "worst_share": "share of the worst direction",
+      "linear_ratio": "linear over true change of p",
+      "participation": "likely tokens, 1 / Σp²",
+      "damped": "positions where softmax makes the change smaller",
+    },
+    softmax,
+    folded="What softmax does",
   )
 
 

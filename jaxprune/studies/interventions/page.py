@@ -45,26 +45,12 @@ def write_page(run: RunFolder, summary: Summary, settings: Settings) -> None:
     summary: from `summary.summarise`.
     settings: of the run: steps, temperature, and tokens of the part `top`.
   """
-  checks = page.Table(
-    caption="Largest absolute means over all models. What is not 0 is"
-    " rounding.",
-    columns=("check", "deviation"),
-    rows=list(summary["checks"].items()),
-  )
-  sections = [
-    make(summary, name)
-    for name in summary["configurations"]
-    for make in (_by_depth, _parts, _restorations, _continued)
-  ]
   page.write_report(
     run,
     title="What undoes the change",
     finding=finding.finding(summary),
     verdict=finding.verdict(summary),
-    sections=[
-      *sections,
-      page.Section(title="Checks that must give 0", tables=[checks]),
-    ],
+    sections=_sections(summary),
     protocol={
       "Protocol": "teacher-forced on the dense model's greedy text",
       "Prompts": summary["prompts"],
@@ -75,6 +61,25 @@ def write_page(run: RunFolder, summary: Summary, settings: Settings) -> None:
       "Tokens of the part top": settings.top_tokens,
     },
   )
+
+
+def _sections(summary):
+  """Four for each way to prune, and one of checks."""
+  by_configuration = [
+    make(summary, name)
+    for name in summary["configurations"]
+    for make in (_by_depth, _parts, _restorations, _continued)
+  ]
+  checks = page.Table(
+    caption="Largest absolute means over all models. What is not 0 is"
+    " rounding.",
+    columns=("check", "deviation"),
+    rows=list(summary["checks"].items()),
+  )
+  return [
+    *by_configuration,
+    page.Section(title="Checks that must give 0", tables=[checks]),
+  ]
 
 
 def _figure(configuration, name, chart, caption, alt):

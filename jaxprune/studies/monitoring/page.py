@@ -76,29 +76,33 @@ def write_page(run: RunFolder, summary: Summary, settings: Settings) -> None:
     summary: from `summary.summarise`.
     settings: of the run: cache, length and fractions to defer.
   """
-  sections = [
-    page.Section(
-      title=name,
-      tables=[
-        *(_compared_table(entry, measure) for measure in entry["compared"]),
-        _points_table(entry, summary["score"], settings),
-        _stop_table(entry),
-      ],
-      figures=_figures(name, entry, summary["score"]),
-    )
-    for name, entry in summary["configurations"].items()
-  ]
   page.write_report(
     run,
     title="Monitoring: fall back or stop",
     verdict=verdict(summary),
-    sections=sections,
+    sections=[
+      _section(name, entry, summary["score"], settings)
+      for name, entry in summary["configurations"].items()
+    ],
     protocol={
       "Cache of the dense model": settings.cache,
       "New tokens": settings.max_new_tokens,
       "Analysis temperature T": settings.temperature,
       "Thresholds": "quantiles of the risk on other prompts",
     },
+  )
+
+
+def _section(name, entry, score, settings):
+  """One way to prune."""
+  return page.Section(
+    title=name,
+    tables=[
+      *(_compared_table(entry, measure) for measure in entry["compared"]),
+      _points_table(entry, score, settings),
+      _stop_table(entry),
+    ],
+    figures=_figures(name, entry, score),
   )
 
 

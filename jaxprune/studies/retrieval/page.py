@@ -6,7 +6,6 @@ import numpy as np
 
 from jaxprune import report
 from jaxprune.report import figures, page
-from jaxprune.report.canvas import Chart
 from jaxprune.statistics import Estimate
 from jaxprune.studies.retrieval.measure import METRICS
 from jaxprune.studies.retrieval.summary import MAIN, STS, verdict
@@ -27,22 +26,7 @@ def write_page(
     title="Retrieval by a pruned encoder",
     finding=finding(summary),
     verdict=verdict(summary),
-    sections=[
-      page.Section(
-        title="Scores",
-        tables=[_table(summary)],
-        figures=[
-          page.Figure(
-            name="kept",
-            chart=_draw(summary),
-            caption="What is left of the dense score against how far the"
-            " embeddings moved, over all models; bands are 95 % intervals of"
-            " the paired difference.",
-            alt="Relative nDCG and Spearman over the deviation of h.",
-          )
-        ],
-      )
-    ],
+    sections=[_score_section(summary)],
     protocol={
       "Collection": summary["collection"],
       "Queries": summary["queries"],
@@ -63,6 +47,12 @@ def finding(summary: dict[str, Any]) -> str:
   return (
     f"{kept} of {len(models)} pruned encoders retrieve not measurably worse"
     " than the dense one"
+  )
+
+
+def _score_section(summary) -> page.Section:
+  return page.Section(
+    title="Scores", tables=[_table(summary)], figures=[_figure(summary)]
   )
 
 
@@ -96,7 +86,7 @@ def _table(summary) -> page.Table:
   )
 
 
-def _draw(summary) -> Chart:
+def _figure(summary) -> page.Figure:
   """Part of the dense score that is kept, over the deviation of h."""
   models = list(summary["models"].values())
   moved = np.array(
@@ -105,17 +95,10 @@ def _draw(summary) -> Chart:
   order = np.argsort(moved)
 
   def line(measure):
-    kept = [
-      Estimate.from_json(models[index][measure]["kept"]) for index in order
-    ]
-    return figures.Series(
-      x=moved[order],
-      y=np.array([estimate.value for estimate in kept]),
-      low=np.array([estimate.low for estimate in kept]),
-      high=np.array([estimate.high for estimate in kept]),
-    )
+    kept = [models[index][measure]["kept"] for index in order]
+    return figures.estimated(moved[order], kept)
 
-  return figures.lines(
+  chart = figures.lines(
     {
       measure: line(measure)
       for measure in _measures(summary)
@@ -123,4 +106,12 @@ def _draw(summary) -> Chart:
     },
     x="1 − cosine of h, documents",
     y="part of the dense score",
+  )
+  return page.Figure(
+    name="kept",
+    chart=chart,
+    caption="What is left of the dense score against how far the embeddings"
+    " moved, over all models; bands are 95 % intervals of the paired"
+    " difference.",
+    alt="Relative nDCG and Spearman over the deviation of h.",
   )

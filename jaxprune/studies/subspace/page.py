@@ -135,23 +135,19 @@ def _set_table(summary) -> page.Table:
 
 def _random_table(summary) -> page.Table:
   differences = summary["against_random"]
-  labels = {
-    "kl": "KL renormalised (nats)",
-    "kl_share": "share of KL (nats)",
-    "one_minus_cos_p": "1 − cosine of p",
-    "flip": "best one changed",
-  }
-  return page.Table(
-    caption="First tokens of the options less the mean of random sets,"
+  return page.measure_table(
+    "First tokens of the options less the mean of random sets,"
     f" paired, over the {differences['questions']} questions that have a"
     " random set of the same probability within a factor of"
     f" {differences['mass_factor']:g}. Below 0: options move less.",
-    columns=("measure", "options − random"),
-    rows=[
-      (label, differences[name])
-      for name, label in labels.items()
-      if name in differences
-    ],
+    ("measure", "options − random"),
+    {
+      "kl": "KL renormalised (nats)",
+      "kl_share": "share of KL (nats)",
+      "one_minus_cos_p": "1 − cosine of p",
+      "flip": "best one changed",
+    },
+    differences,
   )
 
 

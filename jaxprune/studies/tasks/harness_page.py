@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxprune.report import page
 from jaxprune.statistics import Estimate
+from jaxprune.studies.tasks.page import list_scores
 
 
 def render(summary: Mapping[str, Any], description: Mapping[str, Any]) -> str:
@@ -48,15 +49,12 @@ def finding(summary: Mapping[str, Any]) -> str:
   Args:
     summary: from `harness.summarise`.
   """
-  said = []
-  for task, metrics in summary["tasks"].items():
-    metric, entry = next(iter(metrics.items()), ("", None))
-    if entry is not None:
-      value = page.format_number(entry["value"], 3)
-      said.append(f"{task} {value} ({metric.partition(',')[0]})")
-  if not said:
-    return "The harness gave no number"
-  return page.list_first(said)
+  scores = [
+    (task, [entry], metric.partition(",")[0])
+    for task, metrics in summary["tasks"].items()
+    for metric, entry in list(metrics.items())[:1]
+  ]
+  return list_scores(scores) or "The harness gave no number"
 
 
 def _score(entry) -> Estimate | float:

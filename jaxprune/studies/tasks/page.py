@@ -1,5 +1,6 @@
 """The page of `evaluate`: a table per task."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxprune.report import page
@@ -59,16 +60,37 @@ def finding(summary: dict[str, Any]) -> str:
   Args:
     summary: from `summary.summarise`.
   """
-  said = []
-  for task, metrics in summary["tasks"].items():
-    metric, by_model = next(iter(metrics.items()))
-    scores = " → ".join(
-      page.format_number(float(by_model[name]["value"]), 3)
-      for name in summary["models"]
-      if name in by_model
+  return list_scores(
+    (
+      task,
+      [by_model[name] for name in summary["models"] if name in by_model],
+      metric,
     )
-    said.append(f"{task} {scores} ({metric})")
-  return page.list_first(said)
+    for task, metrics in summary["tasks"].items()
+    for metric, by_model in list(metrics.items())[:1]
+  )
+
+
+def list_scores(
+  scores: Iterable[tuple[str, Sequence[Mapping[str, Any]], str]],
+) -> str:
+  """The first scores, in one line.
+
+  Args:
+    scores: (task, its scores as a summary stores them, of one model or of the
+      dense and the pruned one, name of the metric).
+
+  Returns:
+    The line; empty where there is no score.
+  """
+  return page.list_first(
+    [
+      f"{task} "
+      + " → ".join(page.format_number(entry["value"], 3) for entry in entries)
+      + f" ({metric})"
+      for task, entries, metric in scores
+    ]
+  )
 
 
 def _cell(entry) -> Estimate | None:

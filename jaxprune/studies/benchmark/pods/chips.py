@@ -9,7 +9,7 @@ import dataclasses
 import math
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Chip:
   """One kind of chip.
 
@@ -38,27 +38,9 @@ _CUBE = {
   256: "4x8x8",
 }
 CHIPS = {
-  "v5e": Chip(
-    flops=197e12,
-    hbm_bytes=16e9,
-    hbm_rate=819e9,
-    link_rate=200e9,
-    topologies=_FLAT,
-  ),
-  "v5p": Chip(
-    flops=459e12,
-    hbm_bytes=95e9,
-    hbm_rate=2765e9,
-    link_rate=600e9,
-    topologies=_CUBE,
-  ),
-  "v6e": Chip(
-    flops=918e12,
-    hbm_bytes=32e9,
-    hbm_rate=1600e9,
-    link_rate=400e9,
-    topologies=_FLAT,
-  ),
+  "v5e": Chip(197e12, 16e9, 819e9, 200e9, _FLAT),
+  "v5p": Chip(459e12, 95e9, 2765e9, 600e9, _CUBE),
+  "v6e": Chip(918e12, 32e9, 1600e9, 400e9, _FLAT),
 }
 
 
