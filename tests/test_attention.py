@@ -8,6 +8,7 @@ from tiny_config import tiny_llama
 
 from jaxprune.models import EncoderConfig, attention, decoder, encoder
 from jaxprune.probes import transitions
+from tests.test_decoder import left_padded
 
 LENGTH, HEADS, WIDTH = 5, 2, 4
 CAUSAL = np.tril(np.ones((1, LENGTH, LENGTH), bool))
@@ -143,3 +144,70 @@ def test_the_decoder_reads_no_future_however_low_the_scores():
   first, second = run(tokens), run(changed)
   np.testing.assert_array_equal(first[:, :3], second[:, :3])
   assert np.isfinite(first).all()
+
+
+def numpy_attention(query, key, value, mask):
+  """Softmax(QK / sqrt(H)) V, a loop over rows and heads in float64."""
+  batch, length, heads, width = query.shape
+  out = np.zeros(query.shape)
+  group = heads // key.shape[2]
+  for b in range(batch):
+    for n in range(heads):
+      k, v = key[b, :, n // group], value[b, :, n // group]
+      for t in range(length):
+        scores = k.astype(np.float64) @ query[b, t, n] / np.sqrt(width)
+        scores = np.where(mask[b, t], scores, -np.inf)
+        weights = np.exp(scores - scores.max())
+        out[b, t, n] = weights @ v / weights.sum()
+  return out
+
+
+@pytest.mark.parametrize(
+  "length, kv_heads", [(1, 2), (64, 2), (130, 4), (130, 2), (130, 1)]
+)
+def test_forms_of_attention_agree(length, kv_heads):
+  """Plain, chunked over two chunks and a rest, and NumPy."""
+  rng = np.random.default_rng(0)
+  query, key, value = (
+    rng.normal(size=(2, length, heads, 8)).astype(np.float32)
+    for heads in (4, kv_heads, kv_heads)
+  )
+  slots = jnp.arange(length)
+  mask = attention.allowed(
+    slots,
+    slots,
+    slots[None],
+    slots[None],
+    jnp.asarray(left_padded(length, max(1, length - 3))),
+    40,
+    True,
+  )
+  expected = numpy_attention(query, key, value, np.asarray(mask))
+  for form in (attention.plain, attention.chunked):
+    np.testing.assert_allclose(
+      jax.jit(form)(query, key, value, mask), expected, atol=2e-6
+    )
+  last = jax.jit(attention.single)(query[:, -1:], key, value, mask[:, -1:])
+  np.testing.assert_allclose(last, expected[:, -1:], atol=2e-6)
+
+
+def test_allowed_by_hand():
+  """Four slots, the first is padding, a window of two."""
+  slots, positions = jnp.arange(4), jnp.asarray([[0, 0, 1, 2]])
+  valid = jnp.asarray([[False, True, True, True]])
+
+  def table(valid, window, sliding):
+    mask = attention.allowed(
+      slots, slots, positions, positions, valid, window, sliding
+    )
+    return np.asarray(mask[0], int).tolist()
+
+  every = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+  real = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]]
+  near = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+  assert table(None, None, False) == every
+  assert table(valid, None, False) == real
+  assert table(valid, 2, False) == real
+  assert table(valid, 2, True) == near
+  assert table(valid, 2, jnp.asarray(True)) == near
+  assert table(valid, 2, jnp.asarray(False)) == real

@@ -1,23 +1,18 @@
 """RIA, OWL, allocations, swaps, FLAP and the layer error they share."""
 
 import itertools
-import math
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from jaxprune.calibration import moments
 from jaxprune.calibration.statistics import observe_gram, observe_squares
 from jaxprune.checkpoints import load_params
 from jaxprune.models.decoder import forward
 from jaxprune.pruning import reconstruction
-from jaxprune.pruning.layerwise import allocation, owl
-from jaxprune.pruning.methods import flap, neuron, ria, sparse_swaps
+from jaxprune.pruning.methods import ria, sparse_swaps
 from jaxprune.pruning.patterns import NofM, Unstructured, keep_mask
 
 HALF = Unstructured(sparsity=0.5)
@@ -26,7 +21,6 @@ REFINE = jax.jit(sparse_swaps.refine, static_argnames=("of", "all_pairs"))
 SWAPS = jax.jit(sparse_swaps.sparse_swaps, static_argnums=2)
 KEEP = jax.jit(keep_mask, static_argnums=1)
 RIA = jax.jit(ria.ria, static_argnums=2)
-FLAP = jax.jit(flap.flap, static_argnums=2)
 
 
 def case(seed, inputs=12, outputs=5, tokens=40):
@@ -165,104 +159,6 @@ def test_ria_compiled_mapped(pattern):
   same_compiled_mapped(
     lambda w, s: ria.ria(w, s, pattern), w, seen, eager=pattern is HALF
   )
-
-
-# --- allocation -------------------------------------------------------------
-
-
-def total(sparsities, sizes):
-  return np.dot(sparsities, sizes) / np.sum(sizes)
-
-
-def test_uniform_is_what_was_typed():
-  assert allocation.uniform(3, 0.7) == (0.7, 0.7, 0.7)
-  for bad in (-0.1, 1.0, math.nan):
-    with pytest.raises(ValueError, match="sparsity"):
-      allocation.uniform(3, bad)
-  with pytest.raises(ValueError, match="layer"):
-    allocation.uniform(0, 0.5)
-
-
-def test_linear_by_hand():
-  assert allocation.linear(3, 0.5, 0.1) == (0.4, 0.5, 0.6)
-  # Twice the weight on the last: the shift makes up for it.
-  np.testing.assert_allclose(
-    allocation.linear(2, 0.5, 0.3, sizes=[1, 2]), [0.3, 0.6]
-  )
-  # The first layer would go below zero: the others carry its share.
-  np.testing.assert_allclose(
-    allocation.linear(3, 0.2, 0.3), [0, 0.15, 0.45], atol=1e-12
-  )
-  assert allocation.linear(4, 0.5, 0.0) == (0.5,) * 4
-  falling = allocation.linear(3, 0.5, -0.1)
-  assert falling == (0.6, 0.5, 0.4)
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-  wishes=st.lists(st.floats(-3, 3), min_size=1, max_size=6),
-  sparsity=st.floats(0, 0.999),
-  data=st.data(),
-)
-def test_the_budget_is_met_exactly(wishes, sparsity, data):
-  sizes = data.draw(
-    st.lists(st.integers(1, 10**6), min_size=len(wishes), max_size=len(wishes))
-  )
-  found = allocation.meet_budget(wishes, sparsity, sizes)
-  assert all(isinstance(s, float) and 0 <= s < 1 for s in found)
-  assert abs(total(found, sizes) - sparsity) < 2e-12
-  for (a, s), (b, t) in itertools.combinations(zip(wishes, found), 2):
-    assert (s <= t + 1e-11) if a <= b else (s >= t - 1e-11)
-    if 0 < s < 0.99 and 0 < t < 0.99:  # inside, differences are kept
-      assert abs((s - t) - (a - b)) < 1e-11
-
-
-def test_equal_layers_lose_no_entry_to_rounding():
-  for sparsity in (0.1, 0.3, 0.5, 0.7):
-    found = allocation.meet_budget([0.37] * 7, sparsity, [3] * 7)
-    assert found == (sparsity,) * 7
-
-
-@pytest.mark.parametrize(
-  "wishes, sizes, words",
-  [
-    ([], None, "wishes"),
-    ([math.inf, 0], None, "wishes"),
-    ([0, 0], [1, 0], "sizes"),
-    ([0, 0], [1], "2 positive"),
-  ],
-)
-def test_bad_budgets_are_named(wishes, sizes, words):
-  with pytest.raises(ValueError, match=words):
-    allocation.meet_budget(wishes, 0.5, sizes)
-
-
-def test_outliers_by_hand():
-  scores = {
-    "a": jnp.asarray([[1.0, 1.0], [1.0, 21.0]]),
-    "b": jnp.zeros((3, 2)).at[0, 0].set(6.0),
-  }
-  # The mean of ten is 3: one score above 15, two above 5.9, two at 6 or more.
-  np.testing.assert_allclose(owl.outlier_fraction(scores), 0.1)
-  np.testing.assert_allclose(owl.outlier_fraction(scores, 1.9), 0.2)
-  np.testing.assert_allclose(owl.outlier_fraction(scores, 2.0), 0.1)
-  np.testing.assert_allclose(jax.jit(owl.outlier_fraction)(scores), 0.1)
-  assert float(owl.outlier_fraction(jnp.ones((4, 4)))) == 0
-  assert float(owl.outlier_fraction(jnp.zeros((4, 4)))) == 0
-
-
-def test_owl_spares_layers_with_outliers():
-  fractions = [0.02, 0.01, 0.015, 0.011]
-  found = owl.owl(fractions, 0.7, spread=0.08)
-  scaled = (np.array(fractions) - 0.01) / 0.01 * 2 * 0.08
-  density = scaled - scaled.mean() + 0.3  # the published code's
-  np.testing.assert_allclose(found, 1 - density, atol=1e-12)
-  np.testing.assert_allclose(np.ptp(found), 0.16)
-  sizes = [1, 5, 2, 9]
-  weighted = owl.owl(fractions, 0.7, sizes=sizes)
-  np.testing.assert_allclose(total(weighted, sizes), 0.7, atol=1e-12)
-  np.testing.assert_allclose(np.diff(weighted), np.diff(found), atol=1e-11)
-  assert owl.owl([0.3, 0.3], 0.5) == (0.5, 0.5)
 
 
 # --- swaps ------------------------------------------------------------------
@@ -463,105 +359,6 @@ def test_outputs_can_live_on_different_devices():
     )
   )
   np.testing.assert_array_equal(spread(w, keep, gram), REFINE(w, keep, gram))
-
-
-# --- FLAP -------------------------------------------------------------------
-
-
-def an_mlp(seed, width=6, hidden=10):
-  rng = np.random.default_rng(seed)
-  shapes = {
-    "gate": (width, hidden),
-    "up": (width, hidden),
-    "down": (hidden, width),
-  }
-  mlp = {
-    k: {"kernel": jnp.asarray(rng.normal(size=s), jnp.float32)}
-    for k, s in shapes.items()
-  }
-  x = rng.normal(size=(3, 20, hidden)) * rng.uniform(0.1, 2, hidden) + (
-    rng.normal(size=hidden) * 3
-  )
-  return mlp, jnp.asarray(x, jnp.float32)
-
-
-def test_flap_against_loops():
-  mlp, x = an_mlp(0)
-  seen = moments.observe_moments(x)
-  x64 = np.asarray(x, np.float64).reshape(-1, 10)
-  down = np.asarray(mlp["down"]["kernel"], np.float64)
-  score = [x64[:, f].var(ddof=1) * (down[f] ** 2).sum() for f in range(10)]
-  np.testing.assert_allclose(
-    flap.fluctuation_scores(mlp["down"]["kernel"], seen), score, rtol=1e-5
-  )
-  kernels, masks, bias = FLAP(mlp, seen, 0.35)
-  gone = np.argsort(score, kind="stable")[:3]  # floor(3.5)
-  assert set(np.flatnonzero(~np.asarray(masks["gate"][0]))) == set(gone)
-  expected = sum(x64[:, f].mean() * down[f] for f in gone)
-  np.testing.assert_allclose(bias, expected, rtol=1e-5)
-  for name, leaves in kernels.items():
-    kernel = leaves["kernel"]
-    chex.assert_shape(masks[name], kernel.shape)
-    chex.assert_type(masks[name], bool)
-    chex.assert_tree_all_finite(kernel)
-    np.testing.assert_array_equal(
-      kernel, np.where(masks[name], mlp[name]["kernel"], 0)
-    )
-    assert int((~masks[name]).sum()) == 3 * 6
-  # On these tokens the mean output is that of the dense kernel.
-  np.testing.assert_allclose(
-    (x @ kernels["down"]["kernel"]).mean((0, 1)) + bias,
-    (x @ mlp["down"]["kernel"]).mean((0, 1)),
-    rtol=1e-4,
-    atol=1e-4,
-  )
-  # And what it leaves is the fluctuation: independent of any mean.
-  shifted = moments.observe_moments(x + 100.0)
-  np.testing.assert_allclose(FLAP(mlp, shifted, 0.35)[1]["down"], masks["down"])
-
-
-def test_a_constant_unit_costs_nothing():
-  mlp, x = an_mlp(1)
-  x = x.at[..., 4].set(50.0)
-  kernels, masks, bias = FLAP(mlp, moments.observe_moments(x), 0.1)
-  assert np.flatnonzero(~np.asarray(masks["up"][0])).tolist() == [4]
-  np.testing.assert_allclose(
-    x @ kernels["down"]["kernel"] + bias[None, None],
-    x @ mlp["down"]["kernel"],
-    rtol=1e-4,
-    atol=1e-4,
-  )
-
-
-def test_flap_masks_are_a_slimmer_mlp():
-  mlp, x = an_mlp(2)
-  kernels, masks, bias = FLAP(mlp, moments.observe_moments(x), 0.5)
-  keep = np.asarray(masks["gate"][0])
-  y = jnp.asarray(np.random.default_rng(3).normal(size=(4, 6)), jnp.float32)
-
-  def run(mlp):
-    gate, up, down = (mlp[k]["kernel"] for k in ("gate", "up", "down"))
-    return (jax.nn.silu(y @ gate) * (y @ up)) @ down + bias[None]
-
-  slim = neuron.slim(mlp, keep, 5)
-  assert slim["down"]["kernel"].shape == (5, 6)
-  np.testing.assert_allclose(run(kernels), run(slim), rtol=1e-5, atol=1e-5)
-
-
-def test_flap_ties_dtype_and_maps():
-  mlp, x = an_mlp(4)
-  flat = jax.tree.map(lambda k: jnp.ones_like(k, jnp.bfloat16), mlp)
-  wave = jnp.asarray([1.0, -1.0])[None, :, None] * jnp.ones((1, 2, 10))
-  kernels, masks, bias = FLAP(flat, moments.observe_moments(wave), 0.3)
-  assert np.flatnonzero(~np.asarray(masks["down"][:, 0])).tolist() == [0, 1, 2]
-  assert kernels["up"]["kernel"].dtype == jnp.bfloat16
-  assert bias.dtype == jnp.float32
-  many = [an_mlp(s) for s in range(3)]
-  stacked = jax.tree.map(lambda *a: jnp.stack(a), *(m for m, _ in many))
-  seen = jax.vmap(moments.observe_moments)(jnp.stack([x for _, x in many]))
-  same_compiled_mapped(
-    lambda m, s: flap.flap(m, s, 0.5), stacked, seen, eager=False
-  )
 
 
 # --- on a trained model -----------------------------------------------------

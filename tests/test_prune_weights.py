@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune import checkpoints, files
+from jaxprune import checkpoints
 from jaxprune.checkpoints import masks as masks_file
 from jaxprune.models import KERNELS, forward, make_gates, unembed
 from jaxprune.pruning import registry
@@ -17,10 +17,8 @@ from jaxprune.pruning.checkpoint import (
   programs,
   resume,
   streaming,
-  sublayers,
   weights,
 )
-from jaxprune.pruning.layerwise import drops
 from jaxprune.pruning.methods.quantize import Levels
 from jaxprune.pruning.patterns import NofM, Unstructured
 
@@ -283,106 +281,6 @@ def test_global_needs_magnitude(tiny, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-class KilledError(Exception):
-  pass
-
-
-def test_resumed_run_ends_with_the_same_bits(tiny, half, tmp_path):
-  options = HALF | {"memory": streaming.Memory(micro_batch=4)}
-
-  def stop(row):
-    raise KilledError
-
-  for _ in range(2):  # each run finishes one more layer
-    with pytest.raises(KilledError):
-      weights.prune_weights(tiny, tmp_path / "cut", on_layer=stop, **options)
-    assert not (tmp_path / "cut").exists()
-  seen = []
-  log = weights.prune_weights(
-    tiny,
-    tmp_path / "cut",
-    on_layer=lambda row: seen.append(row["layer"]),
-    **options,
-  )
-  assert seen == [2] and len(log) == 3
-  assert bytes_of(tmp_path / "cut") == half
-  assert not list((tmp_path / "cut").glob("states-*"))
-
-
-def test_what_a_killed_step_left_is_written_anew(
-  tiny, half, tmp_path, monkeypatch
-):
-  """Killed between the activations and the line that makes a layer count."""
-  work = tmp_path / "cut.partial"
-  write = files.atomic_write_json
-
-  def stop(path, value):
-    if path.name == resume.PROGRESS and len(value["layers"]) == 2:
-      raise KilledError
-    write(path, value)
-
-  with monkeypatch.context() as patched:
-    patched.setattr(files, "atomic_write_json", stop)
-    with pytest.raises(KilledError):
-      weights.prune_weights(tiny, tmp_path / "cut", **HALF)
-  # The activations of both layers are there, and only one layer counts.
-  progress = json.loads((work / "new" / resume.PROGRESS).read_text())
-  assert len(progress["layers"]) == 1
-  assert {p.name for p in work.glob("states-*")} == {
-    "states-00001",
-    "states-00002",
-  }
-  # So might be a write of orbax that never got its name.
-  (work / "states-00002.orbax-checkpoint-tmp-0").mkdir()
-  seen = []
-  weights.prune_weights(
-    tiny,
-    tmp_path / "cut",
-    on_layer=lambda row: seen.append(row["layer"]),
-    **HALF,
-  )
-  assert seen == [1, 2]
-  assert bytes_of(tmp_path / "cut") == half
-  assert not list((tmp_path / "cut").glob("states-*"))
-
-
-def test_activations_of_another_cut_are_refused(tiny, tmp_path):
-  def stop(row):
-    raise KilledError
-
-  with pytest.raises(KilledError):
-    weights.prune_weights(
-      tiny,
-      tmp_path / "out",
-      memory=streaming.Memory(micro_batch=2),
-      on_layer=stop,
-      **HALF,
-    )
-  with pytest.raises(ValueError, match="the micro_batch of the run that began"):
-    weights.prune_weights(
-      tiny, tmp_path / "out", memory=streaming.Memory(micro_batch=3), **HALF
-    )
-
-
-def test_another_job_does_not_take_up_the_work(tiny, tmp_path):
-  def stop(row):
-    raise KilledError
-
-  options = dict(method="wanda", tokens=TOKENS)
-  with pytest.raises(KilledError):
-    weights.prune_weights(
-      tiny,
-      tmp_path / "out",
-      pattern=Unstructured(sparsity=0.5),
-      on_layer=stop,
-      **options,
-    )
-  with pytest.raises(ValueError, match="sparsity was 0.5, now 0.6"):
-    weights.prune_weights(
-      tiny, tmp_path / "out", pattern=Unstructured(sparsity=0.6), **options
-    )
-
-
 @pytest.mark.parametrize(
   "micro_batch, offload", [(1, True), (4, False), (4, True)]
 )
@@ -465,120 +363,3 @@ def test_bad_input_leaves_nothing(tiny, tmp_path, change):
     weights.prune_weights(tiny, tmp_path / "out", **(HALF | change))
   assert "\n" not in str(error.value)
   assert not list(tmp_path.iterdir())
-
-
-def choose(source, count, target, selection="ranked"):
-  """The choice by similarity."""
-  window = count if selection == "consecutive" else 0
-  return drops.choose_drops(
-    lambda gates: sublayers.score_sublayers(
-      source, TOKENS, gates=gates, window=window
-    ),
-    source.config.num_layers,
-    count,
-    target=target,
-    selection=selection,
-  )
-
-
-@pytest.mark.parametrize(
-  "target,selection",
-  [
-    ("attention", "ranked"),
-    ("mlp", "reverse"),
-    ("joint", "iterative"),
-    ("block", "consecutive"),
-    ("block", "random"),
-  ],
-)
-def test_drops_are_gates(tiny, tmp_path, target, selection):
-  chosen, scores = choose(tiny, 2, target, selection)
-  sublayers.prune_drops(tiny, tmp_path / "out", chosen, scores)
-  gates = make_gates(
-    tiny.config, attention=chosen.layers("attention"), mlp=chosen.layers("mlp")
-  )
-  pruned = logits(tmp_path / "out", TOKENS)
-  np.testing.assert_allclose(pruned, logits(tiny, TOKENS, gates), atol=1e-6)
-  found = checkpoints.read_drops(checkpoints.open_checkpoint(tmp_path / "out"))
-  for kind in ("attention", "mlp"):
-    assert found[kind] == tuple(sorted(chosen.layers(kind)))
-
-
-def test_slim_drops_leave_out_what_is_dead(tiny, tmp_path):
-  """A block dropped, and half a layer: one layer less, the same function."""
-  order = (("attention", 0), ("mlp", 0), ("mlp", 2))
-  chosen = drops.Drops(num_layers=3, order=order)
-  folders = {}
-  for slim in (False, True):
-    folders[slim] = tmp_path / str(slim)
-    sublayers.prune_drops(
-      tiny, folders[slim], chosen, {}, output=weights.Output(slim=slim)
-    )
-  config = json.loads((folders[True] / "config.json").read_text())
-  assert config["num_hidden_layers"] == 2
-  assert config["drop_mlp_list"] == [1] and "drop_attn_list" not in config
-  assert config["jaxprune"]["left_out"] == [0]
-  whole, slim = (
-    sum(path.stat().st_size for path in folders[key].glob("*.safetensors"))
-    for key in (False, True)
-  )
-  assert slim < 0.8 * whole
-  expected = logits(folders[False], TOKENS)
-  np.testing.assert_allclose(logits(folders[True], TOKENS), expected, atol=1e-5)
-  np.testing.assert_allclose(
-    torch_logits(folders[True], TOKENS), expected, rtol=1e-5, atol=1e-5
-  )
-
-
-@pytest.mark.parametrize(
-  "target,selection",
-  [("attention", "ranked"), ("joint", "iterative"), ("block", "consecutive")],
-)
-def test_dropping_nothing(tiny, target, selection):
-  chosen, scores = choose(tiny, 0, target, selection)
-  assert chosen.order == ()
-  assert all(leaf.shape == (3,) for leaf in scores.values())
-
-
-@pytest.mark.slow
-def test_dropped_model_in_transformers(tiny, tmp_path):
-  chosen, scores = choose(tiny, 2, "joint")
-  sublayers.prune_drops(tiny, tmp_path / "out", chosen, scores)
-  np.testing.assert_allclose(
-    logits(tmp_path / "out", TOKENS),
-    torch_logits(tmp_path / "out", TOKENS),
-    atol=1e-5,
-  )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["qwen2_random", "stories260K"])
-def test_official_similarities(shared, model):
-  golden = shared / "golden" / model
-  dense = checkpoints.open_checkpoint(
-    golden / "dense"
-    if model == "qwen2_random"
-    else (shared / "weights" / model)
-  )
-  tokens = np.load(golden / "tokens.npz")["calibration"]
-  theirs = json.loads((golden / "similarities.json").read_text())
-  layers = dense.config.num_layers
-  by_window = {
-    window: sublayers.score_sublayers(dense, tokens, window=window)
-    for window in (1, 2, layers)
-  }
-  ours = by_window[1]
-  bare = sublayers.score_sublayers(dense, tokens, residual=False)
-  for name, found in {
-    "attn_residual": ours["attention"],
-    "mlp_residual": ours["mlp"],
-    "attn_no_residual": bare["attention"],
-    "mlp_no_residual": bare["mlp"],
-    "block": ours["block"],
-  }.items():
-    np.testing.assert_allclose(found, theirs[name], atol=1e-5)
-  for window, found in by_window.items():
-    column = [row[window - 1] for row in theirs["consecutive"]]
-    np.testing.assert_allclose(
-      found["window"], [c for c in column if c is not None], atol=1e-5
-    )

@@ -9,6 +9,7 @@ import tokenizers
 
 import jaxprune.pocket
 from jaxprune.calibration import (
+  adds_bos,
   encode,
   load_tokenizer,
   special_tokens,
@@ -16,6 +17,7 @@ from jaxprune.calibration import (
 )
 from jaxprune.models.config import FAMILIES
 
+BOS = 1
 POCKET = pathlib.Path(jaxprune.pocket.__file__).parent / "model"
 
 
@@ -225,3 +227,38 @@ def test_a_missing_file_is_named_with_how_to_make_it(tmp_path):
   said = str(caught.value)
   assert "tokenizer.json: no such file beside tokenizer.model" in said
   assert f"from_pretrained('{tmp_path}').save_pretrained" in said
+
+
+@pytest.mark.parametrize("flags", [{}, {"add_bos_token": False}])
+def test_special_tokens_as_in_transformers(shared, tmp_path, flags):
+  transformers = pytest.importorskip("transformers")
+  source = shared / "weights" / "stories260K"
+  shutil.copyfile(source / "tokenizer.json", tmp_path / "tokenizer.json")
+  content = json.loads((source / "tokenizer_config.json").read_text()) | flags
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
+  stock = transformers.AutoTokenizer.from_pretrained(
+    str(tmp_path), local_files_only=True
+  )
+  own = load_tokenizer(tmp_path)
+  assert stock("x")["input_ids"][0] == stock.bos_token_id == BOS
+  assert adds_bos(own)
+  for text in ("Once upon a time", "", " two  spaces\n", "naïve <s> 狐"):
+    assert encode(own, text) == stock(text)["input_ids"]
+    plain = stock(text, add_special_tokens=False)["input_ids"]
+    assert encode(own, text, add_bos=False) == plain
+    assert encode(own, text, add_bos=True, bos_id=BOS) == [BOS, *plain]
+
+
+def test_padding_and_truncation_are_off(shared):
+  own = load_tokenizer(shared / "weights" / "minilm")
+  assert own.padding is None and own.truncation is None
+  assert len(encode(own, "a")) == 3
+  assert len(encode(own, "word " * 1000)) == 1002
+
+
+def test_bad_tokenizers(tmp_path):
+  with pytest.raises(ValueError, match="tokenizer.json: no such file"):
+    load_tokenizer(tmp_path)
+  (tmp_path / "tokenizer.json").write_text("{}")
+  with pytest.raises(ValueError, match="not a tokenizer"):
+    load_tokenizer(tmp_path)

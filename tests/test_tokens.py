@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import json
 import random
-import shutil
 import struct
 import sys
 import types
@@ -19,10 +18,7 @@ from jaxprune.calibration import (
   Calibration,
   Draw,
   Vocabulary,
-  adds_bos,
   describe,
-  encode,
-  left_pad,
   load_tokenizer,
   read_documents,
   read_prompts,
@@ -411,95 +407,7 @@ def test_hash_is_over_shape_and_little_endian_ids():
   assert json.loads(json.dumps(describe(made)))["length"] == 2
 
 
-# --- prompts ---------------------------------------------------------------
-
-
-def test_prompts(tmp_path, words):
-  (tmp_path / "a.txt").write_text("w1 w2\n\nw3\n")
-  (tmp_path / "a.jsonl").write_text(
-    '{"prompt": "w1 w2", "text": "w9"}\n{"text": "w3"}\n'
-  )
-  read = [
-    read_prompts(tmp_path / name, words, vocab_size=100)
-    for name in ("a.txt", "a.jsonl")
-  ]
-  assert read[0].tokens == read[1].tokens == ((4, 5), (6,))
-  assert read[0].hash == read[1].hash
-  assert read_prompts(tmp_path / "a.txt", words, limit=1).tokens == ((4, 5),)
-  assert read_prompts(
-    tmp_path / "a.txt", words, add_bos=True, bos_id=BOS
-  ).tokens[1] == (BOS, 6)
-  tokens_BT, valid_BT = left_pad(read[0].tokens, pad_id=EOS)
-  np.testing.assert_array_equal(tokens_BT, [[4, 5], [EOS, 6]])
-  np.testing.assert_array_equal(valid_BT, [[True, True], [False, True]])
-
-
-@pytest.mark.parametrize(
-  "name, content, message",
-  [
-    ("a.txt", "\n \n", "no prompt in it"),
-    ("a.jsonl", '{"prompt": "w1"}\n{"prompt": " "}\n', "prompt 1 is blank"),
-    ("a.jsonl", '{"question": "w1"}\n', "no field prompt or text .it has que"),
-    ("a.txt", "w1\nw98\n", "id 0 at"),
-    ("a.csv", "w1\n", "unknown format '.csv'"),
-  ],
-)
-def test_bad_prompts(tmp_path, words, name, content, message):
-  (tmp_path / name).write_text(content)
-  if "id 0" in message:
-    message, vocab_size = "prompt 0 has id 4 .*vocabulary of 2", 2
-  else:
-    vocab_size = None
-  with pytest.raises(ValueError, match=message):
-    read_prompts(tmp_path / name, words, vocab_size=vocab_size)
-
-
-def test_prompt_hash_tells_lengths_apart(tmp_path):
-  from jaxprune.calibration import Prompts
-
-  hashes = {
-    Prompts(tokens=rows, source="").hash
-    for rows in (((1, 2), (3,)), ((1,), (2, 3)), ((1, 2, 3),))
-  }
-  assert len(hashes) == 3
-
-
 # --- tokenizers ------------------------------------------------------------
-
-
-@pytest.mark.parametrize("flags", [{}, {"add_bos_token": False}])
-def test_special_tokens_as_in_transformers(shared, tmp_path, flags):
-  transformers = pytest.importorskip("transformers")
-  source = shared / "weights" / "stories260K"
-  shutil.copyfile(source / "tokenizer.json", tmp_path / "tokenizer.json")
-  content = json.loads((source / "tokenizer_config.json").read_text()) | flags
-  (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
-  stock = transformers.AutoTokenizer.from_pretrained(
-    str(tmp_path), local_files_only=True
-  )
-  own = load_tokenizer(tmp_path)
-  assert stock("x")["input_ids"][0] == stock.bos_token_id == BOS
-  assert adds_bos(own)
-  for text in ("Once upon a time", "", " two  spaces\n", "naïve <s> 狐"):
-    assert encode(own, text) == stock(text)["input_ids"]
-    plain = stock(text, add_special_tokens=False)["input_ids"]
-    assert encode(own, text, add_bos=False) == plain
-    assert encode(own, text, add_bos=True, bos_id=BOS) == [BOS, *plain]
-
-
-def test_padding_and_truncation_are_off(shared):
-  own = load_tokenizer(shared / "weights" / "minilm")
-  assert own.padding is None and own.truncation is None
-  assert len(encode(own, "a")) == 3
-  assert len(encode(own, "word " * 1000)) == 1002
-
-
-def test_bad_tokenizers(tmp_path):
-  with pytest.raises(ValueError, match="tokenizer.json: no such file"):
-    load_tokenizer(tmp_path)
-  (tmp_path / "tokenizer.json").write_text("{}")
-  with pytest.raises(ValueError, match="not a tokenizer"):
-    load_tokenizer(tmp_path)
 
 
 def test_real_corpora(shared):

@@ -1,0 +1,96 @@
+"""Gates: sublayers that are left out, in a decoder."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprune import models
+from tests.test_decoder import logits, random_tokens, small
+
+__all__ = ["small"]  # A fixture, not a leftover import.
+
+
+@pytest.mark.parametrize(
+  "drop", [dict(attention=[0]), dict(mlp=[1]), dict(attention=[1], mlp=[1])]
+)
+def test_a_closed_gate_is_a_zeroed_projection(small, drop):
+  _, config, params = small
+  tokens = random_tokens(2, 6)
+  zeroed = jax.tree.map(lambda leaf: leaf, params)
+  for group, name in (("attention", "output"), ("mlp", "down")):
+    for index in drop.get(group, ()):
+      leaf = zeroed["layers"][group][name]
+      leaf["kernel"] = leaf["kernel"].at[index].set(0)
+  gates = models.make_gates(config, **drop)
+  got = logits(config, params, tokens, gates=gates)
+  np.testing.assert_allclose(got, logits(config, zeroed, tokens), atol=1e-6)
+  assert np.abs(got - logits(config, params, tokens)).max() > 0.1
+
+
+def test_gates_refuse_layers_that_are_not_there(small):
+  _, config, _ = small
+  for index in (2, -1):
+    with pytest.raises(ValueError, match=f"layer {index} to drop"):
+      models.make_gates(config, attention=[index])
+
+
+def test_candidates_are_vmapped_in_one_trace(small):
+  _, config, params = small
+  tokens = random_tokens(2, 6)
+  candidates = [models.make_gates(config, attention=[i]) for i in range(2)]
+  gates = jax.tree.map(lambda *leaves: jnp.stack(leaves), *candidates)
+
+  @jax.jit
+  @chex.assert_max_traces(n=1)
+  def scores(gates, tokens):
+    return jax.vmap(
+      lambda g: models.forward(config, params, tokens, gates=g)[0]
+    )(gates)
+
+  got = scores(gates, tokens)
+  scores(jax.tree.map(lambda g: 1 - g, gates), tokens + 0)
+  for index, one in enumerate(candidates):
+    expected, _ = models.forward(config, params, tokens, gates=one)
+    np.testing.assert_allclose(got[index], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("sublayer", ["attention", "mlp"])
+def test_gates_and_weights_are_differentiable(small, sublayer):
+  """jvp, vjp and central differences agree."""
+  _, config, params = small
+  tokens = random_tokens(1, 5)
+  gates = models.make_gates(config)
+
+  def loss(gate_L, kernel_IO):
+    layers = jax.tree.map(lambda leaf: leaf, params["layers"])
+    layers["mlp"]["up"]["kernel"] = (
+      layers["mlp"]["up"]["kernel"].at[1].add(kernel_IO)
+    )
+    out, _ = models.forward(
+      config,
+      {**params, "layers": layers},
+      tokens,
+      gates=models.Gates(
+        **{"attention": gates.attention, "mlp": gates.mlp, sublayer: gate_L}
+      ),
+    )
+    return jnp.mean(jnp.square(out))
+
+  at = (jnp.ones(2), jnp.zeros((32, 48)))
+  rng = np.random.default_rng(0)
+  along = tuple(jnp.asarray(rng.normal(size=a.shape), jnp.float32) for a in at)
+  _, forward_mode = jax.jit(lambda: jax.jvp(loss, at, along))()
+  gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))(*at)
+  reverse_mode = sum(jnp.vdot(g, a) for g, a in zip(gradient, along))
+  step = 1e-2
+  plus, minus = (
+    jax.jit(loss)(*(a + s * d for a, d in zip(at, along)))
+    for s in (step, -step)
+  )
+  np.testing.assert_allclose(forward_mode, reverse_mode, rtol=1e-4)
+  np.testing.assert_allclose(
+    forward_mode, (plus - minus) / (2 * step), rtol=2e-2
+  )
+  assert np.abs(gradient[0]).min() > 0 and np.abs(gradient[1]).max() > 0
