@@ -104,13 +104,32 @@ def read_signed_json(
     ValueError: the file is not readable, was changed, or had another name.
   """
   value = read_json(path)
-  signed = value.pop("sha256", None)
-  if signed is not None and signed != _sign(name or path, value):
+  return check_signed(value, path, name=name) if "sha256" in value else value
+
+
+def check_signed(
+  value: Mapping[str, Any], path: str | os.PathLike, *, name: str | None = None
+) -> dict[str, Any]:
+  """Compare the sha256 of what `write_signed_json` wrote with its content.
+
+  Args:
+    value: from `read_json`, with `sha256`.
+    path: the file, for the message.
+    name: that it was written under; None is the one that it has.
+
+  Returns:
+    The content without `sha256`.
+
+  Raises:
+    ValueError: the file was changed, or had another name.
+  """
+  content = {key: each for key, each in value.items() if key != "sha256"}
+  if value["sha256"] != _sign(name or path, content):
     raise ValueError(
       f"{path}: is not what was written under this name (its sha256 is another"
       " one); remove it to make it anew"
     )
-  return value
+  return content
 
 
 def _sign(path, value) -> str:

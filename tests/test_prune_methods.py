@@ -2,13 +2,15 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxprune import checkpoints
 from jaxprune.models import KERNELS
 from jaxprune.pruning.change import Change
-from jaxprune.pruning.checkpoint import allocation, memory, weights
+from jaxprune.pruning.checkpoint import allocation, layer, memory, weights
 from jaxprune.pruning.checkpoint.streaming import Memory
 from jaxprune.pruning.methods.quantize import Levels
 from jaxprune.pruning.patterns import NofM, Unstructured
@@ -202,6 +204,20 @@ def test_jobs_that_cannot_be_done(tiny, tmp_path, change, words):
   with pytest.raises(ValueError, match=words):
     weights.prune_weights(tiny, tmp_path / "out", **options)
   assert not list(tmp_path.iterdir())
+
+
+def test_zeros_are_counted_beyond_int32():
+  """2^32 zeros, which XLA counts without holding them."""
+
+  @jax.jit
+  def count():
+    return layer.count_zeros([jnp.zeros((1 << 17, 1 << 15), jnp.int8)])
+
+  [(high, low)] = count()
+  assert (int(high), int(low)) == (1 << 20, 0)
+  w_LIO = np.random.default_rng(0).integers(0, 3, (5, 70, 90))
+  [(high, low)] = layer.count_zeros([jnp.asarray(w_LIO)])
+  assert 4096 * int(high) + int(low) == (w_LIO == 0).sum() > 4096
 
 
 def test_estimate_by_hand(tiny):

@@ -5,9 +5,9 @@ import pathlib
 
 import stock_fields
 
-from jaxprune.models import ModelConfig, config_fields, encoder_config
+from jaxprune.models import ModelConfig, config_keys, encoder_config
 
-FILE = pathlib.Path(config_fields.__file__).with_name("stock_fields.json")
+FILE = pathlib.Path(config_keys.__file__).with_name("stock_fields.json")
 # Undeclared names that stock code reads and that change nothing here.
 WITHOUT_EFFECT = {
   "number_of_conv_states",  # of layers that are no attention
@@ -59,9 +59,9 @@ def test_every_undeclared_name_that_stock_reads_is_decided():
       # What the layers of BERT never ask for: its masks and caches are told
       # nothing of windows, and its heads have the quotient as their width.
       reads -= {"head_dim", "layer_types", "sliding_window"}
-      refused = config_fields.REFUSED | encoder_config.REFUSED
+      refused = config_keys.REFUSED | encoder_config.REFUSED
     else:
-      refused = config_fields.REFUSED
+      refused = config_keys.REFUSED
     assert reads <= set(refused), (family, reads - set(refused))
 
 

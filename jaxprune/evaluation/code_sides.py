@@ -158,21 +158,16 @@ def decode(message: Any, refer: Callable[[str, Any], Any]) -> Any:
     return make(decode(item, refer) for item in content)
   if kind == "bytes":
     return bytes.fromhex(content)
-  if kind == "complex":
-    return complex(*content)
-  if kind == "range":
-    return range(*content)
+  if kind in ("complex", "range"):
+    return getattr(builtins, kind)(*content)
   for module, name in _NUMBERS:
     if kind == name:
       return getattr(importlib.import_module(module), name)(content)
   return refer(kind, content)
 
 
-# --- The side of the program.
-
-
 class Objects:
-  """What stays with the program, by number."""
+  """On the side of the program: what stays with it, by number."""
 
   def __init__(self):
     self._objects = []
@@ -249,11 +244,8 @@ def _raised(error):
   return {"raised": [type(error).__name__, str(error)[:500]]}
 
 
-# --- The side of the tests.
-
-
 class Remote:
-  """An object of the program that is no plain data."""
+  """On the side of the tests: an object of the program, no plain data."""
 
   def __init__(self, program: "Program", number: int, truth: bool | None):
     vars(self).update(_program=program, _number=number, _truth=truth)

@@ -95,6 +95,8 @@ def prune_kernels(
     raise ValueError(
       f"pattern={pattern}: {method} takes {' or '.join(row.patterns)}"
     )
+  # Compiled as one program, rounded weights differ in their last bit.
+  apply = _apply if row.rounds else _compiled_apply
   leaves, structure = jax.tree_util.tree_flatten_with_path(params)
   names = [path_name(path) for path, _ in leaves]
   chosen = _chosen(names, [leaf for _, leaf in leaves], statistics, row, method)
@@ -107,10 +109,9 @@ def prune_kernels(
         )
       try:
         prepared, _ = row.prepare(chosen[name])
-        w_IO, mask_IO = row.apply(leaf, prepared, pattern)
+        leaf, mask_IO = apply(row.apply, pattern, leaf, prepared)
       except (ValueError, TypeError) as error:
         raise ValueError(f"{name}: {error}") from error
-      leaf = w_IO.astype(leaf.dtype)
       if mask_IO is not None:
         masks[name] = mask_IO
     new.append(leaf)
@@ -122,6 +123,16 @@ def path_name(path: tuple[Any, ...]) -> str:
   words = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
   words = [word.lstrip(".") for word in words]
   return "/".join(words[:-1] if words[-1] == _VALUE else words)
+
+
+def _apply(apply, pattern, w_IO, prepared):
+  """The new kernel in its dtype, and its mask."""
+  new_IO, mask_IO = apply(w_IO, prepared, pattern)
+  return new_IO.astype(w_IO.dtype), mask_IO
+
+
+# One program for all kernels of a shape.
+_compiled_apply = jax.jit(_apply, static_argnums=(0, 1))
 
 
 def _find(method: str) -> registry.KernelMethod:

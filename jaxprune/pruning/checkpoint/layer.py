@@ -11,6 +11,7 @@ as `experts_without_tokens`.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ Tree = dict[str, Any]
 # Tokens on which the output error of a kernel is measured for the log.
 ERROR_TOKENS = 256
 _OVERFLOW = "its scores, from finite weights and statistics, overflow float32"
+_LOW_BITS = 12  # of a count of zeros
 _INPUTS = tuple(dict.fromkeys(KERNEL_INPUTS.values()))
 _UNIT_INPUTS = (KERNEL_INPUTS["mlp", "down"],)
 
@@ -375,13 +377,34 @@ def sparsity(layer: Tree) -> float:
   """Fraction of zeros over the kernels of a layer, or of stacked layers."""
   kernels = [layer[group][name]["kernel"] for group, name in kernels_of(layer)]
   if isinstance(kernels[0], jax.Array):
-    zeros = sum(map(int, _zeros(kernels)))
+    zeros = sum(
+      (int(high) << _LOW_BITS) + int(low) for high, low in count_zeros(kernels)
+    )
   else:
     zeros = sum(int((w == 0).sum()) for w in kernels)
   return zeros / sum(w.size for w in kernels)
 
 
 @jax.jit
-def _zeros(kernels):
-  """How many entries of each kernel are zero, in one program for all."""
-  return [jnp.sum(w == 0) for w in kernels]
+def count_zeros(
+  kernels: Sequence[jax.Array],
+) -> list[tuple[jax.Array, jax.Array]]:
+  """How many entries of each kernel are zero, in one program for all.
+
+  The kernels of all layers may have more entries than an int32 counts, so a
+  count is two numbers, high * 2^12 + low.
+
+  Args:
+    kernels: [I, O] or [L, I, O], below 2^31 entries for one index of the first
+      axis and 2^43 in all.
+
+  Returns:
+    (high, low) of each kernel, int32 [].
+  """
+  rows = [
+    jnp.sum(w == 0, axis=range(1, w.ndim), dtype=jnp.int32) for w in kernels
+  ]
+  return [
+    (jnp.sum(row >> _LOW_BITS), jnp.sum(row & ((1 << _LOW_BITS) - 1)))
+    for row in rows
+  ]

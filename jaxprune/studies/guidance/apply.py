@@ -33,7 +33,7 @@ def read_rule(path: str) -> dict[str, Any]:
       raise ValueError("not written by jaxprune guidance")
     if "sha256" not in rule:
       raise ValueError("has no sha256 of its own; learn it again with --sweeps")
-    return files.read_signed_json(file, name=RULE)
+    return files.check_signed(rule, file, name=RULE)
   except ValueError as error:
     raise ValueError(f"--rule={path}: {error}") from error
 
