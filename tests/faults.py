@@ -168,7 +168,14 @@ def every_point(run, out: pathlib.Path, points, contents=contents) -> list[str]:
     if out.exists() and contents(out) != expected:
       wrong.append(f"point {point}: half a folder")
       continue
-    run()
+    try:
+      run()
+    except RuntimeError as error:
+      wrong.append(f"point {point}: {error}")
+      for path in out.parent.glob(f"{out.name}*"):
+        shutil.rmtree(path)
+      run()
+      continue
     if contents(out) != expected or missing(out) or leftovers(out):
       wrong.append(
         f"point {point}: {missing(out)} {leftovers(out)}"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import checkpoints, report, statistics
+from jaxprune import checkpoints, report, staging, statistics
 from jaxprune.evaluation.tasks import table
 from jaxprune.recovery import finetune
 from jaxprune.studies import inputs
@@ -178,6 +178,7 @@ def recover(
   shop = bench.shop
   label = f"{family.label(level)} recovered"
   folder = models.place_of(shop, label)
+  staging.settle(staging.stage(folder))  # of a run that was killed
   if not folder.is_dir():  # a folder has its name when it is whole
     _train(bench, models.folder_of(shop, family, level), folder)
   source = checkpoints.open_checkpoint(folder)
