@@ -31,12 +31,13 @@ _TASK = flags.DEFINE_multi_string(
   "task", None, "Name of a task, or its yaml file.", required=True
 )
 _DATA = flags.DEFINE_string("data", None, "Folder that local tasks read from.")
-_NUM_FEWSHOT = flags.DEFINE_integer(
-  "num_fewshot",
+_FEW_SHOT = flags.DEFINE_integer(
+  "few_shot",
   None,
   "Examples before a question; else the task's own.",
   lower_bound=0,
 )
+flags.DEFINE_alias("num_fewshot", "few_shot")  # the word of the harness
 _LIMIT = flag_groups.limit(about="Only the first so many items of a task.")
 _BATCH = flag_groups.batch(16, about="Texts that are written at a time.")
 _DTYPE = flags.DEFINE_enum(
@@ -64,7 +65,7 @@ def main() -> None:
   source = _MODEL.open()
   tasks = harness.find_tasks(_TASK.value, _TEMPLATES, _DATA.value)
   settings = harness.Settings(
-    num_fewshot=_NUM_FEWSHOT.value,
+    few_shot=_FEW_SHOT.value,
     limit=_LIMIT.value,
     chat=_CHAT.value,
     seed=_SEED.value,

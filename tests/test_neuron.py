@@ -59,9 +59,10 @@ def test_table():
     (0.0, False, [1, 1, 1, 1]),
     (0.74, False, [1, 0, 1, 0]),  # floor(2.96)
   ):
-    np.testing.assert_array_equal(
-      neuron.keep_neurons(down_FO, s, sparsity, root=root), want
+    _, masks, _ = neuron.neuron(
+      {"down": {"kernel": down_FO}}, s, sparsity, root=root
     )
+    np.testing.assert_array_equal(masks["down"][:, 0], want)
 
 
 def test_scores_of_the_equation():

@@ -43,35 +43,6 @@ def neuron_scores(
   return size_F * norm_F
 
 
-def keep_neurons(
-  down_FO: jax.Array,
-  statistics: SquaredNorm,
-  sparsity: float,
-  *,
-  root: bool = False,
-) -> jax.Array:
-  """Choose floor(F * sparsity) units of lowest score to go.
-
-  Args:
-    down_FO: kernel from the hidden units, [F, O], any float dtype.
-    statistics: squared norms of the inputs of that kernel.
-    sparsity: fraction of units removed, in [0, 1).
-    root: take the square root of s_j, as Wanda does.
-
-  Returns:
-    bool [F], True = keep.
-
-  Raises:
-    ValueError: sparsity out of range.
-  """
-  scores_F = neuron_scores(down_FO, statistics, root=root)
-  return _keep(scores_F, sparsity)
-
-
-def _keep(scores_F, sparsity):
-  return keep_mask(scores_F[:, None], Unstructured(sparsity=sparsity))[:, 0]
-
-
 def _cut(mlp: Tree, hidden, down) -> Tree:
   """Apply `hidden` to the last axis of gate and up, `down` to down's rows.
 
@@ -138,7 +109,9 @@ def remove_neurons(
   Raises:
     ValueError: sparsity out of range.
   """
-  new, masks = mask_neurons(mlp, _keep(scores_F, sparsity))
+  pattern = Unstructured(sparsity=sparsity)
+  keep_F = keep_mask(scores_F[:, None], pattern)[:, 0]
+  new, masks = mask_neurons(mlp, keep_F)
   return nan_unless(jnp.all(jnp.isfinite(scores_F)), new), masks
 
 

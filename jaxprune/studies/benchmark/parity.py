@@ -29,12 +29,12 @@ from jaxprune.checkpoints import folders
 from jaxprune.models import final_norm, forward, generate, unembed
 from jaxprune.models.generation import Sampling
 
-# How many times the rounding of stock is still rounding.
+# A deviation counts as rounding up to this many times stock's own error.
 ALLOWED = 4.0
 # Relative error of float32 logits where there is no float64 to compare with:
 # several times what stock has on models of up to 1.5 B parameters.
 BOUND = 3e-5
-# Beyond this no rounding of stock is a yardstick.
+# Where stock's own error is larger, it cannot be compared with.
 MOST = 1e-3
 _EPS = float(np.finfo(np.float32).eps)
 

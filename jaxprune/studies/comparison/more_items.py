@@ -161,7 +161,7 @@ def ask(
       sources[name].folder,
       harness.Tasks(names=(task,), paths=(), data=None),
       harness.Settings(
-        limit=limit, num_fewshot=more.own.few_shot, chat=more.own.chat
+        limit=limit, few_shot=more.own.few_shot, chat=more.own.chat
       ),
       Bookkeeping(progress=tell(f"{name}, {task}")),
     )

@@ -170,7 +170,8 @@ def numbers(summary: Mapping[str, Any]) -> str:
 
 def _by_rule(tables: Tables) -> dict[str, dict[str, Any]]:
   """By kind of task what the shipped rule says, which saw no answer."""
-  # The rule knows no infinite change, and leaving that out would flatter.
+  # The rule was learnt from finite changes. To leave out the infinite ones
+  # would make the pruned model look better than it is.
   if not all(np.isfinite(tables.output[name]).all() for name in shifts.COLUMNS):
     return {}
   return {

@@ -172,18 +172,10 @@ def read_sweeps(
     job, dense, pruned = read_folder(pathlib.Path(folder), digest)
     taken = []
     for score in pruned:
-      model = Model(
-        dense=job["checkpoint_hash"],
-        configuration=score["configuration"],
-        seed=score["seed"],
-        removed=score["removed"],
-      )
-      if model.method in configurations.DATA_FREE:
-        # The method gives the same model for every seed, so once is enough.
-        model = dataclasses.replace(model, seed=0)
-        if model in seen:
-          continue
+      model = _model(job, score)
       if model in seen:
+        if model.method in configurations.DATA_FREE:
+          continue
         raise ValueError(
           f"--sweeps={folder}: {model.configuration} with seed {model.seed} of"
           " the same dense model is in an earlier sweep too: give each once"
@@ -229,14 +221,9 @@ def read_sweeps(
       "--sweeps: no task has a score that can be lost"
       + (f" ({left_out[0]})" if left_out else "")
     )
-  perplexity = {}
-  for name, task in tasks.items():
-    if task.metric == "nll":
-      perplexity[name] = np.full(len(models), np.nan)
-      perplexity[name][task.models] = 1 / task.kept
   return Sweeps(
     models=models,
-    perplexity=perplexity,
+    perplexity=_perplexity(tasks, len(models)),
     tasks=tasks,
     left_out=left_out,
     sources=sources,
@@ -246,6 +233,25 @@ def read_sweeps(
       for name in rules.FEATURES
     },
   )
+
+
+def _model(job, score) -> Model:
+  fields = {name: score[name] for name in ("configuration", "seed", "removed")}
+  model = Model(dense=job["checkpoint_hash"], **fields)
+  if model.method in configurations.DATA_FREE:
+    # The method gives the same model for every seed, so once is enough.
+    return dataclasses.replace(model, seed=0)
+  return model
+
+
+def _perplexity(tasks, count) -> dict[str, np.ndarray]:
+  """Over that of the dense model, [count]; NaN where it was not scored."""
+  found = {}
+  for name, task in tasks.items():
+    if task.metric == "nll":
+      found[name] = np.full(count, np.nan)
+      found[name][task.models] = 1 / task.kept
+  return found
 
 
 def read_folder(

@@ -14,7 +14,7 @@ from jaxprune.studies.interventions.measure import (
 )
 from jaxprune.studies.interventions.summary import find
 
-# smaller values are rounding and are not shown on a logarithmic axis
+# Smaller values are rounding and are not shown on a logarithmic axis.
 _NOTHING = 1e-9
 _SPACES = (
   "one_minus_cos_h",
@@ -94,7 +94,6 @@ def _by_depth(summary, configuration):
   )
   patched = dict(zip(_PATCHES, patches))
   random = find(summary, READ, configuration, "random", "freeze_first")
-  depths = [entry["depth"] for entry in random]
   drawn = [
     _figure(
       configuration,
@@ -135,7 +134,18 @@ def _by_depth(summary, configuration):
       "KL over the layer of the patch.",
     ),
   ]
-  frozen = page.estimate_table(
+  return page.Section(
+    title=f"{configuration}: layers frozen and patched",
+    figures=drawn,
+    tables=[
+      _frozen_table(first, last, random),
+      _patched_table(patched, [entry["depth"] for entry in random]),
+    ],
+  )
+
+
+def _frozen_table(first, last, random):
+  return page.estimate_table(
     "First k layers dense, the others pruned: deviations of h, centred z and"
     " p, and KL; the reverse; and the random control.",
     "k",
@@ -150,15 +160,19 @@ def _by_depth(summary, configuration):
       "kl_random": "KL, random control",
     },
     {
-      str(k): dense | {"kl_last": pruned["kl"], "kl_random": control["kl"]}
-      for k, dense, pruned, control in zip(depths, first, last, random)
+      str(control["depth"]): dense
+      | {"kl_last": pruned["kl"], "kl_random": control["kl"]}
+      for dense, pruned, control in zip(first, last, random)
     },
   )
+
+
+def _patched_table(patched, depths):
   flips = {
     "patch_pruned": "flips, pruned run",
     "patch_dense": "flips, dense run",
   }
-  patched_table = page.estimate_table(
+  return page.estimate_table(
     "h replaced after k layers at one position: KL.",
     "k",
     _PATCHES | {f"{name}_flips": label for name, label in flips.items()},
@@ -167,11 +181,6 @@ def _by_depth(summary, configuration):
       | {f"{name}_flips": patched[name][n]["flips"] for name in flips}
       for n, k in enumerate(depths)
     },
-  )
-  return page.Section(
-    title=f"{configuration}: layers frozen and patched",
-    figures=drawn,
-    tables=[frozen, patched_table],
   )
 
 

@@ -106,7 +106,7 @@ def check(settings: Settings) -> None:
   Raises:
     ValueError: names the flag.
   """
-  # flip has one threshold, and is always measured
+  # The signal `flip` has one threshold, and is always measured.
   known = monitoring.SIGNALS[:-1]
   for signal in settings.signals:
     if signal not in known:

@@ -300,8 +300,8 @@ def _set_fields(subset):
   """A token set: renormalised, and as a part of the whole vocabulary."""
   chain = subset.chain
   p, q = (float(m) for m in (chain.mass, chain.mass_pruned))
-  # The event term is p log(p / q) - p + q, with the whole set as one event; to
-  # it comes what happens within the set.
+  # What the set adds to the KL of the vocabulary: p log(p / q) - p + q of its
+  # whole probability, and p times the KL between its tokens.
   event = q - p + p * np.log(p / q) if p > 0 and q > 0 else q
   share = max(event, 0) + p * float(chain.kl_inside)
   return _choice_fields(subset.options) | {

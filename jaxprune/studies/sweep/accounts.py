@@ -49,7 +49,7 @@ def accounts(grouped: dict[str, list[Score]]) -> dict[str, Any]:
   entries = []
   for name, seeds in grouped.items():
     for task in seeds[0].get("paths", {}):
-      # The paths of a data-driven method differ by seed; the first is told.
+      # What a data-driven method follows differs by seed; this is the first.
       entry = _entry(dense, seeds[0], task)
       if entry is not None:
         entries.append({"configuration": name, "task": task} | entry)

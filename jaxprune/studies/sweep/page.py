@@ -14,34 +14,8 @@ def content(summary: dict[str, Any]) -> dict[str, Any]:
   Args:
     summary: from `summary.summarise`.
   """
-  digits = page.format_number
   sections = [*_kept_sections(summary), *_account_sections(summary)]
-  for task, metric, entries in by_metric(summary["table"]):
-    unit = "nll per token" if metric == "perplexity" else metric
-    sections.append(
-      page.Section(
-        title=f"{task}, {metric}",
-        tables=[
-          page.Table(
-            caption="Mean over seeds and items with its 95 % interval over"
-            " items; lowest and highest seed; paired change from the dense"
-            f" model in {unit}.",
-            columns=("configuration", "zeros", "score", "seeds", "change"),
-            rows=[
-              (
-                entry["configuration"],
-                f"{entry['removed']:.3f}",
-                Estimate.from_json(entry),
-                f"{digits(entry['seed_low'])} to {digits(entry['seed_high'])}"
-                f" ({entry['seeds']})",
-                Estimate.from_json(entry["change"]),
-              )
-              for entry in entries
-            ],
-          )
-        ],
-      )
-    )
+  sections += [_task_section(*each) for each in by_metric(summary["table"])]
   bins = summary["breakdown"]
   sections += [
     _bin_section(bins, *key)
@@ -56,6 +30,33 @@ def content(summary: dict[str, Any]) -> dict[str, Any]:
     "verdict": f"{len(names)} ways to prune beside the dense model.",
     "sections": sections,
   }
+
+
+def _task_section(task, metric, entries) -> page.Section:
+  digits = page.format_number
+  unit = "nll per token" if metric == "perplexity" else metric
+  return page.Section(
+    title=f"{task}, {metric}",
+    tables=[
+      page.Table(
+        caption="Mean over seeds and items with its 95 % interval over"
+        " items; lowest and highest seed; paired change from the dense"
+        f" model in {unit}.",
+        columns=("configuration", "zeros", "score", "seeds", "change"),
+        rows=[
+          (
+            entry["configuration"],
+            f"{entry['removed']:.3f}",
+            Estimate.from_json(entry),
+            f"{digits(entry['seed_low'])} to {digits(entry['seed_high'])}"
+            f" ({entry['seeds']})",
+            Estimate.from_json(entry["change"]),
+          )
+          for entry in entries
+        ],
+      )
+    ],
+  )
 
 
 def _kept_sections(summary) -> list[page.Section]:
@@ -123,90 +124,11 @@ def _account_sections(summary) -> list[page.Section]:
   entries, fits = summary["accounts"]["entries"], summary["accounts"]["fits"]
   if not entries:
     return []
-  tables = [
-    page.Table(
-      caption="Of the items that the dense model answers right: the share that"
-      " stayed right, and what each account says of it; flips per token of the"
-      " dense text; texts that changed, and those of them that stayed right.",
-      columns=(
-        "configuration",
-        "task",
-        "items",
-        "measured",
-        *accounts.ACCOUNTS,
-        "flips",
-        "sure flips",
-        "changed",
-        "stayed right",
-      ),
-      rows=[
-        (
-          entry["configuration"],
-          entry["task"],
-          entry["items"],
-          Estimate.from_json(entry["interval"]),
-          *(entry[account] for account in accounts.ACCOUNTS),
-          entry["flip_rate"],
-          entry["sure_flip_rate"],
-          entry["changed"],
-          entry["forgiven_count"],
-        )
-        for entry in entries
-      ],
-    )
-  ]
-  read = summary["accounts"]["references"]
-  if read:
-    tables.append(
-      page.Table(
-        caption="The published solutions, read and not written: perplexity of"
-        " a token, and per token the choices that changed and those that are"
-        " not the solution's; 95 % intervals resampling items.",
-        columns=(
-          "configuration",
-          "task",
-          "perplexity",
-          "of dense",
-          "flips",
-          "misses",
-          "of dense",
-        ),
-        rows=[
-          (
-            entry["configuration"],
-            entry["task"],
-            *(
-              Estimate.from_json(entry[column])
-              for column in (
-                "perplexity",
-                "dense_perplexity",
-                "flips",
-                "misses",
-                "dense_misses",
-              )
-            ),
-          )
-          for entry in read
-        ],
-      )
-    )
+  tables = [_account_table(entries)]
+  if summary["accounts"]["references"]:
+    tables.append(_reference_table(summary["accounts"]["references"]))
   if fits:
-    tables.append(
-      page.Table(
-        caption="Predicted less measured, over configurations and tasks: mean"
-        " size, mean, and rank correlation of both.",
-        columns=("account", "error", "bias", "rank correlation"),
-        rows=[
-          (
-            account,
-            Estimate.from_json(fit["error"]),
-            Estimate.from_json(fit["bias"]),
-            fit["spearman"],
-          )
-          for account, fit in fits.items()
-        ],
-      )
-    )
+    tables.append(_fit_table(fits))
   return [
     page.Section(
       title="Why writing fails",
@@ -214,6 +136,69 @@ def _account_sections(summary) -> list[page.Section]:
       tables=tables,
     )
   ]
+
+
+def _account_table(entries) -> page.Table:
+  return _table_by_task(
+    "Of the items that the dense model answers right: the share that stayed"
+    " right, and what each account says of it; flips per token of the dense"
+    " text; texts that changed, and those of them that stayed right.",
+    {
+      "items": "items",
+      "interval": "measured",
+      **{account: account for account in accounts.ACCOUNTS},
+      "flip_rate": "flips",
+      "sure_flip_rate": "sure flips",
+      "changed": "changed",
+      "forgiven_count": "stayed right",
+    },
+    entries,
+  )
+
+
+def _reference_table(entries) -> page.Table:
+  return _table_by_task(
+    "The published solutions, read and not written: perplexity of a token, and"
+    " per token the choices that changed and those that are not the"
+    " solution's; 95 % intervals resampling items.",
+    {
+      "perplexity": "perplexity",
+      "dense_perplexity": "of dense",
+      "flips": "flips",
+      "misses": "misses",
+      "dense_misses": "of dense",
+    },
+    entries,
+  )
+
+
+def _table_by_task(caption, measures, entries) -> page.Table:
+  """A row per configuration and task; measures are headings by key."""
+  return page.Table(
+    caption=caption,
+    columns=("configuration", "task", *measures.values()),
+    rows=[
+      (entry["configuration"], entry["task"], *(entry[key] for key in measures))
+      for entry in entries
+    ],
+  )
+
+
+def _fit_table(fits) -> page.Table:
+  return page.Table(
+    caption="Predicted less measured, over configurations and tasks: mean"
+    " size, mean, and rank correlation of both.",
+    columns=("account", "error", "bias", "rank correlation"),
+    rows=[
+      (
+        account,
+        Estimate.from_json(fit["error"]),
+        Estimate.from_json(fit["bias"]),
+        fit["spearman"],
+      )
+      for account, fit in fits.items()
+    ],
+  )
 
 
 def finding(summary: dict[str, Any]) -> str:

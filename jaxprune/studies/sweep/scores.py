@@ -14,7 +14,7 @@ import numpy as np
 from jaxprune import checkpoints, files
 
 FOLDER = "configurations"
-# the folder of runs before configurations had their name
+# Its name in runs of earlier versions, which are still read.
 _EARLIER_FOLDER = "cells"
 DENSE = "dense"
 _LARGEST = 1e300  # of a number that can be averaged

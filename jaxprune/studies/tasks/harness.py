@@ -23,7 +23,7 @@ class Settings:
   """How the harness asks.
 
   Attributes:
-    num_fewshot: examples before a question; None is the task's own.
+    few_shot: examples before a question; None is the task's own.
     limit: items per task; None is all.
     chat: whether questions are turns of a conversation, one of `chat.CHAT`.
     seed: of every draw of the harness.
@@ -32,7 +32,7 @@ class Settings:
     model: keyword arguments of `JaxpruneLM`.
   """
 
-  num_fewshot: int | None = None
+  few_shot: int | None = None
   limit: int | None = None
   chat: str = "no"
   seed: int = 0
@@ -168,7 +168,7 @@ def evaluate(
     return lm_eval.simple_evaluate(
       model=JaxpruneLM(model, **settings.model, bookkeeping=bookkeeping),
       tasks=list(tasks.names),
-      num_fewshot=settings.num_fewshot,
+      num_fewshot=settings.few_shot,
       limit=settings.limit,
       apply_chat_template=with_template,
       task_manager=manager,
