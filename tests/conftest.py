@@ -20,6 +20,9 @@ os.environ["XLA_FLAGS"] = (
   + " --xla_cpu_parallel_codegen_split_count=1"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+# One thread for each worker: of two, PyTorch's second waits by spinning, which
+# took a quarter of the processor time of the tests against stock.
+os.environ["OMP_NUM_THREADS"] = "1"
 # Each worker keeps what it compiled, for tests that compile the same program
 # and for the scripts that it starts. Not for all workers: JAX writes the files
 # in place, and another process could read half of one.
@@ -31,6 +34,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import functools
+import gc
 import pathlib
 import shutil
 import socket
@@ -47,6 +51,10 @@ mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# No test cuts the power, which is all that a flush to the disk is for; the
+# tests would wait for thousands of them.
+os.fsync = lambda descriptor: None
 
 # Hypothesis draws numbers that it reads in the modules imported so far, which
 # another order of the tests changes: what fails must fail again.
@@ -87,6 +95,16 @@ def pytest_collection_modifyitems(items):
     name = item.nodeid.partition("[")[0]
     if name in _SLOW or name.partition("::")[0] in _SLOW:
       item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish():
+  """Let the collector of garbage pass over what the imports made.
+
+  Half a million objects stay to the end; looking at them again and again took
+  a thirtieth of the time.
+  """
+  gc.freeze()
+  gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_unconfigure():
