@@ -120,6 +120,12 @@ def ratio(
     den = den_X[0] * drawn.shape[-1] if one_size else den_X[drawn].sum(-1)
     return transform(num_X[drawn].sum(-1) / den)
 
+  if one_size and (num_X == num_X[0]).all() and len(num_X) > 1:
+    # Every resample is the data again, so there is nothing to draw.
+    _check_resamples(resamples)
+    value = float(of_drawn(np.arange(len(num_X))))
+    if math.isfinite(value):
+      return Estimate(value, value, value, len(num_X))
   return _bootstrap(of_drawn, len(num_X), seed, resamples)
 
 
