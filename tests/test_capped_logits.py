@@ -33,11 +33,15 @@ LINES = jnp.eye(2)[:, None, :, None] * jnp.ones((1, 1, 1, 4))
 
 @pytest.fixture(scope="module")
 def params():
-  params = models.init(CONFIG, jax.random.key(0))
-  return jax.tree.map(
-    lambda leaf: 0.4 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
-    params,
-  )
+  shapes = jax.eval_shape(lambda: models.init(CONFIG, jax.random.key(0)))
+
+  @jax.jit
+  def draw():
+    return jax.tree.map(
+      lambda w: 0.4 * jax.random.normal(jax.random.key(w.size), w.shape), shapes
+    )
+
+  return draw()
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,12 @@ def _residual(config, params, tokens_BT, valid_BT, gates):
   )[0]
 
 
+# Outside of jit every call would compile the loop over layers anew.
+_forward = jax.jit(
+  models.forward, static_argnums=0, static_argnames=("observe", "remat")
+)
+
+
 def random_tokens(*shape, seed=0):
   return np.random.default_rng(seed).integers(1, 61, shape, dtype=np.int32)
 
@@ -143,7 +149,7 @@ def test_the_example_of_the_module_runs(small, name):
 def test_intermediates_have_their_shapes(small):
   _, config, params = small
   tokens = random_tokens(2, 5)
-  _, out = models.forward(config, params, tokens, observe=lambda out: out)
+  _, out = _forward(config, params, tokens, observe=lambda out: out)
   B, T, L, D = 2, 5, config.num_layers, config.embed_dim
   N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
   shapes = dict.fromkeys(
@@ -190,7 +196,7 @@ def test_a_change_beside_a_kernel_is_applied_by_position(small):
     down = {**params["layers"]["mlp"]["down"], "kernel": kernel, **change}
     mlp = {**params["layers"]["mlp"], "down": down}
     tree = {**params, "layers": {**params["layers"], "mlp": mlp}}
-    return models.forward(config, tree, tokens)[0]
+    return _forward(config, tree, tokens)[0]
 
   kernel = params["layers"]["mlp"]["down"]["kernel"]
   old, new = run(kernel), run(kernel + delta)
@@ -245,7 +251,7 @@ def test_block_by_block_is_forward(small):
   for index in range(config.num_layers):
     layer = jax.tree.map(lambda leaf, i=index: leaf[i], params["layers"])
     x_BTD = run(layer, x_BTD, config.sliding_layers[index])
-  expected, _ = models.forward(config, params, tokens, valid_BT=valid)
+  expected, _ = _forward(config, params, tokens, valid_BT=valid)
   np.testing.assert_allclose(x_BTD, expected, atol=2e-6)
 
 
@@ -268,9 +274,7 @@ def test_tape_holds_the_inputs_of_the_kernels(small):
   """Redo every kernel from the tape in NumPy."""
   _, config, params = small
   tokens = random_tokens(2, 6)
-  x_BTD, tapes = models.forward(
-    config, params, tokens, observe=lambda tape: tape
-  )
+  x_BTD, tapes = _forward(config, params, tokens, observe=lambda tape: tape)
   layers = jax.tree.map(np.asarray, params["layers"])
   tapes = jax.tree.map(np.asarray, tapes)
   silu = lambda x: x / (1 + np.exp(-x))
@@ -366,7 +370,7 @@ def test_bfloat16_is_near_float32(small):
   _, config, params = small
   tokens = random_tokens(2, 6)
   rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-  x_BTD, _ = models.forward(config, rounded, tokens)
+  x_BTD, _ = _forward(config, rounded, tokens)
   z_BTV = logits(config, rounded, tokens)
   assert x_BTD.dtype == jnp.bfloat16 and z_BTV.dtype == jnp.float32
   expected = logits(config, params, tokens)

@@ -77,6 +77,7 @@ def patched(pair, text):
   return driver.patched(CONFIG, pair, text, jax.random.key(0))
 
 
+@jax.jit
 def read(pair, layers, text):
   """What the head reads in a model with these layers, by `forward`."""
   params = {**pair.params, "layers": layers}
@@ -92,11 +93,11 @@ def test_frozen_layers_are_those_of_the_other_model(pair, text, frozen):
     ):
       # Built layer by layer, without `mix_layers`.
       mixed = jax.tree.map(
-        lambda a, b, use=use: jnp.stack(
+        lambda a, b, use=use: np.stack(
           [a[n] if use[n] else b[n] for n in range(LAYERS)]
         ),
-        pair.params["layers"],
-        pair.pruned,
+        jax.device_get(pair.params["layers"]),
+        jax.device_get(pair.pruned),
       )
       np.testing.assert_allclose(
         frozen[index], read(pair, mixed, text), rtol=1e-4, atol=1e-5

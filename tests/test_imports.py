@@ -1,6 +1,7 @@
 """The arrows of the design: farther right imports farther left, never back."""
 
 import ast
+import functools
 import pathlib
 import sys
 
@@ -82,18 +83,20 @@ def room(path):
   return None if name == "__init__" else name
 
 
+@functools.cache
 def imported(path):
   """Absolute dotted names of everything a file imports, lazily too."""
-  package = path.relative_to(ROOT).parent.parts
+  package, found = path.relative_to(ROOT).parent.parts, []
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
-      yield from (alias.name for alias in node.names)
+      found += [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom):
       base = node.module or ""
       if node.level:
         base = ".".join((*package[: len(package) - node.level + 1], base))
       base = base.rstrip(".")
-      yield from (f"{base}.{alias.name}" for alias in node.names)
+      found += [f"{base}.{alias.name}" for alias in node.names]
+  return found
 
 
 @pytest.mark.parametrize(

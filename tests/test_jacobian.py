@@ -33,6 +33,7 @@ top_singular = jax.jit(
   probes.top_singular, static_argnames=("max_iterations", "tolerance")
 )
 softmax_gain = jax.jit(probes.softmax_gain)
+rates = jax.jit(jacobian_lib.rates)
 
 
 def run(function, *arguments, **options):
@@ -283,13 +284,13 @@ def test_eager_is_jit_is_vmap():
 def test_rates_of_two_equal_tokens_by_hand():
   """p = (1/2, 1/2), dz = (a, -a): dp = (a, -a) / 2 for T = 1."""
   z = jnp.zeros(2)
-  found = jacobian_lib.rates(z, z, jnp.array([0.3, -0.3]))
+  found = rates(z, z, jnp.array([0.3, -0.3]))
   np.testing.assert_allclose(found.p, 0.3, rtol=1e-6)
   np.testing.assert_allclose(found.turn, 0.3, rtol=1e-6)
   np.testing.assert_allclose(found.stretch, 0, atol=1e-8)
   np.testing.assert_allclose(found.entropy, np.log(2), rtol=1e-6)
   assert found.moved_p == found.moved_z_centred == 0
-  moved = jacobian_lib.rates(z, jnp.array([1.0, 0.0]), z)
+  moved = rates(z, jnp.array([1.0, 0.0]), z)
   q = np.exp([1.0, 0]) / (np.e + 1)
   np.testing.assert_allclose(
     moved.moved_p, np.linalg.norm(q - 0.5) / np.sqrt(0.5), rtol=1e-6
@@ -314,7 +315,7 @@ def test_rates_equal_finite_differences_and_the_identity(scale, temperature):
   stretch = along @ speed
   turn = np.linalg.norm(speed - stretch * along)
   with jax.enable_x64():
-    found = jacobian_lib.rates(start, z, dz, temperature)
+    found = rates(start, z, dz, temperature)
     size = np.linalg.norm(p(0))
     np.testing.assert_allclose(found.p, np.linalg.norm(speed) / size, rtol=1e-6)
     np.testing.assert_allclose(found.turn, turn / size, rtol=1e-6)
@@ -336,9 +337,9 @@ def test_the_turns_add_up_to_no_less_than_the_angle():
   z, end = rng.normal(size=(2, 30)) * 3
   places, weights = np.polynomial.legendre.leggauss(40)
   with jax.enable_x64():
-    turns = jax.vmap(
-      lambda t: jacobian_lib.rates(z, z + t * (end - z), end - z).turn
-    )(jnp.asarray((places + 1) / 2))
+    turns = jax.vmap(lambda t: rates(z, z + t * (end - z), end - z).turn)(
+      jnp.asarray((places + 1) / 2)
+    )
   p, q = (np.exp(2 * x) / np.exp(2 * x).sum() for x in (z, end))
   angle = np.arccos(np.sqrt(p * q).sum())  # sqrt of p^2 is p, so r gives cos
   assert angle <= np.asarray(turns) @ weights / 2 <= 2 * angle
@@ -346,9 +347,7 @@ def test_the_turns_add_up_to_no_less_than_the_angle():
 
 def test_rates_ignore_a_constant_and_are_exact_when_confident():
   z, dz = jnp.array([30.0, 1.0, 0.0]), jnp.array([1.0, 2.0, 1.5])
-  found, moved = (
-    jacobian_lib.rates(z, z, change) for change in (dz, dz + 1024)
-  )
+  found, moved = (rates(z, z, change) for change in (dz, dz + 1024))
   np.testing.assert_allclose(moved.p, found.p, rtol=1e-6)
   np.testing.assert_allclose(moved.turn, found.turn, rtol=1e-6)
   # dp is p (dz - dz of the top) at the rest: e^-29 and half of e^-30.

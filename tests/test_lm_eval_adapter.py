@@ -112,7 +112,7 @@ def test_whole_texts(shared, ours, theirs):
 
 @pytest.mark.slow
 def test_written_texts(ours, theirs):
-  options = {"max_gen_toks": 40, "do_sample": False}
+  options = {"max_gen_toks": 24, "do_sample": False}
   requests = [(prompt, options | {"until": []}) for prompt in PROMPTS]
   requests += [
     (prompt, options | {"until": ["little", "She"]}) for prompt in PROMPTS[:2]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.calibration.statistics import observe_gram, observe_squares
+from jaxprune.calibration import statistics
 from jaxprune.checkpoints import load_params
 from jaxprune.models.decoder import forward
 from jaxprune.pruning import reconstruction
@@ -19,6 +19,8 @@ HALF = Unstructured(sparsity=0.5)
 # One compilation per shape for all tests; max_swaps is data.
 REFINE = jax.jit(sparse_swaps.refine, static_argnames=("of", "all_pairs"))
 SWAPS = jax.jit(sparse_swaps.sparse_swaps, static_argnums=2)
+observe_gram = jax.jit(statistics.observe_gram)
+observe_squares = jax.jit(statistics.observe_squares)
 KEEP = jax.jit(keep_mask, static_argnums=1)
 RIA = jax.jit(ria.ria, static_argnums=2)
 

@@ -1,12 +1,14 @@
 """Training, export and scoring of the pocket model, on a tiny one."""
 
 import dataclasses
+import functools
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from jaxprune import checkpoints
 from jaxprune.evaluation import loglikelihoods
@@ -54,14 +56,27 @@ def params(config):
 
 
 def read(config, params, ids):
-  """What forward makes of one text; padded, so that one program reads all."""
+  """Normed states [T, D] and logits [T, V] of one text.
+
+  Padded, so that one program reads all.
+  """
   tokens_BT = np.zeros((1, 64), np.int32)
   tokens_BT[0, : len(ids)] = ids
-  x_BTD, _ = _forward(config, params, tokens_BT)
-  return x_BTD[:, : len(ids)]
+  return [
+    np.asarray(each[0, : len(ids)]) for each in _read(config, params, tokens_BT)
+  ]
 
 
-_forward = jax.jit(decoder.forward, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
+def _read(config, params, tokens_BT):
+  x_BTD, _ = decoder.forward(config, params, tokens_BT)
+  return (
+    decoder.final_norm(config, params, x_BTD),
+    decoder.unembed(config, params, x_BTD),
+  )
+
+
+_loss = jax.jit(training.loss, static_argnums=(0, 1))
 
 
 def test_shipped_model_is_small_and_deep():
@@ -121,7 +136,7 @@ def test_loss_of_a_uniform_model(config, params, index, bpe):
     ),
   )
   flat = {**params, "final_norm": {"scale": jnp.full((16,), 1e-12)}}
-  _, parts = training.loss(config, TRAIN, flat, batch)
+  _, parts = _loss(config, TRAIN, flat, batch)
   np.testing.assert_allclose(parts["language"], np.log(900), rtol=1e-5)
 
 
@@ -142,8 +157,8 @@ def test_padding_has_no_influence(config, params, index, bpe):
   )
   assert (filled.tokens != batch.tokens).any()
   np.testing.assert_allclose(
-    training.loss(config, TRAIN, params, batch)[0],
-    training.loss(config, TRAIN, params, filled)[0],
+    _loss(config, TRAIN, params, batch)[0],
+    _loss(config, TRAIN, params, filled)[0],
     rtol=1e-6,
   )
 
@@ -226,10 +241,8 @@ def test_scores_against_one_text_at_a_time(config, params, bpe):
     head = bpe.encode(item.prompt).ids
     for j, option in enumerate(item.options):
       ids = head + tokenizer_lib.encode(bpe, option)
-      x_BTD = read(config, params, ids)
-      logp_TV = jax.nn.log_softmax(
-        decoder.unembed(config, params, x_BTD)[0], axis=-1
-      )
+      _, z_TV = read(config, params, ids)
+      logp_TV = scipy.special.log_softmax(z_TV, axis=-1)
       want = sum(
         float(logp_TV[t - 1, ids[t]]) for t in range(len(head), len(ids))
       )
@@ -243,9 +256,8 @@ def test_exact_answers_is_greedy_decoding(config, params, bpe):
   ids = bpe.encode(prompt).ids
   answer_ids = []
   for _ in range(3):
-    x_BTD = read(config, params, ids + answer_ids)
-    z_V = decoder.unembed(config, params, x_BTD)[0, -1]
-    answer_ids.append(int(z_V.argmax()))
+    _, z_TV = read(config, params, ids + answer_ids)
+    answer_ids.append(int(z_TV[-1].argmax()))
   other = [*answer_ids[:-1], (answer_ids[-1] + 1) % 900]
   found = loglikelihoods.loglikelihoods(
     config, params, [(ids, answer_ids), (ids, other)]
@@ -258,8 +270,7 @@ def test_embeddings_are_mean_pooled(config, params, bpe):
   got = scores.embed_texts(config, params, bpe, texts)
   for row, text in zip(got, texts):
     ids = bpe.encode(text).ids
-    x_BTD = read(config, params, ids)
-    want = np.asarray(decoder.final_norm(config, params, x_BTD)[0]).mean(0)
+    want = read(config, params, ids)[0].mean(0)
     np.testing.assert_allclose(row, want / np.linalg.norm(want), atol=1e-5)
 
 

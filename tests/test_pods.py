@@ -26,7 +26,9 @@ class Process:
       os.environ,
       JAX_PLATFORMS="cpu",
       PYTHONPATH=str(scripts.ROOT),
-      XLA_FLAGS="--xla_backend_optimization_level=0",
+      # Of two flags the last one counts.
+      XLA_FLAGS=os.environ["XLA_FLAGS"]
+      + " --xla_force_host_platform_device_count=1",
     )
     self._popen = subprocess.Popen(
       command,

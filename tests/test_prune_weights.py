@@ -92,12 +92,11 @@ def golden_cases():
     "qwen2_random": (
       "wanda_50",
       "wanda_3of4",
-      "wanda_4of8",
       "wanda_variant_50",
       "magnitude_50",
       "magnitude_3of4",
     ),
-    "stories260K": ("wanda_30", "magnitude_30"),
+    "stories260K": ("wanda_30",),
   }.items():
     for folder in folders:
       yield pytest.param(model, folder, id=f"{model}-{folder}")
@@ -164,7 +163,6 @@ def test_official_outputs(shared, tmp_path, model, folder):
     # moves the corrections of the inputs after it. Unstructured, the official
     # code removes one too many per block besides.
     ("sparsegpt_4of8", 1e-4, 1e-3),
-    ("sparsegpt_2of4", 1e-4, 1e-3),
     ("sparsegpt_50", 1e-3, 3e-2),
   ],
 )
@@ -172,7 +170,6 @@ def test_official_sparsegpt(shared, tmp_path, folder, unequal, moved):
   golden = shared / "golden" / "qwen2_random"
   pattern = {
     "4of8": NofM(keep=4, of=8),
-    "2of4": NofM(keep=2, of=4),
     "50": Unstructured(sparsity=0.5, group="matrix"),
   }[folder.split("_")[1]]
   log = weights.prune_weights(
@@ -199,7 +196,12 @@ def test_official_sparsegpt(shared, tmp_path, folder, unequal, moved):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "method", sorted(registry.names(registry.ENTRIES, registry.HIDDEN_UNITS))
+  "method",
+  sorted(
+    # These have whole folders of the official code to be equal to.
+    set(registry.names(registry.ENTRIES, registry.HIDDEN_UNITS))
+    - {"magnitude", "wanda_variant"}
+  ),
 )
 def test_transformers_loads_the_same_model(tiny, tmp_path, method):
   pattern = Unstructured(sparsity=0.5)

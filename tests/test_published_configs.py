@@ -5,10 +5,12 @@ popular checkpoints, and where each was seen. Rows marked `as remembered` were
 seen nowhere while the table was made.
 """
 
+import functools
 import json
 import pathlib
 
 import hf_models
+import jax
 import numpy as np
 import pytest
 import transformers
@@ -231,6 +233,12 @@ def test_encoder(row):
   )
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def run_model(config, params, tokens):
+  x_BTD, _ = decoder.forward(config, params, tokens)
+  return decoder.unembed(config, params, x_BTD)
+
+
 @by_name([row for row in READ if row["name"] in RUN])
 def test_logits_of_a_small_model_with_the_same_keys(row):
   """Largest difference 1e-5 in float32, at 12 positions."""
@@ -279,9 +287,8 @@ def test_logits_of_a_small_model_with_the_same_keys(row):
   fields.setdefault("head_dim", config.head_dim)
   model, _, params = hf_models.build(family, **fields)
   tokens = np.random.default_rng(0).integers(0, 128, (2, 12))
-  x_BTD, _ = decoder.forward(config, params, tokens)
   np.testing.assert_allclose(
-    decoder.unembed(config, params, x_BTD),
+    run_model(config, params, tokens),
     hf_models.logits(model, tokens),
     atol=1e-5,
     rtol=1e-5,

@@ -1,6 +1,7 @@
 """Array names end in letters that jaxprune/shapes.py explains."""
 
 import ast
+import functools
 import pathlib
 import re
 
@@ -18,23 +19,24 @@ def listed():
   return re.findall(r"^  ([A-Z])  \S", shapes.__doc__, re.MULTILINE)
 
 
+@functools.cache
 def names(path):
   """Names that a file gives or uses: of values, parameters and attributes."""
+  found = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Name):
-      yield node.id
-    elif isinstance(node, ast.arg):
-      yield node.arg
+      found.add(node.id)
+    elif isinstance(node, ast.arg | ast.keyword):
+      found.add(node.arg or "")
     elif isinstance(node, ast.Attribute):
-      yield node.attr
-    elif isinstance(node, ast.keyword) and node.arg:
-      yield node.arg
+      found.add(node.attr)
+  return sorted(found)
 
 
 def suffixes():
   """(name, letters) of every array name in jaxprune/."""
   for path in sorted(PACKAGE.rglob("*.py")):
-    for name in sorted(set(names(path))):
+    for name in names(path):
       if match := SUFFIX.fullmatch(name):
         yield f"{path.relative_to(PACKAGE)}: {name}", match[1]
 
@@ -58,7 +60,7 @@ def test_a_suffix_has_capitals_only():
   mixed = [
     f"{path.relative_to(PACKAGE)}: {name}"
     for path in sorted(PACKAGE.rglob("*.py"))
-    for name in sorted(set(names(path)))
+    for name in names(path)
     if MIXED.fullmatch(name)
   ]
   assert not mixed, mixed

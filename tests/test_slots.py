@@ -18,8 +18,13 @@ from jaxprune.models import Sampling, generate, init
 @pytest.fixture(scope="module")
 def model():
   config = dataclasses.replace(tiny_llama(1), eos_ids=tuple(range(0, 40, 7)))
-  params = init(config, jax.random.key(3))
-  return config, jax.tree.map(lambda w: w * 20, params)
+
+  @jax.jit
+  def draw():
+    params = init(config, jax.random.key(3))
+    return jax.tree.map(lambda w: w * 20, params)
+
+  return config, draw()
 
 
 @pytest.fixture(scope="module")

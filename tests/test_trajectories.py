@@ -284,14 +284,11 @@ def test_prompt_of_one_token():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["stories260K", "qwen2_random"])
-def test_official_free_running_log(shared, name):
-  golden = shared / "golden" / name
+def test_official_free_running_log(shared):
+  golden = shared / "golden" / "qwen2_random"
   index = json.loads((golden / "index.json").read_text())
   theirs = json.loads((golden / "generation.json").read_text())
-  config, dense = checkpoints.load_params(
-    golden / "dense" if name == "qwen2_random" else (shared / "weights" / name)
-  )
+  config, dense = checkpoints.load_params(golden / "dense")
   _, pruned = checkpoints.load_params(golden / index["analysis_pruned_folder"])
   prompt = jnp.asarray(np.load(golden / "tokens.npz")["prompt"])
   steps = len(theirs["free_running"]["emb_cos_sim_flat"])
