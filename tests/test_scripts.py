@@ -139,6 +139,7 @@ def test_all_protocols(tiny, tmp_path):
     "--seed=5",
     "--protocol=free_running,handoff",
     "--protocol=resynchronised",
+    "--layer_rows",
     f"--out={tmp_path}/out",
   )
   assert done.returncode == 0, done.stderr
@@ -147,6 +148,7 @@ def test_all_protocols(tiny, tmp_path):
     for line in (tmp_path / "out/records.jsonl").read_text().splitlines()
   ]
   forced = [row for row in rows if row["protocol"] == "teacher_forced"]
+  assert any("layer" in row for row in forced)
   for row in forced:
     assert row["kl"] == row["rho_h"] == row["rho_z"] == row["tv"] == 0
     assert row["cos_h"] == row["cos_z"] == row["cos_p"] == 1
