@@ -1,5 +1,6 @@
 """Checkpoints out: bit for bit, and as stock transformers sees them."""
 
+import functools
 import json
 import os
 import pathlib
@@ -40,10 +41,18 @@ def test_round_trip_is_bit_exact_and_loads_in_transformers(
   expected_BTV = hf_logits(folder, TOKENS_BT)
   np.testing.assert_array_equal(hf_logits(out, TOKENS_BT), expected_BTV)
   _, params = checkpoints.load_params(out, np.float32)
-  x_BTD, _ = decoder.forward(config, params, jnp.asarray(TOKENS_BT))
   np.testing.assert_allclose(
-    decoder.unembed(config, params, x_BTD), expected_BTV, atol=1e-5, rtol=1e-5
+    logits(config, params), expected_BTV, atol=1e-5, rtol=1e-5
   )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(config, params, gates=None):
+  """Of TOKENS_BT."""
+  x_BTD, _ = decoder.forward(
+    config, params, jnp.asarray(TOKENS_BT), gates=gates
+  )
+  return decoder.unembed(config, params, x_BTD)
 
 
 def export_all(folder, source, **options):
@@ -212,12 +221,9 @@ def test_dropped_sublayers_are_an_identity_in_transformers(hf_folder, tmp_path):
   }
   assert not any(any(stored[name][2]) for name in changed)
   gates = decoder.make_gates(config, attention=(0, 2), mlp=(1,))
-  x_BTD, _ = decoder.forward(
-    config, params, jnp.asarray(TOKENS_BT), gates=gates
-  )
   np.testing.assert_allclose(
     hf_logits(out, TOKENS_BT),
-    decoder.unembed(config, params, x_BTD),
+    logits(config, params, gates),
     atol=1e-5,
     rtol=1e-5,
   )

@@ -169,9 +169,11 @@ def test_steps_give_the_residuals_of_forward(family, fields, separate):
   _, config, params = hf_models.build(family, **fields)
   tokens, valid = random_tokens(2, 8), left_padded(8, 6)
   observe = lambda tape: tape["down_in"]
-  expected, observed = models.forward(
-    config, params, tokens, valid_BT=valid, observe=observe
-  )
+  expected, observed = jax.jit(
+    lambda params: models.forward(
+      config, params, tokens, valid_BT=valid, observe=observe
+    )
+  )(params)
   form = models.unstack(params) if separate else params
 
   def run(tokens, valid):
