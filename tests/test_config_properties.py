@@ -12,10 +12,10 @@ import transformers
 
 from jaxprune import checkpoints
 from jaxprune.checkpoints import changed_config
-from jaxprune.models import EncoderConfig, ModelConfig, config_fields, rope
+from jaxprune.models import EncoderConfig, ModelConfig, config_keys, rope
 from jaxprune.models.config import FAMILIES
 
-TABLE = pathlib.Path(config_fields.__file__).with_name("stock_fields.json")
+TABLE = pathlib.Path(config_keys.__file__).with_name("stock_fields.json")
 TINY = dict(
   hidden_size=32,
   num_attention_heads=4,
@@ -184,8 +184,8 @@ def known_names(family):
     *table["families"][family]["synonyms"],
     *table["attributes"],
     *table["generation"],
-    *config_fields.REFUSED,
-    *config_fields.KNOWN,
+    *config_keys.REFUSED,
+    *config_keys.KNOWN,
     "attention_bias",
     "head_dim",
     "mlp_bias",
