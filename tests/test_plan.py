@@ -226,6 +226,25 @@ def test_the_page_says_what_was_found(tmp_path, right):
   assert summary_lib.headline(numbers).count("\n") == 2
 
 
+def test_the_time_that_is_said_counts_the_training():
+  """Of 8 sequences of 256 tokens, 8 operations a token and weight."""
+  shop = types.SimpleNamespace(
+    dense=types.SimpleNamespace(params=[np.zeros(1000)]),
+    tokens=np.broadcast_to(0, (16, 256)),
+    amount="parameters",
+  )
+
+  def minutes(steps):
+    settings = tries.Settings(
+      uses=("generation",), keep=0.9, recover_steps=steps
+    )
+    said = measure.describe(shop, settings)
+    return int(said.rsplit("about ", 1)[1].split()[0])
+
+  assert minutes(0) == 1
+  assert minutes(10**8) == round(1000 * 10**8 * 8 * 256 * 8 / 1e11 / 60)
+
+
 def test_a_task_that_no_item_stands_for(tmp_path):
   source = types.SimpleNamespace(
     folder=tmp_path, config=types.SimpleNamespace(vocab_size=7)

@@ -23,6 +23,9 @@ from jaxprune.studies.plan.tries import Bench, Question, Settings, Tried
 # On two CPU cores, for each parameter.
 _PRUNINGS, _MINUTES_OF_PRUNING, _MINUTES_OF_DROP = 10, 6e-9, 1e-9
 _MINUTES_OF_ANSWERS = 2.5e-9
+# For each token of a step of training, too: eight operations for each weight
+# (the dense forward pass, the pruned one and its way back) at 1e11 a second.
+_MINUTES_OF_TRAINING = 8 / 1e11 / 60
 Best = tuple[Family, int]  # a family and one of its levels
 
 
@@ -55,8 +58,11 @@ def describe(shop: Workshop, settings: Settings) -> str:
   prunings, each = _PRUNINGS, _MINUTES_OF_PRUNING
   if shop.amount != candidates.PARAMETERS:
     prunings, each = shop.source.config.num_layers // 2, _MINUTES_OF_DROP
+  trained = settings.recover_steps * tries.batch(shop) * shop.tokens.shape[1]
   minutes = size * (
-    prunings * each + settings.measurements * _MINUTES_OF_ANSWERS
+    prunings * each
+    + settings.measurements * _MINUTES_OF_ANSWERS
+    + trained * _MINUTES_OF_TRAINING
   )
   return (
     f"looking for the largest part of the {shop.amount} without which the model"

@@ -192,6 +192,15 @@ def recover(
   return _add(bench, tried), folder
 
 
+def batch(shop: Workshop) -> int:
+  """Calibration sequences of a step of training.
+
+  Args:
+    shop: the workshop.
+  """
+  return min(8, len(shop.tokens))
+
+
 def _train(bench, pruned: pathlib.Path, folder: pathlib.Path) -> None:
   """Write the trained model of a pruned one."""
   shop, settings = bench.shop, bench.settings
@@ -200,9 +209,10 @@ def _train(bench, pruned: pathlib.Path, folder: pathlib.Path) -> None:
     "pruned": checkpoints.open_checkpoint(pruned),
   }
   recovery = finetune.Recovery(
-    steps=settings.recover_steps,
-    batch=min(8, len(shop.tokens)),
-    seed=settings.seed,
+    steps=settings.recover_steps, batch=batch(shop), seed=settings.seed
+  )
+  bench.say(
+    f"training for {recovery.steps} steps of {recovery.batch} sequences"
   )
   train.recover(folder, sources, recovery, shop.calibration, report=bench.say)
 
