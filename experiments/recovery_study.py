@@ -87,14 +87,12 @@ def _settings():
   from jaxprune.studies.recovery import measure
 
   tokens.check_room(_NUM_SAMPLES.value, _SEQ_LEN.value)
-  try:
-    tokens.check_room(_STEPS.value * _BATCH.value, _ROW_LEN.value)
-  except ValueError as error:
-    raise ValueError(
-      f"--steps={_STEPS.value}, --batch={_BATCH.value} and"
-      f" --row_len={_ROW_LEN.value}: so much text does not fit into the memory;"
-      " take less"
-    ) from error
+  tokens.check_room(
+    _STEPS.value * _BATCH.value,
+    _ROW_LEN.value,
+    asked=f"--steps={_STEPS.value} of --batch={_BATCH.value} rows of"
+    f" --row_len={_ROW_LEN.value} tokens",
+  )
   return measure.Settings(
     seeds=tuple(_SEEDS.value),
     weights=flag_groups.numbers(_WEIGHTS, float),

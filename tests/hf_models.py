@@ -82,6 +82,30 @@ OWN = {
 }
 
 
+# A scaling of every kind, whose original context holds 16 tokens.
+ROPES = {
+  "linear": dict(rope_type="linear", factor=2.0),
+  "dynamic": dict(rope_type="dynamic", factor=2.0),
+  "yarn": dict(
+    rope_type="yarn", factor=4.0, original_max_position_embeddings=16
+  ),
+  "longrope": dict(
+    rope_type="longrope",
+    factor=4.0,
+    short_factor=[1.0, 1.1, 1.3, 1.7],
+    long_factor=[1.0, 2.0, 3.5, 9.0],
+    original_max_position_embeddings=16,
+  ),
+  "llama3": dict(
+    rope_type="llama3",
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=16,
+  ),
+}
+
+
 def build(family, *, seed=0, **overrides):
   """Return (stock model in eval mode, ModelConfig, params in float32).
 

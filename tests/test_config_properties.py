@@ -84,13 +84,7 @@ GOOD_ROPE = st.sampled_from(
       long_factor=[1, 2.0, 3.5, 9.0],
       original_max_position_embeddings=16,
     ),
-    dict(
-      rope_type="llama3",
-      factor=8.0,
-      low_freq_factor=1.0,
-      high_freq_factor=4.0,
-      original_max_position_embeddings=16,
-    ),
+    hf_models.ROPES["llama3"],
   ]
 )
 SCALING = st.one_of(

@@ -7,27 +7,14 @@ import pytest
 from jaxprune import models
 from tests.test_decoder import left_padded, logits, random_tokens
 
-ROPES = {
-  "linear": dict(rope_type="linear", factor=2.0),
-  "dynamic": dict(rope_type="dynamic", factor=2.0),
-  "yarn": dict(
-    rope_type="yarn", factor=4.0, original_max_position_embeddings=16
-  ),
-  "longrope": dict(
-    rope_type="longrope",
-    factor=4.0,
-    short_factor=[1.0, 1.1, 1.3, 1.7],
-    long_factor=[1.0, 2.0, 3.5, 9.0],
-    original_max_position_embeddings=16,
-  ),
-  "llama3": dict(
-    rope_type="llama3",
-    factor=8.0,
-    low_freq_factor=1.0,
-    high_freq_factor=4.0,
-    original_max_position_embeddings=16,
-  ),
-}
+
+def assert_equals_stock(model, config, params, tokens):
+  """Logits of a model from `hf_models.build`; returns those of stock."""
+  expected = hf_models.logits(model, tokens)
+  np.testing.assert_allclose(
+    logits(config, params, tokens), expected, rtol=1e-5, atol=1e-5
+  )
+  return expected
 
 
 @pytest.mark.parametrize(
@@ -49,12 +36,8 @@ def test_equals_stock(family, kv_heads, tied):
     family, num_key_value_heads=kv_heads, tie_word_embeddings=tied
   )
   assert config.num_kv_heads == kv_heads and ("head" in params) != tied
-  tokens = random_tokens(2, 9)
-  expected = hf_models.logits(model, tokens)
+  expected = assert_equals_stock(model, config, params, random_tokens(2, 9))
   assert expected.std() > 0.5  # or an absolute tolerance says nothing
-  np.testing.assert_allclose(
-    logits(config, params, tokens), expected, rtol=1e-5, atol=1e-5
-  )
 
 
 def test_biases_equal_stock():
@@ -63,19 +46,13 @@ def test_biases_equal_stock():
   )
   assert "bias" in params["layers"]["attention"]["output"]
   assert "bias" in params["layers"]["mlp"]["down"]
-  tokens = random_tokens(2, 9)
-  np.testing.assert_allclose(
-    logits(config, params, tokens),
-    hf_models.logits(model, tokens),
-    rtol=1e-5,
-    atol=1e-5,
-  )
+  assert_equals_stock(model, config, params, random_tokens(2, 9))
 
 
 @pytest.mark.parametrize(
   "kind, length",
   [
-    *((kind, 40) for kind in ROPES),
+    *((kind, 40) for kind in hf_models.ROPES),
     # Of the others the angles do not depend on the length.
     *((kind, 12) for kind in ("dynamic", "longrope")),
   ],
@@ -85,15 +62,9 @@ def test_ropes_equal_stock(kind, length):
   model, config, params = hf_models.build(
     "llama",
     max_position_embeddings=16 if kind == "dynamic" else 64,
-    rope_parameters=dict(ROPES[kind], rope_theta=100.0),
+    rope_parameters=dict(hf_models.ROPES[kind], rope_theta=100.0),
   )
-  tokens = random_tokens(2, length)
-  np.testing.assert_allclose(
-    logits(config, params, tokens),
-    hf_models.logits(model, tokens),
-    rtol=1e-5,
-    atol=1e-5,
-  )
+  assert_equals_stock(model, config, params, random_tokens(2, length))
 
 
 @pytest.mark.parametrize(

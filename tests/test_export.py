@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 
+import hf_models
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -318,13 +319,7 @@ def test_config_of_transformers_4_stays_as_it_is(hf_folder, tmp_path):
 
 
 _LINEAR = dict(type="linear", factor=2.0)
-_LLAMA3 = dict(
-  rope_type="llama3",
-  factor=8.0,
-  low_freq_factor=1.0,
-  high_freq_factor=4.0,
-  original_max_position_embeddings=16,
-)
+_LLAMA3 = hf_models.ROPES["llama3"]
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,32 @@ def made(label, damage, right=None):
   )
 
 
+def test_what_was_seen_of_a_trained_model_needs_no_training(
+  tmp_path, monkeypatch
+):
+  def prune(*_):
+    raise RuntimeError("a model is pruned, to be trained")
+
+  monkeypatch.setattr(tries.models, "folder_of", prune)
+  kept, family = Kept(None), candidates.of_weights("wanda")
+  dense = {"made": Scores(kind=fault_jobs.MADE, values=np.ones(4))}
+  bench = tries.Bench(
+    shop=types.SimpleNamespace(kept=kept, work=tmp_path / "none"),
+    question=tries.Question(readings=[], more=None, dense=dense),
+    settings=tries.Settings(uses=("generation",), keep=0.9, recover_steps=1),
+    say=lambda line: None,
+  )
+  label = f"{family.label(5)} recovered"
+  seen = {"damage": 0.1, "kl": 0.2, "changed": 0.3}
+  kept.get(f"predicted/{label}", lambda: seen)
+  with pytest.raises(RuntimeError, match="to be trained"):
+    tries.recover(bench, family, 5)
+  kept.get(f"answers/{label}", lambda: {"made": [1.0, 1.0, 1.0, 0.0]})
+  tried = tries.recover(bench, family, 5)
+  assert tried.recovered and tried.damage == 0.1
+  assert tries.kept(bench.question, tried, 0.9).value == 0.75
+
+
 @pytest.mark.parametrize("right", [24, None])
 def test_the_page_says_what_was_found(tmp_path, right):
   """The original has 25 of 40 right; nothing found is said, too."""

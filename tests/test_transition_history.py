@@ -12,11 +12,10 @@ from tests.test_transitions import (
   PLAIN,
   SLIDING,
   STEPS,
-  compare,
   layer_of,
   models,
+  read_vectors,
   text,
-  vectors,
 )
 
 
@@ -26,14 +25,8 @@ def test_whole_texts_hold_their_last_positions(history):
   dense, pruned = models(SLIDING)
   _, tokens_BT, _ = text(SLIDING)
   last, whole = (
-    compare(
-      SLIDING,
-      dense,
-      pruned,
-      tokens_BT,
-      num_steps=num_steps,
-      history=history,
-      measure=vectors,
+    read_vectors(
+      SLIDING, dense, pruned, tokens_BT, num_steps=num_steps, history=history
     )
     for num_steps in (STEPS, tokens_BT.shape[1])
   )
@@ -49,15 +42,8 @@ def test_whole_texts_hold_their_last_positions(history):
 def test_pruned_history_is_a_model_with_one_pruned_attention():
   dense, pruned = models(SLIDING)
   _, tokens_BT, valid_BT = text(SLIDING)
-  found = compare(
-    SLIDING,
-    dense,
-    pruned,
-    tokens_BT,
-    valid_BT,
-    num_steps=STEPS,
-    history="pruned",
-    measure=vectors,
+  found = read_vectors(
+    SLIDING, dense, pruned, tokens_BT, valid_BT, history="pruned"
   )
   read = jax.jit(
     lambda params: decoder.forward(
@@ -89,15 +75,8 @@ def test_pruned_history_is_a_model_with_one_pruned_attention():
 def test_no_history_reads_the_value_of_the_token():
   dense, pruned = models(PLAIN)
   _, tokens_BT, valid_BT = text(PLAIN)
-  found = compare(
-    PLAIN,
-    dense,
-    pruned,
-    tokens_BT,
-    valid_BT,
-    num_steps=STEPS,
-    history="none",
-    measure=vectors,
+  found = read_vectors(
+    PLAIN, dense, pruned, tokens_BT, valid_BT, history="none"
   )
   layer = layer_of(pruned, 0)["attention"]
   x_BRD = np.asarray(dense["embed"]["table"])[tokens_BT[:, -STEPS:]]

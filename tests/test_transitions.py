@@ -61,7 +61,7 @@ def compare(
   tokens_BT,
   valid_BT=None,
   *,
-  num_steps,
+  num_steps=STEPS,
   **measurement,
 ):
   return decoder_transitions.compare_transitions(
@@ -73,6 +73,11 @@ def compare(
     decoder_transitions.Measurement(**measurement),
     num_steps=num_steps,
   )
+
+
+def read_vectors(*models_and_text, **measurement):
+  """`compare`, which returns what would be compared."""
+  return compare(*models_and_text, measure=vectors, **measurement)
 
 
 @functools.cache
@@ -171,9 +176,7 @@ def test_one_pass_equals_decoding_step_by_step():
   config = SLIDING
   dense, pruned = models(config)
   _, tokens_BT, valid_BT = text(config)
-  found = compare(
-    config, dense, pruned, tokens_BT, valid_BT, num_steps=STEPS, measure=vectors
-  )
+  found = read_vectors(config, dense, pruned, tokens_BT, valid_BT)
   np.testing.assert_allclose(
     found["g"], step_by_step(config), rtol=2e-5, atol=2e-5
   )
@@ -197,7 +200,7 @@ def test_dense_against_dense_is_exactly_zero():
   dense, _ = models(PLAIN)
   copy = jax.tree.map(jnp.array, dense)
   _, tokens_BT, valid_BT = text(PLAIN)
-  found = compare(PLAIN, dense, copy, tokens_BT, valid_BT, num_steps=STEPS)
+  found = compare(PLAIN, dense, copy, tokens_BT, valid_BT)
   for field in dataclasses.fields(found):
     value = np.asarray(getattr(found, field.name))
     assert value.shape == (3, 2, 3, STEPS)
@@ -213,15 +216,8 @@ def test_equal_weights_give_equal_vectors():
   copy = jax.tree.map(jnp.array, dense)
   _, tokens_BT, valid_BT = text(config)
   for history in ("dense", "pruned", "none"):
-    found = compare(
-      config,
-      dense,
-      copy,
-      tokens_BT,
-      valid_BT,
-      num_steps=STEPS,
-      history=history,
-      measure=vectors,
+    found = read_vectors(
+      config, dense, copy, tokens_BT, valid_BT, history=history
     )
     h, g = (np.asarray(found[name], np.float64) for name in "hg")
     change = np.linalg.norm(h - g, axis=-1) / np.linalg.norm(h, axis=-1)
@@ -304,14 +300,8 @@ def test_dense_side_is_what_the_text_was_chosen_from(temperature):
     sampling=generation.Sampling(temperature=temperature, eos_ids=()),
   ).tokens
   np.testing.assert_array_equal(found.chosen, expected_BR)
-  records = compare(
-    PLAIN,
-    dense,
-    pruned,
-    jnp.asarray(found.tokens),
-    jnp.asarray(found.valid),
-    num_steps=STEPS,
-    measure=vectors,
+  records = read_vectors(
+    PLAIN, dense, pruned, jnp.asarray(found.tokens), jnp.asarray(found.valid)
   )
   # The dense side of the last sublayer is what greedy decoding chose from.
   if not temperature:
@@ -325,16 +315,8 @@ def test_gain_of_the_head(lens):
   _, tokens_BT, valid_BT = text(PLAIN)
   kernel_DV = decoder_transitions.head_kernel(PLAIN, dense)
   head = lm_head.spectrum(kernel_DV, jax.random.key(0), 3)
-  found, gains = compare(
-    PLAIN,
-    dense,
-    pruned,
-    tokens_BT,
-    valid_BT,
-    num_steps=STEPS,
-    measure=vectors,
-    lens=lens,
-    head=head,
+  found, gains = read_vectors(
+    PLAIN, dense, pruned, tokens_BT, valid_BT, lens=lens, head=head
   )
   chex.assert_tree_shape_prefix(gains, (3, 2, 3, STEPS))
   chex.assert_tree_all_finite(gains)

@@ -245,12 +245,16 @@ def read_seeds(
     )
 
 
-def check_room(num_samples: int, seq_len: int) -> None:
+def check_room(
+  num_samples: int, seq_len: int, *, asked: str | None = None
+) -> None:
   """Refuse so many token ids that no memory of this machine holds them.
 
   Args:
     num_samples: sequences.
     seq_len: tokens of each.
+    asked: how many, in the words of the user; None names --num_samples and
+      --seq_len.
 
   Raises:
     ValueError: there are too many.
@@ -258,10 +262,12 @@ def check_room(num_samples: int, seq_len: int) -> None:
   memory = devices.host_bytes()
   need = 3 * 4 * num_samples * seq_len  # as rows, as a matrix, and compared
   if memory is not None and need > memory:
-    raise ValueError(
+    asked = asked or (
       f"--num_samples={num_samples} sequences of --seq_len={seq_len} tokens"
-      f" need {devices.gib(need)}, there are {devices.gib(memory)}: use fewer"
-      " or shorter ones"
+    )
+    raise ValueError(
+      f"{asked} need {devices.gib(need)}, there are {devices.gib(memory)}: use"
+      " fewer or shorter ones"
     )
 
 

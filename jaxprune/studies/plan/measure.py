@@ -94,17 +94,19 @@ def plan(
   measured = measure_around(bench, family, level)
   passed = [i for i, tried in measured.items() if _keeps(bench, tried)]
   level = max(passed, default=None)
-  chosen, folder = None, None
+  chosen = None if level is None else measured[level]
   if settings.recover_steps:
-    chosen, folder = _recover_around(bench, family, measured, level)
-  if chosen is None and level is not None:
-    chosen, folder = measured[level], models.folder_of(shop, family, level)
-  if folder is not None:
+    level, chosen = _recover_around(bench, family, measured, level)
+  controls = []
+  if chosen is not None:
+    if chosen.recovered:
+      folder = tries.recovered_folder(bench, family, level)
+    else:
+      folder = models.folder_of(shop, family, level)
     shutil.rmtree(out, ignore_errors=True)
     folder.rename(out)
-  controls = []
-  if settings.controls and chosen is not None:
-    controls = _controls(bench, chosen.amount)
+    if settings.controls:
+      controls = _controls(bench, chosen.amount)
   files.remove_tree(shop.work)
   return Plan(
     tried=bench.tried,
@@ -192,22 +194,22 @@ def rows(found: Plan) -> Iterator[dict[str, Any]]:
 
 def _recover_around(
   bench, family, measured, passed
-) -> tuple[Tried | None, pathlib.Path | None]:
+) -> tuple[int | None, Tried | None]:
   """Train the next greater amount, or else the one that passed.
 
   Returns:
-    What keeps the score after training, and its folder; None and None where
-    the training brought nothing.
+    The level that keeps the score after training, and what was seen of it; the
+    one that passed without training where that brought nothing.
   """
   failed = [i for i in measured if passed is None or i > passed]
   levels = [min(failed, default=None), passed]
   for level in (each for each in levels if each is not None):
-    tried, folder = tries.recover(bench, family, level)
+    tried = tries.recover(bench, family, level)
     if _keeps(bench, tried) and (
       level != passed or tried.damage <= measured[level].damage
     ):
-      return tried, folder
-  return None, None
+      return level, tried
+  return passed, measured.get(passed)
 
 
 def _controls(bench, amount) -> list[Tried]:

@@ -148,48 +148,53 @@ def try_level(
     answers: whether items are asked, too.
   """
   label, shop = family.label(level), bench.shop
-  needed = ("predicted", "answers") if answers else ("predicted",)
-  model = None
-  if not all(f"{name}/{label}" in shop.kept for name in needed):
-    model = models.load(shop, family, level)
-  seen = shop.kept.get(
-    f"predicted/{label}", lambda: _predict(shop, model, bench.question)
+  seen, said = _look(
+    bench,
+    label,
+    lambda: models.load(shop, family, level),
+    lambda: _folder(bench, family, level),
+    answers=answers,
   )
-  said: dict[str, list[float]] = {}
-  if answers:
-    said = _answers(bench, label, model, lambda: _folder(bench, family, level))
   amount = models.amount_of(shop, family, level)
   return _add(bench, _tried(label, family, amount, seen, said))
 
 
-def recover(
-  bench: Bench, family: Family, level: int
-) -> tuple[Tried, pathlib.Path]:
+def recover(bench: Bench, family: Family, level: int) -> Tried:
   """Prune, train, and look at the model, with its answers.
 
   Args:
     bench: where.
     family: of the pruning.
     level: of the family.
+  """
 
-  Returns:
-    What was seen, and the folder of the trained model.
+  def source():
+    folder = recovered_folder(bench, family, level)
+    return checkpoints.open_checkpoint(folder)
+
+  label = _recovered_label(family, level)
+  seen, said = _look(
+    bench, label, lambda: comparison.load_model(source()), source, answers=True
+  )
+  amount = models.amount_of(bench.shop, family, level)
+  tried = _tried(label, family, amount, seen, said, recovered=True)
+  return _add(bench, tried)
+
+
+def recovered_folder(bench: Bench, family: Family, level: int) -> pathlib.Path:
+  """The folder of a trained model, made where it is not there any more.
+
+  Args:
+    bench: where.
+    family: of the pruning.
+    level: of the family.
   """
   shop = bench.shop
-  label = f"{family.label(level)} recovered"
-  folder = models.place_of(shop, label)
+  folder = models.place_of(shop, _recovered_label(family, level))
   staging.settle(staging.stage(folder))  # of a run that was killed
   if not folder.is_dir():  # a folder has its name when it is whole
     _train(bench, models.folder_of(shop, family, level), folder)
-  source = checkpoints.open_checkpoint(folder)
-  model = comparison.load_model(source)
-  seen = shop.kept.get(
-    f"predicted/{label}", lambda: _predict(shop, model, bench.question)
-  )
-  said = _answers(bench, label, model, lambda: source)
-  amount = models.amount_of(shop, family, level)
-  tried = _tried(label, family, amount, seen, said, recovered=True)
-  return _add(bench, tried), folder
+  return folder
 
 
 def batch(shop: Workshop) -> int:
@@ -327,6 +332,27 @@ def _add(bench, tried: Tried) -> Tried:
     f" changed, {words}"
   )
   return tried
+
+
+def _recovered_label(family, level) -> str:
+  return f"{family.label(level)} recovered"
+
+
+def _look(bench, label, load, source, *, answers):
+  """What is seen of a model and what it answers, which is kept.
+
+  The model is loaded, and its checkpoint opened, only where something is
+  missing.
+  """
+  kept_values = bench.shop.kept
+  needed = ("predicted", "answers") if answers else ("predicted",)
+  model = None
+  if not all(f"{name}/{label}" in kept_values for name in needed):
+    model = load()
+  seen = kept_values.get(
+    f"predicted/{label}", lambda: _predict(bench.shop, model, bench.question)
+  )
+  return seen, _answers(bench, label, model, source) if answers else {}
 
 
 def _answers(bench, label, model, folder) -> dict[str, list[float]]:
