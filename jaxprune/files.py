@@ -133,7 +133,9 @@ def check_signed(
 
 
 def _sign(path, value) -> str:
-  text = json.dumps(value, sort_keys=True, allow_nan=False)
+  # As it is read back: numbers as keys become text, which sorts otherwise.
+  value = json.loads(json.dumps(value, allow_nan=False))
+  text = json.dumps(value, sort_keys=True)
   name = pathlib.Path(path).name
   return hashlib.sha256(f"{name}\n{text}".encode()).hexdigest()
 

@@ -163,6 +163,8 @@ def test_what_was_measured_is_measured_once(tmp_path):
   assert Kept(path).get("a", lambda: [1, 2]) == [1, 2]
   again = Kept(path)
   assert "a" in again and again.get("a", lambda: None) == [1, 2]
+  costs = {unit: 0.5 for unit in range(12)}
+  assert again.get("b", lambda: costs) == Kept(path).get("b", lambda: None)
   path.write_text(path.read_text().replace("  2\n", "  3\n"))
   with pytest.raises(ValueError, match="is not what was written"):
     Kept(path)

@@ -193,6 +193,16 @@ def test_signed_json(tmp_path):
   assert files.read_signed_json(other) == {"x": 1}
 
 
+def test_signed_json_of_what_json_writes_otherwise(tmp_path):
+  path = tmp_path / "costs.json"
+  # As numbers 2 comes before 10, as text after it.
+  files.write_signed_json(path, {"costs": {2: 0.5, 10: 0.25}, "pair": (1, 2)})
+  assert files.read_signed_json(path) == {
+    "costs": {"2": 0.5, "10": 0.25},
+    "pair": [1, 2],
+  }
+
+
 def test_killed_anywhere_a_pruning_run_goes_on(tmp_path):
   """A part of the points; tests/faults.py tries all of them."""
   home = faults.save_model(tmp_path)

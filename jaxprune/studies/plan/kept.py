@@ -1,5 +1,6 @@
 """What a plan has measured, in a file: a run that was killed goes on."""
 
+import json
 import os
 import pathlib
 from collections.abc import Callable
@@ -40,7 +41,8 @@ class Kept:
       compute: makes it; a JSON value.
     """
     if key not in self._values:
-      self._values[key] = compute()
+      # As a later run reads it: lists for tuples, text for keys.
+      self._values[key] = json.loads(json.dumps(compute()))
       if self._path is not None:
         files.write_signed_json(self._path, {"values": self._values})
     return self._values[key]
