@@ -1,6 +1,7 @@
 """Masked training: what is fixed keeps its bits, and the loss is the loss."""
 
 import dataclasses
+import itertools
 
 import chex
 import jax
@@ -224,6 +225,25 @@ def test_weights_that_the_last_step_breaks_are_an_error(model):
   )
   with pytest.raises(ValueError, match="weights are not finite after the last"):
     finetune.recover(CONFIG, pruned, TOKENS, wild, masks=masks)
+
+
+def test_lines_come_by_the_clock_and_leave_compilation_out(model, monkeypatch):
+  _, pruned, masks = model
+  # Told to begin at 0 s; the first step is there at 100 s, then one every 3 s.
+  clock = itertools.chain([0.0], itertools.count(100.0, 3.0))
+  monkeypatch.setattr(finetune.time, "monotonic", lambda: next(clock))
+  lines = []
+  six = dataclasses.replace(SHORT, objective="language", steps=6)
+  finetune.recover(
+    CONFIG, pruned, TOKENS, six, masks=masks, report=lines.append
+  )
+  ends = [(line.split()[1], line.partition(" s")[2]) for line in lines]
+  assert ends == [
+    ("1/6", ""),
+    ("3/6", ", 9 s left"),
+    ("5/6", ", 3 s left"),
+    ("6/6", ", 0 s left"),
+  ]
 
 
 def test_a_loss_that_is_not_finite_is_an_error(model):

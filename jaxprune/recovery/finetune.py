@@ -31,7 +31,8 @@ from jaxprune.recovery import losses
 from jaxprune.recovery import trainable_mask as masks_lib
 from jaxprune.recovery.optimizer import Optimizer, adamw, schedule
 
-_EVERY = 20  # steps between lines of progress, and checks for NaN
+_SECONDS = 5.0  # between two lines of progress
+_RECENT = 20  # steps whose mean a line shows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,7 +185,7 @@ def recover(
   )
   fixed = {"trainable": trainable, "dense": dense_params, "gates": gates}
   rate = schedule(recovery)
-  began, seen = time.monotonic(), []
+  watch, seen = _Watch(recovery, report), []
   for step in range(recovery.steps):
     rows = batch_rows(len(tokens), recovery, step)
     state, parts = _update(
@@ -195,26 +196,10 @@ def recover(
       jnp.float32(recovery.weight),
       jnp.float32(rate(step)),
     )
+    if seen:  # The step before is waited for, while the device is at this one.
+      watch.look(seen)
     seen.append(parts)
-    done = step + 1
-    if done % _EVERY == 0 or done == recovery.steps:
-      recent = {
-        name: float(np.mean([part[name] for part in seen[-_EVERY:]]))
-        for name in parts
-      }
-      if not all(map(np.isfinite, recent.values())):
-        raise ValueError(
-          f"loss {recent} at step {done} is not finite: lower"
-          f" learning_rate={recovery.learning_rate} or"
-          f" weight={recovery.weight}"
-        )
-      spent = time.monotonic() - began
-      left = spent / done * (recovery.steps - done)
-      values = " ".join(f"{name} {value:.4g}" for name, value in recent.items())
-      report(
-        f"step {done}/{recovery.steps} {values}"
-        f" {spent:.1f} s, {left:.0f} s left"
-      )
+  watch.look(seen)
   finite = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), state[0])
   if not all(map(bool, jax.tree.leaves(finite))):  # after the last loss
     raise ValueError(
@@ -228,6 +213,49 @@ def recover(
       name: np.array([float(part[name]) for part in seen]) for name in seen[0]
     },
   )
+
+
+class _Watch:
+  """Lines with the losses and the time left, from the first step on.
+
+  The first step compiles, so the time left is reckoned without it.
+  """
+
+  def __init__(self, recovery: Recovery, report: Callable[[str], None]):
+    self._recovery, self._report = recovery, report
+    self._began = time.monotonic()
+    self._first = self._told = None
+
+  def look(self, seen) -> None:
+    """Wait for the losses of the last step, and report them if it is time.
+
+    Args:
+      seen: losses of the steps so far, by name.
+
+    Raises:
+      ValueError: a loss is not finite.
+    """
+    last = {name: float(value) for name, value in seen[-1].items()}
+    now, done, steps = time.monotonic(), len(seen), self._recovery.steps
+    if not all(map(np.isfinite, last.values())):
+      raise ValueError(
+        f"loss {last} at step {done} is not finite: lower"
+        f" learning_rate={self._recovery.learning_rate} or"
+        f" weight={self._recovery.weight}"
+      )
+    self._first = self._first or now
+    if self._told and now - self._told < _SECONDS and done < steps:
+      return
+    self._told = now
+    words = [f"step {done}/{steps}"]
+    for name in last:
+      recent = [float(part[name]) for part in seen[-_RECENT:]]
+      words.append(f"{name} {np.mean(recent):.4g}")
+    words.append(f"{now - self._began:.1f} s")
+    if done > 1 or done == steps:
+      pace = (now - self._first) / max(done - 1, 1)
+      words[-1] += f", {pace * (steps - done):.0f} s left"
+    self._report(" ".join(words))
 
 
 def batch_rows(count: int, recovery: Recovery, step: int) -> np.ndarray:
