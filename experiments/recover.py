@@ -14,8 +14,9 @@ part of the loss) and summary.json.
   distill_variance  the same, and --weight times the variance of the change of
                     the logits under the dense model, Var_p(dz)/(2T^2)
 
-One seed gives one result on one machine. The run is too short to be worth
-resuming; after a kill it starts over. `recovery_study` compares the objectives.
+One seed gives one result on one machine. A run of minutes keeps its state, and
+after a kill goes on with the same command. `recovery_study` compares the
+objectives.
 """
 
 from absl import flags
@@ -58,6 +59,7 @@ _OUT = flag_groups.out()
 def main() -> None:
   import jax
 
+  from jaxprune import files
   from jaxprune.pruning.checkpoint import weights
   from jaxprune.studies.recovery import train
 
@@ -73,12 +75,17 @@ def main() -> None:
     "calibration": calibration,
   }
   description = descriptions.describe(**about)
-  with launch.place(_OUT.value, description, models=models, model=True) as (
-    stage,
-    _,
-  ):
+  with launch.place(
+    _OUT.value, description, models=models, resume=True, model=True
+  ) as (stage, _):
+    files.remove_tree(stage.new)  # of a run that was killed behind its training
     losses = train.recover(
-      stage.new, models, recovery, calibration, report=launch.say
+      stage.new,
+      models,
+      recovery,
+      calibration,
+      states=stage.scaffold / "training",
+      report=launch.say,
     )
     with launch.records(stage, description, extra_fields=train.FIELDS) as study:
       study.run.write_all(train.loss_rows(losses, _SEED.value))

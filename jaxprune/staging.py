@@ -24,7 +24,7 @@ import os
 import pathlib
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from jaxprune import files
@@ -125,6 +125,20 @@ def begin(stage: Stage, job: Mapping[str, Any], *, resume: bool) -> bool:
   files.atomic_write_json(scaffold / _BEGUN, {"job": job, "resume": resume})
   files.sync_folder(scaffold.parent)
   return False
+
+
+def has_work(stage: Stage, besides: Collection[str] = ()) -> bool:
+  """Whether anything was finished in the scaffold.
+
+  Args:
+    stage: where the run works.
+    besides: names of files that say nothing of it.
+  """
+  return any(
+    path.is_file() and path.stat().st_size and path.name not in besides
+    for path in stage.scaffold.rglob("*")
+    if path.name != _BEGUN
+  )
 
 
 def discard(stage: Stage) -> None:

@@ -344,7 +344,7 @@ def test_attentions_for_bytes_of_the_cache(
 ):
   """A training that changes nothing is no worse, and so it is taken."""
 
-  def recover(out, sources, *_, report):
+  def recover(out, sources, *_, states, report):
     shutil.copytree(sources["pruned"].folder, out)
 
   monkeypatch.setattr(tries.train, "recover", recover)

@@ -177,7 +177,7 @@ def test_resumed_run_equals_the_whole_run(config, index, bpe, tmp_path):
   first = training.initial_params(config, jax.random.key(TRAIN.seed))
   assert not np.array_equal(first["embed"]["table"], whole["embed"]["table"])
   assert "step 4/4" in lines[-1] and "min left" in lines[-1]
-  with pytest.raises(ValueError, match="another run"):
+  with pytest.raises(ValueError, match="state of another training"):
     training.run(
       config,
       dataclasses.replace(TRAIN, seed=1),

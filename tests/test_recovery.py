@@ -13,7 +13,7 @@ from tiny_config import tiny_llama
 from jaxprune.models import KERNELS, decoder
 from jaxprune.pocket import training
 from jaxprune.probes import divergences
-from jaxprune.recovery import finetune, trainable_mask
+from jaxprune.recovery import finetune, states, trainable_mask
 
 CONFIG = dataclasses.replace(
   training.model_config(40),
@@ -235,7 +235,12 @@ def test_lines_come_by_the_clock_and_leave_compilation_out(model, monkeypatch):
   lines = []
   six = dataclasses.replace(SHORT, objective="language", steps=6)
   finetune.recover(
-    CONFIG, pruned, TOKENS, six, masks=masks, report=lines.append
+    CONFIG,
+    pruned,
+    TOKENS,
+    six,
+    masks=masks,
+    logbook=finetune.Logbook(report=lines.append),
   )
   ends = [(line.split()[1], line.partition(" s")[2]) for line in lines]
   assert ends == [
@@ -244,6 +249,32 @@ def test_lines_come_by_the_clock_and_leave_compilation_out(model, monkeypatch):
     ("5/6", ", 3 s left"),
     ("6/6", ", 0 s left"),
   ]
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(model, tmp_path, monkeypatch):
+  monkeypatch.setattr(finetune, "SAVE_SECONDS", 0.0)
+  five = dataclasses.replace(SHORT, steps=5)
+  kept = states.States(tmp_path / "kept", dataclasses.asdict(five))
+
+  def die_at_the_end(line):
+    if line.startswith("step 5/5"):
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    run(
+      model, five, logbook=finetune.Logbook(report=die_at_the_end, states=kept)
+    )
+  lines = []
+  again = run(
+    model, five, logbook=finetune.Logbook(report=lines.append, states=kept)
+  )
+  assert not lines[0].startswith("step 1/5") and "0 s left" in lines[-1]
+  whole = run(model, five)
+  jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
+  chex.assert_trees_all_equal(again.losses, whole.losses)
+  other = states.States(kept.folder, dataclasses.asdict(SHORT))
+  with pytest.raises(ValueError, match="state of another training"):
+    run(model, five, logbook=finetune.Logbook(states=other))
 
 
 def test_a_loss_that_is_not_finite_is_an_error(model):

@@ -12,7 +12,7 @@ import scripts
 from jaxprune import checkpoints, report
 from jaxprune.pruning.checkpoint import sublayers
 from jaxprune.pruning.layerwise import drops
-from jaxprune.recovery import Recovery
+from jaxprune.recovery import Recovery, finetune
 from jaxprune.studies.recovery import measure, page, summary, train
 
 
@@ -35,7 +35,14 @@ def kernels(folder):
   return checkpoints.load_params(source, jnp.float32)[1]["layers"]
 
 
-def test_recovered_folder_is_verified_and_the_same_again(tiny, tmp_path):
+def cut_off(*_, **__):
+  raise KeyboardInterrupt
+
+
+def test_recovered_folder_is_verified_and_the_same_again(
+  tiny, tmp_path, monkeypatch
+):
+  """Once undisturbed, and once cut off and with another rate in between."""
   pruned = tmp_path / "pruned"
   done = scripts.call(
     "prune",
@@ -45,8 +52,9 @@ def test_recovered_folder_is_verified_and_the_same_again(tiny, tmp_path):
     f"--out={pruned}",
   )
   assert done.returncode == 0, done.stderr
-  for name in ("one", "two"):
-    done = scripts.call(
+
+  def recover(name, *flags):
+    return scripts.call(
       "recover",
       f"--dense={tiny}/dense",
       f"--pruned={pruned}",
@@ -55,9 +63,22 @@ def test_recovered_folder_is_verified_and_the_same_again(tiny, tmp_path):
       "--steps=3",
       "--batch=4",
       f"--out={tmp_path}/{name}",
+      *flags,
     )
-    assert done.returncode == 0, done.stderr
-    assert "step 3/3" in done.stderr and "0 s left" in done.stderr
+
+  monkeypatch.setattr(finetune, "SAVE_SECONDS", 0.0)
+  done = recover("one")
+  assert done.returncode == 0, done.stderr
+  assert "step 3/3" in done.stderr and "0 s left" in done.stderr
+  with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    patched.setattr(train, "write", cut_off)
+    recover("two")
+  done = recover("two", "--learning_rate=0.1")
+  assert "unfinished work of another job" in done.stderr
+  done = recover("two")
+  assert done.returncode == 0, done.stderr
+  assert "step 1/3" not in done.stderr and "step 3/3" in done.stderr
+  assert not (tmp_path / "two.partial").exists()
   one, two = tmp_path / "one", tmp_path / "two"
   shards = sorted(one.glob("*.safetensors"))
   assert len(shards) == 2  # the model, the masks
@@ -101,7 +122,7 @@ def test_dropped_sublayers_stay_dropped(tiny, tmp_path):
   pruned = checkpoints.open_checkpoint(tmp_path / "dropped")
   tokens = np.load(tiny / "ids.npz")["calibration"]
   recovery = Recovery(steps=2, batch=4, objective="language", warmup=0.0)
-  found, masks = train.train(pruned, None, recovery, tokens, lambda line: None)
+  found, masks = train.train(pruned, None, recovery, tokens)
   out = train.write(tmp_path / "out", pruned, found.params, masks, recovery)
   before, after = kernels(tmp_path / "dropped"), kernels(out)
   np.testing.assert_array_equal(after["mlp"]["down"]["kernel"][1], 0)

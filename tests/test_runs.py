@@ -115,6 +115,14 @@ def test_an_unfinished_run_goes_on(tmp_path):
   assert (out / "records.jsonl").read_text().count("\n") == 2
 
 
+def test_a_run_that_fails_with_nothing_finished_leaves_nothing(tmp_path):
+  out = tmp_path / "out"
+  with pytest.raises(RuntimeError, match="late"):
+    run(out, text=None, resume=True)  # run.json and no row
+  assert not list(tmp_path.iterdir())
+  assert not run(out, changed(seeds=1), resume=True)
+
+
 def test_a_run_that_grows_is_neither_refused_nor_finished(tmp_path):
   out, grows = tmp_path / "out", ("seeds",)
   run(out, grows=grows)

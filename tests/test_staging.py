@@ -85,6 +85,16 @@ def test_work_that_nobody_takes_up_is_removed(stage):
   assert not stage.new.exists()
 
 
+def test_whether_there_is_work(stage):
+  staging.begin(stage, {}, resume=True)
+  stage.new.mkdir()
+  (stage.new / "records.jsonl").touch()
+  (stage.new / "run.json").write_text("{}")
+  assert not staging.has_work(stage, besides={"run.json"})
+  assert staging.has_work(stage)
+  assert not staging.has_work(staging.stage(stage.folder / "other"))
+
+
 def test_what_is_not_the_work_of_a_run_stays(stage):
   stage.scaffold.mkdir()
   (stage.scaffold / "thesis.tex").write_text("mine")

@@ -10,7 +10,6 @@ Reference: AdamW, arXiv:1711.05101; InfoNCE, arXiv:1807.03748.
 import dataclasses
 import functools
 import pathlib
-import shutil
 import time
 from collections.abc import Callable
 
@@ -20,12 +19,11 @@ import numpy as np
 import optax
 import tokenizers
 
-from jaxprune.checkpoints import orbax
 from jaxprune.models import decoder
 from jaxprune.models.config import ModelConfig, RopeConfig
 from jaxprune.pocket import batches, documents
 from jaxprune.pocket import tokenizer as tokenizer_lib
-from jaxprune.recovery import optimizer
+from jaxprune.recovery import optimizer, states
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -257,7 +255,8 @@ def run(
   transform = transformation(train)
   params = initial_params(config, jax.random.key(train.seed))
   state = (params, transform.init(params))
-  first, state = _resume(folder, train, state)
+  kept = states.States(folder, dataclasses.asdict(train))
+  first, state, _ = kept.newest(state)
   start, seen = time.monotonic(), []
   for step in range(first, train.steps):
     state, parts = _update(
@@ -281,42 +280,5 @@ def run(
       report(f"step {done}/{train.steps} {values} {left / 60:.1f} min left")
       seen = []
     if done % save_every == 0 or done == train.steps:
-      _save(folder, train, done, state)
+      kept.save(done, state)
   return state[0]
-
-
-def _named(tree):
-  """A flat dict of leaves, which a checkpoint keeps as it is."""
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="."): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
-def _save(folder, train, step, state):
-  target = folder / f"step_{step:06d}"
-  if not target.exists():
-    orbax.save_tree(target, _named(state), dataclasses.asdict(train))
-  for old in _checkpoints(folder)[:-2]:
-    shutil.rmtree(old)
-
-
-def _checkpoints(folder):
-  return sorted(folder.glob("step_??????"))
-
-
-def _resume(folder, train, state):
-  """The newest state and its step; (0, state) when there is none."""
-  checkpoints = _checkpoints(folder)
-  if not checkpoints:
-    return 0, state
-  leaves, metadata = orbax.load_tree(checkpoints[-1], _named(state))
-  if metadata != dataclasses.asdict(train):
-    raise ValueError(
-      f"{checkpoints[-1]}: checkpoint of another run ({metadata}): "
-      "choose another output folder or the same flags"
-    )
-  leaves = [leaves[name] for name in _named(state)]
-  return int(checkpoints[-1].name[5:]), jax.tree.unflatten(
-    jax.tree.structure(state), leaves
-  )

@@ -2,9 +2,10 @@
 
 finetune         the training loop
 losses           what it minimises
+states           where it keeps its state, to go on after a kill
 trainable_mask   which parameters it may change"""
 
-from jaxprune.recovery.finetune import Recovered, Recovery, recover
+from jaxprune.recovery.finetune import Logbook, Recovered, Recovery, recover
 from jaxprune.recovery.losses import (
   OBJECTIVES,
   distillation,
@@ -18,6 +19,7 @@ from jaxprune.recovery.trainable_mask import (
 
 __all__ = [
   "OBJECTIVES",
+  "Logbook",
   "Recovered",
   "Recovery",
   "distillation",

@@ -6,7 +6,7 @@ twice: a weight that may not change (`trainable_mask`) has no gradient, and
 after the step it is set to its old value.
 
 A run is a function of its arguments: batches are drawn from the seed, nothing
-is sampled. It is too short to be worth a checkpoint; a killed run starts over.
+is sampled. One that takes minutes can keep its state, and goes on from there.
 One batch and the logits of both models [B, T, V] must fit in memory.
 
 Reference: AdamW, arXiv:1711.05101.
@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,14 @@ from jaxprune.recovery import losses
 from jaxprune.recovery import trainable_mask as masks_lib
 from jaxprune.recovery.optimizer import Optimizer, adamw, schedule
 
+if TYPE_CHECKING:
+  from jaxprune.recovery import states
+
 _SECONDS = 5.0  # between two lines of progress
 _RECENT = 20  # steps whose mean a line shows
+# Between two states that are kept, and at least so many times what one takes.
+SAVE_SECONDS = 60.0
+_SAVE_SHARE = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +60,19 @@ class Recovery(Optimizer):
   weight: float = 1.0
   temperature: float = 1.0
   seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logbook:
+  """Where a run says how far it is, and what it needs to go on after a kill.
+
+  Attributes:
+    report: gets a line of progress every few seconds.
+    states: of this run; None keeps nothing.
+  """
+
+  report: Callable[[str], None] = lambda line: None
+  states: "states.States | None" = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,7 +160,7 @@ def recover(
   masks: masks_lib.Masks,
   drops: Mapping[str, Any] | None = None,
   dense: tuple[ModelConfig, Params] | None = None,
-  report: Callable[[str], None] = lambda line: None,
+  logbook: Logbook = Logbook(),
 ) -> Recovered:
   """Train a pruned model, its zeros kept.
 
@@ -154,11 +173,11 @@ def recover(
     masks: bool [L, I, O] by group and kernel, True = keep.
     drops: layers of dropped sublayers by kind; None is none.
     dense: config and parameters of the dense model; not needed for 'language'.
-    report: gets a line of progress from time to time.
+    logbook: where it says how far it is, and keeps its state.
 
   Raises:
     ValueError: a setting out of range, a mask that does not fit the weights,
-      or a loss or weights that are not finite.
+      a kept state of another run, or a loss or weights that are not finite.
   """
   tokens = np.asarray(tokens, np.int32)
   check(recovery, tokens, dense is not None)
@@ -185,8 +204,11 @@ def recover(
   )
   fixed = {"trainable": trainable, "dense": dense_params, "gates": gates}
   rate = schedule(recovery)
-  watch, seen = _Watch(recovery, report), []
-  for step in range(recovery.steps):
+  first, seen = 0, []
+  if logbook.states is not None:
+    first, state, seen = logbook.states.newest(state)
+  watch = _Watch(recovery, logbook, first)
+  for step in range(first, recovery.steps):
     rows = batch_rows(len(tokens), recovery, step)
     state, parts = _update(
       program,
@@ -196,9 +218,10 @@ def recover(
       jnp.float32(recovery.weight),
       jnp.float32(rate(step)),
     )
-    if seen:  # The step before is waited for, while the device is at this one.
+    if step > first:  # It is waited for, while the device is at the next one.
       watch.look(seen)
     seen.append(parts)
+    watch.keep(seen, state)
   watch.look(seen)
   finite = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), state[0])
   if not all(map(bool, jax.tree.leaves(finite))):  # after the last loss
@@ -216,15 +239,17 @@ def recover(
 
 
 class _Watch:
-  """Lines with the losses and the time left, from the first step on.
+  """Lines with the losses and the time left, and states that are kept.
 
   The first step compiles, so the time left is reckoned without it.
   """
 
-  def __init__(self, recovery: Recovery, report: Callable[[str], None]):
-    self._recovery, self._report = recovery, report
-    self._began = time.monotonic()
-    self._first = self._told = None
+  def __init__(self, recovery: Recovery, logbook: Logbook, first: int):
+    self._recovery, self._logbook = recovery, logbook
+    self._first = first
+    self._began = self._saved = time.monotonic()
+    self._compiled = self._told = None
+    self._pause = SAVE_SECONDS
 
   def look(self, seen) -> None:
     """Wait for the losses of the last step, and report them if it is time.
@@ -243,7 +268,7 @@ class _Watch:
         f" learning_rate={self._recovery.learning_rate} or"
         f" weight={self._recovery.weight}"
       )
-    self._first = self._first or now
+    self._compiled = self._compiled or now
     if self._told and now - self._told < _SECONDS and done < steps:
       return
     self._told = now
@@ -252,10 +277,33 @@ class _Watch:
       recent = [float(part[name]) for part in seen[-_RECENT:]]
       words.append(f"{name} {np.mean(recent):.4g}")
     words.append(f"{now - self._began:.1f} s")
-    if done > 1 or done == steps:
-      pace = (now - self._first) / max(done - 1, 1)
+    timed = done - self._first - 1
+    if timed > 0 or done == steps:
+      pace = (now - self._compiled) / max(timed, 1)
       words[-1] += f", {pace * (steps - done):.0f} s left"
-    self._report(" ".join(words))
+    self._logbook.report(" ".join(words))
+
+  def keep(self, seen, state) -> None:
+    """Keep the state, if it is time and steps are to come.
+
+    Args:
+      seen: losses of the steps so far, by name.
+      state: after the last of them.
+
+    Raises:
+      ValueError: a loss is not finite.
+    """
+    states = self._logbook.states
+    if states is None or len(seen) == self._recovery.steps:
+      return
+    if time.monotonic() - self._saved < self._pause:
+      return
+    self.look(seen)
+    began = time.monotonic()
+    losses = [{name: float(part[name]) for name in part} for part in seen]
+    states.save(len(seen), state, losses)
+    self._saved = time.monotonic()
+    self._pause = max(SAVE_SECONDS, _SAVE_SHARE * (self._saved - began))
 
 
 def batch_rows(count: int, recovery: Recovery, step: int) -> np.ndarray:

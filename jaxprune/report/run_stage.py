@@ -52,7 +52,7 @@ def stage_run(
     description: from `records.describe_run`, with every input.
     overwrite: replace the results of another run.
     resume: unfinished work of the same run is taken up, and kept if this one
-      ends early.
+      ends early, once there is any.
     model: the run writes a model folder, and may replace one.
     grows: flags of which a run may have more values than the one whose results
       it adds to.
@@ -85,11 +85,10 @@ def stage_run(
       raise FinishedError(stage.folder)
     try:
       yield stage, state == _RESUMED
-    except BaseException:
-      rows = stage.new / RECORDS
-      if devices.is_writer() and not resume:
+    except BaseException as error:
+      if devices.is_writer():
         with contextlib.suppress(OSError):
-          if not rows.is_file() or not rows.stat().st_size:
+          if not _is_worth_keeping(stage, error, resume):
             staging.discard(stage)
       raise
     devices.wait_for_all("measured")
@@ -101,6 +100,17 @@ def stage_run(
       )
       staging.publish(stage)
     devices.wait_for_all("published")
+
+
+def _is_worth_keeping(stage, error, resume) -> bool:
+  """Whether a run that ended early leaves what is of use to anybody."""
+  if not resume:
+    rows = stage.new / RECORDS
+    return rows.is_file() and rows.stat().st_size > 0
+  # What ends a run from outside finds its scaffold again.
+  return not isinstance(error, Exception) or staging.has_work(
+    stage, besides={records.RUN}
+  )
 
 
 def _check_spared(stage, spare) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import checkpoints, report, staging, statistics
+from jaxprune import checkpoints, files, report, staging, statistics
 from jaxprune.evaluation.tasks import table
 from jaxprune.recovery import finetune
 from jaxprune.studies import inputs
@@ -219,7 +219,11 @@ def _train(bench, pruned: pathlib.Path, folder: pathlib.Path) -> None:
   bench.say(
     f"training for {recovery.steps} steps of {recovery.batch} sequences"
   )
-  train.recover(folder, sources, recovery, shop.calibration, report=bench.say)
+  states = folder.with_name(f".{folder.name}.training")
+  train.recover(
+    folder, sources, recovery, shop.calibration, states=states, report=bench.say
+  )
+  files.remove_tree(states)
 
 
 def kept(question: Question, tried: Tried, keep: float) -> statistics.Retention:

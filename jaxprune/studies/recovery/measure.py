@@ -249,9 +249,7 @@ def _train(source, pruned, settings, job, folder) -> checkpoints.Source:
   count = recovery.steps * recovery.batch
   tokens = shipped.calibration_tokens(count, settings.row_len, 1000 + job.seed)
   train.check(pruned(), source, recovery, tokens.tokens)
-  recovered, masks = train.train(
-    pruned(), source, recovery, tokens.tokens, lambda line: None
-  )
+  recovered, masks = train.train(pruned(), source, recovery, tokens.tokens)
   out = train.write(
     f"{folder}/recovered",
     pruned(),

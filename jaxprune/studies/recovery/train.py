@@ -17,6 +17,7 @@ from jaxprune.models.vocabulary import check_ids
 from jaxprune.probes.decoder import sequences
 from jaxprune.pruning import registry
 from jaxprune.recovery import finetune, trainable_mask
+from jaxprune.recovery import states as states_lib
 
 FIELDS = {
   "optimiser_step": report_lib.Field("int", "", "steps before this one")
@@ -75,7 +76,7 @@ def train(
   dense: checkpoints.Source | None,
   recovery: finetune.Recovery,
   tokens: np.ndarray,
-  report: Callable[[str], None],
+  logbook: finetune.Logbook | None = None,
 ) -> tuple[finetune.Recovered, trainable_mask.Masks]:
   """Train a pruned model.
 
@@ -84,7 +85,7 @@ def train(
     dense: the original; None where the objective does not need it.
     recovery: the run.
     tokens: rows to read, int [X, T].
-    report: gets a line of progress from time to time.
+    logbook: where it says how far it is, and keeps its state; None for neither.
 
   Returns:
     The trained model, and the masks that held.
@@ -100,7 +101,7 @@ def train(
     masks=masks,
     drops=checkpoints.read_drops(pruned),
     dense=checkpoints.load_params(dense, jnp.float32) if needed else None,
-    report=report,
+    logbook=logbook or finetune.Logbook(),
   ), masks
 
 
@@ -146,6 +147,7 @@ def recover(
   recovery: finetune.Recovery,
   calibration: tokens_lib.Calibration,
   *,
+  states: pathlib.Path | None = None,
   report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, np.ndarray]:
   """Train a pruned model and write the folder of the trained one.
@@ -155,29 +157,32 @@ def recover(
     models: `pruned`, and `dense` where the objective needs it.
     recovery: the run.
     calibration: the text.
-    report: gets a line of progress from time to time.
+    states: folder in which a long run keeps its state, to go on after a kill;
+      None keeps nothing.
+    report: gets a line of progress every few seconds.
 
   Returns:
     The losses, see `finetune.Recovered`.
   """
   pruned = models["pruned"]
-  recovered, masks = train(
-    pruned, models.get("dense"), recovery, calibration.tokens, report
-  )
-  hashes = {
-    name: checkpoints.checkpoint_hash(source) for name, source in models.items()
-  }
-  write(
-    out,
-    pruned,
-    recovered.params,
-    masks,
-    recovery,
-    notes={
-      "calibration": tokens_lib.describe(calibration),
-      "checkpoint_hash": hashes,
+  notes = {
+    "calibration": tokens_lib.describe(calibration),
+    "checkpoint_hash": {
+      name: checkpoints.checkpoint_hash(source)
+      for name, source in models.items()
     },
+  }
+  kept = None
+  if states is not None:
+    kept = states_lib.States(states, dataclasses.asdict(recovery) | notes)
+  recovered, masks = train(
+    pruned,
+    models.get("dense"),
+    recovery,
+    calibration.tokens,
+    finetune.Logbook(report=report, states=kept),
   )
+  write(out, pruned, recovered.params, masks, recovery, notes=notes)
   return recovered.losses
 
 
