@@ -191,6 +191,7 @@ def recover(
   if recovery.objective == "language":
     dense_config = dense_params = None
   state = (params, adamw(recovery).init(params))
+  del params  # a state that was kept takes their place
   program = _Program(
     config=config,
     dense_config=dense_config,
