@@ -38,7 +38,7 @@ def save_tree(
   folder = os.path.abspath(folder)
   if os.path.lexists(folder):
     raise ValueError(f"{folder}: exists; choose another folder or remove it")
-  with _small_steps(tree), _quiet("Skipping merge of OCDBT"):
+  with _small_steps(tree), _quiet():
     ocp.save(folder, tree, custom_metadata=dict(metadata))
 
 
@@ -125,10 +125,14 @@ def _small_steps(tree: Any) -> ocp.Context:
 
 
 @contextlib.contextmanager
-def _quiet(text: str) -> Iterator[None]:
-  """Leave out a warning that is no news: it says what was asked for."""
+def _quiet() -> Iterator[None]:
+  """Leave out warnings that are no news.
+
+  One says what was asked for, one that a killed run's half folder is removed.
+  """
   logger = logging.getLogger("absl")
-  mute = lambda record: text not in record.getMessage()
+  texts = ("Skipping merge of OCDBT", "since it is not finalized")
+  mute = lambda record: not any(text in record.getMessage() for text in texts)
   logger.addFilter(mute)
   try:
     yield
