@@ -112,6 +112,7 @@ def main() -> None:
   prompts = _PROMPTS.read_or_builtin(source, _CHAT.value)
   more = _read_tasks(source)
   calibration = _CALIBRATION.read(source, _SEED.value)
+  training = _read_training(source)
   description = descriptions.describe(
     seeds={"calibration": _SEED.value, "bootstrap": _SEED.value},
     models=source,
@@ -126,7 +127,7 @@ def main() -> None:
     resume=True,
     model=True,
   ) as (stage, _):
-    shop = _workshop(source, calibration, stage)
+    shop = _workshop(source, calibration, training, stage)
     launch.say(measure.describe(shop, settings))
     question = _ask_dense(shop, prompts, more, settings)
     found = measure.plan(shop, question, settings, stage.new, launch.say)
@@ -161,7 +162,7 @@ def _read_tasks(source):
   return more_items.read(_TASKS.read(chat=_CHAT.value), source)
 
 
-def _workshop(source, calibration, stage):
+def _workshop(source, calibration, training, stage):
   """Where pruned models are made."""
   from jaxprune.studies.comparison import measure
   from jaxprune.studies.plan import kept, models
@@ -175,6 +176,21 @@ def _workshop(source, calibration, stage):
     kept=kept.Kept(stage.scaffold / "plan.json"),
     work=stage.scaffold / "work",
     tell=launch.tell_amount,
+    training=training,
+  )
+
+
+def _read_training(source):
+  """Text to train on, each sequence once; None where nothing is trained."""
+  from jaxprune.studies.plan import tries
+
+  if not _RECOVER.value:
+    return None
+  return _CALIBRATION.read(
+    source,
+    _SEED.value + 1,  # other text than the model is pruned with
+    num_samples=_RECOVER.value * tries.BATCH,
+    activations=False,
   )
 
 

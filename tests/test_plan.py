@@ -258,7 +258,8 @@ def test_the_time_that_is_said_counts_the_training():
   """Of 8 sequences of 256 tokens, 8 operations a token and weight."""
   shop = types.SimpleNamespace(
     dense=types.SimpleNamespace(params=[np.zeros(1000)]),
-    tokens=np.broadcast_to(0, (16, 256)),
+    tokens=np.broadcast_to(0, (2, 64)),
+    training=types.SimpleNamespace(tokens=np.broadcast_to(0, (16, 256))),
     amount="parameters",
   )
 

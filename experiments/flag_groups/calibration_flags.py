@@ -29,6 +29,7 @@ class Calibration:
     seed: int,
     *,
     name: str | None = None,
+    num_samples: int | None = None,
     sampling: str | None = None,
     activations: bool = True,
   ) -> "tokens.Calibration":
@@ -38,6 +39,7 @@ class Calibration:
       source: the model that reads them.
       seed: of the draw from the text.
       name: another text, in place of --calibration.
+      num_samples: another number of sequences, in place of --num_samples.
       sampling: how sequences are cut from text, see `calibration.tokens`.
       activations: whether those of all sequences will be in memory together.
 
@@ -50,7 +52,7 @@ class Calibration:
     return inputs.read_calibration(
       source,
       name or self.calibration.value,
-      num_samples=self.num_samples.value,
+      num_samples=num_samples or self.num_samples.value,
       seq_len=self.seq_len.value,
       seed=seed,
       sampling=sampling,

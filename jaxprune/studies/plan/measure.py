@@ -58,7 +58,9 @@ def describe(shop: Workshop, settings: Settings) -> str:
   prunings, each = _PRUNINGS, _MINUTES_OF_PRUNING
   if shop.amount != candidates.PARAMETERS:
     prunings, each = shop.source.config.num_layers // 2, _MINUTES_OF_DROP
-  trained = settings.recover_steps * tries.batch(shop) * shop.tokens.shape[1]
+  trained, how = 0, tries.recovery(shop, settings)
+  if how is not None:
+    trained = how.steps * how.batch * shop.training.tokens.shape[1]
   minutes = size * (
     prunings * each
     + settings.measurements * _MINUTES_OF_ANSWERS

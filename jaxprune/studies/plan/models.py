@@ -52,6 +52,7 @@ class Workshop:
     kept: what was measured before.
     work: a folder for pruned models, made here.
     tell: from the name of some work to what is told (done, all) of it.
+    training: text that pruned models are trained on; None where none is.
   """
 
   source: checkpoints.Source
@@ -62,6 +63,7 @@ class Workshop:
   kept: Kept
   work: pathlib.Path
   tell: Callable[[str], Callable[[float, float], None]]
+  training: tokens_lib.Calibration | None = None
 
   @property
   def tokens(self) -> np.ndarray:

@@ -26,6 +26,7 @@ from jaxprune.studies.plan.candidates import Family
 from jaxprune.studies.plan.models import Workshop
 from jaxprune.studies.recovery import train
 
+BATCH = 8  # sequences of a step of training
 # What a task asks of a model, by what a user calls it.
 USES = {"choose": "choice", "retrieve": "retrieval", "generate": "generation"}
 # First guess of -log(kept) for each nat of damage: an answer of some eight
@@ -197,28 +198,31 @@ def recovered_folder(bench: Bench, family: Family, level: int) -> pathlib.Path:
   return folder
 
 
-def batch(shop: Workshop) -> int:
-  """Calibration sequences of a step of training.
+def recovery(shop: Workshop, settings: Settings) -> finetune.Recovery | None:
+  """How a pruned model is trained; None where none is.
 
   Args:
-    shop: the workshop.
+    shop: with the text to train on.
+    settings: how many steps.
   """
-  return min(8, len(shop.tokens))
+  if not settings.recover_steps:
+    return None
+  return finetune.Recovery(
+    steps=settings.recover_steps,
+    batch=min(BATCH, len(shop.training.tokens)),
+    seed=settings.seed,
+  )
 
 
 def _train(bench, pruned: pathlib.Path, folder: pathlib.Path) -> None:
   """Write the trained model of a pruned one."""
-  shop, settings = bench.shop, bench.settings
+  shop = bench.shop
   sources = {
     "dense": shop.source,
     "pruned": checkpoints.open_checkpoint(pruned),
   }
-  recovery = finetune.Recovery(
-    steps=settings.recover_steps, batch=batch(shop), seed=settings.seed
-  )
-  bench.say(
-    f"training for {recovery.steps} steps of {recovery.batch} sequences"
-  )
+  how = recovery(shop, bench.settings)
+  bench.say(f"training for {how.steps} steps of {how.batch} sequences")
   states = folder.with_name(f".{folder.name}.training")
   train.recover(
     folder, sources, recovery, shop.calibration, states=states, report=bench.say
