@@ -59,7 +59,7 @@ _OUT = flag_groups.out()
 def main() -> None:
   import jax
 
-  from jaxprune import files
+  from jaxprune import files, staging
   from jaxprune.pruning.checkpoint import weights
   from jaxprune.studies.recovery import train
 
@@ -78,7 +78,8 @@ def main() -> None:
   with launch.place(
     _OUT.value, description, models=models, resume=True, model=True
   ) as (stage, _):
-    files.remove_tree(stage.new)  # of a run that was killed behind its training
+    staging.settle(staging.stage(stage.new))  # of a run that was killed
+    files.remove_tree(stage.new)  # behind its training
     losses = train.recover(
       stage.new,
       models,
