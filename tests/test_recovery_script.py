@@ -111,6 +111,14 @@ def test_recovered_folder_is_verified_and_the_same_again(
   }
 
 
+@pytest.mark.parametrize("last,lines", [(0.9, 1), (1.0, 2)])
+def test_a_training_that_brought_nothing_is_said(last, lines):
+  losses = {"loss": np.array([1.0, 2.0, last])}
+  said = train.headline(train.summarise(Recovery(steps=3), losses, 0.5))
+  assert said.startswith("0.5000 of the kernels is zero, loss 1 to")
+  assert len(said.splitlines()) == lines
+
+
 def test_dropped_sublayers_stay_dropped(tiny, tmp_path):
   source = checkpoints.open_checkpoint(tiny / "dense")
   sublayers.prune_drops(

@@ -234,8 +234,15 @@ def summarise(
 
 
 def headline(summary: dict[str, Any]) -> str:
-  """One line."""
+  """One line, and another where training brought nothing."""
+  first, last = summary["first"]["loss"], summary["last"]["loss"]
+  line = (
+    f"{summary['sparsity']:.4f} of the kernels is zero, loss {first:.4g} to"
+    f" {last:.4g} nats"
+  )
+  if last < first:
+    return line
   return (
-    f"{summary['sparsity']:.4f} of the kernels is zero, loss"
-    f" {summary['first']['loss']:.4g} to {summary['last']['loss']:.4g} nats"
+    f"{line}\nthe loss did not fall: lower the learning rate, or read more"
+    " tokens in a step"
   )
