@@ -62,6 +62,7 @@ def test_recovered_folder_is_verified_and_the_same_again(
       "--objective=distill_variance",
       "--steps=3",
       "--batch=4",
+      "--learning_rate=5e-4",
       f"--out={tmp_path}/{name}",
       *flags,
     )
