@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 import types
 
 import numpy as np
@@ -18,6 +19,7 @@ from jaxprune.studies.benchmark import (
   evaluation,
   growth,
   methods,
+  processes,
   pruning_references,
   rates,
   references,
@@ -47,6 +49,13 @@ def test_sides_take_turns_and_the_first_call_is_apart():
 def test_time_is_charged_per_unit():
   wall, processor = timing.timed(lambda: sum(range(100_000)), units=1_000_000)
   assert 0 < wall < 1e-3 and 0 <= processor < 1e-3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
+def test_the_peak_of_a_process_is_not_that_of_the_one_that_began_it():
+  held = np.ones(1 << 27)  # 1 GiB, more than the process needs
+  with processes.Side("small", str, None) as side:
+    assert side.peak_bytes() < held.nbytes
 
 
 def test_every_method_is_there_with_wanda_first():
