@@ -1,10 +1,11 @@
-"""The figure of the README, drawn from a table of experiments/RESULTS.md.
+"""The figures of the README, drawn from tables of experiments/RESULTS.md.
 
 python docs/findings.py
 
-writes docs/images/findings.svg.
+writes docs/images/kept.svg (a real model) and docs/images/findings.svg (pocket).
 """
 
+import dataclasses
 import pathlib
 import re
 import shutil
@@ -17,66 +18,117 @@ from jaxprune.report import figures, page
 
 HERE = pathlib.Path(__file__).parent
 _RESULTS = HERE.parent / "experiments/RESULTS.md"
-_HEAD = "| configuration | zeros | choose, accuracy |"
-_COLUMNS = (2, 3, 4)
-_TASKS = (
-  "choose: accuracy, by chance 0.25",
-  "retrieve: nDCG@10",
-  "generate: exact match",
-)
-_VALUE = re.compile(r"([\d.]+) \[([\d.]+), ([\d.]+)\]")
-_ALT = (
-  "Scores of 42 prunings of the pocket model, in the order of what they write."
-  " Choosing and retrieving stay near 1 until the last few; writing falls"
-  " from 0.99 to 0."
-)
+_VALUE = re.compile(r"([\d.−]+) \[([\d.−]+), ([\d.−]+)\]")
 
 
-def read_table(text: str) -> np.ndarray:
-  """Score, low and high of three tasks: [configurations, 3, 3]; dense first.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing:
+  """A figure of one table, a line for each of some columns.
 
-  Raises:
-    ValueError: the results have no such table.
+  Attributes:
+    name: of the file.
+    head: how the table begins.
+    columns: what is drawn, by the number of the column.
+    x: what the prunings are.
+    y: what is drawn.
+    alt: what is seen.
   """
-  if _HEAD not in text:
-    raise ValueError(f"{_RESULTS}: has no table that begins {_HEAD}")
-  lines = text[text.index(_HEAD) :].split("\n\n")[0].splitlines()[2:]
-  rows = [
-    [
-      list(map(float, _VALUE.search(line.split("|")[1 + column]).groups()))
-      for column in _COLUMNS
-    ]
-    for line in lines
-  ]
-  return np.array(rows)
+
+  name: str
+  head: str
+  columns: dict[int, str]
+  x: str
+  y: str
+  alt: str
 
 
-def chart(scores_CTE: np.ndarray):
-  """Score of each task over the prunings, in the order of generate."""
-  pruned_CTE = scores_CTE[1:]
-  order = np.argsort(-pruned_CTE[:, -1, 0])
-  return figures.lines(
-    {
-      task: figures.Series(
-        x=np.arange(1, 1 + len(order)),
-        y=pruned_CTE[order, index, 0],
-        low=pruned_CTE[order, index, 1],
-        high=pruned_CTE[order, index, 2],
-      )
-      for index, task in enumerate(_TASKS)
+DRAWINGS = (
+  Drawing(
+    name="kept",
+    head="| | ARC-Easy, 100 | PIQA, 100 | HumanEval, 48 |",
+    columns={
+      4: "choosing: ARC-Easy and PIQA",
+      5: "writing: HumanEval",
+    },
+    x="prunings of Qwen2.5-Coder-0.5B, in the order of writing",
+    y="kept of the score above chance",
+    alt="What prunings of Qwen2.5-Coder-0.5B keep of the score above chance."
+    " Choosing falls from 0.87 to 0.52, writing from 1.00 to 0.06.",
+  ),
+  Drawing(
+    name="findings",
+    head="| configuration | zeros | choose, accuracy |",
+    columns={
+      2: "choose: accuracy, by chance 0.25",
+      3: "retrieve: nDCG@10",
+      4: "generate: exact match",
     },
     x="prunings of pocket, in the order of generate",
     y="score on the task",
+    alt="Scores of 42 prunings of the pocket model, in the order of what they"
+    " write. Choosing and retrieving stay near 1 until the last few; writing"
+    " falls from 0.99 to 0.",
+  ),
+)
+
+
+def read_table(drawing: Drawing, text: str) -> np.ndarray:
+  """Value, low and high of each column: [prunings, columns, 3].
+
+  The dense model, in the first row, is left out.
+
+  Args:
+    drawing: says which table.
+    text: of the page.
+
+  Raises:
+    ValueError: the page has no such table.
+  """
+  if drawing.head not in text:
+    raise ValueError(f"{_RESULTS}: has no table that begins {drawing.head}")
+  table = text[text.index(drawing.head) :].split("\n\n")[0]
+  return np.array(
+    [
+      [_estimate(line.split("|")[1 + column]) for column in drawing.columns]
+      for line in table.splitlines()[3:]
+    ]
+  )
+
+
+def _estimate(cell: str) -> list[float]:
+  numbers = _VALUE.search(cell.replace("-", "−")).groups()
+  return [float(number.replace("−", "-")) for number in numbers]
+
+
+def chart(drawing: Drawing, scores_PCE: np.ndarray):
+  """A line with its band for each column, in the order of the last one."""
+  order = np.argsort(-scores_PCE[:, -1, 0])
+  return figures.lines(
+    {
+      label: figures.Series(
+        x=np.arange(1, 1 + len(order)),
+        y=scores_PCE[order, index, 0],
+        low=scores_PCE[order, index, 1],
+        high=scores_PCE[order, index, 2],
+      )
+      for index, label in enumerate(drawing.columns.values())
+    },
+    x=drawing.x,
+    y=drawing.y,
   )
 
 
 def main() -> None:
-  figure = page.Figure(
-    chart=chart(read_table(_RESULTS.read_text())),
-    caption=_ALT,
-    alt=_ALT,
-    name="findings",
-  )
+  text = _RESULTS.read_text()
+  drawn = [
+    page.Figure(
+      chart=chart(drawing, read_table(drawing, text)),
+      caption=drawing.alt,
+      alt=drawing.alt,
+      name=drawing.name,
+    )
+    for drawing in DRAWINGS
+  ]
   about = report.describe_run(flags={}, command=["findings"], seeds={})
   with tempfile.TemporaryDirectory() as folder:
     with report.RunFolder(folder, about) as run:
@@ -84,9 +136,10 @@ def main() -> None:
         run,
         title="findings",
         verdict="",
-        sections=[page.Section(title="", figures=(figure,))],
+        sections=[page.Section(title="", figures=tuple(drawn))],
       )
-    shutil.copy(f"{folder}/figures/findings.svg", HERE / "images")
+    for figure in drawn:
+      shutil.copy(f"{folder}/figures/{figure.name}.svg", HERE / "images")
 
 
 if __name__ == "__main__":
