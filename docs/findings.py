@@ -2,7 +2,7 @@
 
 python docs/findings.py
 
-writes docs/images/kept.svg (a real model) and docs/images/findings.svg (pocket).
+writes kept.svg (a real model) and findings.svg (pocket) to docs/images.
 """
 
 import dataclasses
