@@ -46,10 +46,7 @@ DRAWINGS = (
   Drawing(
     name="kept",
     head="| | ARC-Easy, 100 | PIQA, 100 | HumanEval, 48 |",
-    columns={
-      4: "choosing: ARC-Easy and PIQA",
-      5: "writing: HumanEval",
-    },
+    columns={4: "choosing: ARC-Easy and PIQA", 5: "writing: HumanEval"},
     x="prunings of Qwen2.5-Coder-0.5B, in the order of writing",
     y="kept of the score above chance",
     alt="What prunings of Qwen2.5-Coder-0.5B keep of the score above chance."
