@@ -345,7 +345,10 @@ def test_attentions_for_bytes_of_the_cache(
 ):
   """A training that changes nothing is no worse, and so it is taken."""
 
-  def recover(out, sources, *_, states, report):
+  def recover(out, sources, recovery, text, *, states, report):
+    # One step reads eight sequences that the pruning has not seen.
+    assert (recovery.steps, recovery.batch) == (1, len(text.tokens)) == (1, 8)
+    assert text.seed == 1
     shutil.copytree(sources["pruned"].folder, out)
 
   monkeypatch.setattr(tries.train, "recover", recover)

@@ -228,7 +228,7 @@ def _train(bench, pruned: pathlib.Path, folder: pathlib.Path) -> None:
   bench.say(f"training for {how.steps} steps of {how.batch} sequences")
   states = folder.with_name(f".{folder.name}.training")
   train.recover(
-    folder, sources, recovery, shop.calibration, states=states, report=bench.say
+    folder, sources, how, shop.training, states=states, report=bench.say
   )
   files.remove_tree(states)
 
