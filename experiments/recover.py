@@ -81,8 +81,9 @@ def main() -> None:
   with launch.place(
     _OUT.value, description, models=models, resume=True, model=True
   ) as (stage, _):
-    staging.settle(staging.stage(stage.new))  # of a run that was killed
-    files.remove_tree(stage.new)  # behind its training
+    # What a run wrote that was killed after its training is written anew.
+    staging.settle(staging.stage(stage.new))
+    files.remove_tree(stage.new)
     losses = train.recover(
       stage.new,
       models,

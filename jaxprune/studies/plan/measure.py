@@ -96,7 +96,7 @@ def plan(
   measured = measure_around(bench, family, level)
   passed = [i for i, tried in measured.items() if _keeps(bench, tried)]
   level = max(passed, default=None)
-  chosen = None if level is None else measured[level]
+  chosen = measured.get(level)
   if settings.recover_steps:
     level, chosen = _recover_around(bench, family, measured, level)
   controls = []
