@@ -96,7 +96,9 @@ def test_rates_and_curvature_go_through_the_cap(path):
   z, dz = truth[0.5]
   found = along_path.rates(CONFIG, path, jnp.array([0.5]))
   for step in range(2):
-    expected = jacobian.rates(truth[0.0][0][0, step], z[0, step], dz[0, step])
+    expected = jax.jit(jacobian.rates)(
+      truth[0.0][0][0, step], z[0, step], dz[0, step]
+    )
     for name in ("z", "p"):
       np.testing.assert_allclose(
         found[name][0, 0, step], getattr(expected, name), rtol=1e-3
@@ -104,7 +106,7 @@ def test_rates_and_curvature_go_through_the_cap(path):
   curvature = interactions.curvature_of_kl(CONFIG, path, LINES, batch_size=2)
   for step in range(2):
     z_V, dz_V = (each[0, step] for each in truth[0.0])
-    variance = logit_moments.compare_moments(z_V, z_V + dz_V).var_p
+    variance = jax.jit(logit_moments.compare_moments)(z_V, z_V + dz_V).var_p
     np.testing.assert_allclose(
       np.asarray(curvature)[..., 0, step].sum(), variance, rtol=1e-3
     )

@@ -214,22 +214,27 @@ def test_a_patch_reaches_its_position_and_no_other(pair, text, patched):
   """Against the pruned model decoded step by step, h swapped at one step."""
   step, k = 2, 1
   position = LENGTH + step - 1
-  x_BTD = decoder.embed(CONFIG, pair.params, text.tokens)
-  layer = lambda tree, n: jax.tree.map(lambda w: w[n], tree)
-  context = decoder.make_context(CONFIG, text.tokens.shape[1], text.valid)
-  run = functools.partial(
-    decoder_layer.block, CONFIG, sliding=False, context=context
-  )
-  dense_BTD, own_BTD = x_BTD, x_BTD
-  for n in range(k):
-    dense_BTD, _ = run(layer(pair.params["layers"], n), dense_BTD)
-    own_BTD, _ = run(layer(pair.pruned, n), own_BTD)
-  # What comes later reads the swapped position, but is not looked at.
-  own_BTD = own_BTD.at[:, position].set(dense_BTD[:, position])
-  for n in range(k, LAYERS):
-    own_BTD, _ = run(layer(pair.pruned, n), own_BTD)
+
+  @jax.jit
+  def swapped(pair, text):
+    x_BTD = decoder.embed(CONFIG, pair.params, text.tokens)
+    layer = lambda tree, n: jax.tree.map(lambda w: w[n], tree)
+    context = decoder.make_context(CONFIG, text.tokens.shape[1], text.valid)
+    run = functools.partial(
+      decoder_layer.block, CONFIG, sliding=False, context=context
+    )
+    dense_BTD, own_BTD = x_BTD, x_BTD
+    for n in range(k):
+      dense_BTD, _ = run(layer(pair.params["layers"], n), dense_BTD)
+      own_BTD, _ = run(layer(pair.pruned, n), own_BTD)
+    # What comes later reads the swapped position, but is not looked at.
+    own_BTD = own_BTD.at[:, position].set(dense_BTD[:, position])
+    for n in range(k, LAYERS):
+      own_BTD, _ = run(layer(pair.pruned, n), own_BTD)
+    return decoder.final_norm(CONFIG, pair.params, own_BTD)
+
   np.testing.assert_allclose(
-    decoder.final_norm(CONFIG, pair.params, own_BTD)[:, position],
+    swapped(pair, text)[:, position],
     patched["patch_pruned"][k][:, step],
     rtol=1e-4,
     atol=1e-5,

@@ -1,12 +1,10 @@
 """Pruning of every family, beside a walk over the stock model."""
 
 import hf_models
-import jax
 import numpy as np
 import pytest
 
 from jaxprune import checkpoints, models
-from jaxprune.calibration.statistics import observe_gram
 from jaxprune.pruning import registry
 from jaxprune.pruning.checkpoint import sublayers, weights
 from jaxprune.pruning.layerwise import drops
@@ -47,31 +45,22 @@ def inputs_of(model, family, index):
   return seen
 
 
-def sparsegpt(w_IO, x_RI):
-  """SparseGPT on the Gram matrix of the rows x."""
-  prepared, _ = registry.METHODS["sparsegpt"].prepare(observe_gram(x_RI[None]))
-  return _sparsegpt(w_IO, prepared, NofM(keep=1, of=4))[0]
-
-
-_sparsegpt = jax.jit(registry.METHODS["sparsegpt"].apply, static_argnums=2)
-
-
 @pytest.mark.parametrize(
-  "family, method",
+  "family",
   [
-    # What enters the kernels is another in each; Wanda looks at it.
-    *((family, "wanda") for family in OLD + NEW),
-    ("gpt2", "sparsegpt"),
+    # What enters the kernels is another in each; Wanda looks at it. Gemma 2
+    # caps scores besides, which the tests of its logits see.
+    family
+    for family in OLD + NEW
+    if family != "gemma2"
   ],
 )
-def test_masks_are_those_of_a_walk_over_stock(
-  folders, tmp_path, family, method
-):
+def test_masks_are_those_of_a_walk_over_stock(folders, tmp_path, family):
   """Layer by layer, on the inputs that stock modules see."""
   weights.prune_weights(
     checkpoints.open_checkpoint(folders(family)),
     tmp_path / "out",
-    method=method,
+    method="wanda",
     pattern=NofM(keep=1, of=4),
     tokens=TOKENS,
   )
@@ -82,14 +71,8 @@ def test_masks_are_those_of_a_walk_over_stock(
     inputs = inputs_of(stock, family, index)
     for key, w_LIO in dense.items():
       w_IO, x_RI = w_LIO[index], inputs[key]
-      if method == "sparsegpt":
-        expected = sparsegpt(w_IO, x_RI)
-        np.testing.assert_array_equal(pruned[key][index] != 0, expected != 0)
-        np.testing.assert_allclose(pruned[key][index], expected, atol=1e-3)
-        continue
       score_IO = np.abs(w_IO.astype(np.float64))
-      if method == "wanda":
-        score_IO *= np.sqrt((x_RI.astype(np.float64) ** 2).mean(0))[:, None]
+      score_IO *= np.sqrt((x_RI.astype(np.float64) ** 2).mean(0))[:, None]
       groups = score_IO.reshape(-1, 4, w_IO.shape[1])
       keep = groups == groups.max(axis=1, keepdims=True)
       np.testing.assert_array_equal(

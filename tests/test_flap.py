@@ -103,6 +103,4 @@ def test_flap_ties_dtype_and_maps():
   many = [an_mlp(s) for s in range(3)]
   stacked = jax.tree.map(lambda *a: jnp.stack(a), *(m for m, _ in many))
   seen = jax.vmap(moments.observe_moments)(jnp.stack([x for _, x in many]))
-  same_compiled_mapped(
-    lambda m, s: flap.flap(m, s, 0.5), stacked, seen, eager=False
-  )
+  same_compiled_mapped(lambda m, s: flap.flap(m, s, 0.5), stacked, seen)

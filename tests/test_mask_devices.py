@@ -76,8 +76,9 @@ def test_all_ways_agree_with_the_oracle(name, pattern):
     "jit vmap": jax.jit(jax.vmap(method))(w_LIO, stats),
     "pmap": jax.pmap(method)(w_LIO, stats),
   }
-  # Without jit every operation is a program of its own: one pattern a kind.
-  if name == "wanda" and pattern in (PATTERNS[1], PATTERNS[2]):
+  # Without jit every operation is a program of its own, and a sort of a
+  # matrix is many: that one is compared in test_patterns.
+  if name == "wanda" and pattern == PATTERNS[2]:
     ways["eager"] = [m[None] for m in method(w_LIO[0], first)]
     ways["vmap"] = jax.vmap(method)(w_LIO, stats)
   assert jax.device_count() == 8

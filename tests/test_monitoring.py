@@ -65,8 +65,11 @@ def write(models, signal, threshold, *, cache="own", eos_ids=()):
   )
 
 
+step_risks = jax.jit(monitoring.step_risks)
+
+
 def test_risks_are_scalars_and_thresholds_are_data(models):
-  risks = monitoring.step_risks(jnp.arange(5.0), jnp.ones(5), 0.5)
+  risks = step_risks(jnp.arange(5.0), jnp.ones(5), 0.5)
   chex.assert_shape(jax.tree.leaves(risks), ())
   chex.assert_tree_all_finite(risks)
   texts = write(models, "margin", np.inf)
@@ -96,7 +99,7 @@ def test_risks_of_one_step():
   z_V, zq_V = rng.normal(0, 2, (2, 9))
   T = 1.4
   p_V, q_V = (np.exp(each / T) / np.exp(each / T).sum() for each in (z_V, zq_V))
-  found = monitoring.step_risks(
+  found = step_risks(
     jnp.asarray(z_V, jnp.float32), jnp.asarray(zq_V, jnp.float32), 0.25, T
   )
   top = np.sort(zq_V)
@@ -154,11 +157,12 @@ def test_each_token_is_of_the_model_that_decided(models, signal):
     np.testing.assert_array_equal(text[len(prompt) :], expected_T)
     if signal == "random":
       continue
-    again = jax.vmap(lambda z_V, zq_V: monitoring.step_risks(z_V, zq_V, 0.0))(
-      jnp.asarray(z_TV), jnp.asarray(zq_TV)
-    )
+    again = [step_risks(*each, 0.0) for each in zip(z_TV, zq_TV)]
     np.testing.assert_allclose(
-      risk_TB[:, row], getattr(again, signal), rtol=1e-3, atol=1e-4
+      risk_TB[:, row],
+      [getattr(each, signal) for each in again],
+      rtol=1e-3,
+      atol=1e-4,
     )
 
 
@@ -180,6 +184,13 @@ def test_shared_cache_of_two_equal_models_is_one_model(models):
   assert (found.risks.kl < 1e-6).all() and (found.risks.flip == 0).all()
 
 
+@jax.jit
+def step(params, cache, token_BT):
+  """Logits after one more token, and the cache with it."""
+  x_BTD, _, cache = decoding.decode_step(CONFIG, params, cache, token_BT)
+  return decoder.unembed(CONFIG, params, x_BTD[:, 0]), cache
+
+
 @pytest.mark.parametrize("row", [1, 2])
 def test_shared_cache_holds_what_the_deciding_model_wrote(models, row):
   """Against a run of one text that keeps the whole cache of the decider."""
@@ -188,30 +199,22 @@ def test_shared_cache_holds_what_the_deciding_model_wrote(models, row):
   assert deferred_T.any() and not deferred_T.all()
   tokens_BT = jnp.asarray([(0, *prompt)])
   valid_BT = jnp.asarray([[False] + [True] * len(prompt)])
-  _, _, cache = decoding.prefill(
-    CONFIG, models[1], tokens_BT[:, :-1], capacity=16, valid_BT=valid_BT[:, :-1]
-  )
-  token, step = (
-    prompt[-1],
-    jax.jit(
-      lambda params, cache, token_BT: decoding.decode_step(
-        CONFIG, params, cache, token_BT
-      )
-    ),
-  )
+  _, _, cache = jax.jit(
+    lambda params, tokens_BT, valid_BT: decoding.prefill(
+      CONFIG, params, tokens_BT, capacity=16, valid_BT=valid_BT
+    )
+  )(models[1], tokens_BT[:, :-1], valid_BT[:, :-1])
+  token = prompt[-1]
   for t in range(STEPS):
     read = [step(params, cache, jnp.asarray([[token]])) for params in models]
-    z_V, zq_V = (
-      decoder.unembed(CONFIG, params, x_BTD[:, 0])[0]
-      for params, (x_BTD, _, _) in zip(models, read, strict=True)
-    )
+    z_V, zq_V = (np.asarray(z_BV)[0] for z_BV, _ in read)
     # Numbers, and not only tokens, see what is in the cache.
-    again = monitoring.step_risks(z_V, zq_V, 0.0)
+    again = step_risks(z_V, zq_V, 0.0)
     for name in ("entropy", "kl"):
       assert getattr(found.risks, name)[t, row] == pytest.approx(
         float(getattr(again, name)), rel=1e-4
       )
-    cache = read[0 if deferred_T[t] else 1][2]
+    cache = read[0 if deferred_T[t] else 1][1]
     token = int((z_V if deferred_T[t] else zq_V).argmax())
     assert token == found.tokens[t, row]
 

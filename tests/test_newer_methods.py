@@ -34,7 +34,7 @@ def case(seed, inputs=12, outputs=5, tokens=40):
   return jnp.asarray(w, jnp.float32), jnp.asarray(x, jnp.float32)
 
 
-def same_compiled_mapped(method, *stacked, eager=True):
+def same_compiled_mapped(method, *stacked):
   """Method on three layers of arguments: one by one, and all at once."""
 
   def layer(tree, i):
@@ -50,8 +50,6 @@ def same_compiled_mapped(method, *stacked, eager=True):
   compiled = jax.jit(chex.assert_max_traces(method, n=1))
   for i in range(3):
     same(compiled(*(layer(s, i) for s in stacked)), layer(mapped, i))
-  if eager:
-    same(method(*(layer(s, 0) for s in stacked)), layer(mapped, 0))
 
 
 # --- layer error ------------------------------------------------------------
@@ -158,9 +156,7 @@ def test_ria_ties_and_silent_rows():
 def test_ria_compiled_mapped(pattern):
   w, x = (jnp.stack(a) for a in zip(*(case(s) for s in range(3))))
   seen = jax.vmap(observe_squares)(x)
-  same_compiled_mapped(
-    lambda w, s: ria.ria(w, s, pattern), w, seen, eager=pattern is HALF
-  )
+  same_compiled_mapped(lambda w, s: ria.ria(w, s, pattern), w, seen)
 
 
 # --- swaps ------------------------------------------------------------------
@@ -339,10 +335,7 @@ def test_swaps_compiled_mapped(pattern):
   w, x = (jnp.stack(a) for a in zip(*(case(s) for s in range(3))))
   seen = jax.vmap(observe_gram)(x)
   same_compiled_mapped(
-    lambda w, s: sparse_swaps.sparse_swaps(w, s, pattern),
-    w,
-    seen,
-    eager=pattern is HALF,
+    lambda w, s: sparse_swaps.sparse_swaps(w, s, pattern), w, seen
   )
 
 

@@ -71,6 +71,18 @@ def test_help_is_quick_and_loads_no_jax(script):
   assert time.monotonic() - began < 30  # a hang, not a speed
 
 
+# Of both tests of trajectories, so that they run the same programs.
+TRAJECTORIES = (
+  "--max_new_tokens=5",
+  "--temperature=1",
+  "--samples=2",
+  "--seed=5",
+  "--protocol=free_running,handoff",
+  "--protocol=resynchronised",
+  "--layer_rows",
+)
+
+
 @pytest.mark.slow
 def test_prune_then_compare(tiny, tmp_path):
   pruned, out = tmp_path / "pruned", tmp_path / "report"
@@ -104,8 +116,7 @@ def test_prune_then_compare(tiny, tmp_path):
     f"--dense={tiny}/dense",
     f"--pruned={pruned}",
     f"--prompts={tiny}/ids.npz",
-    "--max_new_tokens=5",
-    "--layer_rows",
+    *TRAJECTORIES,
     f"--out={out}",
   )
   assert done.returncode == 0, done.stderr
@@ -114,9 +125,9 @@ def test_prune_then_compare(tiny, tmp_path):
     for line in (out / "records.jsonl").read_text().splitlines()
   ]
   own = [row for row in rows if row["protocol"] == "alone"]
-  assert {row["prompt"] for row in own} == {0, 1, 2} and len(own) <= 15
-  rows = [row for row in rows if row["protocol"] != "alone"]
-  assert len(rows) == 3 * 5 * (1 + 2 * 2)
+  assert {row["prompt"] for row in own} == {0, 1, 2} and len(own) <= 2 * 15
+  rows = [row for row in rows if row["protocol"] == "teacher_forced"]
+  assert len(rows) == 2 * 3 * 5 * (1 + 2 * 2)
   output = [row for row in rows if "layer" not in row]
   assert {row["step"] for row in output} == {0, 1, 2, 3, 4}
   mean = json.loads((out / "summary.json").read_text())["output"]["kl"]["value"]
@@ -133,13 +144,7 @@ def test_all_protocols(tiny, tmp_path):
     f"--dense={tiny}/dense",
     f"--pruned={tiny}/dense",
     f"--prompts={tiny}/ids.npz",
-    "--max_new_tokens=5",
-    "--temperature=1",
-    "--samples=2",
-    "--seed=5",
-    "--protocol=free_running,handoff",
-    "--protocol=resynchronised",
-    "--layer_rows",
+    *TRAJECTORIES,
     f"--out={tmp_path}/out",
   )
   assert done.returncode == 0, done.stderr

@@ -24,6 +24,7 @@ theorem_2 = jax.jit(probes.theorem_2)
 theorem_3 = jax.jit(probes.theorem_3)
 compare_moments = jax.jit(probes.compare_moments)
 check_position = jax.jit(probes.check_position)
+compare_position = jax.jit(probes.compare_position)
 
 
 def run(function, *arguments):
@@ -371,7 +372,7 @@ def test_checks_say_where_the_estimates_hold():
     for size, holds in ((1e-3, True), (3.0, False)):
       pair = (h, h + size * dh, z, z + size * dz)
       found = jax.device_get(check_position(*pair, 0.7))
-      record = jax.device_get(probes.compare_position(*pair, 0.7))
+      record = jax.device_get(compare_position(*pair, 0.7))
       for valid in ("1_valid", "1_valid_z", "2_valid", "3_valid"):
         assert getattr(found, f"theorem_{valid}") == holds, valid
       for truth in (

@@ -228,20 +228,6 @@ def test_aligned_is_the_common_prefix(greedy):
   np.testing.assert_array_equal(first_divergence(records), first)
 
 
-@pytest.mark.slow
-def test_end_of_text_ends_a_decoding(greedy):
-  records = greedy["free_running"]
-  stop = int(records.token_dense[2, 0])
-  found = run((trajectories.FREE_RUNNING,), eos_ids=(stop,))["free_running"]
-  dense, pruned = (
-    np.asarray(t) == stop for t in (found.token_dense, found.token_pruned)
-  )
-  ended = np.cumsum(dense | pruned, axis=0) > 0
-  expected = np.vstack([np.ones((1, 3), bool), ~ended[:-1]])
-  np.testing.assert_array_equal(found.alive, expected)
-  assert not found.alive.all()
-
-
 def test_a_decoding_needs_its_source():
   with pytest.raises(ValueError, match="add that"):
     run((trajectories.resynchronised(2),))
@@ -252,17 +238,7 @@ def test_a_decoding_needs_its_source():
 
 
 @pytest.mark.slow
-def test_prompt_of_one_token():
-  found = sequences.compare_decodings(
-    side(DENSE),
-    side(PRUNED),
-    PROMPT[:, :1],
-    jnp.ones((3, 1), bool),
-    (trajectories.FREE_RUNNING,),
-    sequences.Sampling(num_steps=2),
-    key=jax.random.key(0),
-  )
-
+def test_prompt_of_one_token_and_an_end_of_text():
   @jax.jit
   def last(weights):
     x = forward(CONFIG, weights, PROMPT[:, :1])[0]
@@ -272,15 +248,30 @@ def test_prompt_of_one_token():
     )
 
   (z, h), (y, g) = (jax.device_get(last(p)) for p in (DENSE, PRUNED))
+  stop = int(z[2].argmax())  # what the third dense text begins with
+  found = sequences.compare_decodings(
+    side(DENSE),
+    side(PRUNED),
+    PROMPT[:, :1],
+    jnp.ones((3, 1), bool),
+    (trajectories.FREE_RUNNING,),
+    sequences.Sampling(num_steps=3, eos_ids=(stop,)),
+    key=jax.random.key(0),
+  )["free_running"]
   np.testing.assert_allclose(
-    found["free_running"].position.kl[0], kl(z, y), rtol=1e-3, atol=1e-5
+    found.position.kl[0], kl(z, y), rtol=1e-3, atol=1e-5
   )
   cos = (
     np.sum(h * g, -1) / np.linalg.norm(h, axis=-1) / np.linalg.norm(g, axis=-1)
   )
-  np.testing.assert_allclose(
-    found["free_running"].position.cos_h[0], cos, atol=1e-5
+  np.testing.assert_allclose(found.position.cos_h[0], cos, atol=1e-5)
+  dense, pruned = (
+    np.asarray(t) == stop for t in (found.token_dense, found.token_pruned)
   )
+  ended = np.cumsum(dense | pruned, axis=0) > 0
+  expected = np.vstack([np.ones((1, 3), bool), ~ended[:-1]])
+  np.testing.assert_array_equal(found.alive, expected)
+  assert found.alive[:, :2].all(0).any() and not found.alive[:, 2].all()
 
 
 @pytest.mark.slow

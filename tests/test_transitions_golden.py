@@ -74,17 +74,13 @@ def both_sides(h, g, z, y):
   )
 
 
-@pytest.fixture(scope="module", params=["stories260K", "qwen2_random"])
-def case(request, shared):
+@pytest.fixture(scope="module")
+def case(shared):
   """The official rows, and ours under each history."""
-  golden = shared / "golden" / request.param
+  golden = shared / "golden" / "qwen2_random"
   index = json.loads((golden / "index.json").read_text())
   rows = json.loads((golden / "transitions.json").read_text())
-  config, dense = checkpoints.load_params(
-    golden / "dense"
-    if request.param == "qwen2_random"
-    else (shared / "weights" / request.param)
-  )
+  config, dense = checkpoints.load_params(golden / "dense")
   _, pruned = checkpoints.load_params(golden / index["analysis_pruned_folder"])
   prompt = jnp.asarray(np.load(golden / "tokens.npz")["prompt"])
   steps = 1 + max(row["step"] for row in rows)
