@@ -29,6 +29,10 @@ def on_history(query, key, value, mask):
   return transitions.attend_to_history(query, key, value, key, value, before)
 
 
+# Outside of jit every operation is a program of its own.
+_allowed = jax.jit(attention.allowed, static_argnums=5)
+
+
 FORMS = {
   "plain": attention.plain,
   "chunked": attention.chunked,
@@ -87,11 +91,13 @@ def test_derivatives_with_low_scores_are_finite(name, magnitude):
 def test_a_row_without_keys_is_finite():
   scores = jnp.asarray([[-1e35, -2e35, 3.0], [1.0, 2.0, 3.0]])
   mask = jnp.asarray([[False, False, False], [True, False, True]])
-  weights, tangent = jax.jvp(
-    lambda scores: attention.softmax(scores, mask),
-    (scores,),
-    (jnp.ones_like(scores),),
-  )
+  weights, tangent = jax.jit(
+    lambda scores: jax.jvp(
+      lambda scores: attention.softmax(scores, mask),
+      (scores,),
+      (jnp.ones_like(scores),),
+    )
+  )(scores)
   assert np.isfinite(weights).all() and np.isfinite(tangent).all()
   np.testing.assert_allclose(weights.sum(axis=-1), 1.0, rtol=1e-6)
   assert weights[1, 1] == 0
@@ -111,15 +117,14 @@ def test_encoder_reads_no_padding_however_low_the_scores():
   )
   module = encoder.Attention(config)
   x_BTD = np.random.default_rng(0).random((2, 4, 8)).astype(np.float32)
-  params = module.init(jax.random.key(0), x_BTD)["params"]
+  params = jax.jit(module.init)(jax.random.key(0), x_BTD)["params"]
   params = {**params}
   for name, size in (("query", 1e16), ("key", -1e16)):
     params[name] = {**params[name], "kernel": jnp.full((8, 8), size)}
   valid = np.array([[True, True, False, False], [False] * 4])
   other = np.where(valid[..., None], x_BTD, 7.0).astype(np.float32)
-  one, two = (
-    module.apply({"params": params}, x, valid)[0] for x in (x_BTD, other)
-  )
+  run = jax.jit(module.apply)
+  one, two = (run({"params": params}, x, valid)[0] for x in (x_BTD, other))
   np.testing.assert_array_equal(one[0, :2], two[0, :2])
   assert np.isfinite(one).all()
 
@@ -172,13 +177,13 @@ def test_forms_of_attention_agree(length, kv_heads):
     rng.normal(size=(2, length, heads, 8)).astype(np.float32)
     for heads in (4, kv_heads, kv_heads)
   )
-  slots = jnp.arange(length)
-  mask = attention.allowed(
+  slots = np.arange(length)
+  mask = _allowed(
     slots,
     slots,
     slots[None],
     slots[None],
-    jnp.asarray(left_padded(length, max(1, length - 3))),
+    left_padded(length, max(1, length - 3)),
     40,
     True,
   )

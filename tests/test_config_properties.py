@@ -228,7 +228,7 @@ def stock_reading(family, fields):
   return config, rotary, {name for name, _ in model.named_parameters()}
 
 
-@hypothesis.settings(max_examples=400)
+@hypothesis.settings(max_examples=150)
 @hypothesis.given(
   st.sampled_from((*LLAMA_LIKE, "gemma2", "gemma3_text", "olmo2", "phi3")),
   FIELDS,
@@ -316,7 +316,7 @@ ROPE_NAMES = (
 )
 
 
-@hypothesis.settings(max_examples=500)
+@hypothesis.settings(max_examples=200)
 @hypothesis.given(
   st.fixed_dictionaries(
     {}, optional={name: VALUES[name] for name in ROPE_NAMES}
@@ -342,7 +342,7 @@ def test_an_export_is_read_as_its_source_by_transformers_4_too(changes):
   assert ModelConfig.from_hf(older) == config
 
 
-@hypothesis.settings(max_examples=300)
+@hypothesis.settings(max_examples=120)
 @hypothesis.given(
   st.sampled_from(sorted(FAMILIES)),
   st.dictionaries(st.text(max_size=12), JSON, max_size=4),
@@ -357,7 +357,7 @@ def test_unknown_keys_never_change_what_is_read(family, unknown):
   assert all(name.isprintable() for name in config.ignored)
 
 
-@hypothesis.settings(max_examples=300)
+@hypothesis.settings(max_examples=120)
 @hypothesis.given(st.sampled_from((*FAMILIES, "bert")), st.data())
 def test_any_json_is_read_or_refused_in_one_line(family, data):
   names = st.sampled_from(sorted(known_names(family) - {"model_type"}))

@@ -15,6 +15,12 @@ from jaxprune.checkpoints import names
 from jaxprune.models import EncoderConfig, encoder
 from jaxprune.models.decoder import Gates
 
+# Outside of jit every operation is a program of its own.
+forward = jax.jit(encoder.forward, static_argnums=0, static_argnames="observe")
+embed = jax.jit(encoder.embed, static_argnums=0)
+block = jax.jit(encoder.block, static_argnums=0)
+pool = jax.jit(encoder.pool, static_argnames=("pooling", "normalise"))
+
 draw = np.random.default_rng(0)
 TOKENS = draw.integers(4, 61, (3, 11))
 TYPES = draw.integers(0, 2, (3, 11))
@@ -31,9 +37,7 @@ def tiny(tmp_path_factory):
 
 def test_equals_stock(tiny):
   model, config, params = tiny
-  got, _ = jax.jit(encoder.forward, static_argnums=0)(
-    config, params, TOKENS, valid_BT=VALID, token_types_BT=TYPES
-  )
+  got, _ = forward(config, params, TOKENS, valid_BT=VALID, token_types_BT=TYPES)
   want = hf_encoders.hidden(model, TOKENS, VALID, TYPES)
   np.testing.assert_allclose(got[VALID], want[VALID], atol=1e-5)
 
@@ -46,7 +50,7 @@ def test_other_activations_equal_stock(activation, tmp_path):
   hf_encoders.save(tmp_path, model)
   source = checkpoints.open_checkpoint(tmp_path, EncoderConfig)
   config, params = checkpoints.load_params(source)
-  got, _ = encoder.forward(config, params, jnp.asarray(TOKENS))
+  got, _ = forward(config, params, jnp.asarray(TOKENS))
   np.testing.assert_allclose(got, hf_encoders.hidden(model, TOKENS), atol=1e-5)
 
 
@@ -62,7 +66,7 @@ def test_minilm_equals_stock(shared):
   ).eval()
   tokens = np.random.default_rng(1).integers(1000, 20000, (2, 24))
   valid = np.arange(24)[None] < np.array([24, 9])[:, None]
-  got, _ = encoder.forward(
+  got, _ = forward(
     config, params, jnp.asarray(tokens), valid_BT=jnp.asarray(valid)
   )
   want = hf_encoders.hidden(model, tokens, valid)
@@ -71,7 +75,7 @@ def test_minilm_equals_stock(shared):
 
 def test_a_token_reads_both_ways_but_no_padding(tiny):
   _, config, params = tiny
-  x_BTD = encoder.embed(config, params, jnp.asarray(TOKENS[:1]))
+  x_BTD = embed(config, params, jnp.asarray(TOKENS[:1]))
   layer = jax.tree.map(lambda leaf: leaf[0], params["layers"])
   valid_BT = jnp.arange(11)[None] < 8
 
@@ -86,8 +90,8 @@ def test_a_token_reads_both_ways_but_no_padding(tiny):
 def test_tape_holds_the_inputs_of_the_kernels(tiny):
   _, config, params = tiny
   layer = jax.tree.map(lambda leaf: leaf[1], params["layers"])
-  x_BTD = encoder.embed(config, params, jnp.asarray(TOKENS))
-  y_BTD, tape = encoder.block(config, layer, x_BTD, jnp.asarray(VALID))
+  x_BTD = embed(config, params, jnp.asarray(TOKENS))
+  y_BTD, tape = block(config, layer, x_BTD, jnp.asarray(VALID))
   assert set(encoder.KERNEL_INPUTS.values()) <= set(tape)
 
   def norm(name, x_BTD):
@@ -115,28 +119,28 @@ def test_tape_holds_the_inputs_of_the_kernels(tiny):
 def test_a_closed_gate_is_the_norm_of_the_residual(tiny):
   _, config, params = tiny
   open_, closed = jnp.ones(3), jnp.zeros(3)
-  got, _ = encoder.forward(
+  got, _ = forward(
     config,
     params,
     jnp.asarray(TOKENS),
     gates=Gates(attention=closed, mlp=closed),
   )
-  x_BTD = encoder.embed(config, params, jnp.asarray(TOKENS))
+  x_BTD = embed(config, params, jnp.asarray(TOKENS))
   for index in range(3):
     for name in ("attention_norm", "mlp_norm"):
       own = {k: v[index] for k, v in params["layers"][name].items()}
       x_BTD = encoder.layer_norm(config).apply({"params": own}, x_BTD)
   np.testing.assert_allclose(got, x_BTD, atol=5e-6)
-  same, _ = encoder.forward(
+  same, _ = forward(
     config, params, jnp.asarray(TOKENS), gates=Gates(attention=open_, mlp=open_)
   )
-  plain, _ = encoder.forward(config, params, jnp.asarray(TOKENS))
+  plain, _ = forward(config, params, jnp.asarray(TOKENS))
   np.testing.assert_array_equal(same, plain)
 
 
 def test_observe_is_stacked_on_layers(tiny):
   _, config, params = tiny
-  out, seen = encoder.forward(
+  out, seen = forward(
     config,
     params,
     jnp.asarray(TOKENS),
@@ -169,7 +173,7 @@ def test_init_has_the_shapes_of_the_table(tiny):
 @pytest.mark.parametrize("normalise", [True, False])
 def test_pool(pooling, normalise):
   x_BTD = np.random.default_rng(2).normal(size=(3, 11, 5))
-  got = encoder.pool(
+  got = pool(
     jnp.asarray(x_BTD, jnp.float32),
     jnp.asarray(VALID),
     pooling=pooling,
@@ -183,16 +187,16 @@ def test_pool(pooling, normalise):
 
 
 def test_padding_alone_pools_to_zeros():
-  got = encoder.pool(jnp.ones((1, 4, 3)), jnp.zeros((1, 4), bool))
+  got = pool(jnp.ones((1, 4, 3)), jnp.zeros((1, 4), bool))
   np.testing.assert_array_equal(got, np.zeros((1, 3)))
 
 
 def test_unknown_pooling_and_too_many_tokens(tiny):
   _, config, params = tiny
   with pytest.raises(ValueError, match="pooling='max'.*mean, cls"):
-    encoder.pool(jnp.ones((1, 4, 3)), jnp.ones((1, 4), bool), pooling="max")
+    pool(jnp.ones((1, 4, 3)), jnp.ones((1, 4), bool), pooling="max")
   with pytest.raises(ValueError, match="41 tokens.*40 positions"):
-    encoder.forward(config, params, jnp.zeros((1, 41), jnp.int32))
+    forward(config, params, jnp.zeros((1, 41), jnp.int32))
 
 
 HF = dict(

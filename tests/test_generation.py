@@ -234,8 +234,8 @@ def test_unstacked_layers_are_views():
     )
 
 
-def test_one_trace_for_one_shape(small):
-  _, config, params = small
+def test_one_trace_for_one_shape():
+  _, config, params = hf_models.build("llama", num_hidden_layers=1)
   tokens = random_tokens(2, 6)
   traced = generation._generate._cache_size
   models.generate(config, params, tokens, max_new_tokens=4)
@@ -255,8 +255,8 @@ def test_one_trace_for_one_shape(small):
   for end in (7, 8):
     run(sampling=models.Sampling(eos_ids=(end,)))
   assert traced() == before + 2
-  for index in range(2):
-    run(gates=models.make_gates(config, attention=[index]))
+  for drop in ({"attention": [0]}, {"mlp": [0]}):
+    run(gates=models.make_gates(config, **drop))
   assert traced() == before + 3
 
 

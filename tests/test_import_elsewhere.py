@@ -44,7 +44,7 @@ class Toy(nn.Module):
 def toy():
   """Tokens, and the toy's parameters whole and with small kernels zeroed."""
   tokens_BT = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (2, 6)))
-  dense = Toy().init(jax.random.key(0), tokens_BT)
+  dense = jax.jit(Toy().init)(jax.random.key(0), tokens_BT)
   pruned = jax.tree.map(
     lambda w: jnp.where(jnp.abs(w) < 0.1, 0, w) if w.ndim == 2 else w, dense
   )
@@ -53,8 +53,8 @@ def toy():
 
 def test_a_flax_model_as_a_whole(toy):
   tokens_BT, dense, pruned = toy
-  h, z = Toy().apply(dense, tokens_BT)
-  g, y = Toy().apply(pruned, tokens_BT)
+  run = jax.jit(Toy().apply)
+  (h, z), (g, y) = run(dense, tokens_BT), run(pruned, tokens_BT)
   found = jax.jit(jax.vmap(jax.vmap(probes.compare_position)))(h, g, z, y)
   assert found.kl.shape == tokens_BT.shape
   p, q = (np.asarray(jax.nn.softmax(x), np.float64) for x in (z, y))
@@ -103,7 +103,7 @@ def test_one_sublayer_of_a_flax_model_at_a_time(toy):
   scale = dense["params"]["norm"]
   h_BTD = nn.LayerNorm().apply({"params": scale}, last_BTD)
   np.testing.assert_allclose(
-    h_BTD, Toy().apply(dense, tokens_BT)[0], rtol=1e-4, atol=1e-5
+    h_BTD, jax.jit(Toy().apply)(dense, tokens_BT)[0], rtol=1e-4, atol=1e-5
   )
   _, (same, _) = probes.compare_sublayers(
     sublayers, read, measure, x_BTD, (layers[0], layers[0])
@@ -125,16 +125,15 @@ def test_plain_callables():
   }
   cut = params | {"table": params["table"].at[:, 6:].set(0)}
   tokens_T = jnp.asarray([3, 1, 4, 1, 5])
-  h, z = forward(params, tokens_T)
-  g, y = forward(cut, tokens_T)
+  h, z = jax.jit(forward)(params, tokens_T)
+  g, y = jax.jit(forward)(cut, tokens_T)
+  theorem_3 = jax.jit(jax.vmap(probes.theorem_3, (0, 0, None)))
   for temperature in (0.5, 2.0):
-    exact = jax.vmap(lambda z, y, t=temperature: probes.theorem_3(z, y, t))(
-      z, y
-    )
+    exact = theorem_3(z, y, temperature)
     assert (np.asarray(exact.exact) <= np.asarray(exact.bound)).all()
   # Half of the coordinates are gone: what is left lies along h as far as the
   # rest of h was long.
-  found = jax.vmap(probes.compare_vectors)(h, g)
+  found = jax.jit(jax.vmap(probes.compare_vectors))(h, g)
   left = np.square(h[:, :6]).sum(-1) / np.square(h).sum(-1)
   np.testing.assert_allclose(found.alpha, left - 1, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(found.cos, np.sqrt(left), rtol=1e-5)

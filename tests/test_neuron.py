@@ -12,6 +12,11 @@ from jaxprune.pruning.methods import neuron
 D, F = 5, 8
 
 
+# Outside of jit every operation is a program of its own.
+neuron_scores = jax.jit(neuron.neuron_scores, static_argnames="root")
+prune = jax.jit(neuron.neuron, static_argnums=2, static_argnames="root")
+
+
 def make(seed=0, gated=True, bias=True):
   draw = np.random.default_rng(seed)
   shapes = {"gate": (D, F), "up": (D, F), "down": (F, D)}
@@ -26,13 +31,18 @@ def make(seed=0, gated=True, bias=True):
   }
 
 
-def run(mlp, x_BTD, act=jax.nn.silu):
+@jax.jit
+def run(mlp, x_BTD):
   def linear(name, x):
     bias = mlp[name].get("bias", jnp.zeros(1))
     return x @ mlp[name]["kernel"] + bias[None, None]
 
   up = linear("up", x_BTD)
-  hidden = act(linear("gate", x_BTD)) * up if "gate" in mlp else act(up)
+  hidden = (
+    jax.nn.silu(linear("gate", x_BTD)) * up
+    if "gate" in mlp
+    else jax.nn.silu(up)
+  )
   return linear("down", hidden)
 
 
@@ -50,7 +60,7 @@ def test_table():
   s = norms([4, 1, 1, 0.5])
   np.testing.assert_allclose(neuron.neuron_scores(down_FO, s), [4, 2, 3, 2])
   np.testing.assert_allclose(
-    neuron.neuron_scores(down_FO, s, root=True), [2, 2, 3, 4 * 0.5**0.5]
+    neuron_scores(down_FO, s, root=True), [2, 2, 3, 4 * 0.5**0.5]
   )
   for sparsity, root, want in (
     (0.25, False, [1, 0, 1, 1]),  # Of the tie the first goes.
@@ -59,9 +69,7 @@ def test_table():
     (0.0, False, [1, 1, 1, 1]),
     (0.74, False, [1, 0, 1, 0]),  # floor(2.96)
   ):
-    _, masks, _ = neuron.neuron(
-      {"down": {"kernel": down_FO}}, s, sparsity, root=root
-    )
+    _, masks, _ = prune({"down": {"kernel": down_FO}}, s, sparsity, root=root)
     np.testing.assert_array_equal(masks["down"][:, 0], want)
 
 
@@ -70,7 +78,7 @@ def test_scores_of_the_equation():
   x_BTF, down_FO = draw.normal(size=(4, 7, F)), draw.normal(size=(F, D))
   s_F = np.square(x_BTF).sum(axis=1).mean(axis=0)
   want_F = np.abs(down_FO).mean(axis=1) * s_F
-  got_F = neuron.neuron_scores(
+  got_F = neuron_scores(
     jnp.asarray(down_FO), observe_squares(jnp.asarray(x_BTF))
   )
   np.testing.assert_allclose(got_F, want_F, rtol=1e-5)
@@ -88,7 +96,7 @@ def test_masked_is_slim(gated, bias):
     np.random.default_rng(1).normal(size=(2, 3, D)), jnp.float32
   )
   keep_F = np.array([1, 0, 1, 1, 0, 0, 1, 1], bool)
-  masked, masks = neuron.mask_neurons(mlp, keep_F)
+  masked, masks = jax.jit(neuron.mask_neurons)(mlp, keep_F)
   small = jax.jit(neuron.slim, static_argnums=2)(mlp, keep_F, 5)
   chex.assert_shape(small["down"]["kernel"], (5, D))
   chex.assert_shape(small["up"]["kernel"], (D, 5))
@@ -127,7 +135,7 @@ def test_counts_dtypes_and_layers():
   np.testing.assert_array_equal(masks["gate"], masks["up"])
   np.testing.assert_array_equal(masks["gate"].T, masks["down"])
   stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), mlp)
-  both, *_ = jax.vmap(f)(stacked)
+  both, *_ = jax.jit(jax.vmap(f))(stacked)
   np.testing.assert_array_equal(both["up"]["kernel"][0], new["up"]["kernel"])
   np.testing.assert_array_equal(
     both["up"]["kernel"][1], 2 * new["up"]["kernel"]
@@ -148,7 +156,7 @@ def test_official_oracle():
         np.sqrt(s_F) if root else s_F
       )
       gone = np.argsort(score_F)[: int(F * sparsity)]
-      new, *_ = neuron.neuron(mlp, observe_squares(x_BTF), sparsity, root=root)
+      new, *_ = prune(mlp, observe_squares(x_BTF), sparsity, root=root)
       want = jax.tree.map(np.array, mlp)
       want["down"]["kernel"][gone] = 0
       want["up"]["kernel"][:, gone] = 0

@@ -22,6 +22,7 @@ def softmax(z_V):
 
 
 def by_differences(function, x_V, step=1e-5):
+  function = jax.jit(function)
   found_V = np.zeros_like(x_V)
   for index in range(x_V.size):
     ends = []
@@ -48,7 +49,7 @@ def test_gradient_is_that_of_finite_differences(name):
     def loss(moved_V):
       return LOSSES[name](jnp.asarray(z_V), moved_V)
 
-    found_V = jax.grad(loss)(jnp.asarray(zq_V))
+    found_V = jax.jit(jax.grad(loss))(jnp.asarray(zq_V))
     assert found_V.dtype == jnp.float64
     np.testing.assert_allclose(
       found_V, by_differences(loss, zq_V), rtol=1e-7, atol=1e-9
@@ -67,7 +68,7 @@ def test_gradients_in_closed_form():
     "logit_variance": p_V * (dz_V - p_V @ dz_V) / T**2,
   }
   for name, loss in LOSSES.items():
-    found_V = jax.grad(loss, argnums=1)(jnp.asarray(z_V), jnp.asarray(zq_V))
+    found_V = jax.jit(jax.grad(loss, argnums=1))(z_V, zq_V)
     np.testing.assert_allclose(found_V, expected[name], atol=2e-6)
 
 
@@ -87,11 +88,11 @@ def test_values_by_hand():
 
 def test_values_are_those_of_the_probes():
   z_V, zq_V = (jnp.asarray(each, jnp.float32) for each in draw(2))
-  found = theorem_3(z_V, zq_V, 1.3)
+  found = jax.jit(theorem_3)(z_V, zq_V, 1.3)
   assert losses.logit_variance(z_V, zq_V, 1.3) == pytest.approx(
     float(found.estimate), rel=1e-5
   )
-  kl = divergences.compare_distributions(z_V, zq_V, 1.3).kl
+  kl = jax.jit(divergences.compare_distributions)(z_V, zq_V, 1.3).kl
   assert losses.distillation(z_V, zq_V, 1.3) == pytest.approx(
     float(kl), rel=1e-5
   )
@@ -141,7 +142,7 @@ def test_bad_input_is_named():
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_and_gradients_are_finite_where_logits_are_far_apart(name):
   z_V = jnp.array([80.0, -80.0, 0.0, 1.0])
-  loss, grad_V = jax.value_and_grad(LOSSES[name], argnums=1)(z_V, -z_V)
+  loss, grad_V = jax.jit(jax.value_and_grad(LOSSES[name], argnums=1))(z_V, -z_V)
   chex.assert_shape(loss, ())
   chex.assert_equal_shape((grad_V, z_V))
   chex.assert_tree_all_finite((loss, grad_V))

@@ -8,13 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.calibration.statistics import Gram, observe_gram
+from jaxprune.calibration import statistics
+from jaxprune.calibration.statistics import Gram
 from jaxprune.pruning.methods import hessian_inverse
 from jaxprune.pruning.methods.sparsegpt import prune_with_factor, sparsegpt
 from jaxprune.pruning.methods.wanda import wanda
 from jaxprune.pruning.patterns import NofM, Unstructured, removed_count
 from jaxprune.pruning.reconstruction import layer_error
 
+# Op by op, each of their operations is a program of its own.
+observe_gram = jax.jit(statistics.observe_gram)
+inverse_factor = jax.jit(hessian_inverse.inverse_factor)
 INPUTS, OUTPUTS, BLOCK = 40, 6, 16  # the last block is short
 PATTERNS = [
   Unstructured(sparsity=0.5, group="matrix"),
@@ -86,7 +90,7 @@ def oracle(w_IO, upper_II, pattern, dead_I):
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_algorithm(pattern):
   w_IO, x_BTI = problem()
-  found = jax.jit(hessian_inverse.inverse_factor)(observe_gram(x_BTI))
+  found = inverse_factor(observe_gram(x_BTI))
   new_IO, mask_IO = jax.jit(
     functools.partial(prune_with_factor, pattern=pattern, block=BLOCK)
   )(w_IO, found)
@@ -109,7 +113,7 @@ def test_corrections_solve_least_squares():
   """One removed input of one output: the rest is the regression without it."""
   w_IO, x_BTI = problem(1)
   w_I1 = w_IO[:, :1]
-  upper = jax.jit(hessian_inverse.inverse_factor)(observe_gram(x_BTI), 1e-4)
+  upper = inverse_factor(observe_gram(x_BTI), 1e-4)
   # The first input leaves, because its weight is the smallest of its group.
   w_I1 = w_I1.at[0].set(1e-4).at[1:].add(jnp.sign(w_I1[1:]))
   count = Unstructured(sparsity=1 / INPUTS)
@@ -132,9 +136,7 @@ def test_factor(inputs):
   """U^T U is the inverse, by one panel and by several."""
   draw = np.random.default_rng(2)
   x_BTI = draw.standard_normal((2, 2 * inputs, inputs)).astype(np.float32)
-  found = jax.jit(hessian_inverse.inverse_factor)(
-    observe_gram(jnp.asarray(x_BTI))
-  )
+  found = inverse_factor(observe_gram(jnp.asarray(x_BTI)))
   chex.assert_shape(
     [found.upper, found.dead, found.ok], [(inputs,) * 2, (inputs,), ()]
   )
@@ -151,7 +153,13 @@ def test_corrected_is_better_than_masked():
   gram = observe_gram(x_BTI)
   pattern = NofM(keep=2, of=4)
   errors = [
-    float(layer_error(w_IO, method(w_IO, seen, pattern)[0], gram.sum_outer))
+    float(
+      jax.jit(layer_error)(
+        w_IO,
+        jax.jit(method, static_argnums=2)(w_IO, seen, pattern)[0],
+        gram.sum_outer,
+      )
+    )
     for method, seen in ((wanda, gram.squares), (sparsegpt, gram))
   ]
   assert errors[1] < 0.8 * errors[0]
@@ -166,11 +174,13 @@ def test_failed_factor():
   """More damping, said so; nan weights where nobody looks; never identity."""
   # Eigenvalues 1 and -0.1 in units of 2/n: one per cent does not lift that.
   bad = gram_of([[0.45, 0.55], [0.55, 0.45]])
-  assert not bool(hessian_inverse.inverse_factor(bad).ok)
+  assert not bool(inverse_factor(bad).ok)
   found, tried = hessian_inverse.inverse_factor_with_retry(bad)
   np.testing.assert_allclose(tried, [0.01, 0.1, 1.0])
   assert bool(found.ok)
-  new_IO, _ = sparsegpt(jnp.ones((2, 3)), bad, NofM(keep=1, of=2))
+  new_IO, _ = jax.jit(sparsegpt, static_argnums=2)(
+    jnp.ones((2, 3)), bad, NofM(keep=1, of=2)
+  )
   assert np.isnan(np.asarray(new_IO)).all()
   with pytest.raises(ValueError, match="not positive definite"):
     hessian_inverse.inverse_factor_with_retry(gram_of([[0.1, 90], [90, 0.1]]))
@@ -209,7 +219,7 @@ def test_all_ways_agree():
 )
 def test_bad_arguments(change, words):
   w_IO, x_BTI = problem()
-  found = hessian_inverse.inverse_factor(observe_gram(x_BTI))
+  found = inverse_factor(observe_gram(x_BTI))
   options = dict(w_IO=w_IO, factor=found, pattern=NofM(keep=2, of=4)) | change
   with pytest.raises(ValueError, match=words):
     prune_with_factor(**options)

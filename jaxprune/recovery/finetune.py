@@ -224,8 +224,7 @@ def recover(
     seen.append(parts)
     watch.keep(seen, state)
   watch.look(seen)
-  finite = jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), state[0])
-  if not all(map(bool, jax.tree.leaves(finite))):  # after the last loss
+  if not _all_finite(state[0]):  # after the last loss
     raise ValueError(
       "weights are not finite after the last step: lower"
       f" learning_rate={recovery.learning_rate} or"
@@ -388,6 +387,13 @@ def _logits(config, params, tokens_BT, gates):
     config, params, tokens_BT[:, :-1], gates=gates, remat=True
   )
   return decoder.unembed(config, params, x_BTD)
+
+
+@jax.jit
+def _all_finite(tree):
+  """One program for all leaves, each of which would need two of its own."""
+  leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+  return jnp.stack(leaves).all()
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
