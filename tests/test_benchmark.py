@@ -53,7 +53,7 @@ def test_time_is_charged_per_unit():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
 def test_the_peak_of_a_process_is_not_that_of_the_one_that_began_it():
-  held = np.ones(1 << 27)  # 1 GiB, more than the process needs
+  held = np.ones(1 << 26)  # 512 MiB, more than the process needs
   with processes.Side("small", str, None) as side:
     assert side.peak_bytes() < held.nbytes
 

@@ -150,7 +150,11 @@ def test_bad_flags_are_one_line(tmp_path):
   assert "--top_tokens=5000" in lines[0] and not (tmp_path / "out").exists()
 
 
-def test_nothing_pruned_is_nothing_everywhere(two_layers, tmp_path):
+def test_nothing_pruned_is_nothing_everywhere(
+  two_layers, tmp_path, monkeypatch
+):
+  # The control writes what the pruned model does: one program for both.
+  monkeypatch.setattr(measure, "WRITTEN_BY_CONTROL", measure.WRITTEN)
   out = tmp_path / "out"
   done = scripts.call(
     "interventions",

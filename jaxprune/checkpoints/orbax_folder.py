@@ -308,10 +308,12 @@ def _write_masks(source, work, sharding) -> dict[str, Any] | None:
   return metadata
 
 
-def _restore(opened, tree, mesh, dtype, parts, layers) -> dict[str, Any]:
-  """Read the chosen leaves of one of the trees."""
+def _restore(
+  opened, tree, mesh, dtype, parts, layers, saved=None
+) -> dict[str, Any]:
+  """Read the chosen leaves of one of the trees, which `saved` describes."""
   folder = opened.folder / tree
-  saved = names.flatten(orbax.saved_shapes(folder))
+  saved = saved or names.flatten(orbax.saved_shapes(folder))
   chosen = {}
   for part in parts:
     found = {
@@ -356,6 +358,7 @@ def _tensors(
 ) -> Iterator[tuple[str, Callable[[slice], np.ndarray]]]:
   """The tensors of the Hugging Face folder; one stacked leaf in memory."""
   config = opened.config
+  saved = names.flatten(orbax.saved_shapes(opened.folder / _PARAMS))  # once
   for rows, prefix in (
     (names.outer_rows(config), ""),
     (names.layer_rows(config), "layers/"),
@@ -367,7 +370,9 @@ def _tensors(
     for name, group in groups.items():
       before, paths = paths, [prefix + row.path for row in group]
       if paths != before:  # the experts of a stack follow one another
-        leaves = names.flatten(restore_params(opened, parts=paths))
+        leaves = names.flatten(
+          _restore(opened, _PARAMS, None, None, paths, None, saved)
+        )
         leaves = {path: np.asarray(leaf) for path, leaf in leaves.items()}
       for index in range(config.num_layers) if prefix else (0,):
         one = {

@@ -254,7 +254,7 @@ def run(
   """
   transform = transformation(train)
   params = initial_params(config, jax.random.key(train.seed))
-  state = (params, transform.init(params))
+  state = optimizer.committed((params, transform.init(params)))
   kept = states.States(folder, dataclasses.asdict(train))
   first, state, _ = kept.newest(state)
   start, seen = time.monotonic(), []

@@ -21,7 +21,8 @@ Any JAX model can be measured; all that is asked of it is h and z:
   tokens = jnp.array([3, 14, 15, 9, 26, 5, 35])
   (h, z), (h_pruned, z_pruned) = (
       forward(params, tokens) for params in (dense, pruned))
-  change = jax.vmap(probes.compare_position)(h, h_pruned, z, z_pruned)
+  compare = jax.jit(jax.vmap(probes.compare_position))
+  change = compare(h, h_pruned, z, z_pruned)
   print(*change.kl)  # nats, one per position
   print("flax" in sys.modules)  # False: nothing else was loaded
 

@@ -29,7 +29,7 @@ from jaxprune.models.config import ModelConfig
 from jaxprune.models.decoder import Gates, Params
 from jaxprune.recovery import losses
 from jaxprune.recovery import trainable_mask as masks_lib
-from jaxprune.recovery.optimizer import Optimizer, adamw, schedule
+from jaxprune.recovery.optimizer import Optimizer, adamw, committed, schedule
 
 if TYPE_CHECKING:
   from jaxprune.recovery import states
@@ -190,7 +190,7 @@ def recover(
   dense_config, dense_params = dense or (None, None)
   if recovery.objective == "language":
     dense_config = dense_params = None
-  state = (params, adamw(recovery).init(params))
+  state = committed((params, adamw(recovery).init(params)))
   del params  # a state that was kept takes their place
   program = _Program(
     config=config,

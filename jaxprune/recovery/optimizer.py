@@ -57,3 +57,15 @@ def adamw(settings: Optimizer) -> optax.GradientTransformation:
     optax.scale_by_adam(b1=0.9, b2=0.98),
     optax.add_decayed_weights(settings.weight_decay, mask=kernels),
   )
+
+
+def committed(tree: Any) -> Any:
+  """The same arrays, bound to the devices where they are.
+
+  As those of a state that was read are: a step that begins anew and one that
+  goes on are then one program.
+
+  Args:
+    tree: of arrays.
+  """
+  return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding), tree)

@@ -181,6 +181,8 @@ def compare_sequences(
       for model, x_D in ((dense, h_D), (pruned, g_D))
     )
 
+  # Traced once for attention, MLP and output; most of the program is in them.
+  inside, measure = jax.jit(inside), jax.jit(measure)
   x_BTD, y_BTD, inner = scan.compare_layers(
     stack(dense),
     stack(pruned),
@@ -312,6 +314,7 @@ def compare_decodings(
     )
     return params, decoding.step_back(cache)
 
+  @jax.jit  # traced once for all decodings
   def decode(params, token_B, cache):
     x_BTD, _, cache = decoding.decode_step(
       config, params, cache, token_B[:, None]

@@ -150,10 +150,13 @@ def make_config(sizes: dict[str, int]) -> ModelConfig:
   return shapes.llama(fields, positions=1 << 16, rope_theta=10000.0)
 
 
+_init = jax.jit(init, static_argnums=0)
+
+
 def _seconds(name, sizes, repeats):
   """Median wall and processor seconds after one call that is not counted."""
   config = make_config(sizes)
-  params = init(config, jax.random.key(0))
+  params = _init(config, jax.random.key(0))
   shape = sizes["prompts"] * 4, sizes["tokens"]
   ids = np.random.default_rng(0).integers(3, sizes["vocabulary"], shape)
   work = functools.partial(
