@@ -153,16 +153,12 @@ def test_cache_is_right_for_every_drop_list(small, drop):
   )
 
 
-@pytest.mark.parametrize("separate", [False, True])
+SLIDING = dict(use_sliding_window=True, sliding_window=3, max_window_layers=1)
+
+
 @pytest.mark.parametrize(
-  "family, fields",
-  [
-    (
-      "qwen2",
-      dict(use_sliding_window=True, sliding_window=3, max_window_layers=1),
-    ),
-    ("qwen3", {}),
-  ],
+  "family, fields, separate",
+  [("qwen2", SLIDING, False), ("qwen2", SLIDING, True), ("qwen3", {}, True)],
 )
 def test_steps_give_the_residuals_of_forward(family, fields, separate):
   """Prefill 4, then 1, then 3 at once, in both forms of the layers."""

@@ -389,7 +389,7 @@ def test_word_choice_of_stories(shared):
 
   folder = shared / "weights" / "stories260K"
   questions = multiple_choice.read_questions(
-    shared / "data/tinystories_mcq/word-choice-balanced.jsonl", 80
+    shared / "data/tinystories_mcq/word-choice-balanced.jsonl", 40
   )
   choices = multiple_choice.score_questions(
     *checkpoints.load_params(folder), load_tokenizer(folder), questions

@@ -99,7 +99,7 @@ def test_the_script(tiny, tmp_path):
   done = scripts.call(
     "propagation",
     f"--model={tiny}/dense",
-    "--cells=wanda:0.3",
+    "--cells=magnitude:0.3",
     f"--calibration={tiny}/ids.npz",
     *shape,
     f"--out={tmp_path}/pruned",
@@ -154,12 +154,12 @@ def test_the_script(tiny, tmp_path):
   )
   pictures = {path.name for path in (tmp_path / "pruned/figures").iterdir()}
   assert {
-    "wanda_0.3_contributions_kl.svg",
-    "wanda_0.3_time_kl.svg",
-    "wanda_0.3_steps_kl.svg",
-    "wanda_0.3_path_error.svg",
-    "wanda_0.3_rate_mean.svg",
-    "wanda_0.3_pairs.svg",
+    "magnitude_0.3_contributions_kl.svg",
+    "magnitude_0.3_time_kl.svg",
+    "magnitude_0.3_steps_kl.svg",
+    "magnitude_0.3_path_error.svg",
+    "magnitude_0.3_rate_mean.svg",
+    "magnitude_0.3_pairs.svg",
   } <= pictures
   assert "Against chance" in (tmp_path / "pruned/report.html").read_text()
   assert not (tmp_path / "pruned/work").exists()

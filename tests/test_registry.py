@@ -164,17 +164,18 @@ def test_every_kernel_method_keeps_the_contract(name):
       assert not new_IO[~mask_IO].any()
       kept = float(mask_IO.mean())
       assert kept == 0.5 if row.exact else abs(kept - 0.5) < 0.02
-    stack_LIO = jnp.stack([_draw(seed, 16, outputs) for seed in (4, 5)])
-    mapped = jax.jit(
-      jax.vmap(lambda w_IO, q=pattern: row.apply(w_IO, prepared, q))
-    )
-    alone = [apply(w_IO, prepared) for w_IO in stack_LIO]
-    chex.assert_trees_all_close(
-      mapped(stack_LIO),
-      jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone),
-      rtol=1e-5,
-      atol=1e-5,
-    )
+  # Mapped as well; of any pattern, as masks are in test_patterns.
+  stack_LIO = jnp.stack([_draw(seed, 16, outputs) for seed in (4, 5)])
+  mapped = jax.jit(
+    jax.vmap(lambda w_IO, q=pattern: row.apply(w_IO, prepared, q))
+  )
+  alone = [apply(w_IO, prepared) for w_IO in stack_LIO]
+  chex.assert_trees_all_close(
+    mapped(stack_LIO),
+    jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone),
+    rtol=1e-5,
+    atol=1e-5,
+  )
 
 
 @pytest.mark.parametrize("name", registry.names(registry.HIDDEN_UNITS))

@@ -1,5 +1,7 @@
 """The measurement of options against oracles in float64, and its summary."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +47,7 @@ class Quiet:
     pass
 
 
+@functools.cache
 def params(seed):
   rng = np.random.default_rng(seed)
   shapes = jax.eval_shape(lambda: decoder.init(CONFIG, jax.random.key(0)))
@@ -53,20 +56,25 @@ def params(seed):
   )
 
 
-DENSE = params(0)
-PRUNED = jax.tree.map(
-  lambda a, b: jnp.asarray(np.asarray(a) + 0.3 * np.asarray(b)),
-  DENSE,
-  params(1),
-)
+def dense():
+  return params(0)
 
 
-def measured(pruned, folder):
+@functools.cache
+def pruned():
+  return jax.tree.map(
+    lambda a, b: jnp.asarray(np.asarray(a) + 0.3 * np.asarray(b)),
+    params(0),
+    params(1),
+  )
+
+
+def measured(model, folder):
   """The columns of ITEMS, whose rows are written to a folder."""
   with report.RunFolder(folder, RUN) as run:
     return measure.compare_items(
-      sequences.Model(config=CONFIG, params=DENSE),
-      sequences.Model(config=CONFIG, params=pruned),
+      sequences.Model(config=CONFIG, params=dense()),
+      sequences.Model(config=CONFIG, params=model),
       ITEMS,
       SETTINGS,
       run,
@@ -77,14 +85,14 @@ def measured(pruned, folder):
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
   folder = tmp_path_factory.mktemp("run") / "out"
-  measured(PRUNED, folder)
+  measured(pruned(), folder)
   return report.read_records(folder)
 
 
 @pytest.fixture(scope="module")
 def itself(tmp_path_factory):
   folder = tmp_path_factory.mktemp("run") / "out"
-  return folder, measured(DENSE, folder)
+  return folder, measured(dense(), folder)
 
 
 @jax.jit
@@ -124,9 +132,9 @@ def only(rows, **fields):
 
 def test_scores_add_tokens_and_spellings(rows):
   for n, item in enumerate(ITEMS):
-    dense, pruned = (
+    scores, scores_pruned = (
       np.array([score(w, item, option) for option in item.spellings])
-      for w in (DENSE, PRUNED)
+      for w in (dense(), pruned())
     )
     found = [
       row
@@ -134,30 +142,30 @@ def test_scores_add_tokens_and_spellings(rows):
       if "option" in row
     ]
     np.testing.assert_allclose(
-      [row["score"] for row in found], dense, rtol=1e-4
+      [row["score"] for row in found], scores, rtol=1e-4
     )
     np.testing.assert_allclose(
-      [row["score_pruned"] for row in found], pruned, rtol=1e-4
+      [row["score_pruned"] for row in found], scores_pruned, rtol=1e-4
     )
     assert [row["rank"] for row in found] == np.argsort(
-      np.argsort(-dense)
+      np.argsort(-scores)
     ).tolist()
     (whole,) = [
       row
       for row in only(rows, question=n, token_set="options")
       if "option" not in row
     ]
-    p, q = (np.exp(s) / np.exp(s).sum() for s in (dense, pruned))
+    p, q = (np.exp(s) / np.exp(s).sum() for s in (scores, scores_pruned))
     assert whole["kl"] == pytest.approx((p * np.log(p / q)).sum(), rel=1e-3)
     cos = p @ q / np.sqrt((p @ p) * (q @ q))
     assert whole["cos_p"] == pytest.approx(cos, rel=1e-4)
-    assert whole["mass"] == pytest.approx(np.exp(dense).sum(), rel=1e-4)
-    assert whole["choice"] == dense.argmax()
-    assert whole["correct"] == (dense.argmax() == item.answer)
-    assert whole["flip"] == (dense.argmax() != pruned.argmax())
-    change = pruned - dense
+    assert whole["mass"] == pytest.approx(np.exp(scores).sum(), rel=1e-4)
+    assert whole["choice"] == scores.argmax()
+    assert whole["correct"] == (scores.argmax() == item.answer)
+    assert whole["flip"] == (scores.argmax() != scores_pruned.argmax())
+    change = scores_pruned - scores
     assert whole["score_change"] == pytest.approx(np.ptp(change), rel=1e-3)
-    margin = np.diff(np.sort(dense))[-1]
+    margin = np.diff(np.sort(scores))[-1]
     assert whole["score_margin"] == pytest.approx(margin, rel=1e-3)
     assert whole["certified"] == (margin > np.ptp(change))
 
@@ -165,7 +173,7 @@ def test_scores_add_tokens_and_spellings(rows):
 def test_first_tokens_are_a_part_of_the_vocabulary(rows):
   """Their share and that of all others make the whole KL."""
   for n, item in enumerate(ITEMS):
-    log_p, log_q = (read(w, item.head)[-1] for w in (DENSE, PRUNED))
+    log_p, log_q = (read(w, item.head)[-1] for w in (dense(), pruned()))
     p, q = np.exp(log_p), np.exp(log_q)
     first = sorted({w[0] for option in item.spellings for w in option})
     (found,) = only(rows, question=n, token_set="option_tokens")

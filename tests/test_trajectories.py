@@ -1,5 +1,6 @@
 """Decoders in lockstep: each protocol against a decoding done by hand."""
 
+import functools
 import json
 
 import chex
@@ -16,8 +17,8 @@ from jaxprune.probes import trajectories
 from jaxprune.probes.decoder import sequences
 
 CONFIG = tiny_llama()
-PROMPT = jnp.asarray(np.random.default_rng(1).integers(0, 40, (3, 5)))
-VALID = jnp.ones(PROMPT.shape, bool).at[0, :2].set(False)
+PROMPT = np.random.default_rng(1).integers(0, 40, (3, 5), np.int32)
+VALID = np.arange(5)[None] >= np.array([2, 0, 0])[:, None]
 STEPS = 7
 ALL = (
   *trajectories.HISTORY_SPLIT,
@@ -29,6 +30,7 @@ ALL = (
 )
 
 
+@functools.cache
 def model(seed):
   """Filled by NumPy: drawn by JAX, every shape would be compiled for."""
   rng = np.random.default_rng(seed)
@@ -38,10 +40,17 @@ def model(seed):
   )
 
 
-DENSE = model(0)
-PRUNED = jax.tree.map(
-  lambda a, b: jnp.asarray(np.asarray(a) + 0.3 * np.asarray(b)), DENSE, model(1)
-)
+def dense():
+  return model(0)
+
+
+@functools.cache
+def pruned():
+  return jax.tree.map(
+    lambda a, b: jnp.asarray(np.asarray(a) + 0.3 * np.asarray(b)),
+    model(0),
+    model(1),
+  )
 
 
 def side(params, config=CONFIG):
@@ -50,8 +59,8 @@ def side(params, config=CONFIG):
 
 def run(decodings=ALL, **options):
   return sequences.compare_decodings(
-    side(DENSE),
-    side(PRUNED),
+    side(dense()),
+    side(pruned()),
     PROMPT,
     VALID,
     tuple(decodings),
@@ -113,12 +122,12 @@ def kl(z, y):
 
 
 def test_each_decoding_against_one_by_hand(greedy):
-  z, tokens = by_hand(DENSE, DENSE, own=True)
+  z, tokens = by_hand(dense(), dense(), own=True)
   cases = {
-    "free_running": by_hand(PRUNED, PRUNED, own=True),
-    "teacher_forced": by_hand(PRUNED, PRUNED, own=False, others=tokens),
-    "dense_then_pruned": by_hand(DENSE, PRUNED, own=True),
-    "pruned_then_dense": by_hand(PRUNED, DENSE, own=True),
+    "free_running": by_hand(pruned(), pruned(), own=True),
+    "teacher_forced": by_hand(pruned(), pruned(), own=False, others=tokens),
+    "dense_then_pruned": by_hand(dense(), pruned(), own=True),
+    "pruned_then_dense": by_hand(pruned(), dense(), own=True),
   }
   for name, (y, chosen) in cases.items():
     records = greedy[name]
@@ -140,10 +149,10 @@ def test_leaves_are_finite_and_have_a_step_and_a_text(greedy):
 
 def test_direct_and_history_error_against_whole_sequences(greedy):
   """Direct: pruned weights, dense keys and values of all earlier tokens."""
-  z, tokens = by_hand(DENSE, DENSE, own=True)
+  z, tokens = by_hand(dense(), dense(), own=True)
   for name, past, now in (
-    ("direct", DENSE, PRUNED),
-    ("history", PRUNED, DENSE),
+    ("direct", dense(), pruned()),
+    ("history", pruned(), dense()),
   ):
     for t in (0, 1, STEPS - 1):
       # Padded to one length, so that all of them are one program.
@@ -203,8 +212,8 @@ def test_control_with_another_seed_leaves_the_text():
 @pytest.mark.slow
 def test_dense_against_dense_draws_the_same_tokens():
   found = sequences.compare_decodings(
-    side(DENSE),
-    side(DENSE),
+    side(dense()),
+    side(dense()),
     PROMPT,
     VALID,
     (trajectories.CONTROL, trajectories.FREE_RUNNING),
@@ -247,11 +256,11 @@ def test_prompt_of_one_token_and_an_end_of_text():
       final_norm(CONFIG, weights, x)[:, 0],
     )
 
-  (z, h), (y, g) = (jax.device_get(last(p)) for p in (DENSE, PRUNED))
+  (z, h), (y, g) = (jax.device_get(last(p)) for p in (dense(), pruned()))
   stop = int(z[2].argmax())  # what the third dense text begins with
   found = sequences.compare_decodings(
-    side(DENSE),
-    side(PRUNED),
+    side(dense()),
+    side(pruned()),
     PROMPT[:, :1],
     jnp.ones((3, 1), bool),
     (trajectories.FREE_RUNNING,),
@@ -265,10 +274,10 @@ def test_prompt_of_one_token_and_an_end_of_text():
     np.sum(h * g, -1) / np.linalg.norm(h, axis=-1) / np.linalg.norm(g, axis=-1)
   )
   np.testing.assert_allclose(found.position.cos_h[0], cos, atol=1e-5)
-  dense, pruned = (
+  ends, pruned_ends = (
     np.asarray(t) == stop for t in (found.token_dense, found.token_pruned)
   )
-  ended = np.cumsum(dense | pruned, axis=0) > 0
+  ended = np.cumsum(ends | pruned_ends, axis=0) > 0
   expected = np.vstack([np.ones((1, 3), bool), ~ended[:-1]])
   np.testing.assert_array_equal(found.alive, expected)
   assert found.alive[:, :2].all(0).any() and not found.alive[:, 2].all()
