@@ -10,6 +10,7 @@ from jaxprune.pruning.methods import flap, neuron
 from tests.test_newer_methods import same_compiled_mapped
 
 FLAP = jax.jit(flap.flap, static_argnums=2)
+observe_moments = jax.jit(moments.observe_moments)
 
 
 def an_mlp(seed, width=6, hidden=10):
@@ -31,7 +32,7 @@ def an_mlp(seed, width=6, hidden=10):
 
 def test_flap_against_loops():
   mlp, x = an_mlp(0)
-  seen = moments.observe_moments(x)
+  seen = observe_moments(x)
   x64 = np.asarray(x, np.float64).reshape(-1, 10)
   down = np.asarray(mlp["down"]["kernel"], np.float64)
   score = [x64[:, f].var(ddof=1) * (down[f] ** 2).sum() for f in range(10)]
@@ -60,14 +61,14 @@ def test_flap_against_loops():
     atol=1e-4,
   )
   # And what it leaves is the fluctuation: independent of any mean.
-  shifted = moments.observe_moments(x + 100.0)
+  shifted = observe_moments(x + 100.0)
   np.testing.assert_allclose(FLAP(mlp, shifted, 0.35)[1]["down"], masks["down"])
 
 
 def test_a_constant_unit_costs_nothing():
   mlp, x = an_mlp(1)
   x = x.at[..., 4].set(50.0)
-  kernels, masks, bias = FLAP(mlp, moments.observe_moments(x), 0.1)
+  kernels, masks, bias = FLAP(mlp, observe_moments(x), 0.1)
   assert np.flatnonzero(~np.asarray(masks["up"][0])).tolist() == [4]
   np.testing.assert_allclose(
     x @ kernels["down"]["kernel"] + bias[None, None],
@@ -79,7 +80,7 @@ def test_a_constant_unit_costs_nothing():
 
 def test_flap_masks_are_a_slimmer_mlp():
   mlp, x = an_mlp(2)
-  kernels, masks, bias = FLAP(mlp, moments.observe_moments(x), 0.5)
+  kernels, masks, bias = FLAP(mlp, observe_moments(x), 0.5)
   keep = np.asarray(masks["gate"][0])
   y = jnp.asarray(np.random.default_rng(3).normal(size=(4, 6)), jnp.float32)
 
@@ -96,11 +97,11 @@ def test_flap_ties_dtype_and_maps():
   mlp, x = an_mlp(4)
   flat = jax.tree.map(lambda k: jnp.ones_like(k, jnp.bfloat16), mlp)
   wave = jnp.asarray([1.0, -1.0])[None, :, None] * jnp.ones((1, 2, 10))
-  kernels, masks, bias = FLAP(flat, moments.observe_moments(wave), 0.3)
+  kernels, masks, bias = FLAP(flat, observe_moments(wave), 0.3)
   assert np.flatnonzero(~np.asarray(masks["down"][:, 0])).tolist() == [0, 1, 2]
   assert kernels["up"]["kernel"].dtype == jnp.bfloat16
   assert bias.dtype == jnp.float32
   many = [an_mlp(s) for s in range(3)]
   stacked = jax.tree.map(lambda *a: jnp.stack(a), *(m for m, _ in many))
-  seen = jax.vmap(moments.observe_moments)(jnp.stack([x for _, x in many]))
+  seen = jax.vmap(observe_moments)(jnp.stack([x for _, x in many]))
   same_compiled_mapped(lambda m, s: flap.flap(m, s, 0.5), stacked, seen)

@@ -141,7 +141,8 @@ def test_counts_dtypes_and_layers():
     both["up"]["kernel"][1], 2 * new["up"]["kernel"]
   )
   keep_LF = jnp.stack([masks["down"][:, 0]] * 2)
-  small = jax.vmap(lambda m, k: neuron.slim(m, k, 6))(stacked, keep_LF)
+  slim = jax.jit(jax.vmap(lambda m, k: neuron.slim(m, k, 6)))
+  small = slim(stacked, keep_LF)
   assert small["down"]["kernel"].shape == (2, 6, D)
 
 

@@ -66,7 +66,9 @@ def run(model, recovery=SHORT, **options):
   )
 
 
-@pytest.mark.parametrize("objective", finetune.losses.OBJECTIVES)
+# What is held fixed does not depend on the objective; the two differ in whether
+# a dense model is read.
+@pytest.mark.parametrize("objective", ["language", "distill"])
 def test_removed_weights_keep_their_bits_and_all_others_move(model, objective):
   _, pruned, masks = model
   found = run(model, dataclasses.replace(SHORT, objective=objective))

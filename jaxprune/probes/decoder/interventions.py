@@ -187,15 +187,17 @@ def patched(
     config, pair.params, text.tokens[:, -steps:], positions_BT[:, -steps:]
   )
 
+  @jax.jit  # traced once for both models and all that they are given
+  def run_model(tree, past, given_BRD, place):
+    return _on_history(config, tree, past, text, start_BRD, given_BRD, place)
+
   def run(name, given_BRD, place):
-    return _on_history(
-      config, trees[name], past[name], text, start_BRD, given_BRD, place
-    )
+    return run_model(trees[name], past[name], given_BRD, place)
 
   def norm(x_BRD):
     return decoder.final_norm(config, pair.params, x_BRD)
 
-  whole = {name: run(name, start_BRD, 0) for name in trees}
+  whole = {name: run(name, start_BRD, jnp.int32(0)) for name in trees}
   h_PBRD, g_PBRD = jax.lax.optimization_barrier(
     tuple(states for _, states in whole.values())
   )
