@@ -1,11 +1,12 @@
 """What can be removed from a model, so that it still does its task?
 
-  jaxprune plan MODEL --calibration=TEXT --task=generate --keep=0.95
+  jaxprune plan MODEL --task=generate --keep=0.95
   jaxprune plan MODEL --calibration=TEXT --amount=kv_bytes --out=OUT
 
 Finds the largest amount that can go while the model keeps --keep of its score
 above chance, and writes the pruned folder OUT with the page report.html in it.
 --amount is parameters of the layers, bytes of keys and values, or layers.
+Without --calibration the methods look at texts that the model writes itself.
 
 First, ways to prune are compared without labels, by what they do to the next
 tokens of texts that the model writes (after built-in prompts, or --prompts).
@@ -85,7 +86,14 @@ _RECOVER = flags.DEFINE_integer(
 _CONTROLS = flags.DEFINE_bool(
   "controls", False, "Measure the usual prunings at the same amount, too."
 )
-_CALIBRATION = flag_groups.calibration(num_samples=16, seq_len=256)
+_CALIBRATION = flag_groups.calibration(
+  None,
+  num_samples=64,
+  seq_len=256,
+  about="Text that the methods look at: a text, jsonl, json.gz or parquet file,"
+  " c4, wikitext2, pocket, or an .npz of token ids; by default the model writes"
+  " it.",
+)
 _PROMPTS = flag_groups.prompts(
   None, about="Texts to continue, a txt or jsonl file; by default built-in."
 )
@@ -111,12 +119,12 @@ def main() -> None:
   )
   prompts = _PROMPTS.read_or_builtin(source, _CHAT.value)
   more = _read_tasks(source)
-  calibration = _CALIBRATION.read(source, _SEED.value)
-  training = _read_training(source)
+  looked_at = _calibration(source, _SEED.value)
+  training = _training(source)
   description = descriptions.describe(
     seeds={"calibration": _SEED.value, "bootstrap": _SEED.value},
     models=source,
-    calibration=calibration,
+    calibration=_described(looked_at),
     prompts=prompts.prompts,
   )
   name = pathlib.Path(_MODEL.model.value).name
@@ -127,7 +135,7 @@ def main() -> None:
     resume=True,
     model=True,
   ) as (stage, _):
-    shop = _workshop(source, calibration, training, stage)
+    shop = _workshop(source, looked_at, training, stage)
     launch.say(measure.describe(shop, settings))
     question = _ask_dense(shop, prompts, more, settings)
     found = measure.plan(shop, question, settings, stage.new, launch.say)
@@ -162,35 +170,66 @@ def _read_tasks(source):
   return more_items.read(_TASKS.read(chat=_CHAT.value), source)
 
 
-def _workshop(source, calibration, training, stage):
-  """Where pruned models are made."""
-  from jaxprune.studies.comparison import measure
-  from jaxprune.studies.plan import kept, models
+def _calibration(source, seed, num_samples=None, activations=True):
+  """The text of --calibration, or what the model is to write in its place."""
+  from jaxprune.studies import self_calibration
 
-  return models.Workshop(
-    source=source,
-    dense=measure.load_model(source),
-    calibration=calibration,
-    amount=_AMOUNT.value,
-    spread=_SPREAD.value,
-    kept=kept.Kept(stage.scaffold / "plan.json"),
-    work=stage.scaffold / "work",
-    tell=launch.tell_amount,
-    training=training,
+  if _CALIBRATION.calibration.value is not None:
+    return _CALIBRATION.read(
+      source, seed, num_samples=num_samples, activations=activations
+    )
+  return self_calibration.plan(
+    source,
+    num_samples=num_samples or _CALIBRATION.num_samples.value,
+    seq_len=_CALIBRATION.seq_len.value,
+    seed=seed,
+    chat_mode=_CHAT.value,
   )
 
 
-def _read_training(source):
+def _described(text):
+  """What run.json says of a text, which may not be written yet."""
+  from jaxprune.studies import self_calibration
+
+  own = isinstance(text, self_calibration.Texts)
+  return text.describe() if own else text
+
+
+def _training(source):
   """Text to train on, each sequence once; None where nothing is trained."""
   from jaxprune.studies.plan import tries
 
   if not _RECOVER.value:
     return None
-  return _CALIBRATION.read(
+  return _calibration(
     source,
     _SEED.value + 1,  # other text than the model is pruned with
     num_samples=_RECOVER.value * tries.BATCH,
     activations=False,
+  )
+
+
+def _workshop(source, calibration, training, stage):
+  """Where pruned models are made; the model writes what is not there."""
+  from jaxprune.studies.comparison import measure
+  from jaxprune.studies.plan import kept, models
+
+  store = kept.Kept(stage.scaffold / "plan.json")
+  dense = measure.load_model(source)
+  texts = [
+    models.written(source, dense, text, store, launch.tell_amount)
+    for text in (calibration, training)
+  ]
+  return models.Workshop(
+    source=source,
+    dense=dense,
+    calibration=texts[0],
+    amount=_AMOUNT.value,
+    spread=_SPREAD.value,
+    kept=store,
+    work=stage.scaffold / "work",
+    tell=launch.tell_amount,
+    training=texts[1],
   )
 
 

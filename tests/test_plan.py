@@ -11,6 +11,7 @@ import pytest
 import scripts
 
 from jaxprune import checkpoints, report
+from jaxprune.calibration.tokens import Calibration
 from jaxprune.checkpoints import names
 from jaxprune.pocket import shipped
 from jaxprune.pruning.layerwise.drops import Drops
@@ -232,7 +233,9 @@ def test_the_page_says_what_was_found(tmp_path, right):
   numbers = summary_lib.summarise(
     plan,
     types.SimpleNamespace(
-      source=types.SimpleNamespace(folder=tmp_path), amount="parameters"
+      source=types.SimpleNamespace(folder=tmp_path),
+      amount="parameters",
+      calibration=Calibration(tokens=np.zeros((2, 8), np.int32), source="self"),
     ),
     tries.Question(readings=[], more=None, dense=dense),
     settings,
@@ -325,6 +328,10 @@ def test_the_largest_amount_that_keeps_the_score(two_layers, tmp_path, asked):
   }
   assert measured[0.4] < 0.9 <= measured[0.35] == chosen["kept"]["value"]
   assert "35.0 % of the parameters" in done.stdout.splitlines()[0]
+  # Without --calibration the model has written what was looked at.
+  described = json.loads((out / "run.json").read_text())["calibration"]
+  assert described.items() <= summary["calibration"].items()
+  assert (described["source"], described["length"]) == ("self", 32)
   source = checkpoints.open_checkpoint(out)
   _, params = checkpoints.load_params(source)
   up_LDF = np.asarray(params["layers"]["mlp"]["up"]["kernel"])

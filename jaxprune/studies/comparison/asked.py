@@ -74,8 +74,8 @@ def read(
   else:
     texts = prompts_lib.read_prompt_texts(name)[:limit]
     kinds = (GIVEN,) * len(texts)
-  template = _template(source, chat_mode)
-  rows = _encoded(source, name, texts, template)
+  render = template(source, chat_mode)
+  rows = _encoded(source, name, texts, render)
   longest = max(map(len, rows))
   if longest + max_new_tokens > source.config.max_positions:
     raise ValueError(
@@ -87,14 +87,19 @@ def read(
   return Asked(
     prompts=prompts_lib.Prompts(tokens=rows, source=name),
     kinds=kinds,
-    chat=template is not None,
+    chat=render is not None,
   )
 
 
-def _template(
+def template(
   source: checkpoints.Source, chat_mode: str
 ) -> Callable[[str], str] | None:
-  """As `chat.template`, but auto does without where it cannot be rendered."""
+  """As `chat.template`, but auto does without where it cannot be rendered.
+
+  Args:
+    source: the checkpoint.
+    chat_mode: of `chat.CHAT`.
+  """
   folder = source.folder
   if (
     chat_mode == "auto"
@@ -114,15 +119,15 @@ def _encoded(
   source: checkpoints.Source,
   name: str,
   texts: Sequence[str],
-  template: Callable[[str], str] | None,
+  render: Callable[[str], str] | None,
 ) -> tuple[tuple[int, ...], ...]:
   tokenizer, config = load_tokenizer(source.folder), source.config
   rows = []
   for number, text in enumerate(texts):
-    if template is None:
+    if render is None:
       ids = encode(tokenizer, text, None, config.bos_id)
     else:  # the template has written the special tokens already
-      ids = encode(tokenizer, template(text), False)
+      ids = encode(tokenizer, render(text), False)
     if not ids:
       raise ValueError(f"{name}: prompt {number} has no token; remove it")
     place = f"prompt {number}"

@@ -20,8 +20,10 @@ from jaxprune.studies.plan.candidates import Family
 from jaxprune.studies.plan.models import Workshop
 from jaxprune.studies.plan.tries import Bench, Question, Settings, Tried
 
-# On two CPU cores, for each parameter.
-_PRUNINGS, _MINUTES_OF_PRUNING, _MINUTES_OF_DROP = 10, 6e-9, 1e-9
+# On two CPU cores, for each parameter; of a pruning also for each token that it
+# looks at.
+_PRUNINGS, _MINUTES_OF_PRUNING, _MINUTES_OF_DROP = 10, 2e-9, 1e-9
+_MINUTES_OF_TOKEN = 1e-12
 _MINUTES_OF_ANSWERS = 2.5e-9
 # For each token of a step of training, too: eight operations for each weight
 # (the dense forward pass, the pruned one and its way back) at 1e11 a second.
@@ -55,7 +57,8 @@ def describe(shop: Workshop, settings: Settings) -> str:
     settings: what is looked for.
   """
   size = sum(leaf.size for leaf in jax.tree.leaves(shop.dense.params))
-  prunings, each = _PRUNINGS, _MINUTES_OF_PRUNING
+  prunings = _PRUNINGS
+  each = _MINUTES_OF_PRUNING + _MINUTES_OF_TOKEN * shop.tokens.size
   if shop.amount != candidates.PARAMETERS:
     prunings, each = shop.source.config.num_layers // 2, _MINUTES_OF_DROP
   trained, how = 0, tries.recovery(shop, settings)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune import statistics
+from jaxprune.calibration import tokens
 from jaxprune.statistics.estimate import format_number
 from jaxprune.studies.plan import search, tries
 from jaxprune.studies.plan.measure import Plan
@@ -33,10 +34,11 @@ def summarise(
     settings: what was looked for.
 
   Returns:
-    model, amount, tasks, keep; dense, by task the score of the dense model with
-    its chance; slope of the prediction as the last measurement corrected it;
-    tried, every pruning once with its amount, damage, kl, changed, predicted,
-    and where answers were measured kept, with its interval, and scores by task;
+    model, amount, tasks, keep; calibration, the text that was looked at; dense,
+    by task the score of the dense model with its chance; slope of the
+    prediction as the last measurement corrected it; tried, every pruning once
+    with its amount, damage, kl, changed, predicted, and where answers were
+    measured kept, with its interval, and scores by task;
     chosen and controls, of the same form; finding and lead, in words.
   """
   numbers = {
@@ -44,6 +46,7 @@ def summarise(
     "amount": shop.amount,
     "tasks": [_TASKS[use] for use in settings.uses],
     "keep": settings.keep,
+    "calibration": tokens.describe(shop.calibration),
     "dense": {
       name: {
         "value": float(each.values.mean()),
