@@ -38,6 +38,7 @@ tpu          compiles every program for slices of TPUs that are not there (extra
 """
 
 import os
+import pathlib
 
 from absl import flags
 
@@ -111,8 +112,10 @@ _OUT = flag_groups.out("out/benchmark")
 
 def main() -> None:
   from jaxprune.studies import inputs
-  from jaxprune.studies.benchmark import methods
+  from jaxprune.studies.benchmark import methods, tables
 
+  if _PAGE.value is not None:
+    tables.check_places(_PAGE.value, _places())
   source = calibration = None
   if "methods" in _SUITE.value:
     source = inputs.open_model(_MODEL.model.value or "pocket")
@@ -209,14 +212,20 @@ def _tpu(study):
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   from jaxprune.studies.benchmark.pods import measure
 
-  settings = measure.Settings(
+  return measure.measure(_pods(), study.stage.new, _tell)
+
+
+def _pods():
+  """What the suite tpu compiles."""
+  from jaxprune.studies.benchmark.pods import measure
+
+  return measure.Settings(
     shapes=tuple(_SHAPES.value or ["llama3-8b"]),
     chips=tuple(_CHIPS.value),
     count=measure.read_counts(_COUNT.value or ["8"]),
     programs=tuple(_PROGRAMS.value),
     **_calibration_size(),
   )
-  return measure.measure(settings, study.stage.new, _tell)
 
 
 def _beside_pytorch():
@@ -239,15 +248,40 @@ def _calibration_size():
   }
 
 
+def _places():
+  """Names of the places of the page that the suites will fill."""
+  from jaxprune.studies.benchmark import tables
+  from jaxprune.studies.benchmark.pods import measure
+
+  for name in _SUITE.value:
+    if name == "tpu":
+      settings = _pods()
+      measure.check(settings)
+      for shape, _, topology in measure.slices(settings):
+        yield tables.pod_place(shape, topology)
+    elif name == "cpu":
+      model = _MODEL.model.value
+      yield f"cpu {pathlib.Path(model).name if model else _SIZE.value}"
+    elif name in tables.OF:
+      yield name
+
+
 def _write_tables(summary):
+  """Put what was measured into the places of the page."""
   from jaxprune.studies.benchmark import tables
 
   if _PAGE.value is None:
     return
   for name, entry in summary.items():
-    if name in tables.OF:
-      place = f"{name} {entry['model']}" if name == "cpu" else name
-      tables.replace(_PAGE.value, place, tables.OF[name](entry))
+    if name == "tpu":
+      texts = tables.of_pods(entry)
+    elif name in tables.OF:
+      place = f"cpu {entry['model']}" if name == "cpu" else name
+      texts = {place: tables.OF[name](entry)}
+    else:
+      continue
+    for place, text in texts.items():
+      tables.replace(_PAGE.value, place, text)
 
 
 def _tell(line):

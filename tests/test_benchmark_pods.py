@@ -6,6 +6,7 @@ The compiler for TPUs is the extra `tpu`; without it the last test is left out.
 import jax
 import numpy as np
 import pytest
+import scripts
 
 from jaxprune import devices, platforms
 from jaxprune.studies.benchmark import tables
@@ -100,6 +101,48 @@ def test_tables_stand_in_their_place(tmp_path):
   )
   with pytest.raises(ValueError, match="no place"):
     tables.replace(page, "cpu M", "")
+
+
+@pytest.mark.parametrize(
+  "flags, place",
+  [
+    (("--suite=cpu", "--size=S"), "cpu S"),
+    (("--suite=cpu", "--model=a/smollm2"), "cpu smollm2"),
+    (("--suite=scaling",), "scaling"),
+    (
+      ("--suite=tpu", "--shapes=llama3-70b", "--count=64", "--chips=v5p"),
+      "tpu llama3-70b v5p:4x4x4",
+    ),
+  ],
+)
+def test_a_page_without_the_place_is_refused_first(
+  tmp_path, monkeypatch, flags, place
+):
+  monkeypatch.setattr(measure, "has_compiler", lambda: True)
+  page = tmp_path / "page.md"
+  page.write_text("nothing\n")
+  refused = scripts.call(
+    "benchmark", *flags, f"--page={page}", f"--out={tmp_path}/out"
+  )
+  assert refused.returncode == 1
+  assert f"no place <!-- {place} -->" in refused.stderr
+  assert not list(tmp_path.glob("out*"))
+
+
+def test_each_slice_has_a_place_of_its_own():
+  row = {"program": "wanda 2:4", "error": "no"}
+  row |= {"mesh": {"data": 2, "model": 4}, "sequences": 128, "length": 2048}
+  rows = [
+    row | {"shape": shape, "topology": topology}
+    for shape, topology in (
+      ("a", "v5e:2x4"),
+      ("b", "v5e:2x4"),
+      ("a", "v6e:2x4"),
+    )
+  ]
+  made = tables.of_pods(rows)
+  assert list(made) == ["tpu a v5e:2x4", "tpu b v5e:2x4", "tpu a v6e:2x4"]
+  assert all(text.startswith("### ") for text in made.values())
 
 
 def test_bytes_of_a_device_are_those_the_compiler_says():

@@ -6,7 +6,7 @@ stands there is made by a command and is replaced whole.
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxprune import files
@@ -25,12 +25,35 @@ def replace(path: str | os.PathLike, name: str, text: str) -> None:
     ValueError: the page has no such place.
   """
   page = pathlib.Path(path).read_text(encoding="utf-8")
+  page = _between(path, page, name, text)
+  files.atomic_write_text(pathlib.Path(path), page)
+
+
+def _between(path, page, name, text) -> str:
+  """The page with text between its marks."""
   begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
   try:
-    page = marks.replace_between(page, begin, end, f"\n{text.strip()}\n")
+    return marks.replace_between(page, begin, end, f"\n{text.strip()}\n")
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from None
-  files.atomic_write_text(pathlib.Path(path), page)
+
+
+def check_places(path: str | os.PathLike, names: Iterable[str]) -> None:
+  """Refuse, before anything is measured, a page that cannot take it.
+
+  Args:
+    path: the page.
+    names: of the places that will be filled.
+
+  Raises:
+    ValueError: there is no such page, or it lacks a place.
+  """
+  try:
+    page = pathlib.Path(path).read_text(encoding="utf-8")
+  except OSError as error:
+    raise ValueError(f"--page={path}: {files.reason(error)}") from error
+  for name in names:
+    _between(path, page, name, "")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -164,8 +187,13 @@ def of_accelerator(summary: dict[str, Any]) -> str:
   )
 
 
-def of_pods(rows: Sequence[dict[str, Any]]) -> str:
-  """The tables of the suite `tpu`, one per model and slice.
+def pod_place(shape: str, topology: str) -> str:
+  """Name of the place of a model on a slice."""
+  return f"tpu {shape} {topology}"
+
+
+def of_pods(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+  """The tables of the suite `tpu`, by their places: one per model and slice.
 
   Args:
     rows: of `pods.measure.measure`.
@@ -178,16 +206,16 @@ def of_pods(rows: Sequence[dict[str, Any]]) -> str:
   groups: dict[tuple[str, str], list] = {}
   for row in rows:
     groups.setdefault((row["shape"], row["topology"]), []).append(row)
-  parts = []
+  parts = {}
   for (shape, topology), members in groups.items():
     mesh = members[0]["mesh"]
-    parts.append(
+    parts[pod_place(shape, topology)] = (
       f"### {shape} on {topology}\n\nMesh data:{mesh['data']},"
       f"model:{mesh['model']}; {members[0]['sequences']} x"
       f" {members[0]['length']} calibration tokens.\n\n"
       + table(columns, [_pod_row(row) for row in members])
     )
-  return "\n\n".join(parts)
+  return parts
 
 
 def _pod_row(row):
@@ -215,9 +243,4 @@ def _pod_row(row):
   )
 
 
-OF = {
-  "cpu": of_cpu,
-  "gpu": of_accelerator,
-  "scaling": of_growth,
-  "tpu": of_pods,
-}
+OF = {"cpu": of_cpu, "gpu": of_accelerator, "scaling": of_growth}

@@ -104,30 +104,44 @@ def measure(
       done[row["shape"], row["topology"], row["program"]] = row
   rows = []
   with platforms.compiling_for("tpu"), path.open("a") as file:
-    for shape, count in zip(settings.shapes, settings.count, strict=True):
-      for chip in settings.chips:
-        name = chips.topology(chip, count)
-        mesh = make_mesh(name, settings.sequences)
-        case = make_case(settings, shape, mesh)
-        for program, entry in programs.list_programs(case).items():
-          if not _wanted(settings, program):
-            continue
-          row = done.get((shape, name, program))
-          if row is None:
-            row = {
-              "shape": shape,
-              "topology": name,
-              "program": program,
-              "mesh": dict(case.mesh.shape),
-              "sequences": settings.sequences,
-              "length": settings.length,
-              **compile_program(entry, chips.CHIPS[chip]),
-            }
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            say(line_of(row))
-          rows.append(row)
+    for shape, chip, name in slices(settings):
+      mesh = make_mesh(name, settings.sequences)
+      case = make_case(settings, shape, mesh)
+      for program, entry in programs.list_programs(case).items():
+        if not _wanted(settings, program):
+          continue
+        row = done.get((shape, name, program))
+        if row is None:
+          row = {
+            "shape": shape,
+            "topology": name,
+            "program": program,
+            "mesh": dict(case.mesh.shape),
+            "sequences": settings.sequences,
+            "length": settings.length,
+            **compile_program(entry, chips.CHIPS[chip]),
+          }
+          file.write(json.dumps(row) + "\n")
+          file.flush()
+          say(line_of(row))
+        rows.append(row)
   return rows
+
+
+def slices(settings: Settings) -> list[tuple[str, str, str]]:
+  """Shape, chip and topology of everything that is compiled, in order.
+
+  Args:
+    settings: what is compiled.
+
+  Raises:
+    ValueError: an unknown chip or number of chips.
+  """
+  return [
+    (shape, chip, chips.topology(chip, count))
+    for shape, count in zip(settings.shapes, settings.count, strict=True)
+    for chip in settings.chips
+  ]
 
 
 def make_mesh(topology: str, sequences: int) -> jax.sharding.Mesh:
