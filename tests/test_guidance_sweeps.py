@@ -155,7 +155,7 @@ def test_a_second_dense_model_is_held_out(tmp_path, folder):
   assert set(dense[learn]) == {"aaaa"} and set(dense[ask]) == {"bbbb"}
   folds = every["leave one dense model out"].folds
   assert [set(dense[ask]) for _, ask in folds] == [{"aaaa"}, {"bbbb"}]
-  found = fit.fit(both, SETTINGS)
+  found = fit.fit(both, fit.Settings(resamples=100, shuffles=2))
   assert (
     found["choose"]["splits"]["leave one dense model out"]["rule"]["error"] == 0
   )

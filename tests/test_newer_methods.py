@@ -22,6 +22,9 @@ SWAPS = jax.jit(sparse_swaps.sparse_swaps, static_argnums=2)
 observe_gram = jax.jit(statistics.observe_gram)
 observe_squares = jax.jit(statistics.observe_squares)
 KEEP = jax.jit(keep_mask, static_argnums=1)
+layer_error = jax.jit(reconstruction.layer_error)
+output_errors = jax.jit(reconstruction.output_errors)
+ria_scores = jax.jit(ria.ria_scores, static_argnames="power")
 RIA = jax.jit(ria.ria, static_argnums=2)
 
 
@@ -61,16 +64,12 @@ def test_layer_error_is_the_error_of_the_outputs():
   gram = observe_gram(x).sum_outer
   x64, w64, new64 = (np.asarray(a, np.float64) for a in (x, w, new))
   moved = np.sum((x64 @ (new64 - w64)) ** 2, axis=(0, 1))
-  np.testing.assert_allclose(
-    reconstruction.output_errors(new - w, gram), moved, rtol=1e-4
-  )
+  np.testing.assert_allclose(output_errors(new - w, gram), moved, rtol=1e-4)
   expected = moved.sum() / np.sum((x64 @ w64) ** 2)
   for scale in (1.0, 1e-6, 1e6):  # a sum, a mean or a Hessian
     for dtype in (jnp.float32, jnp.float16):
       np.testing.assert_allclose(
-        reconstruction.layer_error(
-          w.astype(dtype), new.astype(dtype), gram * scale
-        ),
+        layer_error(w.astype(dtype), new.astype(dtype), gram * scale),
         expected,
         rtol=1e-4 if dtype == jnp.float32 else 1e-2,
       )
@@ -79,7 +78,7 @@ def test_layer_error_is_the_error_of_the_outputs():
 def test_layer_error_ends():
   w, x = case(2)
   gram = observe_gram(x).sum_outer
-  error = reconstruction.layer_error
+  error = layer_error
   assert float(error(w, w, gram)) == 0
   np.testing.assert_allclose(error(w, 0 * w, gram), 1, rtol=1e-6)
   zero = jnp.zeros_like(w)
@@ -94,7 +93,7 @@ def test_layer_error_is_never_negative():
   gram = observe_gram(jnp.asarray(x, jnp.float32)).sum_outer
   _, _, nullspace = np.linalg.svd(x[0])
   delta = jnp.asarray(nullspace[3:].T, jnp.float32)
-  found = np.asarray(reconstruction.output_errors(delta, gram))
+  found = np.asarray(output_errors(delta, gram))
   assert (found >= 0).all()
   raw = np.asarray((delta * (gram @ delta)).sum(0))
   assert (raw < 0).any()  # else the clip was not needed
@@ -117,11 +116,11 @@ def test_ria_by_hand():
   )
   seen = squares([16.0, 1.0, 0.0])  # norms 4, 1, 0: square roots 2, 1, 0
   np.testing.assert_allclose(
-    ria.ria_scores(w, seen), share * [[2], [1], [0]], rtol=1e-6
+    ria_scores(w, seen), share * [[2], [1], [0]], rtol=1e-6
   )
   np.testing.assert_allclose(ria.ria_scores(w, seen, power=0.0), share)
   np.testing.assert_allclose(
-    ria.ria_scores(w, seen, power=1.0), share * [[4], [1], [0]], rtol=1e-6
+    ria_scores(w, seen, power=1.0), share * [[4], [1], [0]], rtol=1e-6
   )
 
 
@@ -216,7 +215,7 @@ def test_swaps_only_ever_help(all_pairs):
     gram = observe_gram(x).sum_outer
     rng = np.random.default_rng(seed)
     keep = rng.random(w.shape) < 0.5  # uneven counts, which must stay
-    last = reconstruction.output_errors(jnp.where(keep, 0.0, w), gram)
+    last = output_errors(jnp.where(keep, 0.0, w), gram)
     first = last
     for count in (0, 1, 2, 3, 5, 1000):
       mask = np.asarray(
@@ -224,7 +223,7 @@ def test_swaps_only_ever_help(all_pairs):
       )
       np.testing.assert_array_equal(mask.sum(0), keep.sum(0))
       assert (np.sum(mask & ~keep, axis=0) <= count).all()
-      now = reconstruction.output_errors(jnp.where(mask, 0.0, w), gram)
+      now = output_errors(jnp.where(mask, 0.0, w), gram)
       # One by one the errors fall; each is computed afresh here.
       assert (now <= last * (1 + 1e-5)).all() and (now <= first).all()
       last = now
@@ -266,8 +265,8 @@ def test_swaps_repair_a_planted_mistake():
   start = KEEP(jnp.abs(w), HALF)
   assert start[:, 0].tolist() == [True, True, False, False]
   new, mask = SWAPS(w, gram, HALF)
-  assert reconstruction.layer_error(w, new, gram.sum_outer) <= (
-    reconstruction.layer_error(w, jnp.where(start, w, 0), gram.sum_outer)
+  assert layer_error(w, new, gram.sum_outer) <= (
+    layer_error(w, jnp.where(start, w, 0), gram.sum_outer)
   )
   # Two swaps at once would be needed, and one swap alone is no gain: kept.
   np.testing.assert_array_equal(mask, start)
@@ -284,10 +283,8 @@ def test_sparse_swaps_starts_from_wanda_or_any_mask():
   new, mask = SWAPS(w, gram, HALF)
   np.testing.assert_array_equal(mask, REFINE(w, wanda, gram.sum_outer))
   np.testing.assert_array_equal(new, np.where(mask, w, 0))
-  first = np.asarray(
-    reconstruction.output_errors(jnp.where(wanda, 0.0, w), gram.sum_outer)
-  )
-  last = np.asarray(reconstruction.output_errors(new - w, gram.sum_outer))
+  first = np.asarray(output_errors(jnp.where(wanda, 0.0, w), gram.sum_outer))
+  last = np.asarray(output_errors(new - w, gram.sum_outer))
   assert (last <= first).all() and last.sum() < 0.8 * first.sum()
   pattern = NofM(keep=1, of=4)
   start = jnp.asarray(
@@ -323,8 +320,7 @@ def test_rounding_cannot_make_swaps_harm():
   keep = jnp.asarray(np.argsort(rng.random((20, 30)), axis=0) < 10)
   mask = REFINE(w, keep, gram)
   before, after = (
-    np.asarray(reconstruction.output_errors(jnp.where(m, 0.0, w), gram))
-    for m in (keep, mask)
+    np.asarray(output_errors(jnp.where(m, 0.0, w), gram)) for m in (keep, mask)
   )
   assert (after <= before).all() and after.sum() < before.sum()
 
@@ -382,7 +378,7 @@ def test_swaps_on_a_trained_layer(shared):
     }
     masks["swaps"] = REFINE(w, masks["wanda"], gram)
     error = {
-      k: float(reconstruction.layer_error(w, jnp.where(m, w, 0), gram))
+      k: float(layer_error(w, jnp.where(m, w, 0), gram))
       for k, m in masks.items()
     }
     assert error["swaps"] < 0.8 * error["wanda"]

@@ -2,6 +2,7 @@
 
 import chex
 import hf_encoders
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from jaxprune.pruning.checkpoint import sublayers, weights
 from jaxprune.pruning.checkpoint.streaming import Memory, PaddedTokens
 from jaxprune.pruning.layerwise import drops
 from jaxprune.pruning.patterns import NofM, Unstructured
+
+# Outside of jit every operation is a program of its own.
+forward = jax.jit(encoder.forward, static_argnums=0, static_argnames="observe")
 
 draw = np.random.default_rng(0)
 TOKENS = draw.integers(4, 61, (6, 10))
@@ -110,7 +114,7 @@ def test_stock_computes_the_same_pruned_model(wanda):
   )
   assert not said["missing_keys"] and not said["unexpected_keys"]
   config, params = load(wanda[0])
-  got, _ = encoder.forward(
+  got, _ = forward(
     config, params, jnp.asarray(TOKENS), valid_BT=jnp.asarray(VALID)
   )
   want = hf_encoders.hidden(model.eval(), TOKENS, VALID)
@@ -164,7 +168,7 @@ def test_scores_are_the_cosines_of_valid_tokens(source):
     source, PaddedTokens(ids=TOKENS, valid=VALID), memory=Memory(micro_batch=2)
   )
   config, params = load(source.folder)
-  _, tape = encoder.forward(
+  _, tape = forward(
     config,
     params,
     jnp.asarray(TOKENS),
@@ -196,7 +200,7 @@ def test_a_dropped_sublayer_is_a_closed_gate_in_stock_too(source, tmp_path):
   # A bias that stayed would be a constant added to every token.
   assert not model.encoder.layer[1].attention.output.dense.bias.any()
   config, params = load(source.folder)
-  got, _ = encoder.forward(
+  got, _ = forward(
     config,
     params,
     jnp.asarray(TOKENS),

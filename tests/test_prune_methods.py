@@ -68,7 +68,8 @@ def test_flap_moves_the_means_into_a_bias(tiny, tmp_path):
   means = []
   for folder in (tiny.folder, tmp_path / "out"):
     config, params = checkpoints.load_params(folder)
-    _, added = forward(
+    run = jax.jit(forward, static_argnums=0, static_argnames="observe")
+    _, added = run(
       config,
       params,
       TOKENS,
@@ -121,7 +122,8 @@ def test_owl_counts_outliers_of_the_dense_model(tiny):
   from jaxprune.models import KERNEL_INPUTS, forward
 
   config, params = checkpoints.load_params(tiny)
-  _, tape = forward(
+  run = jax.jit(forward, static_argnums=0, static_argnames="observe")
+  _, tape = run(
     config,
     params,
     TOKENS,
@@ -133,9 +135,9 @@ def test_owl_counts_outliers_of_the_dense_model(tiny):
   for index in range(config.num_layers):
     scores = []
     for group, kernel in KERNELS:
-      x_NI = np.asarray(tape[KERNEL_INPUTS[group, kernel]][index])
+      x_NI = np.asarray(tape[KERNEL_INPUTS[group, kernel]])[index]
       x_NI = x_NI.reshape(-1, x_NI.shape[-1])
-      w_IO = np.asarray(params["layers"][group][kernel]["kernel"][index])
+      w_IO = np.asarray(params["layers"][group][kernel]["kernel"])[index]
       scores.append(
         np.abs(w_IO) * np.sqrt((x_NI**2).sum(axis=0) / len(TOKENS))[:, None]
       )
