@@ -25,10 +25,10 @@ CONFIG = tiny_llama(
   unit_offset=True,
   scale_embedding=True,
 )
-TOKENS = jnp.asarray([[3, 7, 11, 2]])
-EVERYWHERE = jnp.ones((1, 2, 4))
+TOKENS = np.array([[3, 7, 11, 2]], np.int32)
+EVERYWHERE = np.ones((1, 2, 4), np.float32)
 # What attention does, and what the MLP does, at all positions.
-LINES = jnp.eye(2)[:, None, :, None] * jnp.ones((1, 1, 1, 4))
+LINES = np.eye(2, dtype=np.float32)[:, None, :, None] * EVERYWHERE[:, None, :1]
 
 
 @pytest.fixture(scope="module")

@@ -369,7 +369,9 @@ def test_padding_is_not_read(small):
 def test_bfloat16_is_near_float32(small):
   _, config, params = small
   tokens = random_tokens(2, 6)
-  rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+  rounded = jax.tree.map(
+    lambda leaf: np.asarray(leaf).astype(jnp.bfloat16), params
+  )
   x_BTD, _ = _forward(config, rounded, tokens)
   z_BTV = logits(config, rounded, tokens)
   assert x_BTD.dtype == jnp.bfloat16 and z_BTV.dtype == jnp.float32
@@ -378,15 +380,15 @@ def test_bfloat16_is_near_float32(small):
   assert 1e-4 < error < 3e-2
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_long_batches_are_cut_by_rows(small, padded, monkeypatch):
-  """Four rows one by one, two by two, and all at once."""
+@pytest.mark.parametrize("padded, cut", [(False, 20), (True, 1)])
+def test_long_batches_are_cut_by_rows(small, padded, cut, monkeypatch):
+  """Four rows two by two, or one by one, and all at once."""
   _, config, params = small
   tokens = random_tokens(4, 10)
   valid = left_padded(10, 9, 4, 1) if padded else None
   observe = lambda tape: (tape["down_in"], tape["key"])
   results = []
-  for rows in (1, 20, 40):
+  for rows in (cut, 40):
     monkeypatch.setattr(blocks, "ROWS", rows)
     results.append(
       jax.jit(

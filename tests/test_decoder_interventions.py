@@ -25,8 +25,8 @@ CONFIG = tiny_llama(
   vocab_size=20,
   eos_ids=(3,),
 )
-PROMPTS = jnp.asarray(np.random.default_rng(1).integers(4, 20, (3, LENGTH)))
-VALID = jnp.ones(PROMPTS.shape, bool).at[1, 0].set(False)
+PROMPTS = np.random.default_rng(1).integers(4, 20, (3, LENGTH), np.int32)
+VALID = np.arange(LENGTH)[None] >= np.array([0, 1, 0])[:, None]
 MASKS = interventions.first_layers(LAYERS)
 NAMES = ("dense", "pruned", "keep_offset", "keep_centred", "keep_top", "half")
 

@@ -18,9 +18,9 @@ CONFIG = tiny_llama(
   embed_dim=8, mlp_dim=12, num_heads=2, num_kv_heads=1, vocab_size=20
 )
 LENGTH, STEPS = 7, 4
-TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 20, (2, LENGTH)))
-VALID = jnp.ones(TOKENS.shape, bool)
-ALIVE = jnp.asarray([[True] * 4, [True, True, True, False]])
+TOKENS = np.random.default_rng(1).integers(0, 20, (2, LENGTH), np.int32)
+VALID = np.ones(TOKENS.shape, bool)
+ALIVE = np.array([[True] * 4, [True, True, True, False]])
 
 
 @pytest.fixture(scope="module")
