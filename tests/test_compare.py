@@ -7,6 +7,7 @@ import re
 import shutil
 
 import hf_models
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -187,7 +188,7 @@ def test_several_tasks_of_one_kind(right, state):
 
 
 def test_inner_layers_of_some_texts():
-  """Fewer texts and fields inside; the same numbers for those."""
+  """Fewer texts inside; the same numbers for those."""
   draw = np.random.default_rng(0)
   layers_LDD = jnp.asarray(draw.normal(size=(2, 3, 3)), jnp.float32)
   x_BTD = jnp.asarray(draw.normal(size=(4, 5, 3)), jnp.float32)
@@ -201,22 +202,36 @@ def test_inner_layers_of_some_texts():
     for scale in (1.0, 0.9)
   ]
 
-  def inner(measure, texts):
+  def inner(texts):
     return scan.compare_layers(
       *stacks,
-      lambda h_D, g_D: measure(h_D, g_D, h_D, g_D, 1.0),
+      lambda h_D, g_D: (h_D[0], h_D @ g_D),
       rows_BT=rows_BR,
       texts=texts,
     )[2]
 
-  whole = inner(measure.measure_all_inside, None)
-  some = inner(measure.measure_inside, jnp.array([0, 3]))
-  assert "js" in whole and set(some) == set(rows.BY_LAYER)
-  for name, leaf_LSCR in some.items():
-    assert leaf_LSCR.shape == (2, 2, 2, 2)
-    np.testing.assert_allclose(
-      leaf_LSCR, whole[name][:, :, [0, 3]], rtol=1e-4, atol=1e-6
+  for some, whole in zip(inner(jnp.array([0, 3])), inner(None)):
+    assert some.shape == (2, 2, 2, 2)
+    np.testing.assert_allclose(some, whole[:, :, [0, 3]], rtol=1e-5)
+
+
+def test_fields_of_inner_layers():
+  """Fewer fields inside; the same numbers for those."""
+  draw = np.random.default_rng(0)
+  vectors = [draw.normal(size=(4, size)).astype("f") for size in (3, 3, 7, 7)]
+
+  @jax.jit
+  @jax.vmap
+  def measured(*position):
+    return tuple(
+      measure_one(*position, 1.0)
+      for measure_one in (measure.measure_inside, measure.measure_all_inside)
     )
+
+  some, whole = measured(*vectors)
+  assert "js" in whole and set(some) == set(rows.BY_LAYER)
+  for name, leaf in some.items():
+    np.testing.assert_allclose(leaf, whole[name], rtol=1e-4, atol=1e-6)
 
 
 def test_samples_of_the_harness():

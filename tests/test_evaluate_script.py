@@ -40,9 +40,6 @@ def files(tmp_path_factory):
       for item in items
     )
   )
-  (folder / "svamp.jsonl").write_text(
-    json.dumps({"Body": "Two cats.", "Question": "How many?", "Answer": 2})
-  )
   written = shipped._tasks().generate[:4]
   (folder / "sums.jsonl").write_text(
     "\n".join(
@@ -65,7 +62,7 @@ def test_two_models(files, tmp_path):
     f"--generation={files}/sums.jsonl",
     f"--perplexity={files}/text.txt",
     f"--data={files}",
-    "--tasks=openbookqa,svamp",
+    "--tasks=openbookqa",
     "--few_shot=0",
     "--seq_len=32",
     "--max_new_tokens=80",
@@ -88,7 +85,6 @@ def test_two_models(files, tmp_path):
   # The same questions under a name are the same task.
   for name in ("acc", "margin", "ece@10"):
     assert tasks["openbookqa"][name] == tasks["choice facts"][name]
-  assert tasks["svamp"]["exact"]["dense"]["count"] == 1
   assert tasks["generation sums"]["exact"]["dense"]["value"] >= 0.75
   assert tasks["generation sums"]["same"]["pruned"]["value"] == 1
   rows = [

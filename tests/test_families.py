@@ -264,7 +264,7 @@ def test_replaced_sublayers_are_those_of_a_block(name):
     config = dataclasses.replace(config, **caps)
   pruned = changed(params)
   tokens, valid = texts()
-  states = transitions.compare_transitions(
+  h, g = transitions.compare_transitions(
     config,
     params,
     pruned,
@@ -275,8 +275,13 @@ def test_replaced_sublayers_are_those_of_a_block(name):
     ),
     num_steps=2,
   )
-  context = models.make_context(config, 9, valid)
-  x = models.embed(config, params, tokens, context.positions)
+  h, g = jax.device_get((h, g))
+  context = jax.jit(models.make_context, static_argnums=(0, 1))(
+    config, 9, valid
+  )
+  x = jax.jit(models.embed, static_argnums=0)(
+    config, params, tokens, context.positions
+  )
   block = jax.jit(
     functools.partial(decoder_layer.block, config), static_argnames="sliding"
   )
@@ -284,7 +289,7 @@ def test_replaced_sublayers_are_those_of_a_block(name):
   def run(index, group=None):
     layer = {
       key: jax.tree.map(
-        lambda leaf: leaf[index],
+        lambda leaf: np.asarray(leaf)[index],
         (pruned if key == group else params)["layers"][key],
       )
       for key in params["layers"]
@@ -296,18 +301,18 @@ def test_replaced_sublayers_are_those_of_a_block(name):
     dense = run(index)
     attention, mlp = run(index, "attention"), run(index, "mlp")
     for found, expected in (
-      (states[0][index, 0], dense["residual_mid"]),
-      (states[0][index, 1], dense["residual_out"]),
-      (states[1][index, 0], attention["residual_mid"]),
-      (states[1][index, 1], mlp["residual_out"]),
+      (h[index, 0], dense["residual_mid"]),
+      (h[index, 1], dense["residual_out"]),
+      (g[index, 0], attention["residual_mid"]),
+      (g[index, 1], mlp["residual_out"]),
     ):
-      np.testing.assert_allclose(found, expected[:, -2:], atol=1e-5)
+      np.testing.assert_allclose(found, np.asarray(expected)[:, -2:], atol=1e-5)
     x = dense["residual_out"]
 
 
-@pytest.mark.parametrize("name", ["gpt_neox", "gemma3_text"])
-def test_interventions_end_at_the_two_models(name):
-  _, config, params = built(name)
+def test_interventions_end_at_the_two_models():
+  """Of Gemma 3; what a parallel layer adds is in the test above."""
+  _, config, params = built("gemma3_text")
   pruned = changed(params)
   tokens, valid = (jnp.asarray(each) for each in texts())
 

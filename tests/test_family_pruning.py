@@ -94,8 +94,9 @@ def test_masks_are_those_of_a_walk_over_stock(folders, tmp_path, family):
   [
     # Which weights a method removes, no family changes; how it corrects a
     # bias, moves a scale or names the hidden units, it does.
-    *((family, method) for family in OLD for method in ("neuron", "flap")),
-    ("gpt2", "awq"),
+    # GPT-2's kernels lie the other way round, Phi-3's are parts of one; the
+    # biases of GPT-NeoX and OPT are written as GPT-2's are.
+    *(("gpt2", method) for method in ("neuron", "flap", "awq")),
     *(("phi3", "neuron"), ("phi3", "awq")),
     *(("gemma3_text", "rtn"), ("olmo2", "flap")),
   ],

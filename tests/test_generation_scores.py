@@ -10,6 +10,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxprune.calibration import left_pad
 from jaxprune.evaluation import generation
 from jaxprune.evaluation import writing as writing_lib
 from jaxprune.evaluation.generation import Continuation
@@ -62,13 +63,12 @@ PROMPTS = [[1, 5], [1, 9, 9, 4, 20], [1] + [7] * 40, [1, 3], [1, 28]]
 
 @pytest.fixture(scope="module")
 def alone(model):
-  """Each prompt continued by itself, without padding."""
-  found = [
-    generate(*model, np.array([prompt]), max_new_tokens=12)
-    for prompt in PROMPTS
-  ]
+  """Each prompt continued in a row of its own, to the end of all."""
+  tokens, valid = left_pad(PROMPTS)
+  found = generate(*model, tokens, valid_BT=valid, max_new_tokens=12)
   return [
-    np.asarray(one.tokens)[0, : int(one.lengths[0])].tolist() for one in found
+    row[:length].tolist()
+    for row, length in zip(np.asarray(found.tokens), np.asarray(found.lengths))
   ]
 
 

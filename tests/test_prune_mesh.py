@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import cut_runs
 import jax
 import numpy as np
 import pytest
-import scripts
 
 from jaxprune import checkpoints
 from jaxprune import devices as devices_lib
@@ -28,7 +26,7 @@ TOKENS = np.random.default_rng(0).integers(3, 90, (8, 24)).astype(np.int32)
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-  """A random Llama of 4 layers as a Hugging Face folder."""
+  """A random Llama of 3 layers as a Hugging Face folder."""
   import torch
   import transformers
 
@@ -38,7 +36,7 @@ def tiny(tmp_path_factory):
     hidden_size=32,
     # As wide as the stream: fewer shapes, each of which is compiled for.
     intermediate_size=32,
-    num_hidden_layers=4,
+    num_hidden_layers=3,
     num_attention_heads=4,
     num_key_value_heads=2,
     max_position_embeddings=64,
@@ -152,7 +150,7 @@ def test_resumed_on_eight_devices(tiny, tmp_path, offload):
     if not offload:
       assert {s.data.shape for s in x_BTD.addressable_shards} == {(1, 24, 32)}
   left, _ = cut_runs.go_on(tiny, tmp_path / "cut", **options)
-  assert left == [2, 3]
+  assert left == [2]
   for path in (tmp_path / "whole").glob("*.safetensors"):
     assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes()
 
@@ -171,8 +169,7 @@ def test_scores_on_eight_devices(tiny):
 def start(*arguments, devices=1):
   """Start `prune` in a process that keeps no compiled programs.
 
-  Killed while it writes one, it would leave half a file; and two processes
-  would write the same at the same time.
+  Two processes would write the same at the same time.
   """
   flags = (  # of two the last one counts
     os.environ["XLA_FLAGS"]
@@ -221,8 +218,8 @@ def test_two_processes_are_one(tiny, tmp_path):
   ]
   said = [process.communicate(timeout=300) for process in pod]
   assert [process.returncode for process in pod] == [0, 0], said
-  assert "layer 4/4" in said[0][1]
-  assert "4/4" not in said[1][1] and "wrote" not in said[1][0]
+  assert "layer 3/3" in said[0][1]
+  assert "3/3" not in said[1][1] and "wrote" not in said[1][0]
   weights.prune_weights(
     tiny,
     tmp_path / "one",
@@ -233,33 +230,3 @@ def test_two_processes_are_one(tiny, tmp_path):
   assert_same(tmp_path / "one", tmp_path / "two")
   summary = json.loads((tmp_path / "two" / "summary.json").read_text())
   assert summary["sparsity"] == 0.5
-
-
-@pytest.mark.slow
-def test_killed_and_run_again(tiny, tmp_path):
-  """SIGKILL after the second layer; the command again gives the same bits."""
-  flags = [
-    f"--model={tiny.folder}",
-    f"--calibration={tiny.folder}/ids.npz",
-    "--method=wanda",
-    "--sparsity=0.5",
-  ]
-  process = start(*flags, f"--out={tmp_path}/cut")
-  for line in process.stderr:
-    if line.startswith("layer 2/4"):
-      process.send_signal(signal.SIGKILL)
-      break
-  process.communicate()
-  assert process.returncode == -signal.SIGKILL
-  assert not (tmp_path / "cut").exists()
-  done = scripts.call(
-    "prune", *flags, f"--out={tmp_path}/cut", "--sparsity=0.4"
-  )
-  assert "sparsity was 0.5, now 0.4" in done.stderr and done.returncode == 1
-  done = scripts.call("prune", *flags, f"--out={tmp_path}/cut")
-  assert done.returncode == 0, done.stderr
-  assert "layer 2/4" not in done.stderr and "layer 4/4" in done.stderr
-  done = scripts.call("prune", *flags, f"--out={tmp_path}/whole")
-  assert done.returncode == 0, done.stderr
-  for path in (tmp_path / "whole").glob("*.safetensors"):
-    assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes()

@@ -268,9 +268,7 @@ def test_global_needs_magnitude(tiny, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-  "micro_batch, offload", [(1, True), (4, False), (4, True)]
-)
+@pytest.mark.parametrize("micro_batch, offload", [(1, True), (4, False)])
 def test_memory_plan_changes_nothing(
   tiny, half, tmp_path, micro_batch, offload
 ):

@@ -64,8 +64,7 @@ def rounded(w, bits, size, symmetric):
   return out
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("size", [1, 6, None])
+@pytest.mark.parametrize("bits, size", [(2, 6), (4, 1), (4, None), (8, 6)])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_rounding_against_one_group_at_a_time(bits, size, symmetric):
   w = kernel(0)
@@ -171,7 +170,7 @@ def methods():
 
 
 @pytest.mark.parametrize("name", ["rtn", "awq", "awq, by gram alone"])
-def test_eager_compiled_and_mapped_agree(name):
+def test_compiled_and_mapped_agree(name):
   method = methods()[1][name]
   w_LIO = jnp.stack([jnp.asarray(kernel(seed)) for seed in range(3)])
   mapped, codes = jax.jit(jax.vmap(method))(w_LIO)
@@ -179,8 +178,6 @@ def test_eager_compiled_and_mapped_agree(name):
   compiled = jax.jit(method)
   for w_IO, found in zip(w_LIO, mapped):
     np.testing.assert_allclose(compiled(w_IO)[0], found, atol=1e-5)
-  if name == "rtn":  # Without jit every operation is a program of its own.
-    np.testing.assert_allclose(method(w_LIO[0])[0], mapped[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("bits, symmetric", [(4, False), (4, True), (3, False)])

@@ -76,14 +76,14 @@ def logits(folder):
     {
       "drop_attn_list": [True, False, True],
       "drop_mlp_list": [False, True, False],
+      "auto_map": {"AutoModel": "code.Y"},
     },
   ],
-  ids=["indices", "bools"],
+  ids=["indices", "bools and code"],
 )
-@pytest.mark.parametrize("code", [{}, {"auto_map": {"AutoModel": "code.Y"}}])
-def test_listed_sublayers_are_left_out(dense, tmp_path, fields, code, caplog):
+def test_listed_sublayers_are_left_out(dense, tmp_path, fields, caplog):
   """Whatever weights the file holds; and the folder written again says so."""
-  folder = listed(dense, tmp_path / "listed", **fields, **code)
+  folder = listed(dense, tmp_path / "listed", **fields)
   with caplog.at_level("INFO"):
     source = checkpoints.open_checkpoint(folder)
   assert "runs without attention of layers 0, 2 (drop_attn_list); mlp of" in (
