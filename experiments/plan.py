@@ -87,12 +87,7 @@ _CONTROLS = flags.DEFINE_bool(
   "controls", False, "Measure the usual prunings at the same amount, too."
 )
 _CALIBRATION = flag_groups.calibration(
-  None,
-  num_samples=64,
-  seq_len=256,
-  about="Text that the methods look at: a text, jsonl, json.gz or parquet file,"
-  " c4, wikitext2, pocket, or an .npz of token ids; by default the model writes"
-  " it.",
+  "self", num_samples=64, seq_len=256, about=flag_groups.TEXT_OR_SELF
 )
 _PROMPTS = flag_groups.prompts(
   None, about="Texts to continue, a txt or jsonl file; by default built-in."
@@ -109,6 +104,7 @@ _OUT = flag_groups.out(
 def main() -> None:
   import jax
 
+  from jaxprune.studies import self_calibration
   from jaxprune.studies.plan import candidates, measure, tries
   from jaxprune.studies.plan import summary as summary_lib
 
@@ -119,12 +115,12 @@ def main() -> None:
   )
   prompts = _PROMPTS.read_or_builtin(source, _CHAT.value)
   more = _read_tasks(source)
-  looked_at = _calibration(source, _SEED.value)
+  looked_at = _read(source, _SEED.value)
   training = _training(source)
   description = descriptions.describe(
     seeds={"calibration": _SEED.value, "bootstrap": _SEED.value},
     models=source,
-    calibration=_described(looked_at),
+    calibration=self_calibration.describe(looked_at),
     prompts=prompts.prompts,
   )
   name = pathlib.Path(_MODEL.model.value).name
@@ -170,29 +166,11 @@ def _read_tasks(source):
   return more_items.read(_TASKS.read(chat=_CHAT.value), source)
 
 
-def _calibration(source, seed, num_samples=None, activations=True):
-  """The text of --calibration, or what the model is to write in its place."""
-  from jaxprune.studies import self_calibration
-
-  if _CALIBRATION.calibration.value is not None:
-    return _CALIBRATION.read(
-      source, seed, num_samples=num_samples, activations=activations
-    )
-  return self_calibration.plan(
-    source,
-    num_samples=num_samples or _CALIBRATION.num_samples.value,
-    seq_len=_CALIBRATION.seq_len.value,
-    seed=seed,
-    chat_mode=_CHAT.value,
+def _read(source, seed, **options):
+  """The text of --calibration, which may have to be written yet."""
+  return _CALIBRATION.read_or_plan(
+    source, seed, chat_mode=_CHAT.value, **options
   )
-
-
-def _described(text):
-  """What run.json says of a text, which may not be written yet."""
-  from jaxprune.studies import self_calibration
-
-  own = isinstance(text, self_calibration.Texts)
-  return text.describe() if own else text
 
 
 def _training(source):
@@ -201,7 +179,7 @@ def _training(source):
 
   if not _RECOVER.value:
     return None
-  return _calibration(
+  return _read(
     source,
     _SEED.value + 1,  # other text than the model is pruned with
     num_samples=_RECOVER.value * tries.BATCH,
@@ -211,13 +189,21 @@ def _training(source):
 
 def _workshop(source, calibration, training, stage):
   """Where pruned models are made; the model writes what is not there."""
+  from jaxprune.studies import kept, self_calibration
   from jaxprune.studies.comparison import measure
-  from jaxprune.studies.plan import kept, models
+  from jaxprune.studies.plan import models
 
   store = kept.Kept(stage.scaffold / "plan.json")
   dense = measure.load_model(source)
   texts = [
-    models.written(source, dense, text, store, launch.tell_amount)
+    text
+    and self_calibration.written(
+      source,
+      text,
+      store,
+      launch.tell_amount("texts that the model writes itself"),
+      dense,
+    )
     for text in (calibration, training)
   ]
   return models.Workshop(

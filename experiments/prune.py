@@ -86,12 +86,7 @@ _DROP_TARGET = flags.DEFINE_enum(
   "What drop_iterative, drop_random, drop_reverse, kl_iterative drop.",
 )
 _CALIBRATION = flag_groups.calibration(
-  None,
-  num_samples=128,
-  seq_len=2048,
-  about=(
-    "Text, jsonl, json.gz or parquet file, c4, wikitext2, or an .npz of ids."
-  ),
+  None, num_samples=128, seq_len=2048, about=flag_groups.TEXT_OR_SELF
 )
 _SAMPLING = flags.DEFINE_enum(
   "sampling",
@@ -115,7 +110,7 @@ def main() -> None:
   import jax
 
   from jaxprune.pruning.checkpoint import sublayers
-  from jaxprune.studies import prune
+  from jaxprune.studies import prune, self_calibration
 
   jax.config.update("jax_default_matmul_precision", "highest")
   source = _MODEL.open(logits=False)
@@ -127,9 +122,15 @@ def main() -> None:
   )
   shape = _CALIBRATION.shape() if given else (0, 0)
   _check_memory(source.config, change, shape, memory)
-  ids, described = _read_calibration(source) if given else (None, None)
+  text = None
+  if given:
+    text = _CALIBRATION.read_or_plan(
+      source, _SEED.value, sampling=_SAMPLING.value
+    )
   description = descriptions.describe(
-    seeds={"calibration": _SEED.value}, models=source, calibration=described
+    seeds={"calibration": _SEED.value},
+    models=source,
+    calibration=text and self_calibration.describe(text),
   )
   with launch.place(
     _OUT.value, description, models=source, resume=True, model=True
@@ -138,7 +139,7 @@ def main() -> None:
       source,
       stage.new,
       change,
-      ids,
+      text and _written(source, text, stage),
       memory=memory,
       output=_output(change, description),
       progress=launch.Progress,
@@ -203,12 +204,16 @@ def _output(change, description):
   )
 
 
-def _read_calibration(source):
-  """The calibration tokens, int [sequences, length], and what they are."""
-  from jaxprune.calibration import tokens
+def _written(source, text, stage):
+  """The calibration tokens, int [sequences, length]."""
+  from jaxprune.studies import kept, self_calibration
 
-  calibration = _CALIBRATION.read(source, _SEED.value, sampling=_SAMPLING.value)
-  return calibration.tokens, tokens.describe(calibration)
+  return self_calibration.written(
+    source,
+    text,
+    kept.Kept(stage.scaffold / "text.json"),
+    launch.tell_amount("texts that the model writes itself"),
+  ).tokens
 
 
 def _check_memory(config, change, shape, memory):

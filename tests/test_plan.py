@@ -17,6 +17,7 @@ from jaxprune.pocket import shipped
 from jaxprune.pruning.layerwise.drops import Drops
 from jaxprune.studies.comparison import items, more_items
 from jaxprune.studies.comparison.more_items import Scores
+from jaxprune.studies.kept import Kept
 from jaxprune.studies.plan import (
   candidates,
   measure,
@@ -26,7 +27,6 @@ from jaxprune.studies.plan import (
   tries,
 )
 from jaxprune.studies.plan import summary as summary_lib
-from jaxprune.studies.plan.kept import Kept
 from jaxprune.studies.tasks.asked import Tasks
 
 

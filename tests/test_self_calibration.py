@@ -1,17 +1,20 @@
 """Text that a model writes for its own calibration."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
+import scripts
 
 from jaxprune import checkpoints
 from jaxprune.calibration import load_tokenizer
 from jaxprune.calibration.tokenizer import encode
-from jaxprune.models import decoder
+from jaxprune.models import EncoderConfig, decoder
 from jaxprune.studies import self_calibration
 from jaxprune.studies.comparison import asked, measure
+from jaxprune.studies.kept import Kept
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +50,55 @@ def test_texts_have_one_length_and_a_seed(writer):
   )
   other = self_calibration.write(source, model, planned(source, seed=1))
   assert (ids != other).any()
-  made = self_calibration.as_calibration(texts, ids.tolist())
-  assert (made.source, made.seed) == ("self", 0)
-  np.testing.assert_array_equal(made.tokens, ids)
-  assert texts.describe()["sequences"] == 3
+
+
+def test_what_was_written_is_kept(writer, tmp_path, monkeypatch):
+  """A run that goes on reads its text, and a text that was read stays it."""
+  source, model = writer
+  texts, path = planned(source), tmp_path / "kept.json"
+  first = self_calibration.written(source, texts, Kept(path), model=model)
+  monkeypatch.setattr(self_calibration, "write", None)
+  again = self_calibration.written(source, texts, Kept(path))
+  np.testing.assert_array_equal(first.tokens, again.tokens)
+  described = self_calibration.describe(texts)
+  assert described.items() <= self_calibration.describe(again).items()
+  assert described["sequences"] == 3
+  assert self_calibration.written(source, again, Kept(None)) is again
+
+
+def test_several_processes_do_not_write(writer, monkeypatch):
+  source, model = writer
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with pytest.raises(ValueError, match="--calibration=self: one process"):
+    self_calibration.written(source, planned(source), Kept(None), model=model)
+
+
+def test_an_encoder_writes_nothing(writer):
+  config = EncoderConfig(
+    **dict(family="bert", num_layers=1, embed_dim=4, mlp_dim=8, num_heads=1),
+    **dict(vocab_size=8, num_token_types=2, max_positions=16),
+    **dict(norm_eps=1e-6, activation="gelu"),
+  )
+  with pytest.raises(ValueError, match="an encoder writes no text"):
+    planned(dataclasses.replace(writer[0], config=config))
+
+
+@pytest.mark.slow
+def test_a_model_is_pruned_with_its_own_text(two_layers, tmp_path):
+  command = (
+    *("prune", two_layers, f"--out={tmp_path}/pruned", "--sparsity=0.5"),
+    *("--calibration=self", "--num_samples=2", "--seq_len=12"),
+  )
+  refused = scripts.call(*command, "--sampling=joined")
+  assert refused.returncode == 1
+  assert "--sampling=joined: says how text is cut" in refused.stderr
+  done = scripts.call(*command)
+  assert done.returncode == 0, done.stderr
+  run = json.loads((tmp_path / "pruned" / "run.json").read_text())
+  assert run["calibration"] == {
+    **{"source": "self", "sampling": "self", "seed": 0},
+    **{"sequences": 2, "length": 12},
+  }
 
 
 def test_the_first_token_is_drawn_at_temperature_one(writer):

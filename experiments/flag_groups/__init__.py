@@ -12,6 +12,7 @@ must be given.
 """
 
 from .calibration_flags import (
+  TEXT_OR_SELF,
   Calibration,
   calibration,
   calibration_text,
@@ -68,6 +69,7 @@ __all__ = [
   "PrunedModels",
   "REQUIRED",
   "Seeds",
+  "TEXT_OR_SELF",
   "Tasks",
   "allow_code_execution",
   "analysis_temperature",

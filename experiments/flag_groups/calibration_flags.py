@@ -10,6 +10,7 @@ from .define import MOST_TOKENS, define_flag
 if TYPE_CHECKING:  # a script shows its --help without loading JAX
   from jaxprune import checkpoints
   from jaxprune.calibration import tokens
+  from jaxprune.studies import self_calibration
 
 # The flags belong to the script that calls, not to this file.
 flags.disclaim_key_flags()
@@ -59,6 +60,44 @@ class Calibration:
       activations=activations,
     )
 
+  def read_or_plan(
+    self,
+    source: "checkpoints.Source",
+    seed: int,
+    *,
+    chat_mode: str = "auto",
+    sampling: str | None = None,
+    **options: Any,
+  ) -> "tokens.Calibration | self_calibration.Texts":
+    """As `read`; with --calibration=self, what the model is to write.
+
+    Args:
+      source: the model that reads the tokens.
+      seed: of the draws.
+      chat_mode: of --chat.
+      sampling: how sequences are cut from text.
+      **options: of `read`.
+
+    Raises:
+      ValueError: see `read` and `self_calibration.plan`.
+    """
+    from jaxprune.studies import self_calibration
+
+    if self.calibration.value != self_calibration.SELF:
+      return self.read(source, seed, sampling=sampling, **options)
+    if sampling is not None:
+      raise ValueError(
+        f"--sampling={sampling}: says how text is cut, but the model writes"
+        " whole sequences; leave it out"
+      )
+    return self_calibration.plan(
+      source,
+      num_samples=options.get("num_samples") or self.num_samples.value,
+      seq_len=self.seq_len.value,
+      seed=seed,
+      chat_mode=chat_mode,
+    )
+
   def shape(self) -> tuple[int, int]:
     """How many sequences of how many tokens there will be; none is read.
 
@@ -92,6 +131,13 @@ class Calibration:
       num_samples=self.num_samples.value,
       seq_len=self.seq_len.value,
     )
+
+
+TEXT_OR_SELF = (
+  "Text that the pruning method looks at: a text, jsonl, json.gz or parquet"
+  " file, c4, wikitext2, pocket, an .npz of token ids, or self, which the model"
+  " writes before it is pruned."
+)
 
 
 def calibration(

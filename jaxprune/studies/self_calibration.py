@@ -15,8 +15,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
-from numpy.typing import ArrayLike
 
 from jaxprune import checkpoints
 from jaxprune.calibration import load_tokenizer
@@ -24,9 +24,11 @@ from jaxprune.calibration import tokens as tokens_lib
 from jaxprune.calibration.tokenizer import encode
 from jaxprune.evaluation import generation
 from jaxprune.evaluation.journal import Bookkeeping
+from jaxprune.models import ModelConfig
 from jaxprune.models.generation import Sampling
 from jaxprune.probes.decoder import sequences
-from jaxprune.studies.comparison import asked
+from jaxprune.studies.comparison import asked, measure
+from jaxprune.studies.kept import Kept
 
 SELF = "self"
 _BATCH = 16  # texts that are written together
@@ -49,15 +51,18 @@ class Texts:
   seq_len: int
   seed: int
 
-  def describe(self) -> dict[str, Any]:
-    """The texts before they are written, for run.json."""
-    return {
-      "source": SELF,
-      "sampling": SELF,
-      "seed": self.seed,
-      "sequences": self.num_samples,
-      "length": self.seq_len,
-    }
+
+def describe(text: tokens_lib.Calibration | Texts) -> dict[str, Any]:
+  """A text for run.json, which may not be written yet and has no hash then."""
+  if not isinstance(text, Texts):
+    return tokens_lib.describe(text)
+  return {
+    "source": SELF,
+    "sampling": SELF,
+    "seed": text.seed,
+    "sequences": text.num_samples,
+    "length": text.seq_len,
+  }
 
 
 def plan(
@@ -80,8 +85,13 @@ def plan(
   Raises:
     ValueError: the texts are longer than the context, or no longer than what
       they begin with; the chat template cannot be used; or the model has no
-      token that begins a text.
+      token that begins a text, or writes none.
   """
+  if not isinstance(source.config, ModelConfig):
+    raise ValueError(
+      f"{source.folder}: an encoder writes no text; give --calibration a text"
+    )
+  checkpoints.check_head(source)
   start = _start(source, chat_mode)
   if seq_len > source.config.max_positions:
     raise ValueError(
@@ -131,18 +141,42 @@ def write(
   )
 
 
-def as_calibration(texts: Texts, ids: ArrayLike) -> tokens_lib.Calibration:
-  """Written texts, as methods look at them.
+def written(
+  source: checkpoints.Source,
+  text: tokens_lib.Calibration | Texts,
+  kept: Kept,
+  tell: Callable[[float, float], None] | None = None,
+  model: sequences.Model | None = None,
+) -> tokens_lib.Calibration:
+  """A text as it was read, or written by the model where it was not before.
 
   Args:
-    texts: what was written.
-    ids: from `write`.
+    source: the model.
+    text: what was read, or what is to be written.
+    kept: keeps what the model wrote.
+    tell: is told how many texts are done, of how many.
+    model: of `source`, where it is in memory already.
+
+  Raises:
+    ValueError: several processes would write.
   """
+  if not isinstance(text, Texts):
+    return text
+  if jax.process_count() > 1:
+    raise ValueError(
+      f"--calibration={SELF}: one process writes, and there are"
+      f" {jax.process_count()}; give a text"
+    )
+
+  def compute():
+    writer = model or measure.load_model(source)
+    return write(source, writer, text, tell).tolist()
+
   return tokens_lib.Calibration(
-    tokens=np.asarray(ids, np.int32),
+    tokens=np.asarray(kept.get(f"{SELF}/{text.seed}", compute), np.int32),
     source=SELF,
     sampling=SELF,
-    seed=texts.seed,
+    seed=text.seed,
   )
 
 

@@ -25,11 +25,11 @@ from jaxprune.pruning.checkpoint import sublayers, weights
 from jaxprune.pruning.checkpoint.streaming import Memory
 from jaxprune.pruning.layerwise import allocation, drops, owl
 from jaxprune.pruning.patterns import AnyPattern, NofM
-from jaxprune.studies import prune, self_calibration
+from jaxprune.studies import prune
 from jaxprune.studies.comparison import measure as comparison
+from jaxprune.studies.kept import Kept
 from jaxprune.studies.plan import candidates, order
 from jaxprune.studies.plan.candidates import Family
-from jaxprune.studies.plan.kept import Kept
 
 KL, SIMILARITY = "drops by KL", "drops by similarity"
 # Tokens on which losses are measured: they need many passes.
@@ -80,33 +80,6 @@ class Workshop:
   def memory(self) -> Memory:
     """How activations are held."""
     return Memory(micro_batch=_MICRO_BATCH)
-
-
-def written(
-  source: checkpoints.Source,
-  dense: sequences.Model,
-  text: tokens_lib.Calibration | self_calibration.Texts | None,
-  kept: Kept,
-  tell: Callable[[str], Callable[[float, float], None]],
-) -> tokens_lib.Calibration | None:
-  """A text, written by the dense model where it is not there.
-
-  Args:
-    source: the dense checkpoint.
-    dense: the same, in memory.
-    text: as it was read, or what is to be written; None is none.
-    kept: keeps what the model wrote.
-    tell: from the name of some work to what is told (done, all) of it.
-  """
-  if not isinstance(text, self_calibration.Texts):
-    return text
-  ids = kept.get(
-    f"written by itself/{text.seed}",
-    lambda: self_calibration.write(
-      source, dense, text, tell("texts that the model writes itself")
-    ).tolist(),
-  )
-  return self_calibration.as_calibration(text, ids)
 
 
 def drop_family(shop: Workshop, name: str) -> Family:

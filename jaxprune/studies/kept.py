@@ -1,4 +1,4 @@
-"""What a plan has measured, in a file: a run that was killed goes on."""
+"""What a run has measured, in a file: a run that was killed goes on."""
 
 import json
 import os
