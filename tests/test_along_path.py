@@ -154,7 +154,8 @@ def test_option_margin(models):  # noqa: F811
   )
   found = make((4, 9, 17))
   z, y = (
-    each[0, 0] @ dense["embed"]["table"].T for each in (found.start, found.end)
+    np.asarray(each)[0, 0] @ dense["embed"]["table"].T
+    for each in (found.start, found.end)
   )
   first, second = np.array([4, 9, 17])[np.argsort(-z[np.array([4, 9, 17])])][:2]
   read = read_outs.read_out(CONFIG, found, found.end)
