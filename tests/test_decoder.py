@@ -188,9 +188,8 @@ def test_a_change_beside_a_kernel_is_applied_by_position(small):
   """Coefficient 0 is the model, 1 the changed one, position by position."""
   _, config, params = small
   tokens = random_tokens(1, 4)
-  delta = 0.1 * jax.random.normal(
-    jax.random.key(1), params["layers"]["mlp"]["down"]["kernel"].shape
-  )
+  shape = params["layers"]["mlp"]["down"]["kernel"].shape
+  delta = np.random.default_rng(1).normal(0, 0.1, shape).astype(np.float32)
 
   def run(kernel, **change):
     down = {**params["layers"]["mlp"]["down"], "kernel": kernel, **change}
@@ -249,7 +248,9 @@ def test_block_by_block_is_forward(small):
 
   x_BTD = models.embed(config, params, tokens)
   for index in range(config.num_layers):
-    layer = jax.tree.map(lambda leaf, i=index: leaf[i], params["layers"])
+    layer = jax.tree.map(
+      lambda leaf, i=index: np.asarray(leaf)[i], params["layers"]
+    )
     x_BTD = run(layer, x_BTD, config.sliding_layers[index])
   expected, _ = _forward(config, params, tokens, valid_BT=valid)
   np.testing.assert_allclose(x_BTD, expected, atol=2e-6)

@@ -112,7 +112,6 @@ checkpoints.finish_export(export)
   [
     # The record is written before a layer and after it.
     (4, "jaxprune_export.json", (0,)),
-    (1, "model.safetensors", (0, 1, 2)),
     (1, "config.json", (0, 1, 2)),
   ],
 )

@@ -58,7 +58,6 @@ def uncached_greedy(config, params, tokens, steps, valid=None, gates=None):
 @pytest.mark.parametrize(
   "family, fields",
   [
-    ("llama", dict(num_key_value_heads=4)),
     ("llama", dict(rope_parameters=LONG)),
     ("mistral", dict(sliding_window=4, tie_word_embeddings=True)),
     (

@@ -114,9 +114,6 @@ def test_whole_texts(shared, ours, theirs):
 def test_written_texts(ours, theirs):
   options = {"max_gen_toks": 24, "do_sample": False}
   requests = [(prompt, options | {"until": []}) for prompt in PROMPTS]
-  requests += [
-    (prompt, options | {"until": ["little", "She"]}) for prompt in PROMPTS[:2]
-  ]
   got, expected = (
     model.generate_until(
       instances("generate_until", requests), disable_tqdm=True
@@ -124,7 +121,7 @@ def test_written_texts(ours, theirs):
     for model in (ours, theirs)
   )
   assert got == expected
-  assert len(got[0]) > 40 and got[4] != got[0]
+  assert len(got[0]) > 40
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def test_where_things_lie():
 @pytest.mark.parametrize(
   "method,pattern,offload",
   [
-    ("wanda", Unstructured(sparsity=0.5), False),
+    # A Gram and moments; the squares of Wanda are the diagonal of the Gram.
     ("sparsegpt", NofM(keep=1, of=4), True),
     ("flap", Unstructured(sparsity=0.25), False),
   ],

@@ -96,7 +96,7 @@ def one_interval(monkeypatch):
 @pytest.mark.usefixtures("one_interval")
 def test_prune_then_compare(tiny, tmp_path):
   pruned, out = tmp_path / "pruned", tmp_path / "report"
-  done = scripts.start(
+  done = scripts.call(
     "prune",
     f"--model={tiny}/dense",
     f"--calibration={tiny}/ids.npz",

@@ -101,7 +101,6 @@ def ours(folder, texts, *names):
   "pooling, side",
   [
     ("lasttoken", "left"),
-    ("lasttoken", "right"),
     ("mean_tokens", "left"),
     ("weightedmean_tokens", "right"),
   ],
