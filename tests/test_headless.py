@@ -1,7 +1,9 @@
 """Checkpoints without an output head, as embedding models are published."""
 
+import functools
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -64,8 +66,15 @@ def stock_h(folder, tokens, valid=None):
 
 def our_h(folder):
   config, params = checkpoints.load_params(folder)
+  return np.asarray(_read(config, params)[0])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read(config, params):
+  """What the head reads of TOKENS, and the logits where there is a head."""
   x_BTD, _ = forward(config, params, jnp.asarray(TOKENS))
-  return np.asarray(final_norm(config, params, x_BTD))
+  h_BTD = final_norm(config, params, x_BTD)
+  return h_BTD, unembed(config, params, x_BTD) if config.has_head else None
 
 
 def rename(folder, target, name):
@@ -165,9 +174,7 @@ def test_a_head_is_read_under_either_naming(tmp_path, tied, bare):
     folder = rename(folder, tmp_path / "b", lambda n: n.removeprefix("model."))
   config, params = checkpoints.load_params(folder)
   assert config.has_head and config.bare_names == bare
-  z_BTV = unembed(
-    config, params, forward(config, params, jnp.asarray(TOKENS))[0]
-  )
+  _, z_BTV = _read(config, params)
   model = transformers.AutoModelForCausalLM.from_pretrained(
     folder, dtype=torch.float32
   )

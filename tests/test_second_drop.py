@@ -1,11 +1,13 @@
 """Folders that have lost sublayers: what they compute, and what may go next."""
 
+import functools
 import json
 import shutil
 from unittest import mock
 
 import hf_models
 import hypothesis
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -63,6 +65,11 @@ def stock(folder, attention=(), mlp=()):
 
 def logits(folder):
   config, params = checkpoints.load_params(folder, jnp.float32)
+  return _logits(config, params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(config, params):
   return unembed(config, params, forward(config, params, TOKENS)[0])
 
 
