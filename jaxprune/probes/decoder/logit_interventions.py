@@ -126,6 +126,7 @@ def _measure_changes(
   )
 
 
+@jax.jit  # traced once for all that change logits in these ways
 def _change(z_V, y_V, key, changes):
   """Logits of every intervention, restoration and truncation of a position."""
   temperature = changes.temperature
