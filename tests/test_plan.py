@@ -79,6 +79,8 @@ def test_after_a_failure_the_corrected_slope_leads_at_once():
   # exp(-2 d) >= 0.9 up to d = 0.053: between levels 2 and 3, seen from 6.
   found = search.next_level(10, damages(), {6: math.exp(-1.28)}, 0.9)
   assert found == 2
+  # All items right: four times the damage, 0.16, and no further.
+  assert search.next_level(10, damages(), {2: 1.04}, 0.9) == 4
   # Both ends known: the middle between them.
   assert search.next_level(10, damages(), {6: 0.0, 0: 1.0}, 0.9) == 3
   assert search.next_level(10, damages(), {3: 0.0, 2: 1.0}, 0.9) is None

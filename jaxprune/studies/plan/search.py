@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 # Kept parts outside of this say nothing more about the slope.
 _LEAST, _MOST = 0.05, 0.999
+# Few items may all be right by chance, and then say little of what is far off.
+_FARTHEST = 4.0  # times the damage that passed
 
 
 def largest(test: Callable[[int], bool], first: int, last: int) -> int:
@@ -78,7 +80,7 @@ def next_level(
   Levels between the largest that passed and the smallest above it that failed
   are left. Where both are known, the middle of them is next; where only one
   is, the level at which the last measurement lets expect the wanted score,
-  but always another one.
+  of at most four times the damage that passed, but always another one.
 
   Args:
     count: number of levels.
@@ -100,6 +102,8 @@ def next_level(
     return (low + high) // 2
   last, part = list(measured.items())[-1]
   wanted = limit(keep, refit(damages[last], part, 1.0))
+  if low >= 0 and damages[low] > 0:
+    wanted = min(wanted, _FARTHEST * damages[low])
   guess = math.floor(_index_of(damages, wanted))
   return min(max(guess, low + 1), high - 1)
 
