@@ -122,11 +122,7 @@ def main() -> None:
   )
   shape = _CALIBRATION.shape() if given else (0, 0)
   _check_memory(source.config, change, shape, memory)
-  text = None
-  if given:
-    text = _CALIBRATION.read_or_plan(
-      source, _SEED.value, sampling=_SAMPLING.value
-    )
+  text = _read_text(source) if given else None
   description = descriptions.describe(
     seeds={"calibration": _SEED.value},
     models=source,
@@ -201,6 +197,13 @@ def _output(change, description):
       "mesh": _MESH.value,
     },
     shard_size=inputs.read_size(_SHARD_SIZE.value),
+  )
+
+
+def _read_text(source):
+  """The text of --calibration, which may have to be written yet."""
+  return _CALIBRATION.read_or_plan(
+    source, _SEED.value, sampling=_SAMPLING.value
   )
 
 

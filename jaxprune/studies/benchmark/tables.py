@@ -188,7 +188,12 @@ def of_accelerator(summary: dict[str, Any]) -> str:
 
 
 def pod_place(shape: str, topology: str) -> str:
-  """Name of the place of a model on a slice."""
+  """Name of the place of a model on a slice.
+
+  Args:
+    shape: of the model, such as llama3-8b.
+    topology: of the slice, such as v5e:2x4.
+  """
   return f"tpu {shape} {topology}"
 
 
