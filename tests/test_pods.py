@@ -147,9 +147,10 @@ def test_the_model_is_not_everywhere(pod, tmp_path):
 def test_killed_or_at_no_end(pods):
   """The coordinator takes its service with it; others miss heartbeats.
 
-  And a process that is told to end and finishes no step ends nevertheless.
-  Three pods at once, since all of them wait.
+  And a process that is told to end ends nevertheless: one that finishes no
+  step, and one that waits for the others. All pods at once, since they wait.
   """
+  alone = pods()(1, STEPS)
   seconds = (0.1, 0.1, 1000)
   victims = ((0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGTERM))
   steps = [[*STEPS, f"--seconds={each}"] for each in seconds]
@@ -159,6 +160,8 @@ def test_killed_or_at_no_end(pods):
   ]
   for processes in started:
     processes[0].wait_for("step 1/")
+  alone.wait_for("process 1 waits for process 0 at 127.0.0.1:")
+  alone.send(signal.SIGTERM)
   for processes, (victim, number) in zip(started, victims):
     processes[victim].send(number)
   until = time.monotonic() + SECONDS
@@ -173,6 +176,9 @@ def test_killed_or_at_no_end(pods):
     assert line.startswith(f"stopped: process {victim} {told}")
     assert "every step is kept in here.partial; go on with: " in line
     assert_clean(processes[1 - victim])
+  status, line = alone.wait(until)
+  assert status == 143 and line.startswith("stopped: was told to end (SIGTERM)")
+  assert_clean(alone)
 
 
 # Layers so slow that the notice of the signal comes in between.
@@ -219,12 +225,3 @@ def test_preempted_and_run_again(pods, tmp_path):
   for name in ("model.safetensors", "masks.safetensors"):
     whole = (home / "whole" / name).read_bytes()
     assert (home / "out" / name).read_bytes() == whole
-
-
-def test_alone(pod):
-  process = pod(1, STEPS)
-  process.wait_for("process 1 waits for process 0 at 127.0.0.1:")
-  process.send(signal.SIGTERM)
-  status, line = process.wait(time.monotonic() + SECONDS)
-  assert status == 143 and line.startswith("stopped: was told to end (SIGTERM)")
-  assert_clean(process)
