@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_config import tiny_llama
+from tiny_config import random_params, tiny_llama
 
 from jaxprune.models import decoder, decoder_layer, generation
 from jaxprune.probes import interventions
@@ -34,10 +34,7 @@ NAMES = ("dense", "pruned", "keep_offset", "keep_centred", "keep_top", "half")
 def make_models():
   """Random weights, a fifth of them gone, one attention dropped."""
   rng = np.random.default_rng(0)
-  shapes = jax.eval_shape(lambda: decoder.init(CONFIG, jax.random.key(0)))
-  dense = jax.tree.map(
-    lambda w: jnp.asarray(rng.normal(0, 0.5, w.shape), jnp.float32), shapes
-  )
+  dense = random_params(CONFIG, rng, 0.5)
   layers = jax.tree.map(
     lambda w: w * (rng.random(w.shape) < 0.8) if w.ndim == 3 else w,
     dense["layers"],

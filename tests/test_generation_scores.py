@@ -2,19 +2,18 @@
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_config import random_params
 
 from jaxprune.calibration import left_pad
 from jaxprune.evaluation import generation
 from jaxprune.evaluation import writing as writing_lib
 from jaxprune.evaluation.generation import Continuation
-from jaxprune.models import ModelConfig, Sampling, generate, init
+from jaxprune.models import ModelConfig, Sampling, generate
 
 WORDS = "abcdefghijklmnopqrstuvwxyz."
 
@@ -50,11 +49,7 @@ def model():
       pad_token_id=0,
     )
   )
-  rng = np.random.default_rng(2)
-  shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
-  return config, jax.tree.map(
-    lambda w: jnp.asarray(rng.normal(size=w.shape), w.dtype), shapes
-  )
+  return config, random_params(config, np.random.default_rng(2))
 
 
 # Two lengths, and one that needs a longer program.

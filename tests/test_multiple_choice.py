@@ -10,19 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
+from tiny_config import random_params
 
 from jaxprune.evaluation import loglikelihoods as scoring
 from jaxprune.evaluation import multiple_choice
 from jaxprune.evaluation.journal import Bookkeeping, Journal
 from jaxprune.evaluation.multiple_choice import Choices, Question
-from jaxprune.models import (
-  Branches,
-  ModelConfig,
-  forward,
-  init,
-  make_gates,
-  unembed,
-)
+from jaxprune.models import Branches, ModelConfig, forward, make_gates, unembed
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +35,7 @@ def model():
       eos_token_id=2,
     )
   )
-  rng = np.random.default_rng(0)
-  shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
-  return config, jax.tree.map(
-    lambda w: jnp.asarray(rng.normal(size=w.shape), w.dtype), shapes
-  )
+  return config, random_params(config, np.random.default_rng(0))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from tiny_config import random_params
 
-from jaxprune.models import ModelConfig, forward, init, unembed
+from jaxprune.models import ModelConfig, forward, unembed
 from jaxprune.probes.decoder import sequences
 from jaxprune.studies.sweep import paths
 
@@ -30,10 +31,7 @@ def models():
     )
   )
   rng = np.random.default_rng(0)
-  params = jax.tree.map(
-    lambda w: jnp.asarray(rng.normal(size=w.shape), w.dtype),
-    jax.eval_shape(lambda: init(config, jax.random.key(0))),
-  )
+  params = random_params(config, rng)
   changed = jax.tree.map(
     lambda w: w + jnp.asarray(0.05 * rng.normal(size=w.shape), w.dtype), params
   )

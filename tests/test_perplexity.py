@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_config import random_params
 
 from jaxprune import checkpoints, statistics
 from jaxprune.calibration import encode, load_tokenizer, read_documents
@@ -34,12 +35,8 @@ def tiny(**changes):
 @pytest.fixture(scope="module")
 def model():
   config = tiny()
-  rng = np.random.default_rng(0)
-  shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
   # Larger weights than at initialisation, so that contexts matter.
-  return config, jax.tree.map(
-    lambda w: jnp.asarray(rng.normal(size=w.shape), w.dtype), shapes
-  )
+  return config, random_params(config, np.random.default_rng(0))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_config import random_params
 
 from jaxprune.evaluation import embeddings, retrieval
-from jaxprune.models import ModelConfig, final_norm, forward, init, make_gates
+from jaxprune.models import ModelConfig, final_norm, forward, make_gates
 
 # Ranked relevances, judged relevances, and by hand at k = 3 and over all:
 # nDCG, recall, MRR, MAP.
@@ -172,11 +173,7 @@ def model():
       max_position_embeddings=64,
     )
   )
-  rng = np.random.default_rng(0)
-  shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
-  return config, jax.tree.map(
-    lambda w: jnp.asarray(rng.normal(size=w.shape), w.dtype), shapes
-  )
+  return config, random_params(config, np.random.default_rng(0))
 
 
 @functools.partial(jax.jit, static_argnums=0)

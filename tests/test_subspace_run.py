@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_config import random_params
 
 from jaxprune import report
 from jaxprune.models import ModelConfig, RopeConfig, decoder
@@ -49,11 +50,7 @@ class Quiet:
 
 @functools.cache
 def params(seed):
-  rng = np.random.default_rng(seed)
-  shapes = jax.eval_shape(lambda: decoder.init(CONFIG, jax.random.key(0)))
-  return jax.tree.map(
-    lambda w: jnp.asarray(rng.normal(0, 0.6, w.shape), jnp.float32), shapes
-  )
+  return random_params(CONFIG, np.random.default_rng(seed), 0.6)
 
 
 def dense():

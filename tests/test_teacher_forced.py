@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_config import tiny_llama
+from tiny_config import random_params, tiny_llama
 
 from jaxprune import checkpoints
 from jaxprune.models import generation
-from jaxprune.models.decoder import forward, init, make_gates, unembed
+from jaxprune.models.decoder import forward, make_gates, unembed
 from jaxprune.probes import scan
 from jaxprune.probes.decoder import sequences
 from jaxprune.probes.position import compare_position
@@ -26,12 +26,9 @@ VALID = jnp.ones(TOKENS.shape, bool)
 
 @pytest.fixture(scope="module")
 def models():
-  """Filled by NumPy: drawn by JAX, every shape would be compiled for."""
+  """Random weights, and the same with a fifth of them gone."""
   rng = np.random.default_rng(0)
-  shapes = jax.eval_shape(lambda: init(CONFIG, jax.random.key(0)))
-  dense = jax.tree.map(
-    lambda w: jnp.asarray(rng.normal(0, 0.5, w.shape), jnp.float32), shapes
-  )
+  dense = random_params(CONFIG, rng, 0.5)
   pruned = jax.tree.map(
     lambda w: w * (rng.random(w.shape) < 0.8).astype(np.float32), dense
   )

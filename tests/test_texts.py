@@ -3,13 +3,12 @@
 import dataclasses
 
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_config import tiny_llama
+from tiny_config import random_params, tiny_llama
 
-from jaxprune.models.decoder import final_norm, forward, init, unembed
+from jaxprune.models.decoder import final_norm, forward, unembed
 from jaxprune.studies import texts
 
 CONFIG = tiny_llama(max_positions=32)
@@ -19,12 +18,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def params():
-  """Filled by NumPy: drawn by JAX, every shape would be compiled for."""
-  rng = np.random.default_rng(0)
-  shapes = jax.eval_shape(lambda: init(CONFIG, jax.random.key(0)))
-  return jax.tree.map(
-    lambda w: jnp.asarray(rng.normal(0, 0.5, w.shape), jnp.float32), shapes
-  )
+  return random_params(CONFIG, np.random.default_rng(0), 0.5)
 
 
 def test_batches_of_one_shape_read_back_what_was_chosen(params):

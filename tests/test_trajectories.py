@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_config import tiny_llama
+from tiny_config import random_params, tiny_llama
 
 from jaxprune import checkpoints
 from jaxprune.models import decoding
-from jaxprune.models.decoder import final_norm, forward, init, unembed
+from jaxprune.models.decoder import final_norm, forward, unembed
 from jaxprune.probes import trajectories
 from jaxprune.probes.decoder import sequences
 
@@ -32,12 +32,7 @@ ALL = (
 
 @functools.cache
 def model(seed):
-  """Filled by NumPy: drawn by JAX, every shape would be compiled for."""
-  rng = np.random.default_rng(seed)
-  shapes = jax.eval_shape(lambda: init(CONFIG, jax.random.key(0)))
-  return jax.tree.map(
-    lambda w: jnp.asarray(rng.normal(0, 0.5, w.shape), jnp.float32), shapes
-  )
+  return random_params(CONFIG, np.random.default_rng(seed), 0.5)
 
 
 def dense():

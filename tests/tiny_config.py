@@ -1,5 +1,10 @@
 """A Llama of a few thousand parameters, for tests that need any decoder."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.models import decoder
 from jaxprune.models.config import ModelConfig, RopeConfig
 
 
@@ -22,4 +27,15 @@ def tiny_llama(num_layers: int = 2, **changes) -> ModelConfig:
       sliding_layers=(False,) * num_layers,
     )
     | changes
+  )
+
+
+def random_params(config: ModelConfig, rng: np.random.Generator, scale=1.0):
+  """Float32 normal weights of a decoder, larger than at initialisation.
+
+  Filled by NumPy: drawn by JAX, every shape would be compiled for.
+  """
+  shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
+  return jax.tree.map(
+    lambda w: jnp.asarray(rng.normal(0, scale, w.shape), jnp.float32), shapes
   )
