@@ -66,8 +66,9 @@ class Calibration:
     seed: int,
     *,
     chat_mode: str = "auto",
+    num_samples: int | None = None,
     sampling: str | None = None,
-    **options: Any,
+    activations: bool = True,
   ) -> "tokens.Calibration | self_calibration.Texts":
     """As `read`; with --calibration=self, what the model is to write.
 
@@ -75,8 +76,9 @@ class Calibration:
       source: the model that reads the tokens.
       seed: of the draws.
       chat_mode: of --chat.
+      num_samples: another number of sequences, in place of --num_samples.
       sampling: how sequences are cut from text.
-      **options: of `read`.
+      activations: whether those of all sequences will be in memory together.
 
     Raises:
       ValueError: see `read` and `self_calibration.plan`.
@@ -84,7 +86,13 @@ class Calibration:
     from jaxprune.studies import self_calibration
 
     if self.calibration.value != self_calibration.SELF:
-      return self.read(source, seed, sampling=sampling, **options)
+      return self.read(
+        source,
+        seed,
+        num_samples=num_samples,
+        sampling=sampling,
+        activations=activations,
+      )
     if sampling is not None:
       raise ValueError(
         f"--sampling={sampling}: says how text is cut, but the model writes"
@@ -92,10 +100,11 @@ class Calibration:
       )
     return self_calibration.plan(
       source,
-      num_samples=options.get("num_samples") or self.num_samples.value,
+      num_samples=num_samples or self.num_samples.value,
       seq_len=self.seq_len.value,
       seed=seed,
       chat_mode=chat_mode,
+      activations=activations,
     )
 
   def shape(self) -> tuple[int, int]:

@@ -67,7 +67,7 @@ def read_calibration(
   draw = tokens.Draw(
     num_samples=num_samples, seq_len=seq_len, seed=seed, sampling=sampling
   )
-  _check_calibration(source, name, draw, activations)
+  check_calibration(source, name, draw, activations)
   return next(_read_seeds(source, name, draw, [seed]))
 
 
@@ -96,8 +96,24 @@ def calibration_shape(
   return shape
 
 
-def _check_calibration(source, name, draw, activations) -> None:
-  """Refuse calibration tokens before any is read."""
+def check_calibration(
+  source: checkpoints.Source,
+  name: str,
+  draw: tokens.Draw,
+  activations: bool = True,
+) -> None:
+  """Refuse calibration tokens before any is read or written.
+
+  Args:
+    source: the model that reads them.
+    name: as for `read_calibration`.
+    draw: how many sequences, of which length.
+    activations: whether those of all sequences will be in memory together.
+
+  Raises:
+    ValueError: the sequences are longer than the context, or more than fit into
+      the memory.
+  """
   config = source.config
   rows, length = calibration_shape(name, draw.num_samples, draw.seq_len)
   if length > config.max_positions:
@@ -162,7 +178,7 @@ def read_calibrations(
     The tokens by seed, and one description of them all for run.json.
   """
   draw = tokens.Draw(num_samples=num_samples, seq_len=seq_len)
-  _check_calibration(source, name, draw, True)
+  check_calibration(source, name, draw)
   drawn = dict(zip(seeds, _read_seeds(source, name, draw, seeds)))
   return drawn, tokens.describe(drawn[seeds[0]]) | {
     "seed": ", ".join(map(str, seeds)),

@@ -27,6 +27,7 @@ from jaxprune.evaluation.journal import Bookkeeping
 from jaxprune.models import ModelConfig
 from jaxprune.models.generation import Sampling
 from jaxprune.probes.decoder import sequences
+from jaxprune.studies import inputs
 from jaxprune.studies.comparison import asked, measure
 from jaxprune.studies.kept import Kept
 
@@ -72,6 +73,7 @@ def plan(
   seq_len: int,
   seed: int,
   chat_mode: str = "auto",
+  activations: bool = True,
 ) -> Texts:
   """Say what will be written, and refuse what cannot be.
 
@@ -81,23 +83,21 @@ def plan(
     seq_len: tokens of each.
     seed: of the draws.
     chat_mode: of `evaluation.chat.CHAT`: whether texts are conversations.
+    activations: whether those of all texts will be in memory together.
 
   Raises:
-    ValueError: the texts are longer than the context, or no longer than what
-      they begin with; the chat template cannot be used; or the model has no
-      token that begins a text, or writes none.
+    ValueError: see `inputs.check_calibration`; the texts are no longer than
+      what they begin with; the chat template cannot be used; or the model has
+      no token that begins a text, or writes none.
   """
   if not isinstance(source.config, ModelConfig):
     raise ValueError(
       f"{source.folder}: an encoder writes no text; give --calibration a text"
     )
   checkpoints.check_head(source)
+  draw = tokens_lib.Draw(num_samples=num_samples, seq_len=seq_len, seed=seed)
+  inputs.check_calibration(source, SELF, draw, activations)
   start = _start(source, chat_mode)
-  if seq_len > source.config.max_positions:
-    raise ValueError(
-      f"--seq_len={seq_len} is longer than the context of {source.folder},"
-      f" {source.config.max_positions}: use less"
-    )
   if seq_len <= len(start):
     raise ValueError(
       f"--seq_len={seq_len}: every text begins with {len(start)} tokens, so"
@@ -123,7 +123,7 @@ def write(
   Returns:
     Ids of the texts, int32 [X, T]; the same again on the same machine.
   """
-  written = generation.continue_prompts(
+  continued = generation.continue_prompts(
     model.config,
     model.params,
     load_tokenizer(source.folder),
@@ -137,7 +137,7 @@ def write(
     bookkeeping=Bookkeeping(progress=tell),
   )
   return np.asarray(
-    [(*texts.start, *text.written) for text in written], np.int32
+    [(*texts.start, *text.written) for text in continued], np.int32
   )
 
 
