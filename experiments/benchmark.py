@@ -38,7 +38,6 @@ tpu          compiles every program for slices of TPUs that are not there (extra
 """
 
 import os
-import pathlib
 
 from absl import flags
 
@@ -250,7 +249,7 @@ def _calibration_size():
 
 def _places():
   """Names of the places of the page that the suites will fill."""
-  from jaxprune.studies.benchmark import tables
+  from jaxprune.studies.benchmark import cpu, tables
   from jaxprune.studies.benchmark.pods import measure
 
   for name in _SUITE.value:
@@ -260,8 +259,7 @@ def _places():
       for shape, _, topology in measure.slices(settings):
         yield tables.pod_place(shape, topology)
     elif name == "cpu":
-      model = _MODEL.model.value
-      yield f"cpu {pathlib.Path(model).name if model else _SIZE.value}"
+      yield f"cpu {cpu.name_of(_SIZE.value, _MODEL.model.value)}"
     elif name in tables.OF:
       yield name
 

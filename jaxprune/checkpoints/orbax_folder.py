@@ -371,7 +371,15 @@ def _tensors(
       before, paths = paths, [prefix + row.path for row in group]
       if paths != before:  # the experts of a stack follow one another
         leaves = names.flatten(
-          _restore(opened, _PARAMS, None, None, paths, None, saved)
+          _restore(
+            opened,
+            _PARAMS,
+            mesh=None,
+            dtype=None,
+            parts=paths,
+            layers=None,
+            saved=saved,
+          )
         )
         leaves = {path: np.asarray(leaf) for path, leaf in leaves.items()}
       for index in range(config.num_layers) if prefix else (0,):

@@ -27,6 +27,7 @@ import numpy as np
 from jaxprune.models import decoder
 from jaxprune.models.config import ModelConfig
 from jaxprune.models.decoder import Gates, Params
+from jaxprune.pruning.checkpoint import finite
 from jaxprune.recovery import losses
 from jaxprune.recovery import trainable_mask as masks_lib
 from jaxprune.recovery.optimizer import Optimizer, adamw, committed, schedule
@@ -224,7 +225,7 @@ def recover(
     seen.append(parts)
     watch.keep(seen, state)
   watch.look(seen)
-  if not _all_finite(state[0]):  # after the last loss
+  if not jax.jit(finite.all_finite)(state[0]):  # after the last loss
     raise ValueError(
       "weights are not finite after the last step: lower"
       f" learning_rate={recovery.learning_rate} or"
@@ -387,13 +388,6 @@ def _logits(config, params, tokens_BT, gates):
     config, params, tokens_BT[:, :-1], gates=gates, remat=True
   )
   return decoder.unembed(config, params, x_BTD)
-
-
-@jax.jit
-def _all_finite(tree):
-  """One program for all leaves, each of which would need two of its own."""
-  leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
-  return jnp.stack(leaves).all()
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)

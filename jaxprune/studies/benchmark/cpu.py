@@ -70,6 +70,16 @@ class Settings:
   memory: bool = True
 
 
+def name_of(size: str, model: str | None) -> str:
+  """What the tables call the model.
+
+  Args:
+    size: of random weights.
+    model: a folder, in place of them.
+  """
+  return pathlib.Path(model).name if model else size
+
+
 def read_work(names: Sequence[str] | None) -> tuple[str, ...]:
   """Pieces of work by name; None is all.
 
@@ -125,9 +135,7 @@ def measure(
 
   references.start(settings.threads)
   summary: dict[str, Any] = {
-    "model": pathlib.Path(settings.model).name
-    if settings.model
-    else settings.size,
+    "model": name_of(settings.size, settings.model),
     "torch": torch.__version__,
   }
   with tempfile.TemporaryDirectory() as scratch:
